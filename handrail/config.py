@@ -1,0 +1,201 @@
+"""The configuration of a run: one TOML file, typed. The defaults are what we would start with ourselves."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from handrail.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """Where problems come from, and how large a share of every step they fill."""
+
+    path: str
+    share: float = Field(1.0, gt=0)
+
+
+def _one_source(value: Any) -> Any:
+    return [{"path": value}] if isinstance(value, str) else value
+
+
+class ModelConfig(Section):
+    path: str
+    """A Hugging Face model directory or name, or ``builtin:NAME`` (see ``handrail backbone list``)."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu"] = "auto"
+    trust_remote_code: bool = False
+
+
+class DataConfig(Section):
+    train: Annotated[list[Source], BeforeValidator(_one_source)]
+    """One source, or several with shares: ``[{path = "hard.jsonl", share = 3}, {path = "easy.jsonl"}]``."""
+    columns: dict[str, str] = {}
+    """Our field -> the data's column, for layouts that are not recognised: ``{prompt = "question"}``."""
+    chat: bool | None = None
+    """Wrap a text prompt as a user message of the chat template; by default exactly when the tokenizer has one."""
+    system: str | None = None
+    """A system message for chat models."""
+    prompt_template: str = "{prompt}"
+    """What a text prompt is written into."""
+    plan_template: str = "{prompt}\n\nPlan:\n{plan}"
+    """How a plan is shown to the policy where a method scores a reference with its plan (SORT)."""
+
+
+class EvalConfig(Section):
+    sets: dict[str, str] = {}
+    """Name -> source of held-out problems; evaluated before the first step, at the end and every ``every`` steps."""
+    every: int = Field(0, ge=0)
+    limit: int = Field(256, ge=1)
+    """At most so many problems of each set, the first ones."""
+    samples: int = Field(1, ge=1)
+
+
+class VerifierConfig(Section):
+    name: str = "math"
+    """``math`` (math-verify), ``exact``, ``normalised``, ``reasoning-gym``, or your own ``module:function``."""
+    extract: str | None = None
+    """A regular expression; the last match's first group is the completion's answer (``exact`` and ``normalised``)."""
+    timeout: float = Field(5.0, gt=0)
+    """Seconds for one verdict; past it the worker is killed and the completion earns nothing."""
+    workers: int = Field(2, ge=1)
+
+
+class RolloutConfig(Section):
+    group_size: int = Field(8, ge=1)
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    require_end: bool = True
+    """A completion cut off at ``max_tokens`` earns nothing, whatever it says."""
+    batch_size: int = Field(256, ge=1)
+    """Sequences sampled at once."""
+
+
+class TrainConfig(Section):
+    steps: int = Field(200, ge=1)
+    problems_per_step: int = Field(16, ge=1)
+    updates_per_step: int = Field(1, ge=1)
+    """Optimiser updates a step, each on an equal part of its problems."""
+    learning_rate: float = Field(1e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Padded tokens of one forward and backward pass; bounds the memory for logits."""
+    seed: int = 0
+    checkpoint_every: int = Field(50, ge=0)
+    """Steps between checkpoints; 0 keeps only the final model."""
+    keep_checkpoints: int = Field(2, ge=1)
+    samples_every: int = Field(10, ge=0)
+    """Steps between those whose trajectories are written to samples.jsonl; 0 writes none."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainConfig:
+        if self.problems_per_step % self.updates_per_step:
+            raise ValueError("problems_per_step must be a multiple of updates_per_step")
+        return self
+
+
+class CompareConfig(Section):
+    """What ``handrail compare`` runs: each entry changes settings of the file it stands in."""
+
+    seeds: list[int] = [0]
+    runs: dict[str, dict[str, Any]] = {}
+
+
+class Config(Section):
+    model: ModelConfig
+    data: DataConfig
+    method: dict[str, Any] = {"name": "grpo"}
+    """``name`` and the settings of that method (``handrail methods NAME``)."""
+    verifier: VerifierConfig = VerifierConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    compare: CompareConfig = CompareConfig()
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """One sentence for the first thing wrong: the key's dotted name, what it should be, what stood there."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(([prefix] if prefix else []) + location)
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"there is no setting {key}; {hint}{more}"
+    if first["type"] == "missing":
+        return f"the setting {key} is missing{more}"
+    if first["type"] == "value_error":
+        return f"{key}: {first['msg'].removeprefix('Value error, ')}{more}"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}{more}"
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def set_value(tree: dict[str, Any], assignment: str) -> None:
+    """Applies one ``section.key=value``; the value is TOML, or else taken as a string. Raises UserError if it is no assignment."""
+    name, equals, text = assignment.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"--set takes section.key=value, not {assignment!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"--set {assignment}: {section} is not a section")
+    tree[key] = value
+
+
+def load_config(path: str | Path, assignments: list[str] | None = None) -> Config:
+    """Reads a TOML file, with ``section.key=value`` assignments applied over it. Raises UserError for whatever is wrong in it."""
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no configuration file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    for assignment in assignments or []:
+        set_value(tree, assignment)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str = "the configuration") -> Config:
+    """Raises UserError, naming ``where``, if ``tree`` is not a configuration."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, Config)}") from error

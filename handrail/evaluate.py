@@ -1,0 +1,46 @@
+"""How good a policy is on held-out problems, and how sure we are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+
+from handrail.problems import Problem
+from handrail.seeds import derive
+from handrail.tools import Tools
+from handrail.trajectory import Group
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share with its 95 % Wilson interval over ``n`` graded answers."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, rewards: Sequence[float]) -> Accuracy:
+        mean = sum(rewards) / len(rewards)
+        return cls(mean, *wilson(mean, len(rewards)), len(rewards))
+
+
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share among ``n`` trials; sensible at 0 and 1 too."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def evaluate(tools: Tools, accelerator: Accelerator, problems: Sequence[Problem], samples: int, name: str) -> list[Group]:
+    """Graded groups of ``samples`` completions of every problem, with the same random numbers at every call of one ``name``."""
+    set_seed(derive("eval", name, accelerator.process_index) % 2**32)
+    mine = problems[accelerator.process_index :: accelerator.num_processes]
+    drawn = tools.policy.sample([tools.policy.encode_prompt(problem) for problem in mine], samples)
+    groups = tools.verify([Group(problem, row) for problem, row in zip(mine, drawn, strict=True)])
+    return list(gather_object(groups))

@@ -1,0 +1,42 @@
+"""The methods by name. A paper is one file here; yours can be anywhere: ``name = "my_file.py:MyMethod"``."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import ValidationError
+
+from handrail.config import RolloutConfig, explain
+from handrail.errors import UserError
+from handrail.imports import load_attribute
+from handrail.methods.base import Method
+from handrail.methods.grpo import Grpo
+from handrail.methods.luffy import Luffy
+from handrail.methods.sft import Dft, GrpoSft, Sft, SftOnFailures
+from handrail.methods.sort import Sort
+
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort)}
+
+
+def find(name: str) -> type[Method]:
+    """The class of a method. Raises UserError if there is none."""
+    if name in METHODS:
+        return METHODS[name]
+    if ":" in name:
+        cls = load_attribute(name, "method.name")
+        if isinstance(cls, type) and issubclass(cls, Method):
+            return cls
+        raise UserError(f"method.name: {name} is not a subclass of handrail.Method")
+    near = difflib.get_close_matches(name, METHODS, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(METHODS)}"
+    raise UserError(f"method.name: there is no method {name!r}; {hint}")
+
+
+def build(settings: dict[str, Any], rollout: RolloutConfig) -> Method:
+    """The method that a configuration's ``[method]`` section describes. Raises UserError for unknown names and settings."""
+    cls = find(str(settings.get("name", "grpo")))
+    try:
+        return cls(cls.Settings.model_validate(settings), rollout)
+    except ValidationError as error:
+        raise UserError(explain(error, cls.Settings, "method")) from error

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from handrail.methods.base import Method
+
+
+class Grpo(Method):
+    """GRPO, the baseline without guidance.
+
+    rollout: G samples of each problem.
+    guide: nothing.
+    credit: (R − mean R) / (std R + 1e-4); exactly zero where all rewards of a group are equal.
+    surrogate: min(rA, clip(r, 1 − low, 1 + high)A), r = π/π_old of each token.
+
+    Dr.GRPO: normalise_std = false, normaliser = "constant".
+    DAPO: clip_high = 0.28, normaliser = "token", skip_dead_groups = true.
+    GSPO: ratio = "sequence", clip_low = 3e-4, clip_high = 4e-4.
+    """
+
+    name = "grpo"
+    source = "arXiv 2402.03300; Dr.GRPO 2503.20783, DAPO 2503.14476, GSPO 2507.18071"
+    status = "published"

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handrail import objective
+from handrail.methods.base import GrpoSettings, Method, Normaliser
+from handrail.objective import Shape, Streams
+from handrail.problems import Problem
+from handrail.tools import Tools
+from handrail.trajectory import Group, Origin
+
+
+class LuffySettings(GrpoSettings):
+    normalise_std: bool = False
+    """Eq. 4 divides by the group's standard deviation; the paper's experiments and released code do not."""
+    clip: bool = False
+    """Clip the rollouts' ratio. Eq. 6 prints a clip; the final configuration drops it. References are never clipped."""
+    normaliser: Normaliser = "constant"
+    entropy_bonus: float = Field(0.01, ge=0)
+    """0.01 in the paper; .001, differently normalised, in its code. If not 0, no trajectory can be dropped."""
+    shaping: Shape = "p/(p+c)"
+    """f of a reference token's probability; ``p`` is plain mixed-policy GRPO."""
+    gamma: float = Field(0.1, gt=0)
+    """The constant of f: c in p/(p+c), the exponent e in p^e."""
+
+
+class Luffy(Method):
+    """LUFFY: the reference joins the group as its G-th trajectory.
+
+    rollout: G − 1 samples of each problem (G where it has no reference).
+    guide: the reference joins the group, graded by the same verifier; one graded wrong gets a negative advantage.
+    credit: R − mean R over all G, without the standard deviation.
+    surrogate: f(π)·A on reference tokens, f(p) = p/(p + γ); r·A on the policy's own, unclipped.
+    """
+
+    name = "luffy"
+    source = "arXiv 2504.14945"
+    status = "published"
+    Settings = LuffySettings
+
+    def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
+        groups: dict[int, Group] = {}
+        for guided, samples in ((True, self.rollout_config.group_size - 1), (False, self.rollout_config.group_size)):
+            places = [place for place, problem in enumerate(problems) if bool(problem.references) is guided]
+            groups.update(zip(places, self.sample([problems[place] for place in places], tools, samples), strict=True))
+        return [groups[place] for place in range(len(problems))]
+
+    def guide(self, groups: list[Group], tools: Tools) -> list[Group]:
+        references = [tools.reference(group.problem) for group in groups]
+        tools.counts["guide/no_reference"] += references.count(None)
+        pairs = zip(groups, references, strict=True)
+        graded = tools.grade([(group.problem, reference) for group, reference in pairs if reference])
+        tools.counts["guide/reference_rejected"] += sum(reference.reward == 0 for reference in graded)
+        joining = iter(graded)
+        return [
+            replace(group, trajectories=[*group.trajectories, next(joining)]) if reference else group
+            for group, reference in zip(groups, references, strict=True)
+        ]
+
+    def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
+        settings = self.settings
+        assert isinstance(settings, LuffySettings)
+        reference = objective.shaped(logp, streams, settings.shaping, settings.gamma)
+        return torch.where(streams.origin == Origin.REFERENCE, reference, super().surrogate(logp, streams))

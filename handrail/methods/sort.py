@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handrail.guidance.planner import PlannerName, leaks, make_plan
+from handrail.methods.sft import GrpoSftSettings, Imitating, uniform
+from handrail.tools import Tools
+from handrail.trajectory import Group, Trajectory
+
+
+class SortSettings(GrpoSftSettings):
+    alpha: float = Field(0.5, ge=0, le=1)
+    """w = p0^(1−α)·p1^α: 0 ignores the plan (DFT's weight), 1 takes the plan's probability alone."""
+    planner: PlannerName = "auto"
+    """Where plans come from: the data's ``plan`` column, the rule that reads a reference's operations, or whichever there is."""
+    normalise_weights: bool = False
+    """Divide the weights of a reference by their mean, so that only their shape counts."""
+    hard_mask: bool = False
+    """Train only the tokens that the plan makes likelier, p1 > p0."""
+    weights_at: Literal["update", "rollout"] = "update"
+    """Score the reference right before each optimiser update, or once when the groups are sampled."""
+    weights: Literal["plan", "uniform", "shuffled-plan", "solution", "random"] = "plan"
+    """``plan`` is SORT. Ablations: no weighting, another problem's plan, the whole solution as plan, own weights at random places."""
+    repair: Literal["all-wrong", "all"] = "all-wrong"
+    """Which groups get the repair update; ``all`` is an ablation."""
+
+
+class Sort(Imitating):
+    """SORT-style: all-wrong groups get a repair update on the reference, weighted by what a plan helps to predict.
+
+    rollout: G samples of each problem.
+    guide: in groups whose every rollout failed, the reference, if the verifier accepts it, becomes a demonstration.
+    credit: GRPO's for the rollouts; w_t = sg p0^(1−α)·p1^α on the reference, p1 with the plan in the prompt; a missing
+        or leaking plan gives w = p0.
+    surrogate: GRPO's, plus w·log π on the reference, a mean over its tokens and all problems of the update, times λ.
+
+    Trigger, the two scorings and the geometric mean are from secondary sources; the rest is our reconstruction.
+    """
+
+    name = "sort"
+    source = "arXiv 2605.11505"
+    status = "reconstruction"
+    Settings = SortSettings
+
+    @property
+    def sort(self) -> SortSettings:
+        assert isinstance(self.settings, SortSettings)
+        return self.settings
+
+    def guide(self, groups: list[Group], tools: Tools) -> list[Group]:
+        everywhere = self.sort.repair == "all"
+        groups = self.demonstrate(groups, tools, lambda group: everywhere or group.all_wrong)
+        groups = self.accepted(groups, tools)
+        return self.weigh_by_plan(groups, tools) if self.sort.weights_at == "rollout" else groups
+
+    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
+        if self.sort.weights_at == "update":
+            groups = self.weigh_by_plan(groups, tools)
+        return super().credit(groups, tools)
+
+    @staticmethod
+    def accepted(groups: list[Group], tools: Tools) -> list[Group]:
+        """Drops references that the verifier refuses: a repair must not teach a wrong solution."""
+        graded = iter(tools.grade([(group.problem, member) for group in groups for member in group.demonstrations]))
+        out = []
+        for group in groups:
+            members = [next(graded) for _ in group.demonstrations]
+            kept = [member for member in members if member.reward > 0]
+            tools.counts["guide/reference_rejected"] += len(members) - len(kept)
+            out.append(replace(group, demonstrations=kept))
+        return out
+
+    def weigh_by_plan(self, groups: list[Group], tools: Tools) -> list[Group]:
+        if self.sort.weights == "uniform":
+            return self.weigh(groups, uniform)
+        repaired = [(group, member) for group in groups for member in group.demonstrations]
+        plans = self.plans(repaired, tools)
+        completions = [member.completion for _, member in repaired]
+        planned = [
+            member.prompt if plan is None else tools.policy.encode_prompt(group.problem, plan)
+            for (group, member), plan in zip(repaired, plans, strict=True)
+        ]
+        scores = tools.policy.score([*(member.prompt for _, member in repaired), *planned], completions * 2)
+        weights = iter([
+            self.token_weights(logp0, None if plan is None else logp1, tools)
+            for logp0, logp1, plan in zip(scores[: len(repaired)], scores[len(repaired) :], plans, strict=True)
+        ])  # fmt: skip
+        return self.weigh(groups, lambda member: next(weights))
+
+    def plans(self, repaired: Sequence[tuple[Group, Trajectory]], tools: Tools) -> list[str | None]:
+        """A plan for each repair, None where there is none or it gives the answer away."""
+        if self.sort.weights == "solution":
+            return [member.text for _, member in repaired]
+        plans = [make_plan(group.problem, member.text, self.sort.planner) for group, member in repaired]
+        for index, (group, _) in enumerate(repaired):
+            plan = plans[index]
+            tools.counts["sort/no_plan"] += plan is None
+            if plan is not None and leaks(plan, group.problem):
+                tools.counts["sort/leaking_plan"] += 1
+                plans[index] = None
+        return [*plans[1:], *plans[:1]] if self.sort.weights == "shuffled-plan" else plans
+
+    def token_weights(self, logp0: Tensor, logp1: Tensor | None, tools: Tools) -> list[float]:
+        """w of every token from log p0 and log p1 [T]; without a plan w = p0."""
+        settings = self.sort
+        if logp1 is None:
+            weights = logp0.exp()
+        else:
+            weights = torch.exp((1 - settings.alpha) * logp0 + settings.alpha * logp1)
+            if settings.hard_mask:
+                weights = weights * (logp1 > logp0)
+        if settings.normalise_weights:
+            weights = weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
+        out: list[float] = weights.tolist()
+        if settings.weights == "random":
+            tools.rng.shuffle(out)
+        return out

@@ -1,0 +1,117 @@
+"""What a step looked like, in numbers that say plainly whether there was anything to learn from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from handrail.config import Config
+from handrail.methods.base import Method
+from handrail.run_directory import RunDirectory
+from handrail.trajectory import Group
+from handrail.update import Outcome
+
+TRAINING_PARTS = ("sample", "verify", "guide", "update")
+
+
+class StepMetrics:
+    """Collects sums on one process; ``result`` adds the processes up."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        """``groups`` as the verifier left them, before any guidance."""
+        rollouts = [member for group in groups for member in group.rollouts]
+        self.sums: Counter[str] = Counter({
+            "groups": len(groups),
+            "graded": sum(bool(group.rollouts) for group in groups),
+            "all_wrong": sum(group.all_wrong for group in groups),
+            "all_right": sum(group.all_right for group in groups),
+            "rescued": 0,
+            "rollouts": len(rollouts),
+            "truncated": sum(not member.finished for member in rollouts),
+            "sampled": sum(map(len, rollouts)),
+            "trained": 0,
+            "dropped": 0,
+        })  # fmt: skip
+        self.reward = sum(member.reward for member in rollouts)
+        self.entropy = sum(sum(member.entropy) for member in rollouts)
+        self.updates: list[dict[str, float]] = []
+
+    def updated(self, groups: Sequence[Group], outcome: Outcome) -> None:
+        """``groups`` as they were credited."""
+        self.sums["rescued"] += sum(group.all_wrong and group.has_signal for group in groups)
+        self.sums["trained"] += outcome.tokens_trained
+        self.sums["dropped"] += outcome.tokens_dropped
+        if outcome.figures:
+            self.updates.append(outcome.figures)
+
+    def result(self, accelerator: Accelerator, counts: Counter[str]) -> dict[str, Any]:
+        """The step's line: counts over all processes, means over its updates; ``counts`` are the method's own."""
+        parts = gather_object([(self.sums, self.reward, self.entropy, counts)])
+        sums = sum((part[0] for part in parts), Counter())
+        own = sum((part[3] for part in parts), Counter())
+        return {
+            "groups/all": sums["groups"],
+            "groups/all_wrong": sums["all_wrong"],
+            "groups/all_right": sums["all_right"],
+            "groups/mixed": sums["graded"] - sums["all_wrong"] - sums["all_right"],
+            "groups/rescued": sums["rescued"],
+            "reward": ratio(sum(part[1] for part in parts), sums["rollouts"]),
+            "entropy": ratio(sum(part[2] for part in parts), sums["sampled"]),
+            "truncated": ratio(sums["truncated"], sums["rollouts"]),
+            "tokens/sampled": sums["sampled"],
+            "tokens/trained": sums["trained"],
+            "tokens/dropped": sums["dropped"],
+            **{name: own[name] for name in sorted(own)},
+            **self.figures(),
+            **({} if self.updates else {"note": no_signal(sums)}),
+        }
+
+    def figures(self) -> dict[str, float]:
+        names = sorted({name for figures in self.updates for name in figures})
+        return {name: mean(figures[name] for figures in self.updates if name in figures) for name in names}
+
+
+def ratio(total: float, n: int) -> float | None:
+    return total / n if n else None
+
+
+def no_signal(sums: Counter[str]) -> str:
+    """Why nothing was learnt, in words."""
+    if not sums["graded"]:
+        return f"no signal: {sums['groups']} groups without a rollout or a usable reference"
+    right = f", {sums['all_right']} all right" if sums["all_right"] else ""
+    return f"no signal: {sums['all_wrong']} of {sums['graded']} groups all wrong{right}"
+
+
+def summary(out: RunDirectory, config: Config, method: Method) -> dict[str, Any]:
+    """What a run came to: held-out accuracy before and after, groups at both ends, rescues, training seconds."""
+    lines = out.read(out.metrics)
+    steps, timings = lines[1:], out.read(out.timings)
+    tenth = max(1, len(steps) // 10)
+    return {
+        "method": method.name or type(method).__name__,
+        "source": method.source,
+        "status": method.status,
+        "seed": config.train.seed,
+        "steps": len(steps),
+        "eval": {name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)} for name in config.eval.sets},
+        "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
+        "rescued": sum(line["groups/rescued"] for line in steps),
+        "steps_without_signal": sum("note" in line for line in steps),
+        "seconds": round(sum(line.get(part, 0.0) for line in timings for part in TRAINING_PARTS), 2),
+    }
+
+
+def evaluation(line: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: line[f"eval/{name}/{key}"] for key in ("mean", "low", "high", "n")}
+
+
+def share(lines: Sequence[dict[str, Any]], kind: str) -> float | None:
+    """The share of groups of one kind among those with rollouts."""
+    graded = sum(line[f"groups/{name}"] for line in lines for name in ("all_wrong", "mixed", "all_right"))
+    return ratio(sum(line[f"groups/{kind}"] for line in lines), graded)

@@ -1,0 +1,31 @@
+"""The only door to a model: ``sample`` and ``score``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from handrail.problems import Problem
+from handrail.trajectory import Trajectory
+
+
+class Policy(Protocol):
+    """What a method may ask of the model that is trained."""
+
+    def encode_prompt(self, problem: Problem, plan: str | None = None) -> list[int]:
+        """The prompt's tokens as the model sees them, with ``plan`` shown if one is given."""
+        ...
+
+    def encode_completion(self, text: str) -> list[int]:
+        """The tokens of a completion, end-of-sequence included."""
+        ...
+
+    def sample(self, prompts: Sequence[list[int]], n: int) -> list[list[Trajectory]]:
+        """``n`` completions of each prompt, with behaviour log-probabilities."""
+        ...
+
+    def score(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Tensor]:
+        """log π of each completion's tokens, float32 [len(completion)], no gradient."""
+        ...

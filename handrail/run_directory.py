@@ -1,0 +1,67 @@
+"""What a run leaves behind: configuration, metrics, timings, samples, TensorBoard events and the summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from torch.utils.tensorboard import SummaryWriter
+
+from handrail.config import Config
+from handrail.errors import UserError
+
+
+class RunDirectory:
+    """``metrics.jsonl`` holds only what is a function of the configuration, so that two equal runs write equal bytes;
+    what the clock says stands in ``timings.jsonl``."""
+
+    def __init__(self, path: Path, config: Config, resume_from: int | None) -> None:
+        """``resume_from`` is the step after which to go on; lines of later steps are cut off. None starts anew."""
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.toml").write_text(tomli_w.dumps(config.model_dump(exclude_none=True)), encoding="utf-8")
+        self.metrics, self.timings, self.samples = (path / f"{name}.jsonl" for name in ("metrics", "timings", "samples"))
+        for file in (self.metrics, self.timings, self.samples):
+            keep_until(file, resume_from)
+        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
+
+    @staticmethod
+    def claim(path: Path, resume: bool) -> None:
+        """Raises UserError if ``path`` holds a run that is not to be resumed."""
+        if (path / "metrics.jsonl").exists() and not resume:
+            raise UserError(f"{path} already holds a run; continue it with --resume, or choose another --output")
+
+    def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        append(self.metrics, {"step": step, **metrics})
+        append(self.timings, {"step": step, **{name: round(value, 4) for name, value in seconds.items()}})
+        for name, value in {**metrics, **{f"seconds/{name}": value for name, value in seconds.items()}}.items():
+            if isinstance(value, int | float):
+                self.board.add_scalar(name, value, step)
+
+    def read(self, file: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        self.board.close()
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def append(file: Path, row: Mapping[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def keep_until(file: Path, step: int | None) -> None:
+    """Keeps the lines of steps up to ``step``; a line that was being written when the run died goes too."""
+    if step is None or not file.exists():
+        file.write_text("")
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    file.write_text("".join(kept), encoding="utf-8")

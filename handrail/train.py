@@ -1,0 +1,173 @@
+"""The loop: problems → rollout → verify → guide → credit → drop and pack → surrogate → optimiser."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import get_scheduler
+
+from handrail import checkpoint
+from handrail.config import Config, load_config
+from handrail.evaluate import Accuracy, evaluate
+from handrail.lengths import check_lengths
+from handrail.methods import build
+from handrail.methods.base import Method
+from handrail.metrics import StepMetrics, summary
+from handrail.policy.transformers import TransformersPolicy
+from handrail.problems import Problem
+from handrail.run_directory import RunDirectory, append
+from handrail.samples import sample_rows
+from handrail.schedule import Schedule
+from handrail.seeds import derive
+from handrail.sources import load_problems
+from handrail.tools import Tools
+from handrail.trajectory import Group
+from handrail.update import Update
+from handrail.verifier_pool import VerifierPool
+
+Progress = Callable[[int, int, dict[str, Any], dict[str, float]], None]
+
+
+def train(
+    config: Config | str | Path,
+    output: str | Path | None = None,
+    method: type[Method] | None = None,
+    resume: bool = False,
+    progress: Progress = lambda step, steps, metrics, seconds: None,
+) -> dict[str, Any]:
+    """Trains as ``config`` says, writes the run directory ``output`` and returns its summary.
+
+    ``method`` stands in for the configured one; ``progress`` is called after every step with its metrics and seconds.
+    Raises UserError, before anything is written, for whatever cannot be used.
+    """
+    if not isinstance(config, Config):
+        output = output or Path("runs") / Path(config).stem
+        config = load_config(config)
+    directory = Path(output or "runs/run")
+    RunDirectory.claim(directory, resume)
+    with VerifierPool(config.verifier) as verifier:
+        run = Run(config, method, verifier)
+        return run.to_the_end(directory, resume, progress)
+
+
+class Run:
+    """One training run: what is loaded once, and the step."""
+
+    def __init__(self, config: Config, method: type[Method] | None, verifier: VerifierPool) -> None:
+        self.config = config
+        self.method = method(method.Settings(), config.rollout) if method else build(config.method, config.rollout)
+        sources = [load_problems(source.path, config.data.columns) for source in config.data.train]
+        self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
+        self.schedule = Schedule(sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
+        self.accelerator = Accelerator(cpu=config.model.device == "cpu")
+        self.verifier = verifier
+        self.policy = TransformersPolicy(config, self.accelerator)
+        check_lengths(self.policy, [problem for source in [*sources, *self.held_out.values()] for problem in source])
+        parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
+        c = config.train
+        betas = (c.betas[0], c.betas[1])
+        optimizer = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.scheduler = get_scheduler(c.schedule, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps)
+        self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
+
+    def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
+        c = self.config.train
+        root = directory / "checkpoints"
+        newest = checkpoint.checkpoints(root)[-1:] if resume else []
+        done = checkpoint.load(newest[0], self.policy, self.optimizer, self.scheduler, self.method) if newest else None
+        out = RunDirectory(directory, self.config, done)
+        if done is None:
+            started = time.perf_counter()
+            metrics = self.evaluate()
+            out.log(0, metrics, {"evaluate": time.perf_counter() - started})
+            progress(0, c.steps, metrics, {})
+        for step in range((done or 0) + 1, c.steps + 1):
+            metrics, seconds = self.step(step, out)
+            out.log(step, metrics, seconds)
+            progress(step, c.steps, metrics, seconds)
+            if c.checkpoint_every and (step % c.checkpoint_every == 0 or step == c.steps):
+                checkpoint.save(root, step, c.keep_checkpoints, self.policy, self.optimizer, self.scheduler, self.method)
+        self.policy.save(directory / "model")
+        result = summary(out, self.config, self.method)
+        out.summarise(result)
+        return result
+
+    def step(self, number: int, out: RunDirectory) -> tuple[dict[str, Any], dict[str, float]]:
+        """One step, from problems to updated weights: its metrics, and the seconds each part took."""
+        clock = Clock()
+        tools = self.tools("step", number)
+        problems = self.mine(self.schedule.problems(number))
+
+        with clock("sample"):
+            groups = self.method.rollout(problems, tools)
+        with clock("verify"):
+            groups = tools.verify(groups)
+        metrics = StepMetrics(groups)
+        with clock("guide"):
+            groups = self.method.guide(groups, tools)
+        for part in split(groups, self.config.train.updates_per_step):
+            with clock("guide"):
+                part = self.method.credit(part, tools)
+            if self.wants_samples(number):
+                for row in sample_rows(number, part, self.method, self.policy):
+                    append(out.samples, row)
+            with clock("update"):
+                metrics.updated(part, self.update(part))
+        self.scheduler.step()
+
+        result = metrics.result(self.accelerator, tools.counts)
+        if number == self.config.train.steps or (self.config.eval.every and number % self.config.eval.every == 0):
+            with clock("evaluate"):
+                result |= self.evaluate()
+        return result, clock.seconds
+
+    def evaluate(self) -> dict[str, Any]:
+        """Accuracy on every held-out set, with its interval."""
+        result: dict[str, Any] = {}
+        for name, problems in self.held_out.items():
+            groups = evaluate(self.tools("eval"), self.accelerator, problems, self.config.eval.samples, name)
+            accuracy = Accuracy.of([member.reward for group in groups for member in group.trajectories])
+            result |= {f"eval/{name}/{key}": value for key, value in vars(accuracy).items()}
+        return result
+
+    def tools(self, *purpose: object) -> Tools:
+        """Tools whose randomness, and the model's, depends on the seed, the purpose and the process only."""
+        seed = derive(self.config.train.seed, *purpose, self.accelerator.process_index)
+        set_seed(seed % 2**32)
+        return Tools(self.policy, self.verifier, self.config.rollout.require_end, random.Random(seed))
+
+    def mine(self, problems: list[Problem]) -> list[Problem]:
+        return problems[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def wants_samples(self, step: int) -> bool:
+        every = self.config.train.samples_every
+        return bool(every) and self.accelerator.is_main_process and (step - 1) % every == 0
+
+
+def split(items: Sequence[Group], parts: int) -> Iterator[list[Group]]:
+    size = len(items) // parts
+    for at in range(0, size * parts, size):
+        yield list(items[at : at + size])
+
+
+class Clock:
+    """Seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - started  # type: ignore[assignment]

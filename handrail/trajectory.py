@@ -1,0 +1,91 @@
+"""What a step is made of: trajectories, and the groups they stand in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+from handrail.problems import Problem
+
+
+class Origin(IntEnum):
+    """Who wrote a token."""
+
+    POLICY = 0
+    REFERENCE = 1
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A prompt and one completion of it; every list but ``prompt`` is as long as ``completion``.
+
+    ``behaviour`` holds the log-probability under which each token was sampled, None where nobody knows it.
+    ``credit`` is the advantage of each token, ``weight`` how strongly its likelihood is raised (imitation).
+    A trajectory whose credits and weights are all exactly zero never reaches the model.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    text: str
+    origin: list[Origin]
+    behaviour: list[float | None]
+    entropy: list[float] = field(default_factory=list)
+    finished: bool = True
+    reward: float = 0.0
+    credit: list[float] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.completion)
+
+    @property
+    def is_rollout(self) -> bool:
+        return all(origin is Origin.POLICY for origin in self.origin)
+
+    @property
+    def has_signal(self) -> bool:
+        return any(self.credit) or any(self.weight)
+
+    def credited(self, advantage: float) -> Trajectory:
+        """The same trajectory with one advantage on every token."""
+        return replace(self, credit=[advantage] * len(self))
+
+    @classmethod
+    def reference(cls, prompt: list[int], completion: list[int], text: str) -> Trajectory:
+        length = len(completion)
+        return cls(prompt, completion, text, [Origin.REFERENCE] * length, [None] * length)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trajectories of one problem in one step.
+
+    ``trajectories`` share the group's baseline; ``demonstrations`` are imitated beside it and count in no statistic.
+    """
+
+    problem: Problem
+    trajectories: list[Trajectory] = field(default_factory=list)
+    demonstrations: list[Trajectory] = field(default_factory=list)
+
+    @property
+    def members(self) -> list[Trajectory]:
+        return self.trajectories + self.demonstrations
+
+    @property
+    def rollouts(self) -> list[Trajectory]:
+        return [trajectory for trajectory in self.trajectories if trajectory.is_rollout]
+
+    @property
+    def all_wrong(self) -> bool:
+        """Every rollout earned nothing. Never true of a group without rollouts."""
+        rollouts = self.rollouts
+        return bool(rollouts) and all(trajectory.reward == 0 for trajectory in rollouts)
+
+    @property
+    def all_right(self) -> bool:
+        rollouts = self.rollouts
+        return bool(rollouts) and all(trajectory.reward == 1 for trajectory in rollouts)
+
+    @property
+    def has_signal(self) -> bool:
+        return any(trajectory.has_signal for trajectory in self.members)

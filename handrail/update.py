@@ -1,0 +1,119 @@
+"""One optimiser update: credited groups → live rows → micro-batches → gradient → step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from handrail.batch import Counts, MicroBatch, Row, micro_batch, pack
+from handrail.config import TrainConfig
+from handrail.methods.base import Method
+from handrail.policy.transformers import TransformersPolicy
+from handrail.trajectory import Group, Trajectory
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an update did: loss and gradient norms over all processes (none if nothing had a gradient), and this process's tokens."""
+
+    figures: dict[str, float]
+    tokens_trained: int
+    tokens_dropped: int
+
+
+class Update:
+    """Callable with the groups of one update."""
+
+    def __init__(self, method: Method, policy: TransformersPolicy, accelerator: Accelerator, optimizer: Any, config: TrainConfig) -> None:
+        self.method, self.policy, self.accelerator, self.optimizer, self.config = method, policy, accelerator, optimizer, config
+        self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
+
+    def __call__(self, groups: Sequence[Group]) -> Outcome:
+        rows = self.rows(groups)
+        live = [row for row in rows if row.is_live]
+        figures: dict[str, float] = {}
+        before: list[torch.Tensor] | None = None
+        for origin, part in by_origin(live).items():
+            loss = self.backward(part)
+            if loss is None:
+                continue
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            own = gradients if before is None else [now - then for now, then in zip(gradients, before, strict=True)]
+            figures[f"grad_norm/{origin}"] = norm(own)
+            figures["loss"] = figures.get("loss", 0.0) + loss
+            before = [gradient.clone() for gradient in gradients]
+        if figures:
+            figures["grad_norm/all"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        trained = sum(len(row.trajectory) for row in live)
+        return Outcome(figures, trained, sum(len(row.trajectory) for row in rows) - trained)
+
+    def rows(self, groups: Sequence[Group]) -> list[Row]:
+        """Every trajectory with its normalisers, which count the rows that will be dropped."""
+        counts = Counts.of(groups, self.total)
+        rows = []
+        for group in groups:
+            for member in group.trajectories:
+                scale = self.method.credit_scale(member, counts)
+                rows.append(Row(member, credit_scale=scale, bonus=self.method.entropy_bonus * scale))
+            rows += [Row(member, weight_scale=self.method.weight_scale(member, counts)) for member in group.demonstrations]
+        return rows
+
+    def backward(self, rows: Sequence[Row]) -> float | None:
+        """Adds the rows' gradient, over all processes; returns their loss, or None if no process has any row."""
+        batches = list(pack(rows, self.config.micro_batch_tokens))
+        most = max(self.gathered(len(batches)))
+        if most == 0:
+            return None
+        # Every process must go through as many backward passes; the last one sums the gradients.
+        batches += [micro_batch([nothing(self.policy)])] * (most - len(batches))
+        total = 0.0
+        for index, batch in enumerate(batches):
+            synchronise = nullcontext() if index == most - 1 else self.accelerator.no_sync(self.policy.model)
+            with synchronise:
+                loss = self.loss(batch.to(self.accelerator.device))
+                self.accelerator.backward(loss * self.accelerator.num_processes)  # which averages over processes
+            total += loss.item()
+        return sum(self.gathered(total))
+
+    def loss(self, batch: MicroBatch) -> torch.Tensor:
+        self.policy.model.train()
+        logp, entropy = self.policy.forward(batch, with_entropy=self.method.entropy_bonus != 0)
+        per_token = self.method.surrogate(logp, batch.streams)
+        if entropy is not None:
+            per_token = per_token + batch.streams.bonus * entropy
+        return -torch.where(batch.streams.mask > 0, per_token, 0.0).sum()
+
+    def total(self, local: list[int]) -> list[int]:
+        """Sums over the processes, element by element."""
+        if self.accelerator.num_processes == 1:
+            return local
+        tensor = torch.tensor(local, device=self.accelerator.device)
+        return [int(value) for value in self.accelerator.reduce(tensor, "sum").tolist()]
+
+    def gathered(self, value: float) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return [value]
+        return list(self.accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)).tolist())
+
+
+def by_origin(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by who wrote their tokens, always the same keys in the same order."""
+    rollouts = [row for row in rows if row.trajectory.is_rollout]
+    return {"policy": rollouts, "guided": [row for row in rows if not row.trajectory.is_rollout]}
+
+
+def nothing(policy: TransformersPolicy) -> Row:
+    """A row without any credit, for a process that has run out of work."""
+    end = policy.tokenizer.eos_token_id
+    return Row(Trajectory.reference([end], [end], ""))
+
+
+def norm(gradients: Sequence[torch.Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm(gradients))

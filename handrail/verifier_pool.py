@@ -1,0 +1,172 @@
+"""A pool of verifier processes: every verdict comes within the deadline, whatever the graded code does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from handrail.config import VerifierConfig
+from handrail.errors import UserError
+from handrail.problems import Problem
+
+START_LIMIT = 60.0
+EXIT_LIMIT = 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``reward`` is 0 unless ``status`` is ok; ``detail`` says what went wrong otherwise."""
+
+    reward: float
+    status: Literal["ok", "timeout", "crash", "error"]
+    detail: str = ""
+
+
+class VerifierPool:
+    """Grades completions in worker processes, for one caller at a time. A context manager.
+
+    Raises UserError at once if the verifier cannot be used.
+    """
+
+    def __init__(self, config: VerifierConfig) -> None:
+        self._config = config
+        self._workers: list[_Worker | None] = [None] * config.workers
+        try:
+            self._worker(0)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kills the workers and what they started."""
+        for slot in range(len(self._workers)):
+            self._discard(slot)
+
+    def grade(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """The verdicts on ``items``, in their order. Raises UserError if a worker cannot be started again."""
+        todo = deque(enumerate(items))
+        verdicts: dict[int, Verdict] = {}
+
+        def serve(slot: int) -> None:
+            with contextlib.suppress(IndexError):  # todo is empty
+                while True:
+                    index, item = todo.popleft()
+                    verdicts[index] = self._grade_one(slot, *item)
+
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            try:
+                for done in [threads.submit(serve, slot) for slot in range(min(len(self._workers), len(items)))]:
+                    done.result()
+            except BaseException:  # KeyboardInterrupt too: leaving this block waits for the threads
+                todo.clear()
+                self.close()
+                raise
+        return [verdicts[index] for index in range(len(items))]
+
+    def _grade_one(self, slot: int, problem: Problem, completion: str) -> Verdict:
+        try:
+            # vars, not asdict, which would copy the metadata deeply
+            request = json.dumps({"problem": vars(problem), "completion": completion}, default=str)
+        except (TypeError, ValueError, RecursionError) as error:
+            return Verdict(0.0, "error", f"problem {problem.id!r} cannot be written as JSON: {error}")
+        worker = self._worker(slot)
+        try:
+            answer = worker.ask(request, self._config.timeout)
+        except TimeoutError:
+            self._discard(slot)
+            return Verdict(0.0, "timeout", f"no verdict within {self._config.timeout:g} s")
+        except (OSError, ValueError):
+            end = worker.end()
+            self._discard(slot)
+            return Verdict(0.0, "crash", f"the verifier's process {end}")
+        if "error" in answer:
+            return Verdict(0.0, "error", answer["error"])
+        return Verdict(answer["reward"], "ok")
+
+    def _worker(self, slot: int) -> _Worker:
+        """The worker of ``slot``, started if there is none."""
+        worker = self._workers[slot]
+        if worker is not None:
+            return worker
+        # Entered before the handshake, so that close() finds it.
+        worker = self._workers[slot] = _Worker()
+        try:
+            answer = worker.ask(self._config.model_dump_json(), START_LIMIT)
+        except TimeoutError as error:
+            raise UserError(f"The verifier {self._config.name!r} did not start within {START_LIMIT:g} s.") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"The verifier {self._config.name!r} did not start: its process {worker.end()}.") from error
+        if "fatal" in answer:
+            raise UserError(answer["fatal"])
+        return worker
+
+    def _discard(self, slot: int) -> None:
+        worker, self._workers[slot] = self._workers[slot], None
+        if worker is not None:
+            worker.kill()
+
+
+class _Worker:
+    """One process of ``handrail.verifier_worker``, at the other end of a socket (a pipe cannot be given a deadline)."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        # Our sys.path, so that it imports the same handrail, and of the user's modules what this process would.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "handrail.verifier_worker"],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def ask(self, line: str, seconds: float) -> dict[str, Any]:
+        """Sends ``line`` and returns the answer. Raises TimeoutError, or OSError or ValueError if the process is gone."""
+        deadline = time.monotonic() + seconds
+        self._socket.settimeout(seconds)
+        self._socket.sendall(line.encode() + b"\n")
+        answer = b""
+        while not answer.endswith(b"\n"):
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            if not (chunk := self._socket.recv(65536)):
+                raise ConnectionError
+            answer += chunk
+        message: dict[str, Any] = json.loads(answer)
+        return message
+
+    def end(self) -> str:
+        """How a process that no longer answers ended."""
+        try:
+            code = self._process.wait(EXIT_LIMIT)
+        except subprocess.TimeoutExpired:
+            return "stopped answering"
+        return f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._socket.close()

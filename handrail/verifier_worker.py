@@ -1,0 +1,82 @@
+"""One worker of ``handrail.verifier_pool``: a process that grades what it is sent.
+
+``python -m handrail.verifier_worker`` reads JSON lines: first the VerifierConfig, answered ``{"ready": true}`` or
+``{"fatal": sentence}``, then ``{"problem": {...}, "completion": "..."}``, each answered ``{"reward": 0.5}`` or
+``{"error": "ValueError: ..."}``. It is a process of its own, talking JSON, so that it can be killed in the middle of C
+code, needs nothing of the parent's ``__main__`` and inherits none of its threads. It is not a sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from typing import Any, TextIO
+
+from handrail.config import VerifierConfig
+from handrail.errors import UserError
+from handrail.problems import Problem
+from handrail.verifiers import Verifier, resolve, warm_up
+
+MEMORY_LIMIT = 4 << 30
+DETAIL_LIMIT = 500
+ORPHAN_GRACE = 60.0
+
+
+def main() -> None:
+    requests, answers = _take_standard_streams()
+    _limit_memory()
+    config = VerifierConfig.model_validate_json(requests.readline())
+    try:
+        verifier = resolve(config)
+        warm_up(config.name)
+    except UserError as error:
+        _answer(answers, {"fatal": str(error)})
+        return
+    except ImportError as error:
+        _answer(answers, {"fatal": f"The verifier {config.name!r} lacks a package: {error}."})
+        return
+    _answer(answers, {"ready": True})
+    for line in requests:
+        # The parent keeps the deadline. Should it die meanwhile, the kernel's default for SIGALRM ends this process too.
+        signal.setitimer(signal.ITIMER_REAL, config.timeout + ORPHAN_GRACE)
+        answer = _grade(verifier, json.loads(line))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _answer(answers, answer)
+    os._exit(0)  # threads that a verifier left running must not keep this process
+
+
+def _grade(verifier: Verifier, request: dict[str, Any]) -> dict[str, Any]:
+    fields = request["problem"]
+    problem = Problem(**fields | {"references": tuple(fields["references"])})
+    try:
+        return {"reward": verifier(problem, request["completion"])}
+    except BaseException as error:  # sys.exit() in a verifier is one failed verdict, no reason to die
+        return {"error": f"{type(error).__name__}: {error}"[:DETAIL_LIMIT]}
+
+
+def _answer(answers: TextIO, message: dict[str, Any]) -> None:
+    print(json.dumps(message), file=answers, flush=True)
+
+
+def _take_standard_streams() -> tuple[TextIO, TextIO]:
+    """Moves the protocol to descriptors that user code does not know: its input() and print() must not disturb it."""
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _limit_memory() -> None:
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not every platform has, or grants, this limit
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        soft = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Verifiers: from a problem and a completion to a reward between 0 and 1.
+
+Built in are ``math``, ``exact``, ``normalised`` and ``reasoning-gym``; ``module:function`` and ``path/to/file.py:function``
+name a function of the user's own, called as ``function(problem, completion)``. Nothing here keeps time: what may hang or
+crash is run by ``handrail.verifier_pool``. Heavy imports stay inside functions, so that a worker starts quickly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+import string
+import sys
+from collections import deque
+from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, SupportsFloat
+
+from handrail.config import VerifierConfig
+from handrail.errors import UserError
+from handrail.problems import Problem
+
+Verifier = Callable[[Problem, str], float]
+
+# An unescaped $ or a word says: prose with mathematics in it; so do line ends and the ; and # of our own tasks.
+PROSE = re.compile(r"(?<!\\)\$|[#;\n]|(?<![\\{A-Za-z])[A-Za-z]{3,}")
+# A number's sign and its leading point are punctuation that counts.
+TRAILING = string.punctuation + " "
+LEADING = "".join(set(TRAILING) - set("+-."))
+# Fraction("1e999999999") would compute the power.
+LARGE_EXPONENT = re.compile(r"e[+-]?[\d_]{4}")
+# reasoning-gym compares these families' grids as tuples, which JSON turns into lists.
+GRID_FAMILIES = ("arc_agi", "rearc")
+
+
+def resolve(config: VerifierConfig) -> Verifier:
+    """Returns the verifier that ``config`` names; ``config.extract``, if set, cuts the completion down before it.
+
+    Raises UserError if there is no such verifier, module or function, or if ``extract`` is not a regular expression. The
+    returned function raises ValueError or TypeError where a verifier's value is no number in [0, 1], and whatever it raises.
+    """
+    grade = BUILTIN[config.name] if config.name in BUILTIN else _user_function(config.name)
+    try:
+        pattern = None if config.extract is None else re.compile(config.extract)
+    except re.error as error:
+        raise UserError(f"verifier.extract = {config.extract!r} is not a regular expression: {error}.") from error
+
+    def graded(problem: Problem, completion: str) -> float:
+        found = completion if pattern is None else _last_match(pattern, completion)
+        return 0.0 if found is None else _reward(grade(problem, found))
+
+    return graded
+
+
+def exact(problem: Problem, completion: str) -> float:
+    """1 if the completion is the answer, white space around them aside."""
+    return float(completion.strip() == problem.answer.strip())
+
+
+def normalised(problem: Problem, completion: str) -> float:
+    """1 if the completion's final answer is the answer up to case, spacing, surrounding punctuation and way of writing numbers."""
+    return float(_normal(final_answer(completion)) == _normal(problem.answer))
+
+
+def math(problem: Problem, completion: str) -> float:
+    """1 if math-verify finds the completion's answer equal to the problem's. Raises ValueError if it cannot read the latter."""
+    from math_verify import verify
+
+    gold = _expressions(problem.answer)
+    if not gold:
+        raise ValueError(f"math-verify cannot read the problem's answer {problem.answer!r}; try the verifier 'normalised'")
+    marked = _marked(completion)
+    # timeout_seconds: math-verify's own deadline is a Python signal handler, which waits for C code to return.
+    return float(verify(gold, _expressions(completion if marked is None else marked), timeout_seconds=None))
+
+
+def reasoning_gym(problem: Problem, completion: str) -> float:
+    """The score of the reasoning-gym family that the problem's metadata names. Raises ValueError if it names none."""
+    metadata = problem.metadata
+    if "source_dataset" not in metadata:
+        raise ValueError("the problem's metadata names no reasoning-gym family (source_dataset)")
+    if metadata["source_dataset"] in GRID_FAMILIES:
+        metadata = metadata | {"output": tuple(tuple(row) for row in metadata["output"])}
+    question = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
+    entry = {"question": question, "answer": problem.answer, "metadata": metadata}
+    return _family_score(metadata["source_dataset"])(final_answer(completion), entry)
+
+
+@lru_cache
+def _family_score(family: str) -> Callable[[str, dict[str, Any]], float]:
+    from reasoning_gym import get_score_answer_fn
+
+    score: Callable[[str, dict[str, Any]], float] = get_score_answer_fn(family)
+    return score
+
+
+BUILTIN: dict[str, Callable[[Problem, str], object]] = {
+    "math": math,
+    "exact": exact,
+    "normalised": normalised,
+    "reasoning-gym": reasoning_gym,
+}
+
+
+def warm_up(name: str) -> None:
+    """Does what a built-in verifier does once, so that the first verdict's deadline need not cover it."""
+    if name == "math":
+        math(Problem("warm-up", "", r"\frac{1}{2}"), r"\boxed{x + 1}")
+    elif name == "reasoning-gym":
+        importlib.import_module("reasoning_gym")
+
+
+def final_answer(completion: str) -> str:
+    """What stands between answer tags, else after the last ``####``, else everything; of that the last ``\\boxed{}``, if any."""
+    marked = _marked(completion)
+    text = completion if marked is None else marked
+    boxed = _last_boxed(text)
+    return (text if boxed is None else boxed).strip()
+
+
+def _marked(completion: str) -> str | None:
+    before, closed, _ = completion.rpartition("</answer>")
+    _, opened, tagged = before.rpartition("<answer>")
+    if closed and opened:
+        return tagged
+    _, hashes, after = completion.rpartition("####")
+    return after if hashes else None
+
+
+def _last_boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    depth = 0
+    for index in range(start + len("\\boxed"), len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : index]
+    return None
+
+
+def _normal(text: str) -> Fraction | str:
+    text = " ".join(text.casefold().replace("$", "").split())
+    bare = text.lstrip(LEADING).rstrip(TRAILING) or text
+    number = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", bare)
+    try:
+        return bare if LARGE_EXPONENT.search(number) else Fraction(number)
+    except (ValueError, ZeroDivisionError):
+        return bare
+
+
+def _expressions(text: str) -> list[Any]:
+    """What math-verify reads in ``text``, which it takes for LaTeX only between dollar signs."""
+    from math_verify import parse
+
+    if not PROSE.search(text):
+        expressions: list[Any] = parse(f"${text}$", parsing_timeout=None)
+        if any(not isinstance(expression, str) for expression in expressions):
+            return expressions
+    return list(parse(text, parsing_timeout=None))
+
+
+def _last_match(pattern: re.Pattern[str], completion: str) -> str | None:
+    last = deque(pattern.finditer(completion), maxlen=1)
+    return last[0].group(min(1, pattern.groups)) if last else None
+
+
+def _reward(value: object) -> float:
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"the verifier returned {value!r:.100}, which is not a number")
+    reward = float(value)
+    if not 0 <= reward <= 1:
+        raise ValueError(f"the verifier returned {reward}, which is not between 0 and 1")
+    return reward
+
+
+def _user_function(name: str) -> Callable[[Problem, str], object]:
+    where, colon, attribute = name.rpartition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, BUILTIN, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose {', '.join(BUILTIN)} or your own module:function."
+        raise UserError(f"There is no verifier {name!r}; {hint}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except Exception as error:
+        raise UserError(f"The verifier {name!r} cannot be imported: {type(error).__name__}: {error}.") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise UserError(f"The verifier {name!r} cannot be used: {where} has no function {attribute!r}.")
+    return function  # type: ignore[no-any-return]
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # so it is for every name that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look themselves up here
+    spec.loader.exec_module(module)
+    return module

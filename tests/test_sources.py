@@ -1,0 +1,483 @@
+"""Sources and layouts, on real files; every refusal says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from handrail.errors import UserError
+from handrail.layouts import BadRow, final_answer
+from handrail.problems import Problem
+from handrail.sources import describe, load, load_problems
+
+GOOD = {"prompt": "1 + 1?", "answer": "2"}
+USER = {"role": "user", "content": "1 + 1?"}
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def jsonl(*rows: object, name: str = "data.jsonl") -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def parquet(rows: Sequence[dict[str, Any]], name: str = "data.parquet") -> str:
+    Path(name).parent.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), name)
+    return name
+
+
+def refusal(source: str, columns: dict[str, str] | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load(source, columns or {})
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Formats
+
+
+ROWS = [{**GOOD, "reference": "1 + 1 = 2"}, {"prompt": "2 + 2?", "answer": "4", "reference": "2 + 2 = 4"}]
+ANSWERS = ["2", "4"]
+
+
+def check(problems: list[Problem], ids: list[str]) -> None:
+    assert [problem.answer for problem in problems] == ANSWERS
+    assert [problem.references for problem in problems] == [("1 + 1 = 2",), ("2 + 2 = 4",)]
+    assert [problem.id for problem in problems] == ids
+    assert all(problem.metadata == {} for problem in problems)
+
+
+def test_jsonl() -> None:
+    check(load_problems(jsonl(*ROWS)), ["data.jsonl:1", "data.jsonl:2"])
+
+
+def test_json_list() -> None:
+    Path("data.json").write_text(json.dumps(ROWS, indent=1))
+    check(load_problems("data.json"), ["data.json:1", "data.json:2"])
+
+
+def test_parquet_file_and_directory() -> None:
+    check(load_problems(parquet(ROWS)), ["data.parquet:1", "data.parquet:2"])
+    parquet(ROWS[:1], "many/a.parquet")
+    parquet(ROWS[1:], "many/b.parquet")
+    check(load_problems("many"), ["a.parquet:1", "b.parquet:1"])
+
+
+def test_saved_dataset() -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk("saved")
+    check(load_problems("saved"), ["saved:1", "saved:2"])
+    assert "leave out '#test'" in refusal("saved#test")
+
+
+def test_saved_dataset_keeps_its_selection_and_ignores_its_format() -> None:
+    data = datasets.Dataset.from_list([*ROWS, {"prompt": "x", "answer": "x", "reference": "x"}]).select([0, 1])
+    data.with_format("numpy").save_to_disk("saved")
+    check(load_problems("saved"), ["saved:1", "saved:2"])
+
+
+def test_saved_dataset_dict_and_split() -> None:
+    data = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk("saved")
+    check(load_problems("saved"), ["saved:1", "saved:2"])
+    assert [problem.id for problem in load_problems("saved#test")] == ["saved#test:1"]
+    assert refusal("saved#dev") == "saved#dev: there is no split 'dev'; name one as saved#SPLIT: train, test"
+
+
+def test_damaged_saved_dataset() -> None:
+    Path("saved").mkdir()
+    Path("saved/dataset_info.json").write_text("{")
+    assert "saved: the saved dataset cannot be read" in refusal("saved")
+
+
+def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load_dataset(name: str, config: str | None, split: str) -> datasets.Dataset:
+        calls.append((name, config, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    check(load_problems("org/name-1.5:main#test"), ["org/name-1.5:main#test:1", "org/name-1.5:main#test:2"])
+    load("name")
+    assert calls == [("org/name-1.5", "main", "test"), ("name", None, "train")]
+
+
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Couldn't reach\nthe hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    Path("problem").mkdir()
+    message = refusal("problems")
+    assert message.startswith("problems: there is no such file, and the Hugging Face hub did not give a dataset of that name")
+    assert "ConnectionError: Couldn't reach" in message and "did you mean problem?" in message
+
+
+def test_import_is_light() -> None:
+    check = "import handrail.sources, sys; assert not {'torch', 'datasets', 'pyarrow', 'reasoning_gym'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parent.parent)
+
+
+# Layouts
+
+
+def test_native_fields() -> None:
+    chat = [{"role": "system", "content": ""}, USER, {"role": "assistant", "content": "2?"}, USER]
+    loaded = load(
+        jsonl(
+            {
+                "prompt": [*chat[:3], {**USER, "name": None}],
+                "answer": 2,
+                "reference": ["a", "b"],
+                "plan": "add",
+                "id": 7,
+                "level": {"x": 1},
+            },
+            {"prompt": "p", "answer": 0.5, "references": ["a"], "reference": None, "plan": None, "id": None},
+        )
+    )
+    assert loaded.layout == "native"
+    assert loaded.problems == [
+        Problem("7", chat, "2", ("a", "b"), "add", {"level": {"x": 1}}),
+        Problem("data.jsonl:2", "p", "0.5", ("a",)),
+    ]
+
+
+@pytest.mark.parametrize("written, read", [(10**40 + 1, str(10**40 + 1)), ("1,234,567", "1,234,567"), (-3, "-3"), (" 2 ", " 2 ")])
+def test_answers_are_kept_exactly(written: object, read: str) -> None:
+    assert load_problems(jsonl({**GOOD, "answer": written}))[0].answer == read
+
+
+LUFFY = {
+    "data_source": "openr1",
+    "prompt": [{"role": "system", "content": "Think."}, USER],
+    "target": [{"role": "assistant", "content": "1 + 1 = 2"}],
+    "ability": "math",
+    "reward_model": {"ground_truth": "2", "style": "rule"},
+    "extra_info": {"index": 3, "split": "train"},
+}
+
+
+@pytest.mark.parametrize("write", [lambda rows: jsonl(*rows), parquet])
+def test_luffy(write: Any) -> None:
+    loaded = load(write([LUFFY, {**LUFFY, "target": None}]))
+    first, second = loaded.problems
+    assert loaded.layout == "LUFFY"
+    assert (first.prompt, first.answer, first.references) == (LUFFY["prompt"], "2", ("1 + 1 = 2",))
+    assert first.metadata == {key: LUFFY[key] for key in ("data_source", "ability", "reward_model", "extra_info")}
+    assert second.references == ()
+
+
+def test_luffy_text_target() -> None:
+    assert load_problems(jsonl({**LUFFY, "target": "so 2"}))[0].references == ("so 2",)
+
+
+def test_gsm8k() -> None:
+    answer = "She sold 48/2 = <<48/2=24>>24 clips.\nThat is 1000+24 = <<1000+24=1024>>1,024.\n#### 1,024"
+    loaded = load(parquet([{"question": "How many?", "answer": answer}]))
+    assert loaded.layout == "GSM8K"
+    reference = "She sold 48/2 = 24 clips.\nThat is 1000+24 = 1,024.\n#### 1,024"
+    assert loaded.problems == [Problem("data.parquet:1", "How many?", "1,024", (reference,))]
+
+
+def test_trl() -> None:
+    boxed, hashed = r"So \boxed{1} or \boxed{\frac{1}{\{2\}}}.", "Add.\n#### 5\n"
+    loaded = load(jsonl(*({"prompt": "p", "solution": text} for text in (boxed, hashed, "$5$", 5)), {"prompt": [USER], "solution": "x"}))
+    assert loaded.layout == "TRL"
+    answers = [(problem.answer, problem.references) for problem in loaded.problems]
+    assert answers == [(r"\frac{1}{\{2\}}", (boxed,)), ("5", (hashed,)), ("$5$", ()), ("5", ()), ("x", ())]
+
+
+@pytest.mark.parametrize("text", [r"\boxed{1", "#### Step 1\nthen 5", "5"])
+def test_no_final_answer(text: str) -> None:
+    with pytest.raises(BadRow):
+        final_answer(text)
+
+
+def test_column_map() -> None:
+    row = {"query": "p", "reward_model": {"ground_truth": 5}, "answer": "long text", "a.b": "r"}
+    loaded = load(jsonl(row), {"prompt": "query", "answer": "reward_model.ground_truth", "reference": "a.b"})
+    assert loaded.layout == "column map"
+    metadata = {"reward_model": {"ground_truth": 5}, "answer": "long text"}
+    assert loaded.problems == [Problem("data.jsonl:1", "p", "5", ("r",), metadata=metadata)]
+
+
+def test_column_map_overrides_recognition() -> None:
+    (problem,) = load_problems(jsonl({"question": "p", "answer": "a #### 5"}), {"prompt": "question"})
+    assert (problem.answer, problem.references) == ("a #### 5", ())
+
+
+def test_column_map_refused() -> None:
+    source = jsonl(GOOD)
+    message = "data.jsonl: the column map has the unknown field 'promt'; the fields are prompt, answer, "
+    assert refusal(source, {"promt": "prompt"}).startswith(message)
+    message = "data.jsonl, field answer: the column map names the column 'x.y', which is not there; the columns are prompt, answer"
+    assert refusal(source, {"answer": "x.y"}) == message
+
+
+# Bad files
+
+
+def test_missing_file() -> None:
+    jsonl(GOOD, name="train.jsonl")
+    assert refusal("trian.jsonl") == "trian.jsonl: there is no such file; did you mean train.jsonl?"
+    assert "nothing in . has a name like it" in refusal("zzzzzzz.json")
+    assert "there is no directory no/such either" in refusal("no/such/x.jsonl")
+
+
+def test_unusable_files() -> None:
+    Path("data.csv").write_text("prompt,answer\n")
+    assert refusal("data.csv") == "data.csv: files ending in '.csv' are not read; convert it to one of .jsonl, .json, .parquet"
+    assert refusal(jsonl(GOOD) + "#test") == "data.jsonl#test: a single file has no splits; leave out '#test'"
+    Path("bad.parquet").write_text("no parquet at all")
+    assert "bad.parquet: it cannot be read as parquet" in refusal("bad.parquet")
+    Path("nothing").mkdir()
+    assert "nothing: this directory holds neither parquet files nor a dataset of save_to_disk" in refusal("nothing")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file() -> None:
+    Path(jsonl(GOOD)).chmod(0)
+    assert "data.jsonl: it cannot be read (PermissionError" in refusal("data.jsonl")
+
+
+@pytest.mark.parametrize("name, text", [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", ""), ("a.json", "[]")])
+def test_empty_file(name: str, text: str) -> None:
+    Path(name).write_text(text)
+    assert refusal(name) == f"{name}: it is empty; give it at least one row"
+
+
+def test_empty_parquet() -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), "a.parquet")
+    assert refusal("a.parquet") == "a.parquet: it is empty; give it at least one row"
+
+
+def test_blank_lines_line_endings_and_byte_order_mark() -> None:
+    second = json.dumps({**GOOD, "answer": "a\u2028b"}, ensure_ascii=False)  # U+2028 ends no line
+    Path("data.jsonl").write_bytes(b"\xef\xbb\xbf" + f"\r\n{json.dumps(GOOD)}\r\n  \r\n{second}".encode())
+    answers = {problem.id: problem.answer for problem in load_problems("data.jsonl")}
+    assert answers == {"data.jsonl:2": "2", "data.jsonl:4": "a\u2028b"}
+
+
+def test_not_utf8() -> None:
+    Path("data.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "\xe9"}\n')
+    assert refusal("data.jsonl") == "data.jsonl, line 2: it is not UTF-8; save the file as UTF-8"
+
+
+def test_invalid_json() -> None:
+    Path("data.jsonl").write_text(json.dumps(GOOD) + '\n\n{"prompt": }\n{"a"}\n')
+    message = "data.jsonl, line 3: it is not JSON (so in 1 more row); Expecting value at column 12: write one JSON object on each line"
+    assert refusal("data.jsonl") == message
+    Path("data.json").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))
+    assert refusal("data.json").startswith("data.json, line 2, column 1: it is not JSON (Extra data); correct it, or name the file .jsonl")
+    Path("data.json").write_text(json.dumps(GOOD))
+    assert refusal("data.json").startswith("data.json: it does not hold a list")
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000 + "]" * 100_000])
+def test_json_that_python_cannot_read(value: str) -> None:
+    Path("data.jsonl").write_text(f'{{"prompt": "p", "answer": {value}}}')
+    assert refusal("data.jsonl").startswith("data.jsonl, line 1: it is JSON that cannot be read")
+    Path("data.json").write_text(f"[{value}]")
+    assert refusal("data.json").startswith("data.json: it cannot be read")
+
+
+# Bad rows
+
+
+def test_missing_field() -> None:
+    message = refusal(jsonl(GOOD, {"prompt": "p", "label": "5"}, GOOD, {"prompt": "p"}, {"answer": "p"}))
+    assert message == (
+        "data.jsonl, line 2, field answer: there is no column 'answer' (so in 1 more row); "
+        'the row has prompt, label: rename one, or name it in the column map, columns = {answer = "their column"}'
+    )
+
+
+def test_unrecognised_layout() -> None:
+    message = refusal(parquet([{"problem": "p", "label": "5"}] * 3))
+    assert message.startswith("data.parquet, row 1, field prompt: there is no column 'prompt' (so in 2 more rows)")
+    assert "the row has problem, label: rename one" in message
+
+
+BAD_ROWS: list[tuple[object, str, str]] = [
+    (["prompt"], "", "the row is not an object; write it as"),
+    ({**GOOD, "prompt": 5}, "prompt", "it is a number; make it text or a list of messages"),
+    ({**GOOD, "prompt": " "}, "prompt", "it is empty"),
+    ({**GOOD, "prompt": []}, "prompt", "it is empty"),
+    ({**GOOD, "prompt": None}, "prompt", "it is null"),
+    ({**GOOD, "prompt": "\ud800"}, "prompt", "it holds half a character"),
+    ({**GOOD, "prompt": [{"role": "user"}]}, "prompt", "a message lacks a role or a content of text"),
+    ({**GOOD, "prompt": ["hello"]}, "prompt", "a message lacks a role or a content of text"),
+    ({**GOOD, "prompt": [{**USER, "content": [{"type": "text"}]}]}, "prompt", "a message lacks a role or a content of text"),
+    ({**GOOD, "prompt": [{**USER, "role": "human"}]}, "prompt", "unknown role; 'human' is none of system, user, assistant"),
+    ({**GOOD, "prompt": [USER, {**USER, "role": "assistant"}]}, "prompt", "its last message is from the assistant; end it with the user's"),
+    ({**GOOD, "prompt": [{**USER, "role": "system"}]}, "prompt", "its last message is from the system"),
+    ({**GOOD, "prompt": [{**USER, "content": ""}]}, "prompt", "it is empty"),
+    ({**GOOD, "answer": None}, "answer", "it is empty (null); fill it in"),
+    ({**GOOD, "answer": ""}, "answer", "it is empty"),
+    ({**GOOD, "answer": True}, "answer", "it is true or false; make it text or a number"),
+    ({**GOOD, "answer": ["2"]}, "answer", "it is a list"),
+    ({**GOOD, "answer": float("nan")}, "answer", "it is NaN or infinite"),
+    ({**GOOD, "answer": float("-inf")}, "answer", "it is NaN or infinite"),
+    ({**GOOD, "reference": []}, "reference", "the list is empty; leave the field out"),
+    ({**GOOD, "references": ["a", 5]}, "references", "the list holds something that is not text"),
+    ({**GOOD, "reference": ["a", ""]}, "reference", "it is empty"),
+    ({**GOOD, "reference": {"a": 1}}, "reference", "it is an object; make it text or a list of texts"),
+    ({**GOOD, "plan": 3}, "plan", "it is a number; make it text"),
+    ({**GOOD, "plan": ""}, "plan", "it is empty; fill it in, or leave it out"),
+    ({**GOOD, "id": {}}, "id", "it is an object"),
+]
+
+
+@pytest.mark.parametrize("row, field, what", BAD_ROWS)
+def test_bad_row(row: object, field: str, what: str) -> None:
+    message = refusal(jsonl(GOOD, GOOD, row))
+    assert message.startswith("data.jsonl, line 3, field " + field if field else "data.jsonl, line 3: ")
+    assert what in message
+
+
+@pytest.mark.parametrize(
+    "row, field",
+    [
+        ({"question": "p", "answer": "just 5"}, "answer: its text does not end in '#### ANSWER'"),
+        ({"prompt": "p", "solution": r"\boxed{5"}, r"answer: its last \boxed{ is never closed"),
+        ({"prompt": "p", "solution": r"\boxed{}"}, "answer: it is empty"),
+        ({**LUFFY, "target": []}, "reference: the list is empty"),
+        ({**LUFFY, "target": [{"role": "assistant"}]}, "reference: the list holds something that is not text"),
+        ({**LUFFY, "reward_model": {}}, "answer: there is no column 'reward_model.ground_truth'"),
+    ],
+)
+def test_bad_row_of_other_layouts(row: dict[str, Any], field: str) -> None:
+    assert refusal(jsonl(row)).startswith(f"data.jsonl, line 1, field {field}")
+
+
+def test_null_in_parquet() -> None:
+    message = refusal(parquet([GOOD, {**GOOD, "answer": None}, {**GOOD, "answer": None}]))
+    assert message == "data.parquet, row 2, field answer: it is empty (null) (so in 1 more row); fill it in, or leave the row out"
+
+
+def test_duplicate_id() -> None:
+    message = refusal(jsonl({**GOOD, "id": "a"}, {**GOOD, "id": "b"}, {**GOOD, "id": "a"}))
+    assert message == "data.jsonl, line 3, field id: another row has the same one; 'a' is also that of data.jsonl, line 1: change one"
+
+
+# Built-in tasks
+
+
+def test_task() -> None:
+    loaded = load("task:house-rules?level=easy&n=5&seed=3&style=foreign&house=2")
+    assert (loaded.layout, len(loaded.problems)) == ("task", 5)
+    assert loaded.problems[0].id.startswith("easy-train-3-")
+    assert len(load_problems("task:house-rules")) == 1000
+    assert load_problems("task:house-rules?n=5", {"prompt": "question"}) == load_problems("task:house-rules?n=5")
+
+
+def test_task_splits_are_disjoint() -> None:
+    train, test = (load_problems(f"task:house-rules?n=2000&house=1&split={split}") for split in ("train", "test"))
+    assert not {problem.prompt for problem in train} & {problem.prompt for problem in test}
+
+
+def test_task_gives_as_many_as_it_promises() -> None:
+    assert len(load_problems("task:house-rules?house=1&split=test&n=10000")) == 10_000
+
+
+@pytest.mark.parametrize(
+    "source, what",
+    [
+        ("task:houses", "there is no task 'houses'; the tasks are house-rules"),
+        ("task:house-rules?lvel=easy", "no option 'lvel'; its options are level, n, seed, style, split, house"),
+        ("task:house-rules?level=medium", "level is 'medium'; it must be one of easy, hard"),
+        ("task:house-rules?n=many", "n is 'many'; it must be a whole number"),
+        ("task:house-rules?n=0", "n is 0; here it must be from 1 to 100000"),
+        ("task:house-rules?house=1&n=10001", "n is 10001; here it must be from 1 to 10000"),
+        ("task:house-rules?house=9", "house is 9; here it must be from 1 to 6"),
+        ("task:house-rules?house=0", "house is 0; here it must be from 1 to 6"),
+        ("task:house-rules?n", "'n' is not an option; write key=value"),
+        ("task:house-rules?n=1&n=2", "the option 'n' is given twice"),
+    ],
+)
+def test_task_refused(source: str, what: str) -> None:
+    message = refusal(source)
+    assert message.startswith(f"{source}: ") and what in message
+
+
+# Reasoning-gym
+
+
+def test_reasoning_gym() -> None:
+    loaded = load("reasoning-gym:gsm_symbolic?n=3&seed=7&difficulty=1.0")
+    assert (loaded.layout, len(loaded.problems)) == ("reasoning-gym", 3)
+    for index, problem in enumerate(loaded.problems):
+        assert problem.id == f"gsm_symbolic-7-{index}"
+        assert problem.references == (problem.metadata["answer_cot"],)
+        assert problem.references[0].endswith(problem.answer)
+        assert problem.metadata["source_dataset"] == "gsm_symbolic"
+    assert loaded.problems == load_problems("reasoning-gym:gsm_symbolic?size=3&seed=7&difficulty=1.0")
+
+
+def test_reasoning_gym_defaults_and_options() -> None:
+    problems = load_problems("reasoning-gym:chain_sum?min_terms=2&max_terms=2&allow_negation=False")
+    assert len(problems) == 1000
+    assert problems == load_problems("reasoning-gym:chain_sum?min_terms=2&max_terms=2&allow_negation=False&seed=0")
+    assert {problem.metadata["num_terms"] for problem in problems} == {2}
+    assert problems[0].references == ()
+
+
+def test_n_of_n_queens_is_its_own() -> None:
+    assert len(load_problems("reasoning-gym:n_queens?n=5&min_remove=1&max_remove=2&size=2")) == 2
+
+
+@pytest.mark.parametrize(
+    "source, what",
+    [
+        ("reasoning-gym:chainsum", "no family 'chainsum'; did you mean one of chain_sum"),
+        ("reasoning-gym:chain_sum?terms=3", "takes no option 'terms' here; its options are n, min_terms"),
+        ("reasoning-gym:basic_arithmetic?operators=3", "takes no option 'operators' here"),
+        ("reasoning-gym:chain_sum?n=2&size=3", "n and size are the same option"),
+        ("reasoning-gym:chain_sum?n=0", "the number of problems is 0; it must be at least 1"),
+        ("reasoning-gym:chain_sum?n=1.5", "n is '1.5'; it must be a whole number"),
+        ("reasoning-gym:chain_sum?min_terms=few", "min_terms is 'few'; it must be a value like 2"),
+        ("reasoning-gym:chain_sum?min_terms=9", "reasoning-gym refuses these options (AssertionError: "),
+        ("reasoning-gym:rush_hour?n=2", "no one answer to compare with"),
+    ],
+)
+def test_reasoning_gym_refused(source: str, what: str) -> None:
+    message = refusal(source)
+    assert message.startswith(f"{source}: ") and what in message
+
+
+# Summary
+
+
+def test_describe() -> None:
+    rows = [
+        {**GOOD, "reference": ["a", "b"], "plan": "add"},
+        {"prompt": [USER], "answer": "2"},
+        {**GOOD, "reference": "a"},
+        {"prompt": [USER], "answer": "3"},
+        {**GOOD, "answer": "4"},
+    ]
+    summary = describe(load_problems(jsonl(*rows)), "data.jsonl")
+    assert (summary.problems, summary.with_references, summary.references, summary.with_plan) == (5, 2, 3, 1)
+    assert (summary.duplicates, summary.duplicate_ids) == (3, ("data.jsonl:1", "data.jsonl:3"))
+    assert (summary.contradictions, summary.contradiction_ids) == (2, ("data.jsonl:2", "data.jsonl:4"))
+
+
+def test_describe_without_duplicates() -> None:
+    summary = describe(load_problems(jsonl(GOOD)), "data.jsonl")
+    assert (summary.duplicates, summary.duplicate_ids, summary.contradictions, summary.contradiction_ids) == (0, None, 0, None)

@@ -1,0 +1,272 @@
+"""Verifiers and their pool: what is graded how, and that nothing a verifier does costs more than its own verdict."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import reasoning_gym
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handrail.config import VerifierConfig
+from handrail.errors import UserError
+from handrail.problems import Problem
+from handrail.verifier_pool import VerifierPool
+from handrail.verifiers import exact, normalised, resolve
+
+GRADED = [
+    ("math", "288", "35 + 3 = 38\n#### 288", 1),
+    ("math", "288", "The total is $5$.\n#### 288 apples", 1),
+    ("math", "288", "first $288$, but no\n#### 5", 0),
+    ("math", "288", r"so \boxed{288}", 1),
+    ("math", "288", r"so \boxed{287}", 0),
+    ("math", "288", "288", 1),
+    ("math", "40", "77 + 8 = 85 ; 85 * 2 = 70 # 40", 1),
+    ("math", "11", "5 + 6 = 11", 1),
+    ("math", "72000", "#### 72,000.", 1),
+    ("math", "72", r"#### $\$72$", 1),
+    ("math", "-3", "#### 3", 0),
+    ("math", r"\frac{1}{2}", "<think>easy</think><answer>0.5</answer>", 1),
+    ("math", r"$\frac{1}{2}$", r"\boxed{\frac12}", 1),
+    ("math", r"2\pi", "#### 2", 0),
+    ("math", r"2\pi", r"#### 2\pi", 1),
+    ("math", "x^2+1", r"\boxed{1 + x^2}", 1),
+    ("math", "2xy", "#### 2", 0),
+    ("math", "y = 2x+3", "#### 3", 0),
+    ("math", r"\{1,2\}", r"\boxed{2, 1}", 1),
+    ("math", "(1,2)", r"\boxed{(2,1)}", 0),
+    ("math", "[0,1)", "#### [0,1)", 1),
+    ("math", r"\sqrt{8}", r"The answer is $2\sqrt{2}$.", 1),
+    ("math", "3", "I do not know.", 0),
+    ("math", "3", "", 0),
+    ("math", "3", "\ud800 #### 3", 1),
+    ("exact", "72", " 72\n", 1),
+    ("exact", "72", "72.0", 0),
+    ("normalised", "72", "72.0", 1),
+    ("normalised", "72", "72,000", 0),
+    ("normalised", "72000", "step\n#### $72,000.00.", 1),
+    ("normalised", "0.5", r"thus \boxed{1/2}", 1),
+    ("normalised", r"\frac{1}{2}", r"\boxed{1} or \boxed{\frac{1}{2}}", 1),
+    ("normalised", "3", "-3", 0),
+    ("normalised", "-5", "#### -$5", 1),
+    ("normalised", "New York", '"new   york".', 1),
+    ("normalised", "?", "!", 0),
+    ("normalised", "1", "1e999999999", 0),
+    ("normalised", "1", "1/0", 0),
+    ("normalised", "7", r"\boxed{7", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "answer", "completion", "reward"), GRADED)
+def test_reward(name: str, answer: str, completion: str, reward: float) -> None:
+    assert resolve(VerifierConfig(name=name))(Problem("p", "?", answer), completion) == reward
+
+
+@pytest.mark.parametrize(
+    ("name", "extract", "completion", "reward"),
+    [
+        ("exact", r"# (\d+)", "3 # 4 # 5", 1),
+        ("exact", r"\d+", "3 4 5", 1),
+        ("exact", r"# (\d+)", "5", 0),
+        ("exact", r"a(5)?", "5 a", 0),
+        ("normalised", r"is (\S+)", "It is 5.0!", 1),
+        ("math", r"is (.+)", "It is 10/2", 1),
+    ],
+)
+def test_extract(name: str, extract: str, completion: str, reward: float) -> None:
+    assert resolve(VerifierConfig(name=name, extract=extract))(Problem("p", "?", "5"), completion) == reward
+
+
+def test_math_says_that_it_cannot_read_the_answer() -> None:
+    with pytest.raises(ValueError, match="cannot read .*'Paris'"):
+        resolve(VerifierConfig(name="math"))(Problem("p", "?", "Paris"), "Paris")
+
+
+@given(answer=st.text(), completion=st.text() | st.from_regex(r"[#\\boxed{}<>/answer0-9.,e+$-]*"))
+def test_any_text_can_be_graded(answer: str, completion: str) -> None:
+    problem = Problem("p", "?", answer)
+    assert exact(problem, completion) in (0.0, 1.0)
+    assert normalised(problem, completion) in (0.0, 1.0)
+    assert exact(problem, answer) == 1.0
+
+
+@pytest.mark.parametrize("family", ["gsm_symbolic", "arc_agi", "countdown"])
+def test_reasoning_gym(family: str) -> None:
+    entries = list(reasoning_gym.create_dataset(family, size=3, seed=1))
+    problems = [Problem(str(i), entry["question"], entry["answer"], metadata=entry["metadata"]) for i, entry in enumerate(entries)]
+    with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
+        right = pool.grade([(problem, f"<answer>{problem.answer}</answer>") for problem in problems])
+        marked = pool.grade([(problem, f"so\n#### {problem.answer}") for problem in problems])
+        wrong = pool.grade([(problem, "<answer>-1</answer>") for problem in problems])
+    assert [verdict.reward for verdict in right] == [verdict.reward for verdict in marked] == [1.0] * 3
+    assert all(verdict.status == "ok" and verdict.reward < 1 for verdict in wrong)
+
+
+USER_VERIFIER = """
+import os, re, subprocess, sys, time
+
+print("imported")
+
+def verdict(problem, completion):
+    if completion == "hang":
+        subprocess.Popen(["sleep", problem.metadata["child"]])
+        time.sleep(1000)
+    if completion == "bomb":
+        re.match("(a+)+$", "a" * 50 + "b")
+    if completion == "exit":
+        os._exit(1)
+    if completion == "sys.exit":
+        sys.exit(1)
+    if completion == "segfault":
+        os.kill(os.getpid(), 11)
+    if completion == "raise":
+        raise KeyError("gone")
+    if completion == "memory":
+        bytearray(5 << 30)
+    if completion == "print":
+        print("noise")
+        os.write(1, b"noise")
+        assert sys.stdin.read() == ""
+    return {"nan": float("nan"), "none": None, "text": "1", "two": 2, "true": True}.get(completion, 0.25)
+"""
+
+
+@pytest.fixture
+def verifier_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_verifier.py"
+    path.write_text(USER_VERIFIER)
+    return path
+
+
+@pytest.fixture
+def pool(verifier_file: Path) -> Iterator[VerifierPool]:
+    with VerifierPool(VerifierConfig(name=f"{verifier_file}:verdict", timeout=0.5)) as pool:
+        yield pool
+
+
+def test_a_bad_verdict_costs_only_itself(pool: VerifierPool) -> None:
+    expected = {
+        "fine": "ok",
+        "exit": "crash",
+        "true": "ok",
+        "segfault": "crash",
+        "sys.exit": "error",
+        "raise": "error",
+        "memory": "error",
+        "print": "ok",
+        "nan": "error",
+        "none": "error",
+        "text": "error",
+        "two": "error",
+        "last": "ok",
+    }
+    verdicts = dict(zip(expected, pool.grade([(Problem(c, "?", "!"), c) for c in expected]), strict=True))
+    assert {completion: verdict.status for completion, verdict in verdicts.items()} == expected
+    rewards = {completion: verdict.reward for completion, verdict in verdicts.items() if verdict.reward}
+    assert rewards == {"fine": 0.25, "true": 1.0, "print": 0.25, "last": 0.25}
+    assert verdicts["raise"].detail == "KeyError: 'gone'"
+    assert verdicts["exit"].detail == "the verifier's process exited with code 1"
+    assert verdicts["segfault"].detail == "the verifier's process was killed by signal 11"
+
+
+def test_the_deadline_is_kept(pool: VerifierPool) -> None:
+    child = f"1000.{os.getpid()}"
+    completions = ["fine", "hang", "bomb", "fine", "hang", "fine", "fine", "fine"]
+    started = time.monotonic()
+    verdicts = pool.grade([(Problem("p", "?", "!", metadata={"child": child}), completion) for completion in completions])
+    seconds = time.monotonic() - started
+    assert [verdict.status for verdict in verdicts] == ["ok" if c == "fine" else "timeout" for c in completions]
+    assert 0.5 < seconds < 6
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
+    assert not any(child.encode() in command for command in running)
+
+
+def test_a_regex_bomb_in_extract_is_cut_off() -> None:
+    with VerifierPool(VerifierConfig(name="exact", extract=r"#(a+)+$", timeout=0.5, workers=1)) as pool:
+        verdicts = pool.grade([(Problem("p", "?", "a"), completion) for completion in ("#a", "#" + "a" * 60 + "b", "#a")])
+    assert [(verdict.status, verdict.reward) for verdict in verdicts] == [("ok", 1), ("timeout", 0), ("ok", 1)]
+
+
+def test_order_speed_and_odd_problems() -> None:
+    class Odd:
+        pass
+
+    problems = [Problem(str(i), [{"role": "user", "content": "\ud800"}], str(i % 7), metadata={"odd": Odd()}) for i in range(128)]
+    with VerifierPool(VerifierConfig(name="exact")) as pool:
+        pool.grade([(problems[0], "0"), (problems[1], "1")])
+        started = time.monotonic()
+        verdicts = pool.grade([(problem, "3") for problem in problems])
+        assert time.monotonic() - started < 0.5
+        assert pool.grade([(Problem("p", "?", "5", metadata={"key": {(1, 2): 3}}), "5")])[0].status == "error"
+        assert pool.grade([]) == []
+    assert [verdict.reward for verdict in verdicts] == [float(i % 7 == 3) for i in range(128)]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (VerifierConfig(name="mathh"), "no verifier 'mathh'; did you mean 'math'"),
+        (VerifierConfig(name="quux"), "choose math, exact"),
+        (VerifierConfig(name="exact", extract="("), "not a regular expression"),
+        (VerifierConfig(name="no_such_module:f"), "cannot be imported: ModuleNotFoundError"),
+        (VerifierConfig(name="no/such/file.py:f"), "cannot be imported: FileNotFoundError"),
+        (VerifierConfig(name="json:f"), "json has no function 'f'"),
+    ],
+)
+def test_what_cannot_be_used_is_said_at_once(config: VerifierConfig, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        VerifierPool(config)
+
+
+def test_a_module_of_the_working_directory(verifier_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(verifier_file.parent)
+    with VerifierPool(VerifierConfig(name="my_verifier:verdict")) as pool:
+        assert pool.grade([(Problem("p", "?", "!"), "fine")])[0].reward == 0.25
+
+
+def test_a_verifier_that_ends_the_process_on_import(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import os\nos._exit(3)")
+    with pytest.raises(UserError, match="did not start: its process exited with code 3"):
+        VerifierPool(VerifierConfig(name=f"{tmp_path}/bad.py:f"))
+
+
+PARENT = """
+import os, signal, sys, threading
+from handrail.config import VerifierConfig
+from handrail.problems import Problem
+from handrail.verifier_pool import VerifierPool
+
+pool = VerifierPool(VerifierConfig(name=sys.argv[1], timeout=60))
+print(pool._workers[0]._process.pid, flush=True)
+if sys.argv[2] == "die":
+    os._exit(0)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    pool.grade([(Problem("p", "?", "!", metadata={"child": "1"}), "hang")] * 4)
+except KeyboardInterrupt:
+    print("interrupted", any(pool._workers))
+"""
+
+
+@pytest.mark.parametrize("end", ["die", "interrupt"])
+def test_no_worker_outlives_its_parent(verifier_file: Path, end: str) -> None:
+    command = [sys.executable, "-c", PARENT, f"{verifier_file}:verdict", end]
+    parent = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    pid, *said = parent.stdout.split()
+    assert said == ([] if end == "die" else ["interrupted", "False"])
+    deadline = time.monotonic() + 3
+    while Path(f"/proc/{pid}/status").exists() and "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_worker_starts_without_heavy_imports() -> None:
+    heavy = ["torch", "transformers", "math_verify", "reasoning_gym", "numpy"]
+    program = f"import sys, handrail.verifier_worker; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
