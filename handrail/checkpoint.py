@@ -23,9 +23,7 @@ def save(root: Path, step: int, keep: int, policy: TransformersPolicy, optimizer
     aside.mkdir(parents=True)
     policy.save(aside / "model")
     moments = {
-        f"{index}.{name}": value.contiguous()
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
+        f"{index}.{name}": value.contiguous() for index, entry in optimizer.state_dict()["state"].items() for name, value in entry.items()
     }
     save_file(moments, aside / "optimizer.safetensors")
     state = {"step": step, "scheduler": scheduler.state_dict(), "method": method.state()}

@@ -97,6 +97,8 @@ class TrainConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's; a larger one moves weights with small gradients less."""
     weight_decay: float = Field(0.01, ge=0)
     grad_clip: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(8192, ge=1)

@@ -19,8 +19,6 @@ def load_attribute(name: str, field: str) -> Any:
     where, _, attribute = name.rpartition(":")
     try:
         module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
-    except UserError:
-        raise
     except Exception as error:
         raise UserError(f"{field}: {where} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
@@ -35,8 +33,6 @@ def _load_module(name: str) -> Any:
 
 
 def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -52,8 +52,8 @@ class StepMetrics:
     def result(self, accelerator: Accelerator, counts: Counter[str]) -> dict[str, Any]:
         """The step's line: counts over all processes, means over its updates; ``counts`` are the method's own."""
         parts = gather_object([(self.sums, self.reward, self.entropy, counts)])
-        sums = sum((part[0] for part in parts), Counter())
-        own = sum((part[3] for part in parts), Counter())
+        sums: Counter[str] = sum((part[0] for part in parts), Counter())
+        own: Counter[str] = sum((part[3] for part in parts), Counter())
         return {
             "groups/all": sums["groups"],
             "groups/all_wrong": sums["all_wrong"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ class RunDirectory:
     """``metrics.jsonl`` holds only what is a function of the configuration, so that two equal runs write equal bytes;
     what the clock says stands in ``timings.jsonl``."""
 
-    def __init__(self, path: Path, config: Config, resume_from: int | None) -> None:
-        """``resume_from`` is the step after which to go on; lines of later steps are cut off. None starts anew."""
-        self.path = path
+    def __init__(self, path: Path, config: Config, resume_from: int | None, writes: bool = True) -> None:
+        """``resume_from`` is the step after which to go on; lines of later steps are cut off. None starts anew.
+
+        Of several processes one ``writes``; for the others every method does nothing.
+        """
+        self.path, self.writes = path, writes
+        self.metrics, self.timings, self.samples = (path / f"{name}.jsonl" for name in ("metrics", "timings", "samples"))
+        if not writes:
+            return
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.toml").write_text(tomli_w.dumps(config.model_dump(exclude_none=True)), encoding="utf-8")
-        self.metrics, self.timings, self.samples = (path / f"{name}.jsonl" for name in ("metrics", "timings", "samples"))
         for file in (self.metrics, self.timings, self.samples):
             keep_until(file, resume_from)
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
@@ -35,11 +40,17 @@ class RunDirectory:
             raise UserError(f"{path} already holds a run; continue it with --resume, or choose another --output")
 
     def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        if not self.writes:
+            return
         append(self.metrics, {"step": step, **metrics})
         append(self.timings, {"step": step, **{name: round(value, 4) for name, value in seconds.items()}})
         for name, value in {**metrics, **{f"seconds/{name}": value for name, value in seconds.items()}}.items():
             if isinstance(value, int | float):
                 self.board.add_scalar(name, value, step)
+
+    def sample(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            append(self.samples, row)
 
     def read(self, file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -22,9 +22,7 @@ class Schedule:
     def problems(self, step: int) -> list[Problem]:
         """The problems of step ``step`` (from 1), in an order that mixes the sources."""
         chosen = [
-            self._at(source, position)
-            for source, quota in enumerate(self.quotas)
-            for position in range((step - 1) * quota, step * quota)
+            self._at(source, position) for source, quota in enumerate(self.quotas) for position in range((step - 1) * quota, step * quota)
         ]
         random.Random(derive("mix", self.seed, step)).shuffle(chosen)
         return chosen

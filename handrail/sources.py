@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -136,7 +136,7 @@ def _problem(row: _Row, layout: Layout) -> Problem:
         raise row.value
     if not isinstance(row.value, dict):
         raise BadRow(None, "the row is not an object", 'write it as {"prompt": ..., "answer": ...}')
-    return to_problem(*layout.split(row.value), default_id=row.id)
+    return replace(to_problem(*layout.split(row.value), default_id=row.id), where=row.place)
 
 
 def _complaint(bad: list[tuple[str, BadRow]]) -> str:

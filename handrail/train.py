@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from transformers import get_scheduler
 
 from handrail import checkpoint
@@ -24,7 +23,7 @@ from handrail.methods.base import Method
 from handrail.metrics import StepMetrics, summary
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
-from handrail.run_directory import RunDirectory, append
+from handrail.run_directory import RunDirectory
 from handrail.samples import sample_rows
 from handrail.schedule import Schedule
 from handrail.seeds import derive
@@ -75,7 +74,7 @@ class Run:
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         c = config.train
         betas = (c.betas[0], c.betas[1])
-        optimizer = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.scheduler = get_scheduler(c.schedule, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps)
         self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
@@ -85,7 +84,8 @@ class Run:
         root = directory / "checkpoints"
         newest = checkpoint.checkpoints(root)[-1:] if resume else []
         done = checkpoint.load(newest[0], self.policy, self.optimizer, self.scheduler, self.method) if newest else None
-        out = RunDirectory(directory, self.config, done)
+        main = self.accelerator.is_main_process
+        out = RunDirectory(directory, self.config, done, writes=main)
         if done is None:
             started = time.perf_counter()
             metrics = self.evaluate()
@@ -95,12 +95,14 @@ class Run:
             metrics, seconds = self.step(step, out)
             out.log(step, metrics, seconds)
             progress(step, c.steps, metrics, seconds)
-            if c.checkpoint_every and (step % c.checkpoint_every == 0 or step == c.steps):
+            if main and c.checkpoint_every and (step % c.checkpoint_every == 0 or step == c.steps):
                 checkpoint.save(root, step, c.keep_checkpoints, self.policy, self.optimizer, self.scheduler, self.method)
-        self.policy.save(directory / "model")
-        result = summary(out, self.config, self.method)
-        out.summarise(result)
-        return result
+        result = [{}]
+        if main:
+            self.policy.save(directory / "model")
+            result = [summary(out, self.config, self.method)]
+            out.summarise(result[0])
+        return dict(broadcast_object_list(result)[0])
 
     def step(self, number: int, out: RunDirectory) -> tuple[dict[str, Any], dict[str, float]]:
         """One step, from problems to updated weights: its metrics, and the seconds each part took."""
@@ -119,8 +121,7 @@ class Run:
             with clock("guide"):
                 part = self.method.credit(part, tools)
             if self.wants_samples(number):
-                for row in sample_rows(number, part, self.method, self.policy):
-                    append(out.samples, row)
+                out.sample(sample_rows(number, part, self.method, self.policy))
             with clock("update"):
                 metrics.updated(part, self.update(part))
         self.scheduler.step()
@@ -164,10 +165,10 @@ class Clock:
     """Seconds by name."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[name] += time.perf_counter() - started  # type: ignore[assignment]
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

@@ -60,7 +60,8 @@ class Update:
         rows = []
         for group in groups:
             for member in group.trajectories:
-                scale = self.method.credit_scale(member, counts)
+                trains = member.has_signal or self.method.entropy_bonus != 0
+                scale = self.method.credit_scale(member, counts) if trains else 0.0
                 rows.append(Row(member, credit_scale=scale, bonus=self.method.entropy_bonus * scale))
             rows += [Row(member, weight_scale=self.method.weight_scale(member, counts)) for member in group.demonstrations]
         return rows
@@ -68,7 +69,7 @@ class Update:
     def backward(self, rows: Sequence[Row]) -> float | None:
         """Adds the rows' gradient, over all processes; returns their loss, or None if no process has any row."""
         batches = list(pack(rows, self.config.micro_batch_tokens))
-        most = max(self.gathered(len(batches)))
+        most = int(max(self.gathered(len(batches))))
         if most == 0:
             return None
         # Every process must go through as many backward passes; the last one sums the gradients.

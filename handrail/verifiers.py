@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import re
 import string
-import sys
 from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any, SupportsFloat
 
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
+from handrail.imports import load_attribute
 from handrail.problems import Problem
 
 Verifier = Callable[[Problem, str], float]
@@ -181,24 +178,9 @@ def _user_function(name: str) -> Callable[[Problem, str], object]:
     where, colon, attribute = name.rpartition(":")
     if not colon:
         close = difflib.get_close_matches(name, BUILTIN, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose {', '.join(BUILTIN)} or your own module:function."
-        raise UserError(f"There is no verifier {name!r}; {hint}")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:
-        raise UserError(f"The verifier {name!r} cannot be imported: {type(error).__name__}: {error}.") from error
-    function = getattr(module, attribute, None)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose {', '.join(BUILTIN)} or your own module:function"
+        raise UserError(f"verifier.name: there is no verifier {name!r}; {hint}")
+    function = load_attribute(name, "verifier.name")
     if not callable(function):
-        raise UserError(f"The verifier {name!r} cannot be used: {where} has no function {attribute!r}.")
+        raise UserError(f"verifier.name: {name} is not a function")
     return function  # type: ignore[no-any-return]
-
-
-def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # so it is for every name that ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look themselves up here
-    spec.loader.exec_module(module)
-    return module

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from handrail.tasks import house_rules as house
 
@@ -37,7 +37,8 @@ class Recipe:
 RECIPES = {"house-tiny": Recipe()}
 
 WORDS = [
-    "<pad>", "<eos>", "<unk>", *map(str, range(house.MODULUS)), *"+-*=;#?", "Plan:", *house.PRIMITIVES,
+    "<pad>", "<eos>", "<unk>", *map(str, range(house.MODULUS)), *"+-*=,;#?", "Plan:",
+    "then", *house.PRIMITIVES,
     *house.HOUSE_RULES, *house.KNOWN_RULES, *house.FILLERS,
 ]  # fmt: skip
 PLAN = "{prompt}\n\nPlan:\n{plan}"
@@ -46,9 +47,7 @@ PLAN = "{prompt}\n\nPlan:\n{plan}"
 def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=128
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=128)
 
 
 def example(recipe: Recipe, rng: random.Random) -> tuple[str, str]:
@@ -60,10 +59,10 @@ def example(recipe: Recipe, rng: random.Random) -> tuple[str, str]:
         programs = list(house.KNOWN_RULES.values())
         rules = house.KNOWN_RULES | {name: rng.choice(programs) for name in house.HOUSE_RULES}
         items = house.draw_items("hard", 6, rng)[: rng.choice((1, 2, 3, 3, 3))]
-    steps, names, answer = house.solve(start, items, rules)
+    steps, plan, answer = house.solve(start, items, rules)
     prompt = house.prompt(start, items)
     if recipe.easy <= kind < recipe.easy + recipe.planned:
-        prompt = PLAN.format(prompt=prompt, plan=" ".join(names))
+        prompt = PLAN.format(prompt=prompt, plan=plan)
     return prompt, house.write(steps, answer, "clean", rng)
 
 
@@ -93,9 +92,17 @@ def make(name: str, output: Path, seed: int = 0, progress: Callable[[int, int, f
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(WORDS), hidden_size=recipe.hidden, intermediate_size=3 * recipe.hidden, num_hidden_layers=recipe.layers,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
-            pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id, bos_token_id=None,
+            vocab_size=len(WORDS),
+            hidden_size=recipe.hidden,
+            intermediate_size=3 * recipe.hidden,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            pad_token_id=words.pad_token_id,
+            eos_token_id=words.eos_token_id,
+            bos_token_id=None,
         )  # fmt: skip
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas)

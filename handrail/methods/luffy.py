@@ -66,4 +66,5 @@ class Luffy(Method):
         settings = self.settings
         assert isinstance(settings, LuffySettings)
         reference = objective.shaped(logp, streams, settings.shaping, settings.gamma)
-        return torch.where(streams.origin == Origin.REFERENCE, reference, super().surrogate(logp, streams))
+        own = self.policy_gradient(logp, streams)
+        return torch.where(streams.origin == Origin.REFERENCE, reference, own) + objective.imitation(logp, streams)

@@ -57,8 +57,7 @@ class Imitating(Method):
     def weigh(groups: list[Group], weights: Callable[[Trajectory], list[float]]) -> list[Group]:
         """Gives every demonstration its weights."""
         return [
-            replace(group, demonstrations=[replace(member, weight=weights(member)) for member in group.demonstrations])
-            for group in groups
+            replace(group, demonstrations=[replace(member, weight=weights(member)) for member in group.demonstrations]) for group in groups
         ]
 
 

@@ -46,7 +46,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-class Recorder(LogitsProcessor):
+class Recorder(LogitsProcessor):  # type: ignore[misc]
     """Keeps the log-probability of every sampled token and the entropy it was drawn from, without keeping logits."""
 
     def __init__(self, temperature: float) -> None:
@@ -147,16 +147,17 @@ class TransformersPolicy:
         end = next((at + 1 for at, token in enumerate(tokens) if token in self.ends), None)
         tokens = tokens[:end]
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Trajectory(
-            prompt, tokens, text, [Origin.POLICY] * len(tokens), list(logp[:end]), entropy[:end], finished=end is not None
-        )
+        return Trajectory(prompt, tokens, text, [Origin.POLICY] * len(tokens), list(logp[:end]), entropy[:end], finished=end is not None)
 
-    def forward(self, batch: MicroBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(log π [B, T], entropy [B, T] or None), float32, of the batch's completion tokens, with gradient."""
+    def forward(self, batch: MicroBatch, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
+        """(log π [B, T], entropy [B, T] or None), float32, of the batch's completion tokens, with gradient.
+
+        ``model`` stands in for the one that synchronises gradients between processes.
+        """
         width = batch.completion.shape[1]
         positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
         # Only the completions' logits are ever computed.
-        logits = self.model(
+        logits = (model or self.model)(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, logits_to_keep=width + 1,
             use_cache=False,
         ).logits[:, :-1].float() / self.temperature  # fmt: skip
@@ -168,14 +169,14 @@ class TransformersPolicy:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Tensor]:
-        self.model.eval()
+        model = self.bare_model.eval()  # processes may score different numbers of batches
         device = self.accelerator.device
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]
         for part in by_budget(lengths, self.config.train.micro_batch_tokens):
             tensors = collate([prompts[i] for i in part], [completions[i] for i in part])
             ids, mask, completion = (tensor.to(device) for tensor in tensors)
-            logp, _ = self.forward(MicroBatch(ids, mask, completion, streams=None))  # type: ignore[arg-type]
+            logp, _ = self.forward(MicroBatch(ids, mask, completion, streams=None), model=model)  # type: ignore[arg-type]
             for index, row in zip(part, logp.cpu(), strict=True):
                 out[index] = row[: lengths[index][1]]
         return out

@@ -1,9 +1,10 @@
 """House rules: arithmetic modulo 100 with named two-operation rules.
 
 A problem starts from a number and applies rules to it, each with an operand: ``77 A 8 C 9 B 4 ?``. A rule is two primitive
-operations; the reference writes every primitive out, ``77 + 8 = 85 ; 85 * 2 = 70 ; ... # 40``. Rules ``K0`` to ``K8`` are
-common knowledge (the built-in backbones were taught them); ``A`` to ``F`` are house rules whose meaning no backbone knows.
-So a *hard* problem (three house rules) cannot be solved by trying: a rollout must guess three meanings at once.
+operations; the reference writes every primitive out, a step for each rule, and ends in the values after each step:
+``77 + 8 = 85 , 85 * 2 = 70 ; 70 - 9 = 61 , ... # 70 22 40``. Rules ``K0`` to ``K8`` are common knowledge (the built-in
+backbones were taught them); ``A`` to ``F`` are house rules whose meaning no backbone knows. So a *hard* problem (three house
+rules) cannot be solved by trying: a rollout must guess three meanings at once, and three values leave little to luck.
 
 Every word is one token of the built-in backbones. See ``docs/backbones.md``.
 """
@@ -24,8 +25,7 @@ PRIMITIVES = ("add", "subtract", "double")
 Program = tuple[str, str]
 
 KNOWN_RULES: dict[str, Program] = {
-    f"K{index}": (first, second)
-    for index, (first, second) in enumerate((a, b) for a in PRIMITIVES for b in PRIMITIVES)
+    f"K{index}": (first, second) for index, (first, second) in enumerate((a, b) for a in PRIMITIVES for b in PRIMITIVES)
 }
 HOUSE_RULES: dict[str, Program] = {
     "A": ("add", "double"),
@@ -35,7 +35,7 @@ HOUSE_RULES: dict[str, Program] = {
     "E": ("subtract", "subtract"),
     "F": ("add", "add"),
 }
-FILLERS = ("well", "now", "okay", "so", "hmm", "next", "right", "then")
+FILLERS = ("well", "now", "okay", "so", "hmm", "next", "right", "anyway")
 FILLER_SHARE = 0.6
 
 Level = Literal["easy", "hard"]
@@ -56,26 +56,26 @@ class Item:
         return signs.get(self.name, f"{self.name} {self.operand}")
 
 
-def solve(start: int, items: list[Item], rules: dict[str, Program]) -> tuple[list[str], list[str], int]:
-    """Returns the steps (one equality a primitive), the primitives' names and the final value."""
-    value, steps, names = start, [], []
+def solve(start: int, items: list[Item], rules: dict[str, Program]) -> tuple[list[str], str, str]:
+    """Returns the steps (the equalities of one item), the plan (the primitives' names) and the answer: the value after each."""
+    value, steps, plan, values = start, [], [], []
     for item in items:
-        for primitive in rules.get(item.name, (item.name,)):
+        equalities, program = [], rules.get(item.name, (item.name,))
+        for primitive in program:
             sign, operand = {"add": ("+", item.operand), "subtract": ("-", item.operand), "double": ("*", 2)}[primitive]
             result = {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % MODULUS
-            steps.append(f"{value} {sign} {operand} = {result}")
-            names.append(primitive)
+            equalities.append(f"{value} {sign} {operand} = {result}")
             value = result
-    return steps, names, value
+        steps.append(" , ".join(equalities))
+        plan.append(" then ".join(program))
+        values.append(str(value))
+    return steps, "\n".join(plan), " ".join(values)
 
 
-def write(steps: list[str], answer: int, style: Style, rng: random.Random) -> str:
+def write(steps: list[str], answer: str, style: Style, rng: random.Random) -> str:
     """The worked solution; in foreign style most steps are led in by words the backbone has never seen."""
     if style == "foreign":
-        steps = [
-            " ".join([*rng.choices(FILLERS, k=rng.randint(1, 2)), step]) if rng.random() < FILLER_SHARE else step
-            for step in steps
-        ]
+        steps = [" ".join([*rng.choices(FILLERS, k=rng.randint(1, 2)), step]) if rng.random() < FILLER_SHARE else step for step in steps]
     return " ; ".join(steps) + f" # {answer}"
 
 
@@ -112,13 +112,13 @@ def _generate(level: Level, n: int, seed: int, style: Style, split: Split, house
         if text in seen or is_test(text) != (split == "test"):
             continue
         seen.add(text)
-        steps, names, answer = solve(start, items, KNOWN_RULES | HOUSE_RULES)
+        steps, plan, answer = solve(start, items, KNOWN_RULES | HOUSE_RULES)
         yield Problem(
             id=f"{level}-{split}-{seed}-{len(seen) - 1}",
             prompt=text,
-            answer=str(answer),
+            answer=answer,
             references=(write(steps, answer, style, style_rng),),
-            plan=" ".join(names),
+            plan=plan,
             metadata={"steps": steps},
         )
 
@@ -126,4 +126,5 @@ def _generate(level: Level, n: int, seed: int, style: Style, split: Split, house
 def derivation_is_right(problem: Problem, completion: str) -> bool:
     """Whether the completion's steps are the true ones, lead-in words aside: tells insight from a lucky answer."""
     words = [word for word in completion.split("#")[0].split() if word not in FILLERS]
-    return " ".join(words).split(" ; ") == problem.metadata["steps"]
+    steps: list[str] = problem.metadata["steps"]
+    return " ".join(words).split(" ; ") == steps

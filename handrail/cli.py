@@ -1,0 +1,202 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from handrail.config import Config, DataConfig, ModelConfig, Source, load_config
+from handrail.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train on problems the policy cannot solve yet."
+)
+backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
+app.add_typer(backbone, name="backbone")
+console = Console()
+
+Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says; may be repeated.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", help="our_field=their_column; may be repeated.")]
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[Path, typer.Argument(help="A TOML file, see examples/.")],
+    settings: Settings = None,
+    output: Annotated[Path | None, typer.Option(help="The run directory; by default runs/ and the file's name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run directory.")] = False,
+) -> None:
+    """Train one model by one method, and write a run directory."""
+    parsed = load_config(config, settings)
+    directory = output or Path("runs") / config.stem
+    quiet()
+    from handrail.progress import bars
+    from handrail.train import train
+
+    show(f"{parsed.method.get('name', 'grpo')} from {parsed.model.path} into {directory}")
+    with bars(console) as shown:
+        summary = train(
+            parsed, directory, resume=resume, progress=lambda step, steps, metrics, _: shown.update("", step, steps, metrics)
+        )  # fmt: skip
+    for name, ends in summary["eval"].items():
+        start, end = ends["start"], ends["end"]
+        interval = f"[{end['low']:.1%}, {end['high']:.1%}]"
+        show(f"held-out {name}: {start['mean']:.1%} → {end['mean']:.1%} {interval}, n = {end['n']}")
+    if summary["steps_without_signal"]:
+        show(f"{summary['steps_without_signal']} of {summary['steps']} steps had no signal")
+    show(f"model: {directory / 'model'}")
+
+
+@app.command("compare")
+def compare_command(
+    config: Annotated[Path, typer.Argument(help="A TOML file with a [compare] section, see examples/demo.toml.")],
+    settings: Settings = None,
+    output: Annotated[Path | None, typer.Option(help="By default runs/ and the file's name.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core.")] = None,
+) -> None:
+    """Run what [compare] lists, with every seed, and end with a table, a plot and summary.json. Goes on where it was stopped."""
+    parsed = load_config(config, settings)
+    directory = output or Path("runs") / config.stem
+    quiet()
+    from handrail.compare import compare, jobs
+    from handrail.progress import bars
+    from handrail.report.tables import comparison_table, curves
+
+    planned = jobs(parsed, directory)
+    finished = sum(job.summary is not None for job in planned)
+    show(f"{len(planned)} runs from {parsed.model.path} into {directory}" + (f", {finished} of them finished already" * bool(finished)))
+    with bars(console) as shown:
+        summary = compare(parsed, directory, workers, shown.update)
+    console.print(comparison_table(summary["methods"], list(parsed.eval.sets)))
+    curves(planned, list(parsed.eval.sets), directory / "plot.png")
+    show(f"plot: {directory / 'plot.png'}\nsummary: {directory / 'summary.json'}")
+
+
+@app.command("check")
+def check_command(
+    data: Annotated[str, typer.Argument(help="A file, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value.")],
+    columns: Columns = None,
+    model: Annotated[str | None, typer.Option(help="Show the first problem, and check all lengths, as this model sees them.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Take model, templates and lengths from this configuration.")] = None,
+) -> None:
+    """Validate a data source and show what was understood."""
+    mapping = dict(parse_column(pair) for pair in columns or [])
+    quiet()
+    from handrail.check import as_seen, overview
+    from handrail.sources import load
+
+    settings = load_config(config) if config else None
+    loaded = load(data, mapping or (settings.data.columns if settings else {}))
+    for line in overview(loaded, data):
+        show(line)
+    if settings is None and model is None:
+        show(f"\nfirst problem ({loaded.problems[0].id}), as text; add --model to see it as a model does:\n{loaded.problems[0].prompt}")
+        return
+    if settings is None:
+        settings = Config(model=ModelConfig(path=model or ""), data=DataConfig(train=[Source(path=data)]))
+    elif model:
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})})
+    for caption, text in as_seen(settings, loaded.problems):
+        show(f"\n{caption}")
+        console.print(text, style="cyan", highlight=False, markup=False, soft_wrap=True)
+
+
+def parse_column(pair: str) -> tuple[str, str]:
+    field, equals, column = pair.partition("=")
+    if not equals:
+        raise UserError(f"--column takes our_field=their_column, not {pair!r}")
+    return field, column
+
+
+def show(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("methods")
+def methods_command(name: Annotated[str | None, typer.Argument(help="Print this method's card.")] = None) -> None:
+    """List the methods with their source and status, or print one's card."""
+    from handrail.methods import METHODS, find
+
+    if name is None:
+        table = Table("method", "status", "source", "what it is")
+        for key, cls in METHODS.items():
+            table.add_row(key, cls.status, cls.source, (inspect.getdoc(cls) or "").splitlines()[0])
+        console.print(table)
+        return
+    cls = find(name)
+    console.print(f"[bold]{escape(cls.name or name)}[/bold] · {escape(cls.source)} · status: {cls.status}\n")
+    console.print(inspect.getdoc(cls) or "", highlight=False, markup=False)
+    table = Table("setting", "default", "meaning", title="\nsettings, under [method]", title_justify="left")
+    for key, field in cls.Settings.model_fields.items():
+        if key != "name":
+            table.add_row(key, repr(field.default), escape(" ".join((field.description or "").split())))
+    console.print(table)
+
+
+@backbone.command("list")
+def backbone_list() -> None:
+    """The built-in backbones."""
+    from handrail.backbones import locate, names
+
+    for name in names():
+        size = sum(file.stat().st_size for file in Path(locate(f"builtin:{name}")).iterdir())
+        show(f"builtin:{name}  {size / 1e6:.1f} MB")
+
+
+@backbone.command("make")
+def backbone_make(
+    name: Annotated[str, typer.Argument(help="Which recipe.")],
+    output: Annotated[Path, typer.Option(help="The model directory to write.")],
+    seed: int = 0,
+) -> None:
+    """Train a built-in backbone from scratch, as the shipped one was."""
+    quiet()
+    from handrail.backbones.make import RECIPES, make
+
+    if name not in RECIPES:
+        raise UserError(f"there is no recipe {name!r}; there are: {', '.join(RECIPES)}")
+    make(name, output, seed, lambda step, steps, loss: show(f"step {step}/{steps} loss {loss:.4f}"))
+
+
+@backbone.command("measure")
+def backbone_measure(
+    model: Annotated[str, typer.Argument(help="A model directory or builtin:NAME.")] = "builtin:house-tiny",
+    n: Annotated[int, typer.Option(min=1, help="Held-out problems of each level.")] = 512,
+) -> None:
+    """How good a backbone is on easy and hard problems, and how much of its luck on hard ones is insight."""
+    quiet()
+    from handrail.backbones.measure import measure
+
+    for line in measure(model, n):
+        console.print(line, highlight=False)
+
+
+def quiet() -> None:
+    """Our own progress instead of the libraries' bars and warnings."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main() -> None:
+    """Entry point: a UserError is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Live progress on a terminal, sparse lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+LINES = 20
+
+
+def status(metrics: dict[str, Any]) -> str:
+    """A step in one line."""
+    held_out = " ".join(f"{key.split('/')[1]} {value:.1%}" for key, value in metrics.items() if key.endswith("/mean"))
+    if "groups/all" not in metrics:
+        return f"held out: {held_out}" if held_out else "no held-out problems (set eval.sets)"
+    if "note" in metrics:
+        text = str(metrics["note"])
+    else:
+        reward = "" if metrics["reward"] is None else f"reward {metrics['reward']:.3f} · "
+        groups = " ".join(f"{metrics[f'groups/{kind}']} {kind.replace('_', ' ')}" for kind in ("all_wrong", "mixed", "all_right"))
+        text = f"{reward}groups {groups} · rescued {metrics['groups/rescued']}"
+    return f"{text} · held out: {held_out}" if held_out else text
+
+
+class Bars:
+    """One progress bar for each run; on a dumb terminal a line at every twentieth of a run and at every evaluation."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[status]}"), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.tasks: dict[str, TaskID] = {}
+
+    def update(self, name: str, step: int, steps: int, metrics: dict[str, Any]) -> None:
+        text = status(metrics)
+        if not self.console.is_terminal:
+            if step % max(1, steps // LINES) == 0 or any(key.startswith("eval/") for key in metrics):
+                self.console.print(f"{name} step {step}/{steps}: {text}".lstrip(), highlight=False, soft_wrap=True)
+            return
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=steps, status="")
+        self.bars.update(self.tasks[name], completed=step, status=text)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Bars]:
+    shown = Bars(console)
+    with shown.bars:
+        yield shown

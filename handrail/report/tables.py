@@ -1,0 +1,68 @@
+"""A comparison as a table and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.table import Table
+
+from handrail.compare import Job
+
+
+def comparison_table(methods: Mapping[str, Any], sets: list[str]) -> Table:
+    """One line a method: held-out accuracy with its interval, dead groups at both ends, rescues, seconds."""
+    table = Table(title="held-out accuracy after training, mean over seeds [95 % interval]", title_justify="left")
+    table.add_column("method")
+    for name in sets:
+        table.add_column(f"{name} (start {next(iter(methods.values()))[name]['start']:.1%})", justify="right")
+    for title in ("groups all wrong\nfirst → last", "problems\nrescued", "steps without\nsignal", "seconds"):
+        table.add_column(title, justify="right")
+    for method, row in methods.items():
+        accuracies = [f"{row[name]['mean']:.1%} [{row[name]['low']:.1%}, {row[name]['high']:.1%}]" for name in sets]
+        ends = [row["all_wrong"][end] for end in ("first", "last")]
+        dead = "no rollouts" if None in ends else " → ".join(f"{end:.0%}" for end in ends)
+        table.add_row(method, *accuracies, dead, f"{row['rescued']:.0f}", f"{row['steps_without_signal']:.0f}", f"{row['seconds']:.0f}")
+    return table
+
+
+def curves(all_jobs: list[Job], sets: list[str], file: Path) -> None:
+    """Held-out accuracy, and the share of groups that are all wrong, against the step: a line a method, a band over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panes = pyplot.subplots(1, len(sets) + 1, figsize=(4.6 * (len(sets) + 1), 3.8), layout="constrained")
+    for name in dict.fromkeys(job.name for job in all_jobs):
+        runs = [_read(job.directory / "metrics.jsonl") for job in all_jobs if job.name == name]
+        for pane, key in zip(panes, [*(f"eval/{held_out}/mean" for held_out in sets), "all_wrong"], strict=True):
+            lines = [_smooth(run) if key == "all_wrong" else [(row["step"], row[key]) for row in run if key in row] for run in runs]
+            steps = [step for step, _ in lines[0]]
+            columns = list(zip(*([value for _, value in line] for line in lines), strict=True))
+            (drawn,) = pane.plot(steps, [mean(column) for column in columns], label=name)
+            pane.fill_between(steps, list(map(min, columns)), list(map(max, columns)), color=drawn.get_color(), alpha=0.15, linewidth=0)
+    for pane, title in zip(panes, [*(f"held-out {name} accuracy" for name in sets), "groups all wrong"], strict=True):
+        pane.set(title=title, xlabel="step", ylim=(-0.03, 1.03))
+        pane.grid(alpha=0.25)
+    panes[0].legend(frameon=False, fontsize="small")
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _smooth(run: list[dict[str, Any]], window: int = 10) -> list[tuple[int, float]]:
+    """The share of all-wrong groups, a mean over windows of steps."""
+    rows = run[1:]
+    out = []
+    for at in range(0, len(rows), window):
+        part = rows[at : at + window]
+        graded = sum(row[f"groups/{kind}"] for row in part for kind in ("all_wrong", "mixed", "all_right"))
+        out.append((part[-1]["step"], sum(row["groups/all_wrong"] for row in part) / max(1, graded)))
+    return out

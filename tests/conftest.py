@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from handrail.config import Config, parse_config
+from handrail.policy.transformers import TransformersPolicy
+from handrail.tools import Tools
+from handrail.verifier_pool import VerifierPool
+
+HARD = "task:house-rules?level=hard&house=3"
+EASY = "task:house-rules?level=easy"
+
+
+def config(**changes: Any) -> Config:
+    """A run of seconds on the built-in backbone; ``changes`` are whole sections or parts of them."""
+    tree: dict[str, Any] = {
+        "model": {"path": "builtin:house-tiny", "device": "cpu"},
+        "data": {"train": f"{HARD}&n=64"},
+        "verifier": {"name": "exact", "extract": r"# ([\d ]+)$", "workers": 1},
+        "rollout": {"max_tokens": 48, "group_size": 4},
+        "train": {"steps": 2, "problems_per_step": 4, "learning_rate": 5e-4, "samples_every": 1},
+    }
+    for section, values in changes.items():
+        tree[section] = {**tree.get(section, {}), **values}
+    return parse_config(tree)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def policy() -> TransformersPolicy:
+    """The built-in backbone; tests must leave its weights as they are."""
+    return TransformersPolicy(config(), Accelerator(cpu=True))
+
+
+@pytest.fixture(scope="session")
+def verifier() -> Iterator[VerifierPool]:
+    with VerifierPool(config().verifier) as pool:
+        yield pool
+
+
+@pytest.fixture
+def tools(policy: TransformersPolicy, verifier: VerifierPool) -> Tools:
+    return Tools(policy, verifier)

@@ -1,0 +1,192 @@
+"""The real loop: what it writes, that it resumes to the bit, and that it trains."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from handrail import Group, Method, Tools, UserError, train
+from handrail.config import Config
+from handrail.methods import METHODS
+from tests.conftest import EASY, HARD, config
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(directory / "model").state_dict())
+
+
+def small(**changes: Any) -> Config:
+    sets = {"hard": f"{HARD}&split=test&n=8", "easy": f"{EASY}&split=test&n=8"}
+    return config(**{"eval": {"sets": sets, "every": 2, "limit": 8}, **changes})
+
+
+def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> None:
+    summary = train(small(train={"checkpoint_every": 1}, method={"name": "sort"}), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.toml", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "summary.json", "checkpoints", "model", "tensorboard",
+    }  # fmt: skip
+    metrics = lines(tmp_path / "run/metrics.jsonl")
+    assert [line["step"] for line in metrics] == [0, 1, 2]
+    first = metrics[1]
+    assert first["groups/all"] == first["groups/all_wrong"] + first["groups/mixed"] + first["groups/all_right"] == 4
+    assert first["groups/rescued"] == first["groups/all_wrong"] > 0
+    assert first["tokens/trained"] + first["tokens/dropped"] > first["tokens/sampled"]  # the references come on top
+    assert {"reward", "entropy", "truncated", "loss", "grad_norm/all", "grad_norm/guided"} <= first.keys()
+    assert {"sample", "verify", "guide", "update"} <= lines(tmp_path / "run/timings.jsonl")[1].keys()
+    assert summary == json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["eval"]["hard"]["end"]["n"] == 8
+    assert [path.name for path in sorted((tmp_path / "run/checkpoints").iterdir())] == ["step-000001", "step-000002"]
+    assert list((tmp_path / "run/tensorboard").glob("events*"))
+    text = AutoTokenizer.from_pretrained(tmp_path / "run/model").decode([10, 11])
+    assert text == "7 8" and weights(tmp_path / "run")
+
+
+def test_samples_tell_who_wrote_each_token_and_how_hard_it_pulls(tmp_path: Path) -> None:
+    train(small(method={"name": "sort"}, train={"steps": 1}), tmp_path / "sort")
+    rows = lines(tmp_path / "sort/samples.jsonl")
+    references = [row for row in rows if row["role"] == "demonstration"]
+    assert references
+    for row in references:
+        assert set(row["origin"]) == {"reference"} and len(row["origin"]) == len(row["tokens"]) == len(row["weight"])
+        assert row["tokens"][-1] == "<eos>" and min(row["weight"]) > 0 and max(row["weight"]) <= 1
+    train(small(method={"name": "luffy"}, train={"steps": 1}), tmp_path / "luffy")
+    rows = lines(tmp_path / "luffy/samples.jsonl")
+    references = [row for row in rows if row["origin"][0] == "reference"]
+    assert len(references) == 4 and len(rows) == 16
+    for row in references:
+        assert max(row["weight"]) <= 0.25 + 1e-6 and set(row["credit"]) == {0.75}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_through_the_loop_and_moves_the_model(name: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name == "grpo" else {}
+    train(small(method={"name": name}, train={"steps": 3, "samples_every": 0}, rollout={"group_size": 4, "max_tokens": 48, "temperature": 2.0},
+                **changes), tmp_path / "run")  # fmt: skip
+    before = AutoModelForCausalLM.from_pretrained("handrail/backbones/house-tiny", dtype=torch.float32).state_dict()
+    after = weights(tmp_path / "run")
+    assert any((before[key] - after[key]).abs().max() > 1e-5 for key in before)
+
+
+@pytest.mark.parametrize("method", [{"name": "luffy"}, {"name": "sort", "weights": "random"}])
+def test_stopped_and_resumed_equals_never_stopped_to_the_bit(method: dict[str, Any], tmp_path: Path) -> None:
+    settings = small(
+        method=method, train={"steps": 6, "checkpoint_every": 2, "schedule": "cosine", "warmup_steps": 2, "updates_per_step": 2}
+    )
+    train(settings, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop_after(step: int, steps: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        if step == 3:  # a step after the checkpoint, which must be taken back
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(settings, tmp_path / "parts", progress=stop_after)
+    assert len(lines(tmp_path / "parts/metrics.jsonl")) == 4
+    with (tmp_path / "parts/metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "gro')  # as if killed while writing
+    train(settings, tmp_path / "parts", resume=True)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+    settings = small(train={"steps": 2, "checkpoint_every": 0})
+    train(settings, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    train(settings, tmp_path / "again", resume=True)
+    assert (tmp_path / "again/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_a_finished_directory_is_not_overwritten(tmp_path: Path) -> None:
+    settings = small(train={"steps": 1})
+    train(settings, tmp_path / "run")
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
+        train(settings, tmp_path / "run")
+
+
+def test_a_step_without_signal_says_so_and_leaves_the_model_alone(tmp_path: Path) -> None:
+    notes: list[str] = []
+    settings = small(train={"steps": 4, "problems_per_step": 1}, rollout={"group_size": 2, "max_tokens": 48}, eval={"sets": {}})
+    train(settings, tmp_path / "run", progress=lambda step, steps, metrics, seconds: notes.append(metrics.get("note", "")))
+    assert "no signal: 1 of 1 groups all wrong" in notes
+    assert "loss" not in lines(tmp_path / "run/metrics.jsonl")[notes.index("no signal: 1 of 1 groups all wrong")]
+
+
+class BestOnly(Method):
+    """Only the best rollouts of a group train."""
+
+    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
+        tools.counts["best/groups"] += len(groups)
+        return [
+            Group(group.problem, [member.credited(float(member.reward == 1 and not group.all_right)) for member in group.trajectories])
+            for group in groups
+        ]
+
+
+def test_a_method_of_ones_own_trains_without_touching_the_package(tmp_path: Path) -> None:
+    settings = small(data={"train": f"{EASY}&n=64"}, rollout={"group_size": 4, "max_tokens": 48, "temperature": 2.0})
+    summary = train(settings, tmp_path / "run", method=BestOnly)
+    assert (summary["method"], summary["status"]) == ("BestOnly", "yours")
+    assert lines(tmp_path / "run/metrics.jsonl")[1]["best/groups"] == 4
+
+
+def test_the_share_of_easy_problems_is_kept_in_every_step(tmp_path: Path) -> None:
+    sources = [{"path": f"{HARD}&n=64", "share": 3.0}, {"path": f"{EASY}&n=64"}]
+    train(small(data={"train": sources}, method={"name": "luffy"}), tmp_path / "run")
+    for step in (1, 2):
+        problems = {row["problem"] for row in lines(tmp_path / "run/samples.jsonl") if row["step"] == step}
+        assert sorted(problem.split("-")[0] for problem in problems) == ["easy", "hard", "hard", "hard"]
+
+
+@pytest.mark.parametrize("method", ["sort", "luffy", "sft"])
+def test_two_processes_train_like_one(method: str, tmp_path: Path) -> None:
+    """Greedy-ish sampling, so that both worlds see the same rollouts; then every figure but the tokens' order agrees."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, torch\nfrom handrail import train\nfrom tests.test_train import parity\n"
+        "torch.set_num_threads(1)\ntrain(parity(sys.argv[1]), sys.argv[2])\n"
+    )
+    train(parity(method), tmp_path / "one")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port=0",
+        str(script),
+        method,
+        str(tmp_path / "two"),
+    ]
+    done = subprocess.run(
+        launch, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
+    assert len(one) == len(two) == 4
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert right[key] == pytest.approx(left[key], rel=5e-3, abs=1e-5), key
+
+
+def parity(method: str) -> Config:
+    return config(
+        method={"name": method}, rollout={"temperature": 0.01, "group_size": 3, "max_tokens": 48}, data={"train": f"{HARD}&n=64"},
+        train={"steps": 3, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300},
+    )  # fmt: skip
