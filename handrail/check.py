@@ -40,4 +40,5 @@ def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
         yield f"its reference, {len(tokens)} tokens:", policy.tokenizer.decode(tokens)
     check_lengths(policy, problems)
     if policy.context:
-        yield f"every prompt, reference and completion fits the context of {policy.context} tokens", ""
+        room = policy.context - max(len(policy.encode_prompt(problem)) for problem in problems)
+        yield f"every prompt and reference fits the context of {policy.context} tokens; rollout.max_tokens may be up to {room}", ""

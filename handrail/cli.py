@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from handrail.config import Config, DataConfig, ModelConfig, Source, load_config
+from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
 from handrail.errors import UserError
 
 app = typer.Typer(
@@ -100,7 +100,9 @@ def check_command(
         show(f"\nfirst problem ({loaded.problems[0].id}), as text; add --model to see it as a model does:\n{loaded.problems[0].prompt}")
         return
     if settings is None:
-        settings = Config(model=ModelConfig(path=model or ""), data=DataConfig(train=[Source(path=data)]))
+        # How much will be sampled is not known here, so nothing is asked of it.
+        short = RolloutConfig(max_tokens=1)
+        settings = Config(model=ModelConfig(path=model or ""), data=DataConfig(train=[Source(path=data)]), rollout=short)
     elif model:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})})
     for caption, text in as_seen(settings, loaded.problems):

@@ -16,9 +16,10 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from handrail.config import Config, parse_config
+from handrail.config import Config, load_config, parse_config
 from handrail.errors import UserError
 from handrail.evaluate import wilson
+from handrail.methods import build
 
 Report = Callable[[str, int, int, dict[str, Any]], None]
 
@@ -41,17 +42,31 @@ class Job:
         file = self.directory / "summary.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
+    @property
+    def config_written(self) -> Config | None:
+        file = self.directory / "config.toml"
+        return load_config(file) if file.exists() else None
+
 
 def jobs(config: Config, output: Path) -> list[Job]:
-    """Every run with every seed. Raises UserError for a run whose settings are not a configuration."""
+    """Every run with every seed. Raises UserError for a run that cannot be, or is another one's in the same directory."""
     if not config.compare.runs:
         raise UserError("the configuration has no [compare.runs], so there is nothing to compare")
     tree = config.model_dump(exclude={"compare"}, exclude_none=True)
-    out = []
+    out: list[Job] = []
     for seed in config.compare.seeds:
         for name, changes in config.compare.runs.items():
             changed = parse_config(merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}")
-            out.append(Job(name, seed, changed, output / slug(name) / f"seed-{seed}"))
+            try:
+                build(changed.method, changed.rollout)
+            except UserError as error:
+                raise UserError(f"compare.runs.{name}: {error}") from error
+            job = Job(name, seed, changed, output / slug(name) / f"seed-{seed}")
+            if any(other.directory == job.directory for other in out):
+                raise UserError(f"compare: two runs would be written into {job.directory}; rename one, or list each seed once")
+            if job.config_written not in (None, changed):
+                raise UserError(f"{job.directory} holds a run of another configuration; choose another --output")
+            out.append(job)
     return out
 
 
@@ -66,7 +81,7 @@ def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
 def compare(config: Config, output: Path, workers: int | None, report: Report) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from handrail.errors import UserError
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Source(Section):
@@ -120,7 +120,7 @@ class TrainConfig(Section):
 class CompareConfig(Section):
     """What ``handrail compare`` runs: each entry changes settings of the file it stands in."""
 
-    seeds: list[int] = [0]
+    seeds: list[int] = Field([0], min_length=1)
     runs: dict[str, dict[str, Any]] = {}
 
 

@@ -33,9 +33,10 @@ def _load_module(name: str) -> Any:
 
 
 def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"handrail_user_{path.stem}"  # a file may be called math.py
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # so that dataclasses and pydantic find their own module
+    sys.modules[name] = module  # so that dataclasses and pydantic find their own module
     spec.loader.exec_module(module)
     return module

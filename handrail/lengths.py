@@ -10,12 +10,12 @@ from handrail.problems import Problem
 
 
 def check_lengths(policy: TransformersPolicy, problems: Sequence[Problem]) -> None:
-    """Raises UserError for the first prompt or reference that is longer than the model's context."""
+    """Raises UserError for the first prompt or reference that is longer than the model's context, or cannot be encoded."""
     context, room = policy.context, policy.config.rollout.max_tokens
-    if context is None:
-        return
     for problem in problems:
         prompt = len(policy.encode_prompt(problem))
+        if context is None:
+            continue  # its prompt can be encoded, at least
         where = problem.where or f"problem {problem.id}"
         if prompt + room > context:
             raise UserError(

@@ -32,8 +32,8 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[status]}"), console=console, disable=not console.is_terminal,
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[status]}", markup=False), console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.tasks: dict[str, TaskID] = {}
 
@@ -41,7 +41,7 @@ class Bars:
         text = status(metrics)
         if not self.console.is_terminal:
             if step % max(1, steps // LINES) == 0 or any(key.startswith("eval/") for key in metrics):
-                self.console.print(f"{name} step {step}/{steps}: {text}".lstrip(), highlight=False, soft_wrap=True)
+                self.console.print(f"{name} step {step}/{steps}: {text}".lstrip(), highlight=False, markup=False, soft_wrap=True)
             return
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=steps, status="")

@@ -35,7 +35,9 @@ class RunDirectory:
 
     @staticmethod
     def claim(path: Path, resume: bool) -> None:
-        """Raises UserError if ``path`` holds a run that is not to be resumed."""
+        """Raises UserError if ``path`` is no directory, or holds a run that is not to be resumed."""
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; choose another --output")
         if (path / "metrics.jsonl").exists() and not resume:
             raise UserError(f"{path} already holds a run; continue it with --resume, or choose another --output")
 

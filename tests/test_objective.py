@@ -81,7 +81,8 @@ def test_luffy_never_clips_a_reference_and_clips_nothing_by_default() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "credit", "value", "slope"),
-    [(1.0, 2.0, 2.0, 2.0), (1.1, 2.0, 2.2, 2.2), (1.5, 2.0, 2.4, 0.0), (0.5, 2.0, 1.0, 1.0), (1.5, -2.0, -3.0, -3.0), (0.5, -2.0, -1.6, 0.0)],
+    [(1.0, 2.0, 2.0, 2.0), (1.1, 2.0, 2.2, 2.2), (1.5, 2.0, 2.4, 0.0), (0.5, 2.0, 1.0, 1.0), (1.5, -2.0, -3.0, -3.0),
+     (0.5, -2.0, -1.6, 0.0)],
 )  # fmt: skip
 def test_grpos_clip_holds_back_only_what_has_already_moved_far_enough(ratio: float, credit: float, value: float, slope: float) -> None:
     old = math.log(0.3)

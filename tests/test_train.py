@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from handrail import Group, Method, Tools, UserError, train
+from handrail import Group, Method, Origin, Problem, Tools, Trajectory, UserError, train
 from handrail.config import Config
 from handrail.methods import METHODS
+from handrail.methods.sort import Sort
 from tests.conftest import EASY, HARD, config
 
 
@@ -72,8 +76,8 @@ def test_samples_tell_who_wrote_each_token_and_how_hard_it_pulls(tmp_path: Path)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_goes_through_the_loop_and_moves_the_model(name: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name == "grpo" else {}
-    train(small(method={"name": name}, train={"steps": 3, "samples_every": 0}, rollout={"group_size": 4, "max_tokens": 48, "temperature": 2.0},
-                **changes), tmp_path / "run")  # fmt: skip
+    hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
+    train(small(method={"name": name}, train={"steps": 3, "samples_every": 0}, rollout=hot, **changes), tmp_path / "run")
     before = AutoModelForCausalLM.from_pretrained("handrail/backbones/house-tiny", dtype=torch.float32).state_dict()
     after = weights(tmp_path / "run")
     assert any((before[key] - after[key]).abs().max() > 1e-5 for key in before)
@@ -154,39 +158,43 @@ def test_the_share_of_easy_problems_is_kept_in_every_step(tmp_path: Path) -> Non
         assert sorted(problem.split("-")[0] for problem in problems) == ["easy", "hard", "hard", "hard"]
 
 
-@pytest.mark.parametrize("method", ["sort", "luffy", "sft"])
-def test_two_processes_train_like_one(method: str, tmp_path: Path) -> None:
-    """Greedy-ish sampling, so that both worlds see the same rollouts; then every figure but the tokens' order agrees."""
+class Scripted(Sort):
+    """SORT on rollouts that are written down, so that any number of processes sees the same ones."""
+
+    def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
+        return [Group(problem, [self.written(problem, text, tools) for text in self.texts(problem)]) for problem in problems]
+
+    def texts(self, problem: Problem) -> list[str]:
+        solved = problem.references if int(problem.id.rsplit("-")[-1]) % 2 else ("# 3",)
+        return ["1 + 1 = 2 # 2", *solved, "7 * 2 = 14 ; 14 - 3 = 11 # 14 11"]
+
+    def written(self, problem: Problem, text: str, tools: Tools) -> Trajectory:
+        reference = Trajectory.reference(tools.policy.encode_prompt(problem), tools.policy.encode_completion(text), text)
+        (logp,) = tools.policy.score([reference.prompt], [reference.completion])
+        return replace(reference, origin=[Origin.POLICY] * len(reference), behaviour=list(logp.tolist()))
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(
-        "import sys, torch\nfrom handrail import train\nfrom tests.test_train import parity\n"
-        "torch.set_num_threads(1)\ntrain(parity(sys.argv[1]), sys.argv[2])\n"
+        "import sys, torch\nfrom handrail import train\nfrom tests.test_train import Scripted, scripted\n"
+        "torch.set_num_threads(1)\ntrain(scripted(), sys.argv[1], method=Scripted)\n"
     )
-    train(parity(method), tmp_path / "one")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=0",
-        str(script),
-        method,
-        str(tmp_path / "two"),
-    ]
-    done = subprocess.run(
-        launch, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "1"}
-    )
+    train(scripted(), tmp_path / "one", method=Scripted)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
-    assert len(one) == len(two) == 4
+    assert len(one) == len(two) == 4 and one[1]["groups/mixed"] and one[1]["groups/rescued"]
     for left, right in zip(one, two, strict=True):
         assert left.keys() == right.keys()
         for key in left:
-            assert right[key] == pytest.approx(left[key], rel=5e-3, abs=1e-5), key
+            assert right[key] == pytest.approx(left[key], rel=1e-3, abs=1e-6), key
 
 
-def parity(method: str) -> Config:
+def scripted() -> Config:
     return config(
-        method={"name": method}, rollout={"temperature": 0.01, "group_size": 3, "max_tokens": 48}, data={"train": f"{HARD}&n=64"},
-        train={"steps": 3, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300},
+        rollout={"group_size": 3, "max_tokens": 48}, data={"train": f"{HARD}&n=64"},
+        train={"steps": 3, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300, "updates_per_step": 1},
     )  # fmt: skip

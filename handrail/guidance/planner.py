@@ -9,8 +9,11 @@ from handrail.problems import Problem
 
 PlannerName = Literal["auto", "column", "rule"]
 
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
-TOKEN = re.compile(rf"(?P<number>{NUMBER.pattern})|(?P<operator>\\times|\\cdot|\\div|[-+*/×·÷−]|(?<=[\d\s])x(?=[\d\s]))")
+NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?")
+# A 5-day trip and 7 days/week hold no operator.
+TOKEN = re.compile(
+    rf"(?P<number>{NUMBER.pattern})|(?P<operator>\\times|\\cdot|\\div|[+*×·÷−]|(?<![A-Za-z])[-/](?![A-Za-z])|(?<=[\d\s])x(?=[\d\s]))"
+)
 VERBS = {
     "+": "add", "-": "subtract", "−": "subtract", "/": "divide", "÷": "divide", "\\div": "divide",
     "*": "multiply", "×": "multiply", "·": "multiply", "x": "multiply", "\\times": "multiply", "\\cdot": "multiply",
@@ -54,8 +57,8 @@ def make_plan(problem: Problem, reference: str, planner: PlannerName) -> str | N
     return plan if plan and plan.strip() else None
 
 
-def numbers(text: str) -> set[str]:
-    return {number.replace(",", "").rstrip(".") for number in NUMBER.findall(text)}
+def numbers(text: str) -> set[float]:
+    return {float(number.replace(",", "")) for number in NUMBER.findall(text)}
 
 
 def leaks(plan: str, problem: Problem) -> bool:

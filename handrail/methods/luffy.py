@@ -21,6 +21,7 @@ class LuffySettings(GrpoSettings):
     clip: bool = False
     """Clip the rollouts' ratio. Eq. 6 prints a clip; the final configuration drops it. References are never clipped."""
     normaliser: Normaliser = "constant"
+    """As for grpo: sequence, token, or the constant maximum length that the paper takes."""
     entropy_bonus: float = Field(0.01, ge=0)
     """0.01 in the paper; .001, differently normalised, in its code. If not 0, no trajectory can be dropped."""
     shaping: Shape = "p/(p+c)"

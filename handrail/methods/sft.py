@@ -17,13 +17,16 @@ from handrail.problems import Problem
 from handrail.tools import Tools
 from handrail.trajectory import Group, Trajectory
 
+Mean = Literal["token", "sequence"]
+Divisor = Literal["all", "failed"]
+
 
 class ImitationSettings(MethodSettings):
     strength: float = Field(1.0, ge=0)
     """λ, what the imitation loss is multiplied by."""
-    mean: Literal["token", "sequence"] = "token"
+    mean: Mean = "token"
     """Every reference token weighs the same, or every reference."""
-    divide_by: Literal["all", "failed"] = "failed"
+    divide_by: Divisor = "failed"
     """Divide by all problems of the update, or only by those with a demonstration."""
 
 
@@ -129,8 +132,10 @@ class SftOnFailures(Sft):
 
 
 class GrpoSftSettings(GrpoSettings, ImitationSettings):
-    mean: Literal["token", "sequence"] = "sequence"
-    divide_by: Literal["all", "failed"] = "all"
+    mean: Mean = "sequence"
+    """Every reference token weighs the same, or every reference."""
+    divide_by: Divisor = "all"
+    """Divide by all problems of the update, so that repair fades with failures, or only by those with a demonstration."""
 
 
 class GrpoSft(Imitating):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -38,7 +40,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=config.dtype, use_safetensors=True, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can raise anything
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(f"model.path: {config.path} cannot be loaded as a causal language model: {first_line}") from error
     if tokenizer.eos_token_id is None:
@@ -102,17 +104,31 @@ class TransformersPolicy:
     def _text(self, prompt: str, plan: str | None) -> str:
         data = self.config.data
         text = data.prompt_template.replace("{prompt}", prompt)
-        return text if plan is None else data.plan_template.replace("{plan}", plan).replace("{prompt}", text)
+        if plan is None:
+            return text
+        parts = {"{prompt}": text, "{plan}": plan}  # in one go: either may hold the other's mark
+        return re.sub(r"\{prompt\}|\{plan\}", lambda mark: parts[mark[0]], data.plan_template)
 
     def _encode_chat(self, problem: Problem, plan: str | None) -> list[int]:
+        where = problem.where or f"problem {problem.id}"
         if not self.chat:
-            raise UserError(f"problem {problem.id}: the prompt is chat messages, but the model has no chat template; give it as text")
+            raise UserError(
+                f"{where}, field prompt: it is chat messages, but "
+                + (
+                    "data.chat is off"
+                    if self.tokenizer.chat_template
+                    else f"{self.config.model.path} has no chat template; give it as text"
+                )
+            )
         prompt = problem.prompt
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         messages[-1] = {**messages[-1], "content": self._text(messages[-1]["content"], plan)}
         if self.config.data.system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.config.data.system})
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise UserError(f"{where}, field prompt: the chat template refuses it: {error}") from error
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode_completion(self, text: str) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from handrail.compare import Job
@@ -18,14 +19,16 @@ def comparison_table(methods: Mapping[str, Any], sets: list[str]) -> Table:
     table = Table(title="held-out accuracy after training, mean over seeds [95 % interval]", title_justify="left")
     table.add_column("method")
     for name in sets:
-        table.add_column(f"{name} (start {next(iter(methods.values()))[name]['start']:.1%})", justify="right")
+        table.add_column(f"{escape(name)} (start {next(iter(methods.values()))[name]['start']:.1%})", justify="right")
     for title in ("groups all wrong\nfirst → last", "problems\nrescued", "steps without\nsignal", "seconds"):
         table.add_column(title, justify="right")
     for method, row in methods.items():
         accuracies = [f"{row[name]['mean']:.1%} [{row[name]['low']:.1%}, {row[name]['high']:.1%}]" for name in sets]
         ends = [row["all_wrong"][end] for end in ("first", "last")]
         dead = "no rollouts" if None in ends else " → ".join(f"{end:.0%}" for end in ends)
-        table.add_row(method, *accuracies, dead, f"{row['rescued']:.0f}", f"{row['steps_without_signal']:.0f}", f"{row['seconds']:.0f}")
+        table.add_row(
+            escape(method), *accuracies, dead, f"{row['rescued']:.0f}", f"{row['steps_without_signal']:.0f}", f"{row['seconds']:.0f}"
+        )
     return table
 
 
@@ -36,7 +39,7 @@ def curves(all_jobs: list[Job], sets: list[str], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panes = pyplot.subplots(1, len(sets) + 1, figsize=(4.6 * (len(sets) + 1), 3.8), layout="constrained")
+    figure, ((*panes,),) = pyplot.subplots(1, len(sets) + 1, figsize=(4.6 * (len(sets) + 1), 3.8), layout="constrained", squeeze=False)
     for name in dict.fromkeys(job.name for job in all_jobs):
         runs = [_read(job.directory / "metrics.jsonl") for job in all_jobs if job.name == name]
         for pane, key in zip(panes, [*(f"eval/{held_out}/mean" for held_out in sets), "all_wrong"], strict=True):
