@@ -41,10 +41,13 @@ def checkpoints(root: Path) -> list[Path]:
 
 def load(path: Path, policy: TransformersPolicy, optimizer: Any, scheduler: Any, method: Method) -> int:
     """Restores what ``save`` wrote and returns the step it was written after. Raises UserError if the model is another one."""
+    model = policy.bare_model
     weights = load_file(path / "model" / "model.safetensors")
-    missing, unexpected = policy.bare_model.load_state_dict(weights, strict=False)
-    tied = set(policy.bare_model.all_tied_weights_keys)
-    if unexpected or set(missing) - tied:
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError:  # a tensor of another size
+        missing, unexpected = [], list(weights)
+    if unexpected or set(missing) - set(model.all_tied_weights_keys):
         raise UserError(f"{path} holds another model than model.path names; resume with the configuration that the run was started with")
     state = json.loads((path / "state.json").read_text())
     entries: dict[int, dict[str, torch.Tensor]] = {}

@@ -53,9 +53,9 @@ class DataConfig(Section):
     """Wrap a text prompt as a user message of the chat template; by default exactly when the tokenizer has one."""
     system: str | None = None
     """A system message for chat models."""
-    prompt_template: str = "{prompt}"
+    prompt_template: str = Field("{prompt}", pattern=r"\{prompt\}")
     """What a text prompt is written into."""
-    plan_template: str = "{prompt}\n\nPlan:\n{plan}"
+    plan_template: str = Field("{prompt}\n\nPlan:\n{plan}", pattern=r"(?s)\{prompt\}.*\{plan\}|\{plan\}.*\{prompt\}")
     """How a plan is shown to the policy where a method scores a reference with its plan (SORT)."""
 
 

@@ -32,8 +32,9 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bars = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[status]}", markup=False), console=console, disable=not console.is_terminal,
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True), TextColumn("{task.fields[status]}", markup=False),
+            console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.tasks: dict[str, TaskID] = {}
 

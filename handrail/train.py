@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,8 @@ class Run:
         betas = (c.betas[0], c.betas[1])
         optimizer = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon)
         self.optimizer = self.accelerator.prepare(optimizer)
+        # The schedule counts steps, also those without signal, in which the optimiser rests.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         self.scheduler = get_scheduler(c.schedule, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps)
         self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
 
@@ -97,7 +100,7 @@ class Run:
             progress(step, c.steps, metrics, seconds)
             if main and c.checkpoint_every and (step % c.checkpoint_every == 0 or step == c.steps):
                 checkpoint.save(root, step, c.keep_checkpoints, self.policy, self.optimizer, self.scheduler, self.method)
-        result = [{}]
+        result: list[dict[str, Any]] = [{}]
         if main:
             self.policy.save(directory / "model")
             result = [summary(out, self.config, self.method)]

@@ -133,7 +133,7 @@ class _Worker:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "handrail.verifier_worker"],
+                [sys.executable, "-P", "-m", "handrail.verifier_worker"],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,

@@ -9,7 +9,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from handrail import UserError
 from handrail.lengths import check_lengths
@@ -142,6 +151,20 @@ def test_scores_are_those_of_each_row_alone_whatever_its_padding(chat_model: Pat
     after = [policy.encode_completion(text) for text in ("2 + 3 = 5, so it is five", "5", "two and three is five")]
     for prompt, completion, scored in zip(before, after, policy.score(before, after), strict=True):
         torch.testing.assert_close(scored, plain(policy, prompt, completion), atol=1e-4, rtol=1e-4)
+
+
+def test_padding_does_not_shift_the_positions_of_a_model_that_counts_them(chat_model: Path, tmp_path: Path) -> None:
+    words = AutoTokenizer.from_pretrained(chat_model)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256, "initializer_range": 0.5}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), eos_token_id=words.eos_token_id, **sizes)).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    policy = policy_of(tmp_path, rollout={"max_tokens": 8})
+    torch.manual_seed(1)
+    rows = [row for group in policy.sample(prompts(policy), 2) for row in group]
+    for row, scored in zip(rows, policy.score([row.prompt for row in rows], [row.completion for row in rows]), strict=True):
+        torch.testing.assert_close(scored, plain(policy, row.prompt, row.completion), atol=1e-4, rtol=1e-4)
+        assert scored.tolist() == pytest.approx(row.behaviour, abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])

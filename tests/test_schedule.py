@@ -51,7 +51,8 @@ def test_every_problem_comes_once_in_each_pass() -> None:
     everything = sorted(problem.id for problem in source("a", 12) + source("b", 4))
     passes = [ids(schedule, 2 * epoch + 1, 2 * epoch + 2) for epoch in range(3)]
     assert [sorted(each) for each in passes] == [everything] * 3
-    assert passes[0] != passes[1] != passes[2]
+    halves = [frozenset(each[:8]) for each in passes]
+    assert len(set(halves)) == 3, "each pass has its own order"
 
 
 def test_a_pass_may_end_within_a_step() -> None:

@@ -58,7 +58,7 @@ def gradients(
     seen: list[torch.Tensor] = []
 
     class Spy(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
             seen.extend(p.grad.clone() for p in twin.model.parameters())
 
     settings = config(train={"grad_clip": 1e9, "micro_batch_tokens": budget}).train
