@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from handrail.errors import UserError
 from handrail.methods.base import Method
-from handrail.policy.transformers import TransformersPolicy
+from handrail.policy.transformers import TransformersPolicy, load_model
 
 
 def save(root: Path, step: int, keep: int, policy: TransformersPolicy, optimizer: Any, scheduler: Any, method: Method) -> None:
@@ -42,7 +42,7 @@ def checkpoints(root: Path) -> list[Path]:
 def load(path: Path, policy: TransformersPolicy, optimizer: Any, scheduler: Any, method: Method) -> int:
     """Restores what ``save`` wrote and returns the step it was written after. Raises UserError if the model is another one."""
     model = policy.bare_model
-    weights = load_file(path / "model" / "model.safetensors")
+    weights = load_model(policy.config.model.model_copy(update={"path": str(path / "model")}))[0].state_dict()
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError:  # a tensor of another size
@@ -56,5 +56,7 @@ def load(path: Path, policy: TransformersPolicy, optimizer: Any, scheduler: Any,
         entries.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     scheduler.load_state_dict(state["scheduler"])
+    for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate  # the scheduler restores its count, not what it had set
     method.load_state(state["method"])
     return int(state["step"])

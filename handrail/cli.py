@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
 app.add_typer(backbone, name="backbone")
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes, one speaks
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says; may be repeated.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="our_field=their_column; may be repeated.")]

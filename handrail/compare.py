@@ -15,6 +15,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from scipy.stats import t as student
+from torch import cuda
 
 from handrail.config import Config, load_config, parse_config
 from handrail.errors import UserError
@@ -75,7 +76,7 @@ def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     out = dict(tree)
     for key, value in changes.items():
         both_tables = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        other_method = key == "method" and "name" in value
+        other_method = both_tables and key == "method" and "name" in value
         out[key] = merged(out[key], value) if both_tables and not other_method else value
     return out
 
@@ -85,20 +86,26 @@ def slug(name: str) -> str:
 
 
 def compare(config: Config, output: Path, workers: int | None, report: Report) -> dict[str, Any]:
-    """Runs what is not finished yet, ``workers`` at a time (default: one a core), and writes ``output/summary.json``."""
+    """Runs what is not finished yet and writes ``output/summary.json``.
+
+    ``workers`` run at a time; by default one a core, or with a GPU one in all.
+    """
     todo = [job for job in jobs(config, output) if job.summary is None]
-    workers = min(workers or os.cpu_count() or 1, max(1, len(todo)))
+    cores = os.cpu_count() or 1
+    workers = min(workers or (cores if config.model.device == "cpu" or not cuda.is_available() else 1), max(1, len(todo)))
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         messages = manager.Queue()
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, cores // workers)
         with ProcessPoolExecutor(workers, context, initializer=_limit_threads, initargs=(threads,)) as pool:
             pending: set[Future[None]] = {pool.submit(_run, job, messages) for job in todo}
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 _forward(messages, report)
                 for future in done:
-                    future.result()
+                    if error := future.exception():
+                        pool.shutdown(cancel_futures=True)
+                        raise error
     summary = {"config": config.model_dump(mode="json", exclude={"compare"}), "methods": aggregate(jobs(config, output))}
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary

@@ -39,13 +39,14 @@ def _one_source(value: Any) -> Any:
 class ModelConfig(Section):
     path: str
     """A Hugging Face model directory or name, or ``builtin:NAME`` (see ``handrail backbone list``)."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in. Weights are kept and saved in float32: in bfloat16, small updates would round away."""
     device: Literal["auto", "cpu"] = "auto"
     trust_remote_code: bool = False
 
 
 class DataConfig(Section):
-    train: Annotated[list[Source], BeforeValidator(_one_source)]
+    train: Annotated[list[Source], BeforeValidator(_one_source), Field(min_length=1)]
     """One source, or several with shares: ``[{path = "hard.jsonl", share = 3}, {path = "easy.jsonl"}]``."""
     columns: dict[str, str] = {}
     """Our field -> the data's column, for layouts that are not recognised: ``{prompt = "question"}``."""
@@ -76,6 +77,9 @@ class VerifierConfig(Section):
     timeout: float = Field(5.0, gt=0)
     """Seconds for one verdict; past it the worker is killed and the completion earns nothing."""
     workers: int = Field(2, ge=1)
+    partial_credit: bool | None = None
+    """Keep scores between 0 and 1; otherwise a score short of 1 is 0. By default on, but off for ``reasoning-gym``, whose
+    families give wrong answers a hundredth."""
 
 
 class RolloutConfig(Section):
@@ -96,7 +100,7 @@ class TrainConfig(Section):
     learning_rate: float = Field(1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
-    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
     epsilon: float = Field(1e-8, gt=0)
     """AdamW's; a larger one moves weights with small gradients less."""
     weight_decay: float = Field(0.01, ge=0)

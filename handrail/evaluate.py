@@ -17,7 +17,7 @@ from handrail.trajectory import Group
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share with its 95 % Wilson interval over ``n`` graded answers."""
+    """A share with its 95 % Wilson interval over ``n`` independent shares: problems, not samples of one problem."""
 
     mean: float
     low: float
@@ -25,9 +25,13 @@ class Accuracy:
     n: int
 
     @classmethod
-    def of(cls, rewards: Sequence[float]) -> Accuracy:
-        mean = sum(rewards) / len(rewards)
-        return cls(mean, *wilson(mean, len(rewards)), len(rewards))
+    def of(cls, shares: Sequence[float]) -> Accuracy:
+        mean = sum(shares) / len(shares)
+        return cls(mean, *wilson(mean, len(shares)), len(shares))
+
+    @classmethod
+    def over_problems(cls, groups: Sequence[Group]) -> Accuracy:
+        return cls.of([sum(member.reward for member in group.trajectories) / len(group.trajectories) for group in groups])
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -9,8 +9,8 @@ from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 
 
-def check_lengths(policy: TransformersPolicy, problems: Sequence[Problem]) -> None:
-    """Raises UserError for the first prompt or reference that is longer than the model's context, or cannot be encoded."""
+def check_lengths(policy: TransformersPolicy, problems: Sequence[Problem], references: bool = True) -> None:
+    """Raises UserError for the first prompt, or if they count reference, that is longer than the model's context, or cannot be encoded."""
     context, room = policy.context, policy.config.rollout.max_tokens
     for problem in problems:
         prompt = len(policy.encode_prompt(problem))
@@ -22,7 +22,7 @@ def check_lengths(policy: TransformersPolicy, problems: Sequence[Problem]) -> No
                 f"{where}, field prompt: its {prompt} tokens and rollout.max_tokens = {room} exceed the model's context of {context}; "
                 "shorten the prompt or lower rollout.max_tokens"
             )
-        for text in problem.references:
+        for text in problem.references if references else ():
             reference = len(policy.encode_completion(text))
             if prompt + reference > context:
                 raise UserError(

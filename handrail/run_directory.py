@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 from torch.utils.tensorboard import SummaryWriter
 
-from handrail.config import Config
+from handrail.config import Config, load_config
 from handrail.errors import UserError
 
 
@@ -34,12 +34,18 @@ class RunDirectory:
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
 
     @staticmethod
-    def claim(path: Path, resume: bool) -> None:
+    def claim(path: Path, config: Config, resume: bool) -> None:
         """Raises UserError if ``path`` is no directory, or holds a run that is not to be resumed."""
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; choose another --output")
-        if (path / "metrics.jsonl").exists() and not resume:
+        if not (path / "metrics.jsonl").exists():
+            return
+        if not resume:
             raise UserError(f"{path} already holds a run; continue it with --resume, or choose another --output")
+        if not (path / "checkpoints").exists() and (path / "summary.json").exists():
+            raise UserError(f"{path} holds a finished run without checkpoints; choose another --output")
+        if what_is_learnt(load_config(path / "config.toml")) != what_is_learnt(config):
+            raise UserError(f"{path} holds a run of another configuration; resume it with its own, or choose another --output")
 
     def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
         if not self.writes:
@@ -60,6 +66,12 @@ class RunDirectory:
     def summarise(self, summary: Mapping[str, Any]) -> None:
         self.board.close()
         (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def what_is_learnt(config: Config) -> dict[str, Any]:
+    """The configuration without what may change between a run and its resumption: its length, evaluation and book-keeping."""
+    book_keeping = {"steps", "checkpoint_every", "keep_checkpoints", "samples_every"}
+    return config.model_dump(exclude={"train": book_keeping, "eval": True, "compare": True, "verifier": {"timeout", "workers"}})
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from transformers import get_scheduler
 
 from handrail import checkpoint
 from handrail.config import Config, load_config
+from handrail.errors import UserError
 from handrail.evaluate import Accuracy, evaluate
 from handrail.lengths import check_lengths
 from handrail.methods import build
@@ -46,14 +47,18 @@ def train(
 ) -> dict[str, Any]:
     """Trains as ``config`` says, writes the run directory ``output`` and returns its summary.
 
-    ``method`` stands in for the configured one; ``progress`` is called after every step with its metrics and seconds.
+    ``method`` stands in for the configured one, with its own settings unless the configuration names it; ``progress`` is
+    called after every step with its metrics and seconds.
     Raises UserError, before anything is written, for whatever cannot be used.
     """
     if not isinstance(config, Config):
         output = output or Path("runs") / Path(config).stem
         config = load_config(config)
+    if method is not None:
+        settings = config.method if config.method.get("name") == method.name else {}
+        config = config.model_copy(update={"method": {**settings, "name": f"{method.__module__}:{method.__qualname__}"}})
     directory = Path(output or "runs/run")
-    RunDirectory.claim(directory, resume)
+    RunDirectory.claim(directory, config, resume)
     with VerifierPool(config.verifier) as verifier:
         run = Run(config, method, verifier)
         return run.to_the_end(directory, resume, progress)
@@ -64,14 +69,16 @@ class Run:
 
     def __init__(self, config: Config, method: type[Method] | None, verifier: VerifierPool) -> None:
         self.config = config
-        self.method = method(method.Settings(), config.rollout) if method else build(config.method, config.rollout)
+        self.method = build(config.method, config.rollout, method)
         sources = [load_problems(source.path, config.data.columns) for source in config.data.train]
         self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
         self.schedule = Schedule(sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
-        self.accelerator = Accelerator(cpu=config.model.device == "cpu")
+        precision = "bf16" if config.model.dtype == "bfloat16" else "no"
+        self.accelerator = Accelerator(cpu=config.model.device == "cpu", mixed_precision=precision)
         self.verifier = verifier
         self.policy = TransformersPolicy(config, self.accelerator)
-        check_lengths(self.policy, [problem for source in [*sources, *self.held_out.values()] for problem in source])
+        check_lengths(self.policy, [problem for source in sources for problem in source])
+        check_lengths(self.policy, [problem for held_out in self.held_out.values() for problem in held_out], references=False)
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         c = config.train
         betas = (c.betas[0], c.betas[1])
@@ -79,7 +86,8 @@ class Run:
         self.optimizer = self.accelerator.prepare(optimizer)
         # The schedule counts steps, also those without signal, in which the optimiser rests.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        self.scheduler = get_scheduler(c.schedule, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps)
+        schedule = "constant_with_warmup" if c.schedule == "constant" else c.schedule
+        self.scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps)
         self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
 
     def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
@@ -88,6 +96,8 @@ class Run:
         newest = checkpoint.checkpoints(root)[-1:] if resume else []
         done = checkpoint.load(newest[0], self.policy, self.optimizer, self.scheduler, self.method) if newest else None
         main = self.accelerator.is_main_process
+        if (done or 0) >= c.steps:
+            raise UserError(f"{newest[0]} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
         out = RunDirectory(directory, self.config, done, writes=main)
         if done is None:
             started = time.perf_counter()
@@ -140,7 +150,7 @@ class Run:
         result: dict[str, Any] = {}
         for name, problems in self.held_out.items():
             groups = evaluate(self.tools("eval"), self.accelerator, problems, self.config.eval.samples, name)
-            accuracy = Accuracy.of([member.reward for group in groups for member in group.trajectories])
+            accuracy = Accuracy.over_problems(groups)
             result |= {f"eval/{name}/{key}": value for key, value in vars(accuracy).items()}
         return result
 
@@ -159,9 +169,9 @@ class Run:
 
 
 def split(items: Sequence[Group], parts: int) -> Iterator[list[Group]]:
-    size = len(items) // parts
-    for at in range(0, size * parts, size):
-        yield list(items[at : at + size])
+    """As equal as can be; every process yields as many parts, empty ones if need be."""
+    for part in range(parts):
+        yield list(items[part * len(items) // parts : (part + 1) * len(items) // parts])
 
 
 class Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -37,19 +38,22 @@ class Update:
         rows = self.rows(groups)
         live = [row for row in rows if row.is_live]
         figures: dict[str, float] = {}
-        before: list[torch.Tensor] | None = None
-        for origin, part in by_origin(live).items():
-            loss = self.backward(part)
-            if loss is None:
-                continue
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            own = gradients if before is None else [now - then for now, then in zip(gradients, before, strict=True)]
-            figures[f"grad_norm/{origin}"] = norm(own)
+        parts = {origin: list(pack(part, self.config.micro_batch_tokens)) for origin, part in by_origin(live).items()}
+        passes = {origin: int(max(self.gathered(len(batches)))) for origin, batches in parts.items()}
+        active = [origin for origin in parts if passes[origin]]
+        before: list[torch.Tensor] = []
+        for origin in active:
+            loss = self.backward(parts[origin], passes[origin])
             figures["loss"] = figures.get("loss", 0.0) + loss
-            before = [gradient.clone() for gradient in gradients]
-        if figures:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            figures[f"grad_norm/{origin}"] = distance(gradients, before)
+            before = [gradient.clone() for gradient in gradients] if origin != active[-1] else []
+        if active:
             figures["grad_norm/all"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
-            self.optimizer.step()
+            if math.isfinite(figures["grad_norm/all"]):
+                self.optimizer.step()
+            else:  # one bad batch must not end in a model of NaN
+                figures["update/skipped"] = 1.0
             self.optimizer.zero_grad()
         trained = sum(len(row.trajectory) for row in live)
         return Outcome(figures, trained, sum(len(row.trajectory) for row in rows) - trained)
@@ -59,24 +63,19 @@ class Update:
         counts = Counts.of(groups, self.total)
         rows = []
         for group in groups:
-            for member in group.trajectories:
-                trains = member.has_signal or self.method.entropy_bonus != 0
-                scale = self.method.credit_scale(member, counts) if trains else 0.0
-                rows.append(Row(member, credit_scale=scale, bonus=self.method.entropy_bonus * scale))
-            rows += [Row(member, weight_scale=self.method.weight_scale(member, counts)) for member in group.demonstrations]
+            for place, member in enumerate(group.members):
+                bonus = self.method.entropy_bonus if place < len(group.trajectories) else 0.0
+                credit_scale = self.method.credit_scale(member, counts) if any(member.credit) or bonus else 0.0
+                weight_scale = self.method.weight_scale(member, counts) if any(member.weight) else 0.0
+                rows.append(Row(member, credit_scale, weight_scale, bonus * credit_scale))
         return rows
 
-    def backward(self, rows: Sequence[Row]) -> float | None:
-        """Adds the rows' gradient, over all processes; returns their loss, or None if no process has any row."""
-        batches = list(pack(rows, self.config.micro_batch_tokens))
-        most = int(max(self.gathered(len(batches))))
-        if most == 0:
-            return None
-        # Every process must go through as many backward passes; the last one sums the gradients.
-        batches += [micro_batch([nothing(self.policy)])] * (most - len(batches))
+    def backward(self, batches: list[MicroBatch], passes: int) -> float:
+        """Adds the batches' gradient, over all processes, in as many passes on each; the last one sums the gradients."""
+        batches = batches + [micro_batch([nothing(self.policy)])] * (passes - len(batches))
         total = 0.0
         for index, batch in enumerate(batches):
-            synchronise = nullcontext() if index == most - 1 else self.accelerator.no_sync(self.policy.model)
+            synchronise = nullcontext() if index == passes - 1 else self.accelerator.no_sync(self.policy.model)
             with synchronise:
                 loss = self.loss(batch.to(self.accelerator.device))
                 self.accelerator.backward(loss * self.accelerator.num_processes)  # which averages over processes
@@ -84,7 +83,7 @@ class Update:
         return sum(self.gathered(total))
 
     def loss(self, batch: MicroBatch) -> torch.Tensor:
-        self.policy.model.train()
+        self.policy.model.eval()  # without dropout, as it was sampled
         logp, entropy = self.policy.forward(batch, with_entropy=self.method.entropy_bonus != 0)
         per_token = self.method.surrogate(logp, batch.streams)
         if entropy is not None:
@@ -116,5 +115,7 @@ def nothing(policy: TransformersPolicy) -> Row:
     return Row(Trajectory.reference([end], [end], ""))
 
 
-def norm(gradients: Sequence[torch.Tensor]) -> float:
-    return float(torch.nn.utils.get_total_norm(gradients))
+def distance(gradients: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float:
+    """The norm of ``gradients``, less those of ``before`` if there are any, one tensor at a time."""
+    earlier = before or [torch.zeros(())] * len(gradients)
+    return math.sqrt(sum(float((now - then.to(now.device)).norm()) ** 2 for now, then in zip(gradients, earlier, strict=True)))

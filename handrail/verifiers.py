@@ -47,9 +47,12 @@ def resolve(config: VerifierConfig) -> Verifier:
     except re.error as error:
         raise UserError(f"verifier.extract = {config.extract!r} is not a regular expression: {error}.") from error
 
+    partial = config.name != "reasoning-gym" if config.partial_credit is None else config.partial_credit
+
     def graded(problem: Problem, completion: str) -> float:
         found = completion if pattern is None else _last_match(pattern, completion)
-        return 0.0 if found is None else _reward(grade(problem, found))
+        reward = 0.0 if found is None else _reward(grade(problem, found))
+        return reward if partial or reward == 1 else 0.0
 
     return graded
 

@@ -18,7 +18,7 @@ from handrail.verifier_pool import VerifierPool
 GROUP_SIZE = 8
 
 
-def measure(model: str, n: int, house: int = 6) -> Iterator[str]:
+def measure(model: str, n: int) -> Iterator[str]:
     """Accuracy on ``n`` held-out problems of each level, dead groups, and rewarded completions whose derivation is wrong."""
     config = Config(
         model=ModelConfig(path=model), data=DataConfig(train=[Source(path="task:house-rules")]),
@@ -28,17 +28,17 @@ def measure(model: str, n: int, house: int = 6) -> Iterator[str]:
     with VerifierPool(config.verifier) as verifier:
         tools = Tools(TransformersPolicy(config, accelerator), verifier)
         for level in ("easy", "hard"):
-            problems = load_problems(f"task:house-rules?level={level}&split=test&n={n}&house={house}")
+            problems = load_problems(f"task:house-rules?level={level}&split=test&n={n}")
             groups = evaluate(tools, accelerator, problems, GROUP_SIZE, level)
             yield from _lines(level, groups)
 
 
 def _lines(level: str, groups: list[Group]) -> Iterator[str]:
     pairs = [(group.problem, member) for group in groups for member in group.trajectories]
-    accuracy = Accuracy.of([member.reward for _, member in pairs])
+    accuracy = Accuracy.over_problems(groups)
     dead = Accuracy.of([float(group.all_wrong) for group in groups])
     rewarded = [(problem, member) for problem, member in pairs if member.reward == 1]
     lucky = sum(not derivation_is_right(problem, member.text) for problem, member in rewarded)
-    yield f"{level}: pass@1 {accuracy.mean:.2%} [{accuracy.low:.2%}, {accuracy.high:.2%}] over {accuracy.n} completions"
+    yield f"{level}: pass@1 {accuracy.mean:.2%} [{accuracy.low:.2%}, {accuracy.high:.2%}] over {accuracy.n} problems"
     yield f"  groups of {GROUP_SIZE} all wrong: {dead.mean:.1%} [{dead.low:.1%}, {dead.high:.1%}]"
     yield f"  rewarded with a wrong derivation: {lucky} of {len(rewarded)}; by luck {lucky / len(pairs):.2%} of all completions"

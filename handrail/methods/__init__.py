@@ -33,9 +33,12 @@ def find(name: str) -> type[Method]:
     raise UserError(f"method.name: there is no method {name!r}; {hint}")
 
 
-def build(settings: dict[str, Any], rollout: RolloutConfig) -> Method:
-    """The method that a configuration's ``[method]`` section describes. Raises UserError for unknown names and settings."""
-    cls = find(str(settings.get("name", "grpo")))
+def build(settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method] | None = None) -> Method:
+    """The method that a configuration's ``[method]`` section describes, or ``cls`` with its settings.
+
+    Raises UserError for unknown names and settings.
+    """
+    cls = cls or find(str(settings.get("name", "grpo")))
     try:
         return cls(cls.Settings.model_validate(settings), rollout)
     except ValidationError as error:

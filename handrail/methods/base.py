@@ -129,7 +129,7 @@ class Method:
     # What outlives a step
 
     def state(self) -> dict[str, object]:
-        """JSON-able state that a checkpoint keeps."""
+        """JSON-able state that a checkpoint keeps; it must be the same in every process."""
         return {}
 
     def load_state(self, state: dict[str, object]) -> None:

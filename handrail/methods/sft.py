@@ -156,4 +156,4 @@ class GrpoSft(Imitating):
         return self.demonstrate(groups, tools)
 
     def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
-        return self.weigh(super().credit(groups, tools), uniform)
+        return super().credit(self.weigh(groups, uniform), tools)

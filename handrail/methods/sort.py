@@ -104,7 +104,10 @@ class Sort(Imitating):
             if plan is not None and leaks(plan, group.problem):
                 tools.counts["sort/leaking_plan"] += 1
                 plans[index] = None
-        return [*plans[1:], *plans[:1]] if self.sort.weights == "shuffled-plan" else plans
+        if self.sort.weights == "shuffled-plan":
+            # Alone in its update, a repair has no other's plan to take.
+            return [*plans[1:], *plans[:1]] if len(plans) > 1 else [None] * len(plans)
+        return plans
 
     def token_weights(self, logp0: Tensor, logp1: Tensor | None, tools: Tools) -> list[float]:
         """w of every token from log p0 and log p1 [T]; without a plan w = p0."""

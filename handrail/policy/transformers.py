@@ -38,7 +38,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=config.dtype, use_safetensors=True, trust_remote_code=config.trust_remote_code
+            path, dtype="float32", use_safetensors=True, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # a damaged file can raise anything
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
@@ -85,6 +85,7 @@ class TransformersPolicy:
         self.chat = bool(self.tokenizer.chat_template) if config.data.chat is None else config.data.chat
         if self.chat and not self.tokenizer.chat_template:
             raise UserError(f"data.chat is on, but the tokenizer of {config.model.path} has no chat template; set data.chat = false")
+        self.end = self._turn_end()
 
     @property
     def bare_model(self) -> Any:
@@ -132,7 +133,17 @@ class TransformersPolicy:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode_completion(self, text: str) -> list[int]:
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
+        return [*self.tokenizer.encode(text, add_special_tokens=False), self.end]
+
+    def _turn_end(self) -> int:
+        """The end token that the chat template puts behind the assistant's words; it need not be the tokenizer's."""
+        if self.chat:
+            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+            rendered = self.tokenizer.encode(self.tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
+            last = next((token for token in reversed(rendered) if token in self.ends), None)
+            if last is not None:
+                return int(last)
+        return int(self.tokenizer.eos_token_id)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[list[int]], n: int) -> list[list[Trajectory]]:
@@ -201,6 +212,8 @@ class TransformersPolicy:
         """Writes model and tokenizer so that ``AutoModelForCausalLM.from_pretrained`` loads them."""
         model = self.bare_model
         model.generation_config, sampling = self.saved_generation_config, model.generation_config
+        # Some published models state a temperature without do_sample, which is refused on saving.
+        model.generation_config.do_sample = True
         model.save_pretrained(directory)
         model.generation_config = sampling
         self.tokenizer.save_pretrained(directory)
