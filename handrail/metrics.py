@@ -84,8 +84,9 @@ def no_signal(sums: Counter[str]) -> str:
     """Why nothing was learnt, in words."""
     if not sums["graded"]:
         return f"no signal: {sums['groups']} groups without a rollout or a usable reference"
-    right = f", {sums['all_right']} all right" if sums["all_right"] else ""
-    return f"no signal: {sums['all_wrong']} of {sums['graded']} groups all wrong{right}"
+    mixed = sums["graded"] - sums["all_wrong"] - sums["all_right"]
+    others = "".join(f", {n} {kind}" for n, kind in ((mixed, "mixed"), (sums["all_right"], "all right")) if n)
+    return f"no signal: {sums['all_wrong']} of {sums['graded']} groups all wrong{others}"
 
 
 def summary(out: RunDirectory, config: Config, method: Method) -> dict[str, Any]:

@@ -178,6 +178,17 @@ def test_dapo_leaves_dead_groups_out_of_the_normaliser(policy: TransformersPolic
     assert len(make("grpo", skip_dead_groups=True).credit(groups, tools)) == 1
 
 
+def test_skipping_dead_groups_keeps_those_with_a_reference_to_imitate(policy: TransformersPolicy, tools: Tools) -> None:
+    method = make("grpo+sft", skip_dead_groups=True)
+    assert len(method.credit(method.guide([group(policy, [0, 0])], tools), tools)) == 1
+
+
+def test_a_lone_repair_has_no_other_problems_plan_to_be_shuffled_with(policy: TransformersPolicy, tools: Tools) -> None:
+    groups = [group(policy, [0, 0])]
+    shuffled = weights_of(make("sort", weights="shuffled-plan"), groups, tools)
+    assert shuffled == weights_of(make("sort", alpha=0.0), groups, tools)
+
+
 def test_every_method_states_its_verbs_source_and_status() -> None:
     for name, cls in METHODS.items():
         assert cls.name == name and cls.source != Method.source and cls.status in ("published", "secondary", "reconstruction")

@@ -20,6 +20,7 @@ from handrail import Group, Method, Origin, Problem, Tools, Trajectory, UserErro
 from handrail.config import Config
 from handrail.methods import METHODS
 from handrail.methods.sort import Sort
+from handrail.train import split
 from tests.conftest import EASY, HARD, config
 
 
@@ -142,6 +143,24 @@ def test_a_step_without_signal_says_so_and_leaves_the_model_alone(tmp_path: Path
     train(settings, tmp_path / "run", progress=lambda step, steps, metrics, seconds: notes.append(metrics.get("note", "")))
     assert "no signal: 1 of 1 groups all wrong" in notes
     assert "loss" not in lines(tmp_path / "run/metrics.jsonl")[notes.index("no signal: 1 of 1 groups all wrong")]
+
+
+@pytest.mark.parametrize(("items", "parts"), [(12, 3), (5, 2), (1, 2), (0, 2)])
+def test_a_step_is_split_without_losing_a_group(items: int, parts: int) -> None:
+    groups = [Group(Problem(str(place), "", "")) for place in range(items)]
+    found = list(split(groups, parts))
+    assert len(found) == parts and [group for part in found for group in part] == groups
+
+
+def test_warm_up_holds_under_a_constant_schedule_too(tmp_path: Path) -> None:
+    changed = {}
+    for warmup in (0, 1000):
+        settings = small(method={"name": "sft"}, train={"steps": 2, "warmup_steps": warmup}, eval={"sets": {}})
+        train(settings, tmp_path / str(warmup))
+        before = AutoModelForCausalLM.from_pretrained("handrail/backbones/house-tiny", dtype=torch.float32).state_dict()
+        after = weights(tmp_path / str(warmup))
+        changed[warmup] = max(float((before[key] - after[key]).abs().max()) for key in before)
+    assert changed[1000] < 0.01 * changed[0]
 
 
 class BestOnly(Method):

@@ -145,7 +145,7 @@ class TransformersPolicy:
                 return int(last)
         return int(self.tokenizer.eos_token_id)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def sample(self, prompts: Sequence[list[int]], n: int) -> list[list[Trajectory]]:
         flat = [prompt for prompt in prompts for _ in range(n)]
         size = self.config.rollout.batch_size
