@@ -182,6 +182,12 @@ def test_a_method_of_ones_own_trains_without_touching_the_package(tmp_path: Path
     assert lines(tmp_path / "run/metrics.jsonl")[1]["best/groups"] == 4
 
 
+def test_the_readmes_method_is_named_in_a_configuration_and_trains(tmp_path: Path) -> None:
+    train(small(method={"name": "examples/my_method.py:RepairWhenStuck", "clip_high": 0.28}), tmp_path / "run")
+    metrics = lines(tmp_path / "run/metrics.jsonl")
+    assert metrics[1]["groups/rescued"] == metrics[1]["groups/all_wrong"] > 0
+
+
 def test_the_share_of_easy_problems_is_kept_in_every_step(tmp_path: Path) -> None:
     sources = [{"path": f"{HARD}&n=64", "share": 3.0}, {"path": f"{EASY}&n=64"}]
     train(small(data={"train": sources}, method={"name": "luffy"}), tmp_path / "run")

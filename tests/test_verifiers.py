@@ -105,7 +105,14 @@ def test_reasoning_gym(family: str) -> None:
         marked = pool.grade([(problem, f"so\n#### {problem.answer}") for problem in problems])
         wrong = pool.grade([(problem, "<answer>-1</answer>") for problem in problems])
     assert [verdict.reward for verdict in right] == [verdict.reward for verdict in marked] == [1.0] * 3
-    assert all(verdict.status == "ok" and verdict.reward < 1 for verdict in wrong)
+    assert all(verdict.status == "ok" and verdict.reward == 0 for verdict in wrong)
+
+
+def test_reasoning_gyms_consolation_for_wrong_answers_is_kept_on_request_only() -> None:
+    entry = reasoning_gym.create_dataset("gsm_symbolic", size=1, seed=1)[0]
+    problem = Problem("0", entry["question"], entry["answer"], metadata=entry["metadata"])
+    rewards = [resolve(VerifierConfig(name="reasoning-gym", partial_credit=partial))(problem, "#### -1") for partial in (None, False, True)]
+    assert rewards == [0.0, 0.0, 0.01]
 
 
 USER_VERIFIER = """
