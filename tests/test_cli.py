@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -236,7 +237,10 @@ def test_a_run_on_ones_own_file_writes_a_model_and_is_neither_overwritten_nor_re
     assert_refused(again, "out already holds a run; continue it with --resume, or choose another --output", output=Path("nothing"))
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
 
-    longer = handrail("train", file, "--output", "out", "--resume", "--set", "method.name=luffy", "--set", "train.steps=2")
+    other = handrail("train", file, "--output", "out", "--resume", "--set", "train.steps=2")
+    assert_refused(other, "out holds a run of another configuration", output=Path("nothing"))
+    same = ("--set", "method.name=luffy", "--set", "train.problems_per_step=3")
+    longer = handrail("train", file, "--output", "out", "--resume", *same, "--set", "train.steps=2")
     assert longer.code == 0 and len((tmp_path / "out/metrics.jsonl").read_text().splitlines()) == 3
 
 
@@ -253,11 +257,12 @@ def other_model(directory: Path) -> None:
 
 
 def test_a_run_is_not_resumed_with_a_model_of_another_size(handrail: Handrail, tmp_path: Path) -> None:
-    other_model(tmp_path / "small")
-    file = str(configured(tmp_path, train={"steps": 1, "checkpoint_every": 1}))
+    shutil.copytree(locate("builtin:house-tiny"), tmp_path / "model")
+    file = str(configured(tmp_path, model={"path": "model"}, train={"steps": 1, "checkpoint_every": 1}))
     assert handrail("train", file, "--output", "out").code == 0
     before = (tmp_path / "out/metrics.jsonl").read_bytes()
-    done = handrail("train", file, "--output", "out", "--resume", "--set", "model.path=small", "--set", "train.steps=2")
+    other_model(tmp_path / "model")
+    done = handrail("train", file, "--output", "out", "--resume", "--set", "train.steps=2")
     assert_refused(done, "holds another model than model.path names", output=Path("nothing"))
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
 
