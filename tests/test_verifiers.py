@@ -223,7 +223,7 @@ def test_order_speed_and_odd_problems() -> None:
         (VerifierConfig(name="exact", extract="("), "not a regular expression"),
         (VerifierConfig(name="no_such_module:f"), "cannot be imported: ModuleNotFoundError"),
         (VerifierConfig(name="no/such/file.py:f"), "cannot be imported: FileNotFoundError"),
-        (VerifierConfig(name="json:f"), "json has no function 'f'"),
+        (VerifierConfig(name="json:f"), "json has no 'f'"),
     ],
 )
 def test_what_cannot_be_used_is_said_at_once(config: VerifierConfig, sentence: str) -> None:
