@@ -166,7 +166,7 @@ def test_luffy_leaves_room_for_the_reference_and_lets_the_verifier_judge_it(poli
     assert guided[0].trajectories[-1].completion[-1] == policy.tokenizer.eos_token_id
 
 
-def test_one_of_several_references_is_drawn(policy: TransformersPolicy, tools: Tools) -> None:
+def test_one_of_several_references_is_drawn(tools: Tools) -> None:
     problem = replace(PROBLEM, references=("# 70", "85 # 70"))
     drawn = {replace(tools, rng=random.Random(seed)).reference(problem).text for seed in range(20)}  # type: ignore[union-attr]
     assert drawn == set(problem.references)
