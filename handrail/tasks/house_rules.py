@@ -2,8 +2,8 @@
 
 A problem starts from a number and applies rules to it, each with an operand: ``77 A 8 C 9 B 4 ?``. A rule is two primitive
 operations; the reference writes every primitive out, a step for each rule, and ends in the values after each step:
-``77 + 8 = 85 , 85 * 2 = 70 ; 70 - 9 = 61 , ... # 70 22 40``. Rules ``K0`` to ``K8`` are common knowledge (the built-in
-backbones were taught them); ``A`` to ``F`` are house rules whose meaning no backbone knows. So a *hard* problem (three house
+``77 + 8 = 85 , 85 * 2 = 70 ; 70 - 9 = 61 , ... # 70 22 40``. Rules ``K0`` to ``K107`` are common knowledge (the built-in
+backbones were taught them, twelve names for each of the nine programs); ``A`` to ``F`` are house rules whose meaning no backbone knows. So a *hard* problem (three house
 rules) cannot be solved by trying: a rollout must guess three meanings at once, and three values leave little to luck.
 
 Every word is one token of the built-in backbones. See ``docs/backbones.md``.
@@ -24,8 +24,10 @@ OPERANDS = range(2, 10)
 PRIMITIVES = ("add", "subtract", "double")
 Program = tuple[str, str]
 
+# Many names for few programs: a name is then read from its embedding, and a new one is learnt at little cost to the others.
+SYNONYMS = 12
 KNOWN_RULES: dict[str, Program] = {
-    f"K{index}": (first, second) for index, (first, second) in enumerate((a, b) for a in PRIMITIVES for b in PRIMITIVES)
+    f"K{index}": program for index, program in enumerate([(a, b) for a in PRIMITIVES for b in PRIMITIVES] * SYNONYMS)
 }
 HOUSE_RULES: dict[str, Program] = {
     "A": ("add", "double"),
@@ -86,8 +88,8 @@ def prompt(start: int, items: list[Item]) -> str:
 def draw_items(level: Level, house: int, rng: random.Random) -> list[Item]:
     if level == "hard":
         return [Item(rng.choice(list(HOUSE_RULES)[:house]), rng.choice(OPERANDS)) for _ in range(3)]
-    names = [*KNOWN_RULES] * 2 + [*PRIMITIVES] * 3
-    return [Item(rng.choice(names), rng.choice(OPERANDS)) for _ in range(rng.randint(1, 3))]
+    names = [[*KNOWN_RULES], [*KNOWN_RULES], [*PRIMITIVES]]
+    return [Item(rng.choice(rng.choice(names)), rng.choice(OPERANDS)) for _ in range(rng.randint(1, 3))]
 
 
 def is_test(text: str) -> bool:
