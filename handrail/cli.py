@@ -13,14 +13,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from handrail.cli_experts import judge_command, plan_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
-from handrail.errors import UserError
+from handrail.errors import Paused, UserError
+
+RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train on problems the policy cannot solve yet."
 )
 backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
 app.add_typer(backbone, name="backbone")
+app.command("plan")(plan_command)
+app.command("judge")(judge_command)
 console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes, one speaks
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says; may be repeated.")]
@@ -61,15 +66,18 @@ def compare_command(
     settings: Settings = None,
     output: Annotated[Path | None, typer.Option(help="By default runs/ and the file's name.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core.")] = None,
+    runs: Annotated[str, typer.Option(help="Only these of [compare.runs], with commas between.")] = "",
 ) -> None:
     """Run what [compare] lists, with every seed, and end with a table, a plot and summary.json. Goes on where it was stopped."""
     parsed = load_config(config, settings)
     directory = output or Path("runs") / config.stem
     quiet()
-    from handrail.compare import compare, jobs
+    from handrail.compare import choose, compare, jobs
     from handrail.progress import bars
     from handrail.report.tables import comparison_table, curves
 
+    if runs:
+        parsed = choose(parsed, [name.strip() for name in runs.split(",")])
     planned = jobs(parsed, directory)
     finished = sum(job.summary is not None for job in planned)
     show(f"{len(planned)} runs from {parsed.model.path} into {directory}" + (f", {finished} of them finished already" * bool(finished)))
@@ -193,9 +201,12 @@ def quiet() -> None:
 
 
 def main() -> None:
-    """Entry point: a UserError is one sentence and exit code 2."""
+    """Entry point: a UserError is one sentence and exit code 2; a run that was paused exits with 75."""
     try:
         app()
+    except Paused as pause:
+        Console(stderr=True, soft_wrap=True).print(str(pause), style="yellow", highlight=False, markup=False)
+        sys.exit(RESUME_ME)
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", highlight=False, markup=False)
         sys.exit(2)

@@ -71,6 +71,15 @@ def jobs(config: Config, output: Path) -> list[Job]:
     return out
 
 
+def choose(config: Config, names: list[str]) -> Config:
+    """``config`` with these of its runs only. Raises UserError for a name that no run has."""
+    for name in names:
+        if name not in config.compare.runs:
+            raise UserError(f"--runs: [compare.runs] has no {name!r}; there are: {', '.join(config.compare.runs)}")
+    runs = {name: config.compare.runs[name] for name in names}
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
+
+
 def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``tree`` with ``changes`` over it, tables merged key by key; naming another method drops the settings of the first."""
     out = dict(tree)

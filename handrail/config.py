@@ -92,6 +92,47 @@ class RolloutConfig(Section):
     """Sequences sampled at once."""
 
 
+class ExpertsConfig(Section):
+    """The models that methods take advice from, where a method names them."""
+
+    prm: str = ""
+    """A process reward model's directory or name, for the step judge ``prm``."""
+    teacher: str = ""
+    """A causal language model's directory or name, for the corrector ``model``."""
+
+
+class EndpointConfig(Section):
+    """A server that speaks the OpenAI chat-completions protocol, for judges, correctors and planners."""
+
+    base_url: str
+    model: str
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; the key itself is never written anywhere."""
+    concurrency: int = Field(8, ge=1)
+    timeout: float = Field(60.0, gt=0)
+    retries: int = Field(4, ge=0)
+    """Further tries, with back-off, on 408, 409, 429, 5xx, time-outs and cut connections."""
+    max_calls: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    """Of all calls together, prompts and answers."""
+    max_cost: float | None = Field(None, gt=0)
+    """In the currency of the prices; needs both."""
+    input_price: float | None = Field(None, ge=0)
+    """For a million prompt tokens."""
+    output_price: float | None = Field(None, ge=0)
+    """For a million answer tokens."""
+    cache: str = "runs/endpoint-cache.sqlite"
+    """Answers by content of the question; shared by all runs."""
+    pause_after: int = Field(10, ge=1)
+    """So many failed questions in a row pause the run, with a checkpoint."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> EndpointConfig:
+        if self.max_cost is not None and None in (self.input_price, self.output_price):
+            raise ValueError("max_cost needs input_price and output_price")
+        return self
+
+
 class TrainConfig(Section):
     steps: int = Field(200, ge=1)
     problems_per_step: int = Field(16, ge=1)
@@ -137,6 +178,8 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    endpoint: EndpointConfig | None = None
     compare: CompareConfig = CompareConfig()
 
 

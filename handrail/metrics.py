@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from handrail.config import Config
+from handrail.diversity import diversity, measures
 from handrail.methods.base import Method
 from handrail.run_directory import RunDirectory
 from handrail.trajectory import Group
@@ -35,23 +36,26 @@ class StepMetrics:
             "truncated": sum(not member.finished for member in rollouts),
             "sampled": sum(map(len, rollouts)),
             "trained": 0,
+            "off_policy": 0,
             "dropped": 0,
         })  # fmt: skip
         self.reward = sum(member.reward for member in rollouts)
         self.entropy = sum(sum(member.entropy) for member in rollouts)
+        self.diversity = [measures(group) for group in groups]
         self.updates: list[dict[str, float]] = []
 
     def updated(self, groups: Sequence[Group], outcome: Outcome) -> None:
         """``groups`` as they were credited."""
         self.sums["rescued"] += sum(group.all_wrong and group.has_signal for group in groups)
         self.sums["trained"] += outcome.tokens_trained
+        self.sums["off_policy"] += outcome.tokens_off_policy
         self.sums["dropped"] += outcome.tokens_dropped
         if outcome.figures:
             self.updates.append(outcome.figures)
 
     def result(self, accelerator: Accelerator, counts: Counter[str]) -> dict[str, Any]:
         """The step's line: counts over all processes, means over its updates; ``counts`` are the method's own."""
-        parts = gather_object([(self.sums, self.reward, self.entropy, counts)])
+        parts = gather_object([(self.sums, self.reward, self.entropy, counts, self.diversity)])
         sums: Counter[str] = sum((part[0] for part in parts), Counter())
         own: Counter[str] = sum((part[3] for part in parts), Counter())
         return {
@@ -65,7 +69,9 @@ class StepMetrics:
             "truncated": ratio(sums["truncated"], sums["rollouts"]),
             "tokens/sampled": sums["sampled"],
             "tokens/trained": sums["trained"],
+            "tokens/off_policy": sums["off_policy"],
             "tokens/dropped": sums["dropped"],
+            **diversity([group for part in parts for group in part[4]]),
             **{name: own[name] for name in sorted(own)},
             **self.figures(),
             **({} if self.updates else {"note": no_signal(sums)}),

@@ -17,8 +17,10 @@ from transformers import get_scheduler
 
 from handrail import checkpoint
 from handrail.config import Config, load_config
-from handrail.errors import UserError
+from handrail.diversity import diversity, measures
+from handrail.errors import Paused, UserError
 from handrail.evaluate import Accuracy, evaluate
+from handrail.guidance.experts import Experts
 from handrail.lengths import check_lengths
 from handrail.methods import build
 from handrail.methods.base import Method
@@ -77,6 +79,8 @@ class Run:
         self.accelerator = Accelerator(cpu=config.model.device == "cpu", mixed_precision=precision)
         self.verifier = verifier
         self.policy = TransformersPolicy(config, self.accelerator)
+        self.experts = Experts(config, self.accelerator, self.policy)
+        self.method.prepare(self.experts)
         check_lengths(self.policy, [problem for source in sources for problem in source])
         check_lengths(self.policy, [problem for held_out in self.held_out.values() for problem in held_out], references=False)
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
@@ -105,17 +109,25 @@ class Run:
             out.log(0, metrics, {"evaluate": time.perf_counter() - started})
             progress(0, c.steps, metrics, {})
         for step in range((done or 0) + 1, c.steps + 1):
-            metrics, seconds = self.step(step, out)
+            try:
+                metrics, seconds = self.step(step, out)
+            except Paused:  # raised before the step changes anything
+                if main:
+                    self.checkpoint(root, step - 1)
+                raise
             out.log(step, metrics, seconds)
             progress(step, c.steps, metrics, seconds)
             if main and c.checkpoint_every and (step % c.checkpoint_every == 0 or step == c.steps):
-                checkpoint.save(root, step, c.keep_checkpoints, self.policy, self.optimizer, self.scheduler, self.method)
+                self.checkpoint(root, step)
         result: list[dict[str, Any]] = [{}]
         if main:
             self.policy.save(directory / "model")
             result = [summary(out, self.config, self.method)]
             out.summarise(result[0])
         return dict(broadcast_object_list(result)[0])
+
+    def checkpoint(self, root: Path, step: int) -> None:
+        checkpoint.save(root, step, self.config.train.keep_checkpoints, self.policy, self.optimizer, self.scheduler, self.method)
 
     def step(self, number: int, out: RunDirectory) -> tuple[dict[str, Any], dict[str, float]]:
         """One step, from problems to updated weights: its metrics, and the seconds each part took."""
@@ -139,6 +151,7 @@ class Run:
                 metrics.updated(part, self.update(part))
         self.scheduler.step()
 
+        tools.counts.update(self.experts.take_counts())
         result = metrics.result(self.accelerator, tools.counts)
         if number == self.config.train.steps or (self.config.eval.every and number % self.config.eval.every == 0):
             with clock("evaluate"):
@@ -152,6 +165,8 @@ class Run:
             groups = evaluate(self.tools("eval"), self.accelerator, problems, self.config.eval.samples, name)
             accuracy = Accuracy.over_problems(groups)
             result |= {f"eval/{name}/{key}": value for key, value in vars(accuracy).items()}
+            if self.config.eval.samples > 1:
+                result |= {f"eval/{name}/{key}": value for key, value in diversity(list(map(measures, groups))).items()}
         return result
 
     def tools(self, *purpose: object) -> Tools:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -13,6 +14,7 @@ class Origin(IntEnum):
 
     POLICY = 0
     REFERENCE = 1
+    TEACHER = 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,20 @@ class Trajectory:
     def credited(self, advantage: float) -> Trajectory:
         """The same trajectory with one advantage on every token."""
         return replace(self, credit=[advantage] * len(self))
+
+    def upto(self, length: int) -> Trajectory:
+        """Its first ``length`` tokens, ungraded and without end."""
+        return Trajectory(self.prompt, self.completion[:length], "", self.origin[:length], self.behaviour[:length], finished=False)
+
+    def followed(self, tokens: list[int], origin: Origin, behaviour: Sequence[float | None], finished: bool) -> Trajectory:
+        """More tokens behind its own, all of one origin."""
+        return replace(
+            self,
+            completion=self.completion + tokens,
+            origin=self.origin + [origin] * len(tokens),
+            behaviour=[*self.behaviour, *behaviour],
+            finished=finished,
+        )
 
     @classmethod
     def reference(cls, prompt: list[int], completion: list[int], text: str) -> Trajectory:

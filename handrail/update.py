@@ -15,7 +15,7 @@ from handrail.batch import Counts, MicroBatch, Row, micro_batch, pack
 from handrail.config import TrainConfig
 from handrail.methods.base import Method
 from handrail.policy.transformers import TransformersPolicy
-from handrail.trajectory import Group, Trajectory
+from handrail.trajectory import Group, Origin, Trajectory
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Outcome:
 
     figures: dict[str, float]
     tokens_trained: int
+    tokens_off_policy: int  # of those trained, the ones that the policy did not sample
     tokens_dropped: int
 
 
@@ -56,7 +57,8 @@ class Update:
                 figures["update/skipped"] = 1.0
             self.optimizer.zero_grad()
         trained = sum(len(row.trajectory) for row in live)
-        return Outcome(figures, trained, sum(len(row.trajectory) for row in rows) - trained)
+        off_policy = sum(origin is not Origin.POLICY for row in live for origin in row.trajectory.origin)
+        return Outcome(figures, trained, off_policy, sum(len(row.trajectory) for row in rows) - trained)
 
     def rows(self, groups: Sequence[Group]) -> list[Row]:
         """Every trajectory with its normalisers, which count the rows that will be dropped."""
@@ -105,8 +107,11 @@ class Update:
 
 def by_origin(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by who wrote their tokens, always the same keys in the same order."""
-    rollouts = [row for row in rows if row.trajectory.is_rollout]
-    return {"policy": rollouts, "guided": [row for row in rows if not row.trajectory.is_rollout]}
+    parts: dict[str, list[Row]] = {"policy": [], "guided": [], "repaired": []}
+    for row in rows:
+        sampled = [origin is Origin.POLICY for origin in row.trajectory.origin]
+        parts["policy" if all(sampled) else "repaired" if any(sampled) else "guided"].append(row)
+    return parts
 
 
 def nothing(policy: TransformersPolicy) -> Row:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from handrail.config import RolloutConfig
 from handrail.errors import UserError
+from handrail.guidance.experts import Experts
 from handrail.methods import METHODS, build
 from handrail.methods.base import Method
 from handrail.methods.sort import Sort
@@ -19,13 +21,17 @@ from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.tools import Tools
 from handrail.trajectory import Group, Origin, Trajectory
+from tests.conftest import config
 
 PROBLEM = Problem("p", "77 A 8 ?", "70", ("77 + 8 = 85 , 85 * 2 = 70 # 70",), "add then double")
 OTHER = Problem("q", "9 B 3 ?", "15", ("9 * 2 = 18 , 18 - 3 = 15 # 15",), "double then subtract")
 
 
-def make(name: str, **settings: Any) -> Method:
-    return build({"name": name, **settings}, RolloutConfig(group_size=4, max_tokens=48))
+def make(name: str, tools: Tools | None = None, **settings: Any) -> Method:
+    method = build({"name": name, **settings}, RolloutConfig(group_size=4, max_tokens=48))
+    if tools:
+        method.prepare(Experts(config(), Accelerator(cpu=True), tools.policy))
+    return method
 
 
 def group(policy: TransformersPolicy, rewards: list[float], problem: Problem = PROBLEM) -> Group:
@@ -38,6 +44,7 @@ def group(policy: TransformersPolicy, rewards: list[float], problem: Problem = P
 
 
 def weights_of(method: Method, groups: list[Group], tools: Tools) -> list[list[float]]:
+    method.prepare(Experts(config(), Accelerator(cpu=True), tools.policy))
     groups = method.credit(method.guide(groups, tools), tools)
     return [member.weight for group in groups for member in group.demonstrations]
 
@@ -73,13 +80,13 @@ def test_sorts_settings_change_the_weights_as_they_say(tools: Tools) -> None:
 
 def test_sort_repairs_all_wrong_groups_only(policy: TransformersPolicy, tools: Tools) -> None:
     groups = [group(policy, [0, 0, 0]), group(policy, [0, 1, 0]), group(policy, [1, 1, 1]), group(policy, [0, 0.5, 0])]
-    guided = make("sort").guide(groups, tools)
+    guided = make("sort", tools).guide(groups, tools)
     assert [len(g.demonstrations) for g in guided] == [1, 0, 0, 0]
-    assert [len(g.demonstrations) for g in make("sort", repair="all").guide(groups, tools)] == [1, 1, 1, 1]
+    assert [len(g.demonstrations) for g in make("sort", tools, repair="all").guide(groups, tools)] == [1, 1, 1, 1]
 
 
 def test_a_repair_is_its_all_wrong_groups_only_signal(policy: TransformersPolicy, tools: Tools) -> None:
-    method = make("sort")
+    method = make("sort", tools)
     (repaired,) = method.credit(method.guide([group(policy, [0, 0, 0])], tools), tools)
     assert all(member.credit == [0.0] * len(member) for member in repaired.trajectories)
     assert repaired.demonstrations[0].has_signal and not repaired.demonstrations[0].credit
@@ -87,7 +94,7 @@ def test_a_repair_is_its_all_wrong_groups_only_signal(policy: TransformersPolicy
 
 def test_sort_does_not_teach_a_reference_that_the_verifier_refuses(policy: TransformersPolicy, tools: Tools) -> None:
     wrong = replace(PROBLEM, references=("77 + 8 = 85 # 85",))
-    (guided,) = make("sort").guide([group(policy, [0, 0], wrong)], tools)
+    (guided,) = make("sort", tools).guide([group(policy, [0, 0], wrong)], tools)
     assert guided.demonstrations == [] and tools.counts["guide/reference_rejected"] == 1
 
 

@@ -76,7 +76,7 @@ def test_samples_tell_who_wrote_each_token_and_how_hard_it_pulls(tmp_path: Path)
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_goes_through_the_loop_and_moves_the_model(name: str, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name == "grpo" else {}
+    changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in ("grpo", "scope") else {}
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
     train(small(method={"name": name}, train={"steps": 3, "samples_every": 0}, rollout=hot, **changes), tmp_path / "run")
     before = AutoModelForCausalLM.from_pretrained("handrail/backbones/house-tiny", dtype=torch.float32).state_dict()

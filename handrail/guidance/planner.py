@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, Protocol
 
+from handrail.guidance.conversations import plan_conversation, spoken
+from handrail.policy import Policy
 from handrail.problems import Problem
 
-PlannerName = Literal["auto", "column", "rule"]
+DataPlannerName = Literal["auto", "column", "rule"]
 
 NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?")
 # A 5-day trip and 7 days/week hold no operator.
@@ -49,7 +53,37 @@ def skeleton(solution: str) -> str | None:
     return "\n".join(lines) or None
 
 
-def make_plan(problem: Problem, reference: str, planner: PlannerName) -> str | None:
+class Planner(Protocol):
+    """Whoever can say how a worked solution proceeds. A plan may give the answer away: whoever uses one asks ``leaks`` first."""
+
+    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
+        """A plan for each problem with its reference, None where there is none."""
+        ...
+
+
+class DataPlanner:
+    """Plans that the data hold, or that follow from the reference by rule."""
+
+    def __init__(self, name: DataPlannerName) -> None:
+        self.name = name
+
+    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
+        return [make_plan(problem, reference, self.name) for problem, reference in pairs]
+
+
+class PolicyPlanner:
+    """The policy writes the plans, as it is now; its plans are not kept."""
+
+    def __init__(self, policy: Policy, max_tokens: int) -> None:
+        self.policy, self.max_tokens = policy, max_tokens
+
+    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
+        asked = [replace(problem, prompt=plan_conversation(problem, reference)[0]["content"]) for problem, reference in pairs]
+        drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in asked], 1, self.max_tokens)
+        return [spoken(plan.text) or None if plan.finished else None for (plan,) in drawn]
+
+
+def make_plan(problem: Problem, reference: str, planner: DataPlannerName) -> str | None:
     """The plan of a problem: its own (``column``), its reference's skeleton (``rule``), or whichever exists first (``auto``)."""
     plan = problem.plan if planner != "rule" else None
     if planner != "column":
@@ -61,12 +95,16 @@ def numbers(text: str) -> set[float]:
     return {float(number.replace(",", "")) for number in NUMBER.findall(text)}
 
 
+def names_answer(text: str, problem: Problem) -> bool:
+    """Whether a text holds the problem's answer, as it is written or as a number."""
+    case = re.IGNORECASE if len(problem.answer) > 2 else re.NOFLAG
+    written = re.search(rf"(?<!\w){re.escape(problem.answer.strip())}(?!\w)", text, case)
+    return bool(written) or bool(numbers(problem.answer)) and numbers(problem.answer) <= numbers(text)
+
+
 def leaks(plan: str, problem: Problem) -> bool:
     """Whether a plan gives the answer away, or a value that only the references know."""
     plan = LIST_MARK.sub("", plan)
-    case = re.IGNORECASE if len(problem.answer) > 2 else re.NOFLAG
-    if re.search(rf"(?<!\w){re.escape(problem.answer.strip())}(?!\w)", plan, case):
-        return True
     prompt = problem.prompt if isinstance(problem.prompt, str) else " ".join(message["content"] for message in problem.prompt)
     worked_out = set().union(*map(numbers, problem.references)) - numbers(prompt)
-    return bool(numbers(plan) & (worked_out | numbers(problem.answer)))
+    return names_answer(plan, problem) or bool(numbers(plan) & (worked_out | numbers(problem.answer)))

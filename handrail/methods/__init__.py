@@ -13,10 +13,11 @@ from handrail.imports import load_attribute
 from handrail.methods.base import Method
 from handrail.methods.grpo import Grpo
 from handrail.methods.luffy import Luffy
+from handrail.methods.scope import Scope
 from handrail.methods.sft import Dft, GrpoSft, Sft, SftOnFailures
 from handrail.methods.sort import Sort
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort, Scope)}
 
 
 def find(name: str) -> type[Method]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from handrail import objective
 from handrail.batch import Counts
 from handrail.config import RolloutConfig, Section
+from handrail.guidance.experts import Experts
 from handrail.objective import Ratio, Streams
 from handrail.problems import Problem
 from handrail.tools import Tools
@@ -59,6 +60,9 @@ class Method:
     def __init__(self, settings: MethodSettings | None = None, rollout: RolloutConfig | None = None) -> None:
         self.settings = settings or self.Settings()
         self.rollout_config = rollout or RolloutConfig()
+
+    def prepare(self, experts: Experts) -> None:
+        """Takes the experts it will ask, once, before anything is sampled or written. Raises UserError where one cannot be had."""
 
     def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
         """What is sampled: one group a problem, not graded yet."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -8,17 +7,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from handrail.guidance.planner import PlannerName, leaks, make_plan
+from handrail.guidance.experts import Experts, PlannerName
+from handrail.guidance.planner import Planner, leaks
 from handrail.methods.sft import GrpoSftSettings, Imitating, uniform
+from handrail.problems import Problem
 from handrail.tools import Tools
-from handrail.trajectory import Group, Trajectory
+from handrail.trajectory import Group
 
 
 class SortSettings(GrpoSftSettings):
     alpha: float = Field(0.5, ge=0, le=1)
     """w = p0^(1−α)·p1^α: 0 ignores the plan (DFT's weight), 1 takes the plan's probability alone."""
     planner: PlannerName = "auto"
-    """Where plans come from: the data's ``plan`` column, the rule that reads a reference's operations, or whichever there is."""
+    """Where plans come from: the data's ``plan`` column, the ``rule`` that reads a reference's operations, or ``auto``, whichever there
+    is first; the ``policy`` itself, anew at every repair; the ``endpoint``."""
+    plan_tokens: int = Field(256, ge=1)
+    """The longest plan that the policy writes."""
     normalise_weights: bool = False
     """Divide the weights of a reference by their mean, so that only their shape counts."""
     hard_mask: bool = False
@@ -53,10 +57,15 @@ class Sort(Imitating):
         assert isinstance(self.settings, SortSettings)
         return self.settings
 
+    planner: Planner
+
+    def prepare(self, experts: Experts) -> None:
+        self.planner = experts.planner(self.sort.planner, self.sort.plan_tokens)
+
     def guide(self, groups: list[Group], tools: Tools) -> list[Group]:
         everywhere = self.sort.repair == "all"
         groups = self.demonstrate(groups, tools, lambda group: everywhere or group.all_wrong)
-        groups = self.accepted(groups, tools)
+        groups = self.planned(self.accepted(groups, tools), tools)
         return self.weigh_by_plan(groups, tools) if self.sort.weights_at == "rollout" else groups
 
     def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
@@ -76,38 +85,42 @@ class Sort(Imitating):
             out.append(replace(group, demonstrations=kept))
         return out
 
-    def weigh_by_plan(self, groups: list[Group], tools: Tools) -> list[Group]:
-        if self.sort.weights == "uniform":
-            return self.weigh(groups, uniform)
-        repaired = [(group, member) for group in groups for member in group.demonstrations]
-        plans = self.plans(repaired, tools)
-        completions = [member.completion for _, member in repaired]
-        planned = [
-            member.prompt if plan is None else tools.policy.encode_prompt(group.problem, plan)
-            for (group, member), plan in zip(repaired, plans, strict=True)
-        ]
-        scores = tools.policy.score([*(member.prompt for _, member in repaired), *planned], completions * 2)
-        weights = iter([
-            self.token_weights(logp0, None if plan is None else logp1, tools)
-            for logp0, logp1, plan in zip(scores[: len(repaired)], scores[len(repaired) :], plans, strict=True)
-        ])  # fmt: skip
-        return self.weigh(groups, lambda member: next(weights))
+    def planned(self, groups: list[Group], tools: Tools) -> list[Group]:
+        """The groups, those with a repair with the plan that it is weighted by: None where there is none or it gives the answer away."""
+        repaired = [index for index, group in enumerate(groups) if group.demonstrations]
+        plans = iter(self.plans([(groups[index].problem, groups[index].demonstrations[0].text) for index in repaired], tools))
+        return [replace(g, problem=replace(g.problem, plan=next(plans))) if g.demonstrations else g for g in groups]
 
-    def plans(self, repaired: Sequence[tuple[Group, Trajectory]], tools: Tools) -> list[str | None]:
-        """A plan for each repair, None where there is none or it gives the answer away."""
+    def plans(self, pairs: list[tuple[Problem, str]], tools: Tools) -> list[str | None]:
+        if self.sort.weights == "uniform":
+            return [None] * len(pairs)
         if self.sort.weights == "solution":
-            return [member.text for _, member in repaired]
-        plans = [make_plan(group.problem, member.text, self.sort.planner) for group, member in repaired]
-        for index, (group, _) in enumerate(repaired):
-            plan = plans[index]
-            tools.counts["sort/no_plan"] += plan is None
-            if plan is not None and leaks(plan, group.problem):
+            return [reference for _, reference in pairs]
+        plans = self.planner.plans(pairs)
+        tools.counts["sort/no_plan"] += plans.count(None)
+        for index, (problem, _) in enumerate(pairs):
+            if (plan := plans[index]) is not None and leaks(plan, problem):
                 tools.counts["sort/leaking_plan"] += 1
                 plans[index] = None
         if self.sort.weights == "shuffled-plan":
-            # Alone in its update, a repair has no other's plan to take.
+            # Alone in its step, a repair has no other's plan to take.
             return [*plans[1:], *plans[:1]] if len(plans) > 1 else [None] * len(plans)
         return plans
+
+    def weigh_by_plan(self, groups: list[Group], tools: Tools) -> list[Group]:
+        if self.sort.weights == "uniform":
+            return self.weigh(groups, uniform)
+        repaired = [(group.problem, member) for group in groups for member in group.demonstrations]
+        completions = [member.completion for _, member in repaired]
+        planned = [
+            member.prompt if problem.plan is None else tools.policy.encode_prompt(problem, problem.plan) for problem, member in repaired
+        ]
+        scores = tools.policy.score([*(member.prompt for _, member in repaired), *planned], completions * 2)
+        weights = iter([
+            self.token_weights(logp0, None if problem.plan is None else logp1, tools)
+            for logp0, logp1, (problem, _) in zip(scores[: len(repaired)], scores[len(repaired) :], repaired, strict=True)
+        ])  # fmt: skip
+        return self.weigh(groups, lambda member: next(weights))
 
     def token_weights(self, logp0: Tensor, logp1: Tensor | None, tools: Tools) -> list[float]:
         """w of every token from log p0 and log p1 [T]; without a plan w = p0."""

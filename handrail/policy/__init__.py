@@ -18,12 +18,16 @@ class Policy(Protocol):
         """The prompt's tokens as the model sees them, with ``plan`` shown if one is given."""
         ...
 
-    def encode_completion(self, text: str) -> list[int]:
-        """The tokens of a completion, end-of-sequence included."""
+    def encode_completion(self, text: str, end: bool = True) -> list[int]:
+        """The tokens of a completion, end-of-sequence included unless it goes on."""
         ...
 
-    def sample(self, prompts: Sequence[list[int]], n: int) -> list[list[Trajectory]]:
-        """``n`` completions of each prompt, with behaviour log-probabilities."""
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a completion's tokens, without special ones."""
+        ...
+
+    def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int | None = None) -> list[list[Trajectory]]:
+        """``n`` completions of each prompt, with behaviour log-probabilities; at most ``rollout.max_tokens`` or ``max_tokens`` long."""
         ...
 
     def score(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Tensor]:

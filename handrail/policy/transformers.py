@@ -27,14 +27,14 @@ from handrail.problems import Problem
 from handrail.trajectory import Origin, Trajectory
 
 
-def load_model(config: ModelConfig) -> tuple[Any, Any]:
+def load_model(config: ModelConfig, field: str = "model.path") -> tuple[Any, Any]:
     """(model, tokenizer) from a directory, a hub name or ``builtin:NAME``; safetensors only.
 
-    Raises UserError where there is no such model.
+    Raises UserError, naming ``field``, where there is no such model.
     """
     path = locate(config.path)
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise UserError(f"model.path: {config.path} is not a Hugging Face model directory (it has no config.json)")
+        raise UserError(f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -42,9 +42,9 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
         )
     except Exception as error:  # a damaged file can raise anything
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"model.path: {config.path} cannot be loaded as a causal language model: {first_line}") from error
+        raise UserError(f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}") from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"model.path: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end")
+        raise UserError(f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end")
     return model, tokenizer
 
 
@@ -72,10 +72,10 @@ class Recorder(LogitsProcessor):  # type: ignore[misc]
 class TransformersPolicy:
     """Implements ``handrail.policy.Policy``. Probabilities are those of the sampling temperature throughout."""
 
-    def __init__(self, config: Config, accelerator: Accelerator) -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, field: str = "model.path") -> None:
         self.config = config
         self.accelerator = accelerator
-        model, self.tokenizer = load_model(config.model)
+        model, self.tokenizer = load_model(config.model, field)
         ends = model.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         # A model's own generation defaults (top-k, repetition penalty) would sample from another distribution than is trained.
@@ -132,8 +132,11 @@ class TransformersPolicy:
             raise UserError(f"{where}, field prompt: the chat template refuses it: {error}") from error
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def encode_completion(self, text: str) -> list[int]:
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.end]
+    def encode_completion(self, text: str, end: bool = True) -> list[int]:
+        return [*self.tokenizer.encode(text, add_special_tokens=False), *([self.end] if end else [])]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _turn_end(self) -> int:
         """The end token that the chat template puts behind the assistant's words; it need not be the tokenizer's."""
@@ -146,19 +149,20 @@ class TransformersPolicy:
         return int(self.tokenizer.eos_token_id)
 
     @torch.inference_mode()
-    def sample(self, prompts: Sequence[list[int]], n: int) -> list[list[Trajectory]]:
+    def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int | None = None) -> list[list[Trajectory]]:
         flat = [prompt for prompt in prompts for _ in range(n)]
         size = self.config.rollout.batch_size
-        drawn = [trajectory for at in range(0, len(flat), size) for trajectory in self._sample(flat[at : at + size])]
+        limit = max_tokens or self.config.rollout.max_tokens
+        drawn = [trajectory for at in range(0, len(flat), size) for trajectory in self._sample(flat[at : at + size], limit)]
         return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
 
-    def _sample(self, prompts: list[list[int]]) -> list[Trajectory]:
+    def _sample(self, prompts: list[list[int]], max_tokens: int) -> list[Trajectory]:
         model, device = self.bare_model.eval(), self.accelerator.device
         input_ids, attention_mask, _ = collate(prompts, [[]] * len(prompts))
         recorder = Recorder(self.temperature)
         # EOS for padding: rows are cut at their first end token, and prompts are masked by length, so it cannot be mistaken.
         generation = GenerationConfig(
-            do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=self.config.rollout.max_tokens,
+            do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=max_tokens,
             eos_token_id=sorted(self.ends), pad_token_id=self.tokenizer.eos_token_id,
         )  # fmt: skip
         output = model.generate(
@@ -173,7 +177,7 @@ class TransformersPolicy:
     def _trajectory(self, prompt: list[int], tokens: list[int], logp: list[float], entropy: list[float]) -> Trajectory:
         end = next((at + 1 for at, token in enumerate(tokens) if token in self.ends), None)
         tokens = tokens[:end]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self.decode(tokens)
         return Trajectory(prompt, tokens, text, [Origin.POLICY] * len(tokens), list(logp[:end]), entropy[:end], finished=end is not None)
 
     def forward(self, batch: MicroBatch, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,93 @@
+"""The commands about experts: plans for a data set, and how good a step judge is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from handrail.config import load_config, parse_config, set_value
+
+if TYPE_CHECKING:
+    from handrail.guidance.experts import Experts
+    from handrail.problems import Problem
+
+console = Console()
+
+Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for model, endpoint and experts; may be repeated.")]
+Data = Annotated[str, typer.Argument(help="A file, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Take model, columns, endpoint and experts from this configuration.")]
+
+
+def plan_command(
+    data: Data,
+    output: Annotated[Path, typer.Option(help="The JSONL file to write: the problems, each with its plan. Goes on where it was stopped.")],
+    planner: Annotated[Literal["rule", "policy", "endpoint"], typer.Option(help="Who writes the plans.")] = "rule",
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Derive a plan for every problem with a reference. Plans that give a value away are left out and counted."""
+    experts, problems = opened(data, config, settings)
+    from handrail.guidance.planning import derive
+
+    with Progress(console=console) as shown:
+        task = shown.add_task("plans")
+        counts = derive(
+            problems, experts.planner(planner, 256), output, lambda done, n: shown.update(task, completed=done, total=n)
+        )  # fmt: skip
+    words = {"planned": "planned", "kept": "kept from before", "leaking": "left out for giving a value away", "no_plan": "without a plan",
+             "no_reference": "without a reference"}  # fmt: skip
+    show(f"{len(problems)} problems: {', '.join(f'{counts[kind]} {text}' for kind, text in words.items() if counts[kind])} → {output}")
+    show_calls(experts)
+
+
+def judge_command(
+    data: Data,
+    judge: Annotated[Literal["rule", "prm", "llm"], typer.Option(help="Who judges the steps.")] = "rule",
+    n: Annotated[int, typer.Option(min=1, help="Problems, the first ones with a reference.")] = 500,
+    threshold: Annotated[float, typer.Option(help="A step that scores below it is wrong.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the errors that are made.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Write the attempts that were misjudged here (JSONL).")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """How well a judge finds the first wrong step: references as they are, and with one number of one step changed."""
+    experts, problems = opened(data, config, settings)
+    from handrail.guidance.judge_report import labelled, report
+
+    found = report(experts.judge(judge), labelled([problem for problem in problems if problem.references][:n], seed), threshold)
+    show(str(found))
+    if output:
+        output.write_text("".join(json.dumps(failure) + "\n" for failure in found["failures"]), encoding="utf-8")
+    show_calls(experts)
+
+
+def opened(data: str, config: Path | None, settings: list[str] | None) -> tuple[Experts, list[Problem]]:
+    """The problems of ``data``, and the experts of a configuration or of the --set values alone."""
+    from accelerate import Accelerator
+
+    from handrail.guidance.experts import Experts
+    from handrail.sources import load_problems
+
+    if config:
+        parsed = load_config(config, settings)
+    else:
+        tree: dict[str, Any] = {"model": {"path": "builtin:house-tiny"}, "data": {"train": data}}
+        for setting in settings or []:
+            set_value(tree, setting)
+        parsed = parse_config(tree, "--set")
+    return Experts(parsed, Accelerator(cpu=parsed.model.device == "cpu")), load_problems(data, parsed.data.columns)
+
+
+def show(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_calls(experts: Experts) -> None:
+    """What was asked of the endpoint, if anything was."""
+    if counts := experts.take_counts():
+        show("endpoint: " + ", ".join(f"{n} {name.removeprefix('endpoint/').replace('_', ' ')}" for name, n in sorted(counts.items())))

@@ -1,0 +1,79 @@
+"""Plans for a whole data set, derived once and written as data that ``train`` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from handrail.errors import UserError
+from handrail.guidance.planner import Planner, leaks
+from handrail.problems import Problem
+
+BATCH = 64
+
+
+def derive(problems: Sequence[Problem], planner: Planner, output: Path, progress: Callable[[int, int], None]) -> Counter[str]:
+    """Writes the problems with a plan each to ``output`` (JSONL) and counts plans, leaks and failures.
+
+    Plans that stand in ``output`` or beside it in ``.partial`` already are kept, so that a stopped run goes on where it was.
+    """
+    partial = output.with_name(output.name + ".partial")
+    plans = known(output) | known(partial)
+    todo = [problem for problem in problems if problem.references and key(problem) not in plans]
+    counts = Counter(planned=0, kept=sum(key(problem) in plans for problem in problems), leaking=0, no_plan=0, no_reference=0)
+    counts["no_reference"] = sum(not problem.references for problem in problems)
+    progress(len(problems) - len(todo), len(problems))
+    with partial.open("a", encoding="utf-8") as stream:
+        for batch in batches(todo):
+            for problem, plan in zip(batch, planner.plans([(problem, problem.references[0]) for problem in batch]), strict=True):
+                kind = "no_plan" if plan is None else "leaking" if leaks(plan, problem) else "planned"
+                counts[kind] += 1
+                if kind == "planned":
+                    plans[key(problem)] = plan
+                    stream.write(json.dumps(row(problem, plan)) + "\n")
+            stream.flush()
+            progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
+    aside = output.with_name(f".{output.name}")
+    aside.write_text("".join(json.dumps(row(problem, plans.get(key(problem)))) + "\n" for problem in problems), encoding="utf-8")
+    os.replace(aside, output)
+    partial.unlink()
+    return counts
+
+
+def batches(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
+    rest = iter(problems)
+    while batch := list(islice(rest, BATCH)):
+        yield batch
+
+
+def key(problem: Problem) -> str:
+    """What a plan depends on."""
+    return json.dumps([problem.prompt, problem.references])
+
+
+def row(problem: Problem, plan: str | None) -> dict[str, Any]:
+    """The problem as a line of JSONL that is read back as the same problem, with ``plan`` for its own."""
+    own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references)}
+    return {**problem.metadata, **own, **({} if plan is None else {"plan": plan})}
+
+
+def known(file: Path) -> dict[str, str | None]:
+    """The plans in a file that was written before. Raises UserError if it holds anything else."""
+    if not file.exists():
+        return {}
+    plans: dict[str, str | None] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            if entry.get("plan"):
+                plans[json.dumps([entry["prompt"], entry["reference"]])] = entry["plan"]
+        except (ValueError, KeyError, AttributeError):
+            if file.suffix == ".partial":  # a line that was being written when the run died
+                continue
+            raise UserError(f"{file}, line {number}: this is no problem with a plan; choose another --output") from None
+    return plans

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handrail import objective
+from handrail.guidance.corrector import Correction, Draft, ReferenceCorrector
+from handrail.guidance.experts import CorrectorName, Experts, JudgeName
+from handrail.guidance.judge import first_error
+from handrail.guidance.planner import names_answer
+from handrail.guidance.steps import split_steps
+from handrail.methods.base import GrpoSettings, Method, Normaliser
+from handrail.objective import Shape, Streams
+from handrail.policy import Policy
+from handrail.problems import Problem
+from handrail.tools import Tools
+from handrail.trajectory import Group, Origin, Trajectory
+
+
+class ScopeSettings(GrpoSettings):
+    normalise_std: bool = False
+    """Divide the advantage by the repaired group's standard deviation + 1e-4."""
+    clip_high: float = Field(0.28, ge=0)
+    """The upper clip of the policy's own tokens is 1 + clip_high; what a corrector wrote is never clipped."""
+    normaliser: Normaliser = "token"
+    """As for grpo: sequence, token, or the constant maximum length."""
+    judge: JudgeName | Literal["random"] = "rule"
+    """Who finds the first wrong step: ``rule`` (arithmetic), ``prm`` (experts.prm), ``llm`` (endpoint); ``random`` is an ablation."""
+    corrector: CorrectorName = "reference"
+    """Who repairs it: the ``reference``, the ``policy`` shown it, a ``model`` (experts.teacher), an ``endpoint``."""
+    mode: Literal["step", "suffix", "reference"] = "step"
+    """The corrector writes one step and the policy goes on; or writes to the end; or one step, shown the reference, that may not leak."""
+    threshold: float = Field(0.5, gt=0, le=1)
+    """τ: the first step that scores below it is the first wrong one."""
+    least_right: float = Field(0.3, ge=0, lt=1)
+    """ρ: the least share of a rollout's steps before the first wrong one."""
+    repairs: int = Field(1, ge=1)
+    """M: how many rollouts of a group are repaired, those with the largest share of right steps first."""
+    tries: int = Field(4, ge=1)
+    """N: how often a repair is tried until the verifier accepts it."""
+    step_tokens: int = Field(256, ge=1)
+    """The longest step that a corrector writes."""
+    step_end: str | None = None
+    """A regular expression for what ends a step; by default blank lines, or else lines, semicolons, sentences."""
+    no_prefix: Literal["skip", "reference"] = "skip"
+    """What becomes of a rollout whose very first step is wrong: nothing, or the whole reference stands in for it."""
+    placing: Literal["replace", "append"] = "replace"
+    """Whether a repaired rollout takes the failed one's place, or stands beside it, so that a group with one failure keeps its signal."""
+    shaping: Shape = "p/(p+c)"
+    """f of a corrector token's probability; ``p`` is no shaping."""
+    gamma: float = Field(0.1, gt=0)
+    """The constant of f: c in p/(p+c), the exponent e in p^e."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A failed rollout (``group``, ``place``) of which the first ``right`` steps are kept."""
+
+    group: int
+    place: int
+    rollout: Trajectory
+    draft: Draft
+    right: float  # share of its steps
+
+    @property
+    def kept(self) -> str:
+        return "".join(self.draft.kept)
+
+
+class Scope(Method):
+    """SCOPE-style: failed rollouts are repaired from their first wrong step, and stay where the verifier accepts them.
+
+    rollout: G samples of each problem.
+    guide: a step judge finds the first wrong step of the failed rollouts; of the M with the largest share of right steps, at
+        least ρ, a corrector replaces that step and the policy goes on, up to N times, until the verifier accepts one; it
+        takes the failed rollout's place.
+    credit: R − mean R over the repaired group, without the standard deviation.
+    surrogate: f(π)·A on the corrector's tokens, f(p) = p/(p + γ); the clipped ratio on the policy's own.
+
+    The idea is from the abstract; the mechanism is our reconstruction.
+    """
+
+    name = "scope"
+    source = "arXiv 2602.24110"
+    status = "reconstruction"
+    Settings = ScopeSettings
+
+    @property
+    def scope(self) -> ScopeSettings:
+        assert isinstance(self.settings, ScopeSettings)
+        return self.settings
+
+    def prepare(self, experts: Experts) -> None:
+        s = self.scope
+        self.judge = None if s.judge == "random" else experts.judge(s.judge)
+        self.corrector = experts.corrector(s.corrector, s.mode == "reference", s.step_tokens, s.step_end)
+
+    def guide(self, groups: list[Group], tools: Tools) -> list[Group]:
+        repaired: dict[int, dict[int, Trajectory]] = {}
+        for attempt, trajectory in self.repair(self.chosen(self.attempts(groups, tools), tools), tools):
+            repaired.setdefault(attempt.group, {})[attempt.place] = trajectory
+        return [self.placed(group, repaired.get(index, {})) for index, group in enumerate(groups)]
+
+    def placed(self, group: Group, repaired: dict[int, Trajectory]) -> Group:
+        if self.scope.placing == "append":
+            return replace(group, trajectories=[*group.trajectories, *repaired.values()])
+        return replace(group, trajectories=[repaired.get(place, old) for place, old in enumerate(group.trajectories)])
+
+    # Who is repaired, and from where
+
+    def attempts(self, groups: Sequence[Group], tools: Tools) -> list[Attempt]:
+        """The failed rollouts with a first wrong step, cut before it."""
+        failed = [
+            (index, place, rollout)
+            for index, group in enumerate(groups)
+            for place, rollout in enumerate(group.trajectories)
+            if rollout.is_rollout and rollout.reward == 0
+        ]
+        whole = [item for item in failed if item[2].finished]
+        tools.counts["scope/failed"] += len(failed)
+        tools.counts["scope/truncated"] += len(failed) - len(whole)
+        steps = [split_steps(rollout.text, self.scope.step_end) for _, _, rollout in whole]
+        wrong = self.first_wrong([(groups[index].problem, parts) for (index, _, _), parts in zip(whole, steps, strict=True)], tools)
+        out = []
+        for (index, place, rollout), parts, at in zip(whole, steps, wrong, strict=True):
+            if at is not None:
+                problem = groups[index].problem
+                reference = tools.rng.choice(problem.references) if problem.references else None
+                out.append(Attempt(index, place, rollout, Draft(problem, parts[:at], reference), at / len(parts)))
+        return out
+
+    def first_wrong(self, attempts: list[tuple[Problem, list[str]]], tools: Tools) -> list[int | None]:
+        if self.judge is None:
+            return [tools.rng.randrange(1, len(steps)) if len(steps) > 1 else None for _, steps in attempts]
+        scores = self.judge.judge(attempts)
+        wrong = [None if score is None else first_error(score, self.scope.threshold) for score in scores]
+        tools.counts["scope/not_judged"] += scores.count(None)
+        tools.counts["scope/no_error_found"] += wrong.count(None) - scores.count(None)
+        return wrong
+
+    def chosen(self, attempts: Sequence[Attempt], tools: Tools) -> list[Attempt]:
+        """Of each group the M attempts that were right for longest."""
+        s = self.scope
+        blank = [attempt for attempt in attempts if not attempt.draft.kept]
+        short = [attempt for attempt in attempts if attempt.draft.kept and attempt.right < s.least_right]
+        tools.counts["scope/no_prefix"] += len(blank)
+        tools.counts["scope/short_prefix"] += len(short)
+        tools.counts["scope/partly_right"] += len(attempts) - len(blank)
+        dropped = short + (blank if s.no_prefix == "skip" else [])
+        out: list[Attempt] = []
+        taken: Counter[int] = Counter()
+        for attempt in sorted(attempts, key=lambda attempt: -attempt.right):
+            if attempt not in dropped and taken[attempt.group] < s.repairs:
+                taken[attempt.group] += 1
+                out.append(attempt)
+        return out
+
+    # The repair
+
+    def repair(self, attempts: list[Attempt], tools: Tools) -> list[tuple[Attempt, Trajectory]]:
+        """The attempts whose repair the verifier accepts, with that repair."""
+        tools.counts["scope/tried"] += len(attempts)
+        done = []
+        for number in range(self.scope.tries):
+            accepted = self.once(attempts, number, tools)
+            done += accepted
+            attempts = [attempt for attempt in attempts if all(attempt is not other for other, _ in accepted)]
+        tools.counts["scope/repaired"] += len(done)
+        tools.counts["scope/repair_failed"] += len(attempts)
+        return done
+
+    def once(self, attempts: list[Attempt], number: int, tools: Tools) -> list[tuple[Attempt, Trajectory]]:
+        """One try at every attempt: the accepted ones."""
+        corrections = self.corrections(attempts, number, tools)
+        drafts = [
+            (attempt, self.opening(attempt, correction, tools.policy))
+            for attempt, correction in zip(attempts, corrections, strict=True)
+            if correction is not None
+        ]
+        drafts = [(attempt, opening) for attempt, opening in drafts if self.room(opening) >= (not opening.finished)]
+        solutions = self.finished([opening for _, opening in drafts], tools)
+        graded = tools.grade([(attempt.draft.problem, solution) for (attempt, _), solution in zip(drafts, solutions, strict=True)])
+        return [(attempt, solution) for (attempt, _), solution in zip(drafts, graded, strict=True) if solution.reward > 0]
+
+    def corrections(self, attempts: list[Attempt], number: int, tools: Tools) -> list[Correction | None]:
+        partly = [attempt.draft for attempt in attempts if attempt.draft.kept]
+        blank = [attempt.draft for attempt in attempts if not attempt.draft.kept]
+        parts = iter(self.corrector.correct(partly, self.scope.mode == "suffix", number))
+        references = iter(ReferenceCorrector().correct(blank, True, number))
+        corrections = [next(parts if attempt.draft.kept else references) for attempt in attempts]
+        tools.counts["scope/no_correction"] += corrections.count(None)
+        if self.scope.mode == "reference":
+            for index, (attempt, correction) in enumerate(zip(attempts, corrections, strict=True)):
+                if correction and names_answer(correction.text, attempt.draft.problem):
+                    tools.counts["scope/leaking_step"] += 1
+                    corrections[index] = None
+        return corrections
+
+    def opening(self, attempt: Attempt, correction: Correction, policy: Policy) -> Trajectory:
+        """The kept tokens and the correction behind them."""
+        rollout, kept = attempt.rollout, attempt.kept
+        tokens = spelt(rollout.completion, kept, policy)
+        rest = kept[len(policy.decode(rollout.completion[:tokens])) :]
+        written = policy.encode_completion(rest + correction.text, end=correction.complete)
+        origin = self.corrector.origin if attempt.draft.kept else Origin.REFERENCE
+        return rollout.upto(tokens).followed(written, origin, [None] * len(written), finished=correction.complete)
+
+    def room(self, opening: Trajectory) -> int:
+        """How many tokens the policy may add."""
+        return self.rollout_config.max_tokens - len(opening)
+
+    def finished(self, openings: list[Trajectory], tools: Tools) -> list[Trajectory]:
+        """The openings, continued by the policy where they are not complete, with their text."""
+        unfinished = [opening for opening in openings if not opening.finished]
+        room = max(map(self.room, unfinished), default=None)
+        drawn = iter(tools.policy.sample([opening.prompt + opening.completion for opening in unfinished], 1, room))
+        out = []
+        for solution in openings:
+            if not solution.finished:
+                (rest,), fits = next(drawn), self.room(solution)
+                tools.counts["tokens/resampled"] += len(rest)
+                end = rest.finished and len(rest) <= fits
+                solution = solution.followed(rest.completion[:fits], Origin.POLICY, rest.behaviour[:fits], end)
+            out.append(replace(solution, text=tools.policy.decode(solution.completion)))
+        return out
+
+    def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
+        corrected = objective.shaped(logp, streams, self.scope.shaping, self.scope.gamma)
+        own = self.policy_gradient(logp, streams)
+        return torch.where(streams.origin == Origin.POLICY, own, corrected) + objective.imitation(logp, streams)
+
+
+def spelt(tokens: list[int], text: str, policy: Policy) -> int:
+    """How many of ``tokens`` spell a beginning of ``text``; a token that reaches beyond it is not counted."""
+    count = bisect_right(range(len(tokens) + 1), len(text), key=lambda n: len(policy.decode(tokens[:n]))) - 1
+    while not text.startswith(policy.decode(tokens[:count])):  # a character may be spelt by several tokens
+        count -= 1
+    return count
