@@ -74,7 +74,7 @@ def compare_command(
     quiet()
     from handrail.compare import choose, compare, jobs
     from handrail.progress import bars
-    from handrail.report.tables import comparison_table, curves
+    from handrail.report.tables import comparison_table, curves, guidance_table
 
     if runs:
         parsed = choose(parsed, [name.strip() for name in runs.split(",")])
@@ -83,7 +83,9 @@ def compare_command(
     show(f"{len(planned)} runs from {parsed.model.path} into {directory}" + (f", {finished} of them finished already" * bool(finished)))
     with bars(console) as shown:
         summary = compare(parsed, directory, workers, shown.update)
-    console.print(comparison_table(summary["methods"], list(parsed.eval.sets)))
+    for table in (comparison_table, guidance_table):
+        if shown_table := table(summary["methods"], list(parsed.eval.sets)):
+            console.print(shown_table)
     curves(planned, list(parsed.eval.sets), directory / "plot.png")
     show(f"plot: {directory / 'plot.png'}\nsummary: {directory / 'summary.json'}")
 

@@ -156,7 +156,7 @@ def aggregate(all_jobs: list[Job]) -> dict[str, Any]:
         out[name] = {
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
             "all_wrong": {end: _mean([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
-            "rescued": _mean([run["rescued"] for run in summaries]),
+            **{key: _mean([run.get(key) for run in summaries]) for key in ("rescued", "off_policy", "salvaged")},
             "steps_without_signal": _mean([run["steps_without_signal"] for run in summaries]),
             "seconds": _mean([run["seconds"] for run in summaries]),
             "seeds": [run["seed"] for run in summaries],
@@ -172,7 +172,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean accuracy after training with a 95 % interval: the wider, at each end, of Student's over the seeds and Wilson's
-    over one seed's problems. ``n`` is the number of graded answers, ``per_seed`` each seed's accuracy."""
+    over one seed's problems. ``n`` is the number of graded answers, ``per_seed`` each seed's accuracy, ``diversity`` the means."""
     ends = [run["end"]["mean"] for run in runs]
     middle = mean(ends)
     low, high = wilson(middle, runs[0]["end"]["n"])
@@ -186,4 +186,9 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "high": high,
         "n": sum(run["end"]["n"] for run in runs),
         "per_seed": ends,
+        "diversity": {
+            key.removeprefix("diversity/"): {end: _mean([run[end][key] for run in runs]) for end in ("start", "end")}
+            for key in runs[0]["end"]
+            if key.startswith("diversity/")
+        },
     }

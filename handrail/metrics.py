@@ -96,7 +96,8 @@ def no_signal(sums: Counter[str]) -> str:
 
 
 def summary(out: RunDirectory, config: Config, method: Method) -> dict[str, Any]:
-    """What a run came to: held-out accuracy before and after, groups at both ends, rescues, training seconds."""
+    """What a run came to: held-out accuracy, and diversity if it was measured, before and after; groups at both ends; rescues; the
+    share of trained tokens that the policy did not sample; of partly right failures, the share repaired; training seconds."""
     lines = out.read(out.metrics)
     steps, timings = lines[1:], out.read(out.timings)
     tenth = max(1, len(steps) // 10)
@@ -109,13 +110,20 @@ def summary(out: RunDirectory, config: Config, method: Method) -> dict[str, Any]
         "eval": {name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)} for name in config.eval.sets},
         "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
         "rescued": sum(line["groups/rescued"] for line in steps),
+        "off_policy": ratio(total(steps, "tokens/off_policy"), total(steps, "tokens/trained")),
+        "salvaged": ratio(total(steps, "scope/repaired"), total(steps, "scope/partly_right")),
         "steps_without_signal": sum("note" in line for line in steps),
         "seconds": round(sum(line.get(part, 0.0) for line in timings for part in TRAINING_PARTS), 2),
     }
 
 
 def evaluation(line: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: line[f"eval/{name}/{key}"] for key in ("mean", "low", "high", "n")}
+    start = f"eval/{name}/"
+    return {key.removeprefix(start): value for key, value in line.items() if key.startswith(start)}
+
+
+def total(lines: Sequence[dict[str, Any]], key: str) -> int:
+    return sum(int(line.get(key, 0)) for line in lines)
 
 
 def share(lines: Sequence[dict[str, Any]], kind: str) -> float | None:

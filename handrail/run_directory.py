@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 from torch.utils.tensorboard import SummaryWriter
 
-from handrail.config import Config, load_config
+from handrail.config import Config, EndpointConfig, load_config
 from handrail.errors import UserError
 
 
@@ -69,9 +69,12 @@ class RunDirectory:
 
 
 def what_is_learnt(config: Config) -> dict[str, Any]:
-    """The configuration without what may change between a run and its resumption: its length, evaluation and book-keeping."""
+    """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, and where
+    and how a server is asked."""
     book_keeping = {"steps", "checkpoint_every", "keep_checkpoints", "samples_every"}
-    return config.model_dump(exclude={"train": book_keeping, "eval": True, "compare": True, "verifier": {"timeout", "workers"}})
+    asking = set(EndpointConfig.model_fields) - {"model"}
+    same: dict[str, Any] = {"train": book_keeping, "eval": True, "compare": True, "verifier": {"timeout", "workers"}, "endpoint": asking}
+    return config.model_dump(exclude=same)
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:

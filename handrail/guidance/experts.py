@@ -60,7 +60,7 @@ class Experts:
             case "endpoint":
                 from handrail.guidance.llm_corrector import EndpointCorrector
 
-                return EndpointCorrector(self.endpoint, shown, max_tokens)
+                return EndpointCorrector(self.endpoint, shown, step_end)
 
     def planner(self, name: PlannerName, max_tokens: int) -> Planner:
         match name:

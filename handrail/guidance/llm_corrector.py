@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from handrail.guidance.conversations import correction_conversation, read_correction
 from handrail.guidance.corrector import Correction, Draft, bare
 from handrail.guidance.endpoint import Endpoint
+from handrail.guidance.steps import split_steps
 from handrail.trajectory import Origin
 
 
@@ -15,8 +16,9 @@ class EndpointCorrector:
 
     origin = Origin.TEACHER
 
-    def __init__(self, endpoint: Endpoint, shown: bool, max_tokens: int) -> None:
-        self.endpoint, self.shown, self.max_tokens = endpoint, shown, max_tokens
+    def __init__(self, endpoint: Endpoint, shown: bool, step_end: str | None = None, max_tokens: int = 2048) -> None:
+        """``max_tokens`` is for the answer with its reasoning."""
+        self.endpoint, self.shown, self.step_end, self.max_tokens = endpoint, shown, step_end, max_tokens
 
     def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int) -> list[Correction | None]:
         asked = [correction_conversation(draft.problem, draft.kept, draft.reference if self.shown else None, whole) for draft in drafts]
@@ -24,10 +26,12 @@ class EndpointCorrector:
         answers = self.endpoint.ask(asked, self.max_tokens, 1.0 if attempt else 0.0, attempt)
         return [None if answer is None else self._read(answer, draft, whole) for answer, draft in zip(answers, drafts, strict=True)]
 
-    @staticmethod
-    def _read(answer: str, draft: Draft, whole: bool) -> Correction | None:
+    def _read(self, answer: str, draft: Draft, whole: bool) -> Correction | None:
         found = read_correction(answer)
         if found is None:
             return None
         text, done = found
-        return Correction(text, complete=True) if whole or done else Correction(bare(text) + draft.ending, complete=False)
+        steps = split_steps(text, self.step_end)  # a model asked for one step may write several
+        if whole or done and len(steps) == 1:
+            return Correction(text, complete=True)
+        return Correction(bare(steps[0]) + draft.ending, complete=False)

@@ -32,6 +32,22 @@ def comparison_table(methods: Mapping[str, Any], sets: list[str]) -> Table:
     return table
 
 
+def guidance_table(methods: Mapping[str, Any], sets: list[str]) -> Table | None:
+    """One line a method: how much of what it trained on the policy did not write, and how different its held-out completions are."""
+    measures = list(next(iter(methods.values()))[sets[0]]["diversity"]) if sets else []
+    if not measures and not any(row["off_policy"] for row in methods.values()):
+        return None
+    table = Table(title="what it learnt from, and diversity of held-out completions after training", title_justify="left")
+    table.add_column("method")
+    for title in ("off-policy\ntokens", "partly right\nsalvaged", *(f"{escape(name)}\n{measure}" for name in sets for measure in measures)):
+        table.add_column(title, justify="right")
+    for method, row in methods.items():
+        shares = ["–" if row[key] is None else f"{row[key]:.1%}" for key in ("off_policy", "salvaged")]
+        values = [row[name]["diversity"][measure]["end"] for name in sets for measure in measures]
+        table.add_row(escape(method), *shares, *("–" if value is None else f"{value:.3f}" for value in values))
+    return table
+
+
 def curves(all_jobs: list[Job], sets: list[str], file: Path) -> None:
     """Held-out accuracy, and the share of groups that are all wrong, against the step: a line a method, a band over seeds."""
     import matplotlib
