@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from handrail.guidance.planner import NUMBER
+from handrail.guidance.alignment import aligned
 from handrail.guidance.steps import split_steps
 from handrail.policy import Policy
 from handrail.problems import Problem
@@ -104,19 +104,3 @@ class PolicyCorrector:
 def bare(step: str) -> str:
     """A step without what ends it."""
     return ENDING.sub("", step)
-
-
-def aligned(kept: Sequence[str], reference: Sequence[str]) -> int:
-    """The index of the reference's step that comes after the kept ones: each is matched by the number it ends in, in order."""
-    results = [result(step) for step in reference]
-    position = 0
-    for found in map(result, kept):
-        if found is not None and found in results[position:]:
-            position = results.index(found, position) + 1
-    return position
-
-
-def result(step: str) -> str | None:
-    """The last number of a step, however it is written."""
-    found = [number.group().replace(",", "") for number in NUMBER.finditer(step)]
-    return f"{float(found[-1]):g}" if found else None

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from handrail.config import Config
 from handrail.errors import UserError
+from handrail.guidance.alignment import ReferenceJudge
 from handrail.guidance.corrector import Corrector, PolicyCorrector, ReferenceCorrector
 from handrail.guidance.judge import StepJudge
 from handrail.guidance.planner import DataPlanner, DataPlannerName, Planner, PolicyPlanner
@@ -18,7 +19,7 @@ from handrail.policy import Policy
 if TYPE_CHECKING:
     from handrail.guidance.endpoint import Endpoint
 
-JudgeName = Literal["rule", "prm", "llm"]
+JudgeName = Literal["rule", "reference", "prm", "llm"]
 PlannerName = Literal[DataPlannerName, "policy", "endpoint"]
 CorrectorName = Literal["reference", "policy", "model", "endpoint"]
 
@@ -31,8 +32,10 @@ class Experts:
         self.config, self.accelerator = config, accelerator
         self.trained = policy
 
-    def judge(self, name: JudgeName) -> StepJudge:
+    def judge(self, name: JudgeName, step_end: str | None = None) -> StepJudge:
         match name:
+            case "reference":
+                return ReferenceJudge(step_end)
             case "rule":
                 from handrail.guidance.arithmetic import RuleJudge
 

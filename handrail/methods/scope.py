@@ -32,7 +32,8 @@ class ScopeSettings(GrpoSettings):
     normaliser: Normaliser = "token"
     """As for grpo: sequence, token, or the constant maximum length."""
     judge: JudgeName | Literal["random"] = "rule"
-    """Who finds the first wrong step: ``rule`` (arithmetic), ``prm`` (experts.prm), ``llm`` (endpoint); ``random`` is an ablation."""
+    """Who finds the first wrong step: ``rule`` (arithmetic), ``reference`` (its results), ``prm`` (experts.prm), ``llm`` (endpoint);
+    ``random`` is an ablation."""
     corrector: CorrectorName = "reference"
     """Who repairs it: the ``reference``, the ``policy`` shown it, a ``model`` (experts.teacher), an ``endpoint``."""
     mode: Literal["step", "suffix", "reference"] = "step"
@@ -99,7 +100,7 @@ class Scope(Method):
 
     def prepare(self, experts: Experts) -> None:
         s = self.scope
-        self.judge = None if s.judge == "random" else experts.judge(s.judge)
+        self.judge = None if s.judge == "random" else experts.judge(s.judge, s.step_end)
         self.corrector = experts.corrector(s.corrector, s.mode == "reference", s.step_tokens, s.step_end)
 
     def guide(self, groups: list[Group], tools: Tools) -> list[Group]:
