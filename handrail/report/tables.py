@@ -32,19 +32,28 @@ def comparison_table(methods: Mapping[str, Any], sets: list[str]) -> Table:
     return table
 
 
+MEASURES = {
+    "distinct_4": "distinct\n4-grams",
+    "one_minus_self_bleu": "1 − self-\nBLEU",
+    "distinct_first_steps": "first\nsteps",
+    "correct_derivations": "deri-\nvations",
+}  # fmt: skip
+
+
 def guidance_table(methods: Mapping[str, Any], sets: list[str]) -> Table | None:
-    """One line a method: how much of what it trained on the policy did not write, and how different its held-out completions are."""
-    measures = list(next(iter(methods.values()))[sets[0]]["diversity"]) if sets else []
-    if not measures and not any(row["off_policy"] for row in methods.values()):
+    """How much of what a method trained on the policy did not write, and how different its held-out completions are, a line a set."""
+    measured = {name: next(iter(methods.values()))[name]["diversity"] for name in sets}
+    if not any(measured.values()) and not any(row["off_policy"] for row in methods.values()):
         return None
-    table = Table(title="what it learnt from, and diversity of held-out completions after training", title_justify="left")
-    table.add_column("method")
-    for title in ("off-policy\ntokens", "partly right\nsalvaged", *(f"{escape(name)}\n{measure}" for name in sets for measure in measures)):
-        table.add_column(title, justify="right")
+    table = Table(title="what it learnt from; diversity of held-out completions after training", title_justify="left")
+    for title in ("method", "off-\npolicy", "sal-\nvaged", "held out", *MEASURES.values()):
+        table.add_column(title, justify="left" if title in ("method", "held out") else "right")
     for method, row in methods.items():
-        shares = ["–" if row[key] is None else f"{row[key]:.1%}" for key in ("off_policy", "salvaged")]
-        values = [row[name]["diversity"][measure]["end"] for name in sets for measure in measures]
-        table.add_row(escape(method), *shares, *("–" if value is None else f"{value:.3f}" for value in values))
+        first = [escape(method), *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("off_policy", "salvaged"))]
+        for name in sets:
+            values = [row[name]["diversity"].get(measure, {}).get("end") for measure in MEASURES]
+            table.add_row(*first, escape(name), *("–" if value is None else f"{value:.3f}" for value in values))
+            first = [""] * 3
     return table
 
 
