@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from handrail.config import load_config, parse_config, set_value
+from handrail.errors import UserError
 
 if TYPE_CHECKING:
     from handrail.guidance.experts import Experts
@@ -47,7 +48,7 @@ def plan_command(
 
 def judge_command(
     data: Data,
-    judge: Annotated[Literal["rule", "prm", "llm"], typer.Option(help="Who judges the steps.")] = "rule",
+    judge: Annotated[Literal["rule", "reference", "prm", "llm"], typer.Option(help="Who judges the steps.")] = "rule",
     n: Annotated[int, typer.Option(min=1, help="Problems, the first ones with a reference.")] = 500,
     threshold: Annotated[float, typer.Option(help="A step that scores below it is wrong.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Of the errors that are made.")] = 0,
@@ -59,8 +60,15 @@ def judge_command(
     experts, problems = opened(data, config, settings)
     from handrail.guidance.judge_report import labelled, report
 
-    found = report(experts.judge(judge), labelled([problem for problem in problems if problem.references][:n], seed), threshold)
-    show(str(found))
+    attempts = labelled([problem for problem in problems if problem.references][:n], seed)
+    if not attempts:
+        raise UserError(f"{data}: no problem has a reference, so there is nothing to judge by")
+    found = report(experts.judge(judge), attempts, threshold)
+    show(f"{judge} judge: {found['right']} references, taken for right, and {found['wrong']} with one number in one step changed")
+    for name in ("precision", "recall", "false_alarms", "not_judged"):
+        share = found[name]
+        figure = "nothing to measure by" if share is None else "{mean:.1%} [{low:.1%}, {high:.1%}], n = {n}".format(**share)
+        show(f"{name.replace('_', ' '):14}{figure}")
     if output:
         output.write_text("".join(json.dumps(failure) + "\n" for failure in found["failures"]), encoding="utf-8")
     show_calls(experts)

@@ -58,8 +58,8 @@ def key(problem: Problem) -> str:
 
 def row(problem: Problem, plan: str | None) -> dict[str, Any]:
     """The problem as a line of JSONL that is read back as the same problem, with ``plan`` for its own."""
-    own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references)}
-    return {**problem.metadata, **own, **({} if plan is None else {"plan": plan})}
+    own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references), "plan": plan}
+    return {**problem.metadata, **{field: value for field, value in own.items() if value}}
 
 
 def known(file: Path) -> dict[str, str | None]:
@@ -71,7 +71,7 @@ def known(file: Path) -> dict[str, str | None]:
         try:
             entry = json.loads(line)
             if entry.get("plan"):
-                plans[json.dumps([entry["prompt"], entry["reference"]])] = entry["plan"]
+                plans[json.dumps([entry["prompt"], entry.get("reference", [])])] = entry["plan"]
         except (ValueError, KeyError, AttributeError):
             if file.suffix == ".partial":  # a line that was being written when the run died
                 continue

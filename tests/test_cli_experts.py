@@ -1,0 +1,105 @@
+"""handrail plan and handrail judge, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from handrail import cli
+from handrail.guidance.planner import skeleton
+from handrail.sources import load_problems
+from tests.openai_server import BROKEN, Messages, OpenAiServer, Reply
+
+ROWS = [
+    {
+        "prompt": f"What is {a} + 2, doubled?",
+        "answer": str(2 * a + 4),
+        "reference": f"{a} + 2 = {a + 2}\n{a + 2} * 2 = {2 * a + 4}",
+        "source": "me",
+    }
+    for a in range(20, 26)
+]
+PLAN = "Add the second number.\nDouble."
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["handrail", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, {"prompt": "What?", "answer": "1"}]))
+    return file
+
+
+def test_plans_by_rule_make_data_that_is_read_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "plan", data, "--output", tmp_path / "planned.jsonl") == 0
+    assert "7 problems: 6 planned, 1 without a reference" in capsys.readouterr().out
+    before, after = load_problems(str(data)), load_problems(str(tmp_path / "planned.jsonl"))
+    assert [(p.id, p.prompt, p.answer, p.references, p.metadata) for p in after] == [
+        (p.id, p.prompt, p.answer, p.references, p.metadata) for p in before
+    ]
+    assert [problem.plan for problem in after] == [*(skeleton(row["reference"]) for row in ROWS), None]
+    assert sorted(tmp_path.iterdir()) == [data, tmp_path / "planned.jsonl"]
+
+
+def test_plans_of_a_server_go_on_where_they_were_stopped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("handrail.guidance.planning.BATCH", 2)
+    calls: list[Messages] = []
+
+    def answer(messages: Messages) -> str | Reply:
+        calls.append(messages)
+        return BROKEN if len(calls) in (3, 4) else "The answer is 46." if "21 + 2" in messages[-1]["content"] else PLAN
+
+    def plan(url: str) -> int:
+        sets = [f"endpoint.base_url={url}", "endpoint.model=m", f"endpoint.cache={tmp_path}/cache", "endpoint.retries=0",
+                "endpoint.pause_after=2"]  # fmt: skip
+        flags = [part for assignment in sets for part in ("--set", assignment)]
+        return run(monkeypatch, "plan", data, "--planner", "endpoint", "--output", tmp_path / "planned.jsonl", *flags)
+
+    with OpenAiServer(answer) as server:
+        assert plan(server.url) == 75
+        assert "resume" in capsys.readouterr().err and not (tmp_path / "planned.jsonl").exists()
+        assert plan(server.url) == 0
+    said = capsys.readouterr().out
+    assert "1 kept from before" in said and "1 left out for giving a value away" in said and "4 planned" in said
+    plans = [problem.plan for problem in load_problems(str(tmp_path / "planned.jsonl"))]
+    assert plans == [PLAN, None, PLAN, PLAN, PLAN, PLAN, None]
+    assert len(calls) == 4 + 4  # the leaking one came from the cache the second time
+
+
+def test_a_planner_that_cannot_be_is_one_sentence(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "plan", data, "--planner", "endpoint", "--output", tmp_path / "out.jsonl") == 2
+    assert "[endpoint]" in capsys.readouterr().err
+    (tmp_path / "other.jsonl").write_text("not json\n")
+    assert run(monkeypatch, "plan", data, "--output", tmp_path / "other.jsonl") == 2
+    assert "line 1" in capsys.readouterr().err and (tmp_path / "other.jsonl").read_text() == "not json\n"
+
+
+def test_a_judge_is_measured_on_corrupted_references(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "judge", data, "--judge", "reference", "--output", tmp_path / "failures.jsonl") == 0
+    said = capsys.readouterr().out
+    assert "6 references" in said and "precision" in said and "recall" in said
+    failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    assert all(failure["kind"] in ("missed", "misplaced") for failure in failures)
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(json.dumps({"prompt": "What?", "answer": "1"}) + "\n")
+    assert run(monkeypatch, "judge", bare) == 2
+    assert "no problem has a reference" in capsys.readouterr().err
