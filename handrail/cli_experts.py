@@ -32,6 +32,8 @@ def plan_command(
     settings: Settings = None,
 ) -> None:
     """Derive a plan for every problem with a reference. Plans that give a value away are left out and counted."""
+    if planner == "policy" and not config and not any(setting.startswith("model.path=") for setting in settings or []):
+        raise UserError("--planner policy needs a model: --set model.path=DIRECTORY, or --config")
     experts, problems = opened(data, config, settings)
     from handrail.guidance.planning import derive
 

@@ -112,6 +112,8 @@ class EndpointConfig(Section):
     timeout: float = Field(60.0, gt=0)
     retries: int = Field(4, ge=0)
     """Further tries, with back-off, on 408, 409, 429, 5xx, time-outs and cut connections."""
+    answer_tokens: int = Field(4096, ge=1)
+    """The longest answer, a model's reasoning included; a longer one counts as none."""
     max_calls: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     """Of all calls together, prompts and answers."""

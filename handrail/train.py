@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import get_scheduler
 
 from handrail import checkpoint
@@ -111,7 +111,7 @@ class Run:
         for step in range((done or 0) + 1, c.steps + 1):
             try:
                 metrics, seconds = self.step(step, out)
-            except Paused:  # raised before the step changes anything
+            except Paused:
                 if main:
                     self.checkpoint(root, step - 1)
                 raise
@@ -141,7 +141,7 @@ class Run:
             groups = tools.verify(groups)
         metrics = StepMetrics(groups)
         with clock("guide"):
-            groups = self.method.guide(groups, tools)
+            groups = self.guided(groups, tools)
         for part in split(groups, self.config.train.updates_per_step):
             with clock("guide"):
                 part = self.method.credit(part, tools)
@@ -157,6 +157,17 @@ class Run:
             with clock("evaluate"):
                 result |= self.evaluate()
         return result, clock.seconds
+
+    def guided(self, groups: list[Group], tools: Tools) -> list[Group]:
+        """Guidance, before which a step has changed nothing. Raises Paused in every process if an expert fails one of them."""
+        reason = ""
+        try:
+            groups = self.method.guide(groups, tools)
+        except (Paused, UserError) as error:
+            reason = str(error)
+        if reason := next(filter(None, gather_object([reason])), ""):
+            raise Paused(reason)
+        return groups
 
     def evaluate(self) -> dict[str, Any]:
         """Accuracy on every held-out set, with its interval."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 from handrail.guidance.alignment import ReferenceJudge, aligned, result
@@ -8,8 +10,22 @@ from handrail.problems import Problem
 REFERENCE = "3 + 4 = 7\n7 * 2 = 1,400 cents\nSo 14.\n#### 14"
 
 
-@pytest.mark.parametrize(("step", "number"), [("7 * 2 = 1,400 cents", "1400"), ("14.0.", "14"), ("x = 0.50", "0.5"), ("none", None)])
-def test_the_result_of_a_step_is_the_last_number_in_it(step: str, number: str | None) -> None:
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("7 * 2 = 1,400 cents", 1400),
+        ("14.0.", 14),
+        ("x = 0.50", Fraction(1, 2)),
+        ("none", None),
+        ("= 1234567", 1234567),
+        ("x = -5", -5),
+        ("= -$5", -5),
+        ("8 - 5", 5),
+        ("(3) - 5", 5),
+        ("9" * 200, None),
+    ],
+)
+def test_the_result_of_a_step_is_the_last_number_in_it(step: str, number: int | None) -> None:
     assert result(step) == number
 
 

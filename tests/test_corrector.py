@@ -46,4 +46,4 @@ def test_a_policy_shown_the_reference_goes_on_by_a_step_in_the_attempts_own_way(
     assert short is None
     three = Draft(Problem("r", "20 K0 3 K0 2 K0 5 ?", ""), draft.kept)
     (step,) = PolicyCorrector(policy, shown=False, max_tokens=24).correct([three], False, 0)
-    assert step == Correction("26 + 2 = 28 , 28 + 2 = 30 ; ", complete=False)
+    assert step == Correction("26 + 2 = 28 , 28 + 2 = 30 ;", complete=False)

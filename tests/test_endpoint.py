@@ -106,8 +106,6 @@ def test_a_passing_fault_is_tried_again(make: Make, fault: Reply) -> None:
         Reply(body="<html>", headers={"Content-Type": "text/html"}),
         Reply(body="[" * 50_000),
         Reply(302, headers={"Location": "nowhere:"}),
-        failure(400),
-        failure(422),
     ],
 )
 def test_a_fault_that_stays_costs_one_answer(make: Make, fault: Reply) -> None:
@@ -117,6 +115,15 @@ def test_a_fault_that_stays_costs_one_answer(make: Make, fault: Reply) -> None:
         counts = endpoint.take_counts()
         assert (counts["endpoint/calls"], counts["endpoint/failed"]) == (2, 1)
         assert endpoint.ask([question("a")], 7) == ["re: a"]
+
+
+@pytest.mark.parametrize("fault", [failure(400), failure(422)])
+def test_a_question_that_the_server_refuses_is_not_the_servers_failure(make: Make, fault: Reply) -> None:
+    with OpenAiServer(lambda messages: fault) as server:
+        endpoint = make(server, concurrency=1, retries=0, pause_after=1)
+        assert endpoint.ask([question("a"), question("b")], 7) == [None, None]
+        counts = endpoint.take_counts()
+        assert (counts["endpoint/calls"], counts["endpoint/refused"], counts["endpoint/failed"]) == (2, 2, 0)
 
 
 def test_retries_end(make: Make) -> None:

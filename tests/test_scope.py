@@ -141,7 +141,7 @@ def test_every_edge_case_is_counted_and_leaves_the_rollout_alone(tools: Tools, p
 def test_a_wrong_first_step_can_fall_back_to_the_whole_reference(tools: Tools, problem: Problem) -> None:
     counts, member = outcome(tools, problem, wrong_from(problem, 0), no_prefix="reference")
     assert member.origin == [REFERENCE] * len(member) and member.reward == 1
-    assert counts == {"failed": 1, "no_prefix": 1, "tried": 1, "repaired": 1}
+    assert counts == {"failed": 1, "no_prefix": 1, "tried": 1, "replaced": 1}
 
 
 def test_in_reference_mode_a_step_that_leaks_the_answer_is_dropped(tools: Tools, problem: Problem) -> None:

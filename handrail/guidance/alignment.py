@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from handrail.guidance.judge import Scores
 from handrail.guidance.planner import NUMBER
 from handrail.guidance.steps import split_steps
 from handrail.problems import Problem
 
+LONGEST = 100
 
-def result(step: str) -> str | None:
-    """The last number of a step, however it is written."""
-    found = [number.group().replace(",", "") for number in NUMBER.finditer(step)]
-    return f"{float(found[-1]):g}" if found else None
+
+def result(step: str) -> Fraction | None:
+    """The last number of a step, however it is written; a minus counts where nothing stands before it to be subtracted from."""
+    found = list(NUMBER.finditer(step))
+    if not found or len(found[-1].group()) > LONGEST:
+        return None
+    before = step[: found[-1].start()].rstrip(" $")
+    value = Fraction(found[-1].group().replace(",", ""))
+    return -value if before.endswith(("-", "−")) and not re.search(r"[\w).]\s*[-−]\Z", before) else value
 
 
 def aligned(kept: Sequence[str], reference: Sequence[str]) -> int:

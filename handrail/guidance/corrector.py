@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,8 +11,6 @@ from handrail.guidance.steps import split_steps
 from handrail.policy import Policy
 from handrail.problems import Problem
 from handrail.trajectory import Origin, Trajectory
-
-ENDING = re.compile(r"[\s;]+\Z")
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,8 @@ class Draft:
 
     @property
     def ending(self) -> str:
-        """What ends a step in this attempt."""
-        return self.kept[-1][len(bare(self.kept[-1])) :] if self.kept else ""
+        """What ends a step in this attempt, without blanks behind it: they belong to the next word's token."""
+        return self.kept[-1][len(bare(self.kept[-1])) :].rstrip(" \t") if self.kept else ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class PolicyCorrector:
         able = [draft for draft in drafts if draft.reference is not None or not self.shown]
         prompts = [
             self.policy.encode_prompt(draft.problem, draft.reference if self.shown else None)
-            + self.policy.encode_completion("".join(draft.kept), end=False)
+            + self.policy.encode_completion("".join(draft.kept).rstrip(" \t"), end=False)
             for draft in able
         ]
         drawn = iter(self.policy.sample(prompts, 1, None if whole else self.max_tokens))
@@ -103,4 +100,7 @@ class PolicyCorrector:
 
 def bare(step: str) -> str:
     """A step without what ends it."""
-    return ENDING.sub("", step)
+    end = len(step)
+    while end and (step[end - 1].isspace() or step[end - 1] == ";"):  # a regular expression would be quadratic in inner white space
+        end -= 1
+    return step[:end]

@@ -119,6 +119,10 @@ class Endpoint:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             advice = ADVICE[error.status_code].format(key=f"the environment variable {self.config.api_key_env}")
             raise UserError(f"the endpoint {self._name} refuses to answer ({self._describe(error)}); {advice}") from None
+        except (openai.BadRequestError, openai.UnprocessableEntityError):  # too long, or filtered: the question's fault
+            with self._lock:
+                self.counts["endpoint/refused"] += 1
+            return None
         except Exception as error:  # a server can make the client stumble in any way
             self._failed(self._describe(error), pauses)
             return None

@@ -49,7 +49,7 @@ class Experts:
             case "llm":
                 from handrail.guidance.llm_judge import LlmJudge
 
-                return LlmJudge(self.endpoint)
+                return LlmJudge(self.endpoint, self.endpoint.config.answer_tokens)
 
     def corrector(self, name: CorrectorName, shown: bool, max_tokens: int, step_end: str | None) -> Corrector:
         """``shown``: the corrector sees the reference. The reference itself, and the policy, always do."""
@@ -63,7 +63,7 @@ class Experts:
             case "endpoint":
                 from handrail.guidance.llm_corrector import EndpointCorrector
 
-                return EndpointCorrector(self.endpoint, shown, step_end)
+                return EndpointCorrector(self.endpoint, shown, step_end, self.endpoint.config.answer_tokens)
 
     def planner(self, name: PlannerName, max_tokens: int) -> Planner:
         match name:
@@ -72,7 +72,7 @@ class Experts:
             case "endpoint":
                 from handrail.guidance.llm_planner import EndpointPlanner
 
-                return EndpointPlanner(self.endpoint)
+                return EndpointPlanner(self.endpoint, self.endpoint.config.answer_tokens)
             case _:
                 return DataPlanner(name)
 
@@ -90,7 +90,7 @@ class Experts:
         from handrail.policy.transformers import TransformersPolicy
 
         model = self.config.model.model_copy(update={"path": path})
-        return TransformersPolicy(self.config.model_copy(update={"model": model}), self.accelerator, field)
+        return TransformersPolicy(self.config.model_copy(update={"model": model}), self.accelerator, field, trained=False)
 
     @cached_property
     def endpoint(self) -> Endpoint:

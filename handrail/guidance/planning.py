@@ -20,7 +20,8 @@ BATCH = 64
 def derive(problems: Sequence[Problem], planner: Planner, output: Path, progress: Callable[[int, int], None]) -> Counter[str]:
     """Writes the problems with a plan each to ``output`` (JSONL) and counts plans, leaks and failures.
 
-    Plans that stand in ``output`` or beside it in ``.partial`` already are kept, so that a stopped run goes on where it was.
+    Plans that stand in ``output`` or beside it in ``.partial`` already are kept, so that a stopped run goes on where it was; a
+    problem's own plan is kept where the planner has none for it.
     """
     partial = output.with_name(output.name + ".partial")
     plans = known(output) | known(partial)
@@ -39,7 +40,8 @@ def derive(problems: Sequence[Problem], planner: Planner, output: Path, progress
             stream.flush()
             progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
     aside = output.with_name(f".{output.name}")
-    aside.write_text("".join(json.dumps(row(problem, plans.get(key(problem)))) + "\n" for problem in problems), encoding="utf-8")
+    rows = [row(problem, plans.get(key(problem)) or problem.plan) for problem in problems]
+    aside.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
     os.replace(aside, output)
     partial.unlink()
     return counts
@@ -70,8 +72,9 @@ def known(file: Path) -> dict[str, str | None]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             entry = json.loads(line)
-            if entry.get("plan"):
-                plans[json.dumps([entry["prompt"], entry.get("reference", [])])] = entry["plan"]
+            asked = json.dumps([entry["prompt"], entry.get("reference", [])])
+            if entry.get("plan") and entry["answer"]:
+                plans[asked] = entry["plan"]
         except (ValueError, KeyError, AttributeError):
             if file.suffix == ".partial":  # a line that was being written when the run died
                 continue

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from handrail import objective
+from handrail.guidance.alignment import aligned
 from handrail.guidance.corrector import Correction, Draft, ReferenceCorrector
 from handrail.guidance.experts import CorrectorName, Experts, JudgeName
 from handrail.guidance.judge import first_error
@@ -133,13 +134,18 @@ class Scope(Method):
         for (index, place, rollout), parts, at in zip(whole, steps, wrong, strict=True):
             if at is not None:
                 problem = groups[index].problem
-                reference = tools.rng.choice(problem.references) if problem.references else None
-                out.append(Attempt(index, place, rollout, Draft(problem, parts[:at], reference), at / len(parts)))
+                out.append(Attempt(index, place, rollout, Draft(problem, parts[:at], self.followed(problem, parts[:at])), at / len(parts)))
         return out
+
+    def followed(self, problem: Problem, kept: list[str]) -> str | None:
+        """The reference that the kept steps follow furthest."""
+        return max(problem.references, key=lambda text: aligned(kept, split_steps(text, self.scope.step_end)), default=None)
 
     def first_wrong(self, attempts: list[tuple[Problem, list[str]]], tools: Tools) -> list[int | None]:
         if self.judge is None:
-            return [tools.rng.randrange(1, len(steps)) if len(steps) > 1 else None for _, steps in attempts]
+            drawn = [tools.rng.randrange(1, len(steps)) if len(steps) > 1 else None for _, steps in attempts]
+            tools.counts["scope/no_error_found"] += drawn.count(None)
+            return drawn
         scores = self.judge.judge(attempts)
         wrong = [None if score is None else first_error(score, self.scope.threshold) for score in scores]
         tools.counts["scope/not_judged"] += scores.count(None)
@@ -173,7 +179,9 @@ class Scope(Method):
             accepted = self.once(attempts, number, tools)
             done += accepted
             attempts = [attempt for attempt in attempts if all(attempt is not other for other, _ in accepted)]
-        tools.counts["scope/repaired"] += len(done)
+        replaced = sum(not attempt.draft.kept for attempt, _ in done)
+        tools.counts["scope/replaced"] += replaced
+        tools.counts["scope/repaired"] += len(done) - replaced
         tools.counts["scope/repair_failed"] += len(attempts)
         return done
 
@@ -185,7 +193,9 @@ class Scope(Method):
             for attempt, correction in zip(attempts, corrections, strict=True)
             if correction is not None
         ]
-        drafts = [(attempt, opening) for attempt, opening in drafts if self.room(opening) >= (not opening.finished)]
+        fitting = [(attempt, opening) for attempt, opening in drafts if self.room(opening) >= (not opening.finished)]
+        tools.counts["scope/too_long"] += len(drafts) - len(fitting)
+        drafts = fitting
         solutions = self.finished([opening for _, opening in drafts], tools)
         graded = tools.grade([(attempt.draft.problem, solution) for (attempt, _), solution in zip(drafts, solutions, strict=True)])
         return [(attempt, solution) for (attempt, _), solution in zip(drafts, graded, strict=True) if solution.reward > 0]
@@ -199,7 +209,7 @@ class Scope(Method):
         tools.counts["scope/no_correction"] += corrections.count(None)
         if self.scope.mode == "reference":
             for index, (attempt, correction) in enumerate(zip(attempts, corrections, strict=True)):
-                if correction and names_answer(correction.text, attempt.draft.problem):
+                if correction and attempt.draft.kept and names_answer(correction.text, attempt.draft.problem):
                     tools.counts["scope/leaking_step"] += 1
                     corrections[index] = None
         return corrections
@@ -209,7 +219,7 @@ class Scope(Method):
         rollout, kept = attempt.rollout, attempt.kept
         tokens = spelt(rollout.completion, kept, policy)
         rest = kept[len(policy.decode(rollout.completion[:tokens])) :]
-        written = policy.encode_completion(rest + correction.text, end=correction.complete)
+        written = policy.encode_completion(rest + correction.text, end=correction.complete, plain=True)
         origin = self.corrector.origin if attempt.draft.kept else Origin.REFERENCE
         return rollout.upto(tokens).followed(written, origin, [None] * len(written), finished=correction.complete)
 
@@ -219,18 +229,30 @@ class Scope(Method):
 
     def finished(self, openings: list[Trajectory], tools: Tools) -> list[Trajectory]:
         """The openings, continued by the policy where they are not complete, with their text."""
-        unfinished = [opening for opening in openings if not opening.finished]
-        room = max(map(self.room, unfinished), default=None)
-        drawn = iter(tools.policy.sample([opening.prompt + opening.completion for opening in unfinished], 1, room))
+        drawn = self.continued([opening for opening in openings if not opening.finished], tools.policy)
         out = []
         for solution in openings:
             if not solution.finished:
-                (rest,), fits = next(drawn), self.room(solution)
+                rest, fits = next(drawn), self.room(solution)
                 tools.counts["tokens/resampled"] += len(rest)
                 end = rest.finished and len(rest) <= fits
                 solution = solution.followed(rest.completion[:fits], Origin.POLICY, rest.behaviour[:fits], end)
             out.append(replace(solution, text=tools.policy.decode(solution.completion)))
         return out
+
+    def continued(self, openings: list[Trajectory], policy: Policy) -> Iterator[Trajectory]:
+        """What the policy adds to each: those with most room first, and with them all that stay within the context meanwhile."""
+        prompts = [opening.prompt + opening.completion for opening in openings]
+        waiting = sorted(range(len(openings)), key=lambda place: -self.room(openings[place]))
+        drawn: dict[int, Trajectory] = {}
+        while waiting:
+            room = self.room(openings[waiting[0]])
+            together = [place for place in waiting if policy.context is None or len(prompts[place]) + room <= policy.context]
+            together = together or waiting[:1]
+            rows = policy.sample([prompts[place] for place in together], 1, room)
+            drawn.update((place, row[0]) for place, row in zip(together, rows, strict=True))
+            waiting = [place for place in waiting if place not in drawn]
+        return (drawn[place] for place in range(len(openings)))
 
     def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
         corrected = objective.shaped(logp, streams, self.scope.shaping, self.scope.gamma)

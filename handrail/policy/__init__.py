@@ -14,12 +14,17 @@ from handrail.trajectory import Trajectory
 class Policy(Protocol):
     """What a method may ask of the model that is trained."""
 
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model takes, where it says so."""
+        ...
+
     def encode_prompt(self, problem: Problem, plan: str | None = None) -> list[int]:
         """The prompt's tokens as the model sees them, with ``plan`` shown if one is given."""
         ...
 
-    def encode_completion(self, text: str, end: bool = True) -> list[int]:
-        """The tokens of a completion, end-of-sequence included unless it goes on."""
+    def encode_completion(self, text: str, end: bool = True, plain: bool = False) -> list[int]:
+        """The tokens of a completion, end-of-sequence included unless it goes on; ``plain`` text cannot spell special tokens."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:

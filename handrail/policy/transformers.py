@@ -72,7 +72,7 @@ class Recorder(LogitsProcessor):  # type: ignore[misc]
 class TransformersPolicy:
     """Implements ``handrail.policy.Policy``. Probabilities are those of the sampling temperature throughout."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, field: str = "model.path") -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, field: str = "model.path", trained: bool = True) -> None:
         self.config = config
         self.accelerator = accelerator
         model, self.tokenizer = load_model(config.model, field)
@@ -80,7 +80,7 @@ class TransformersPolicy:
         self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         # A model's own generation defaults (top-k, repetition penalty) would sample from another distribution than is trained.
         self.saved_generation_config, model.generation_config = model.generation_config, GenerationConfig()
-        self.model = accelerator.prepare(model)
+        self.model = accelerator.prepare(model) if trained else model.to(accelerator.device).requires_grad_(False)
         self.temperature = config.rollout.temperature
         self.chat = bool(self.tokenizer.chat_template) if config.data.chat is None else config.data.chat
         if self.chat and not self.tokenizer.chat_template:
@@ -132,8 +132,9 @@ class TransformersPolicy:
             raise UserError(f"{where}, field prompt: the chat template refuses it: {error}") from error
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def encode_completion(self, text: str, end: bool = True) -> list[int]:
-        return [*self.tokenizer.encode(text, add_special_tokens=False), *([self.end] if end else [])]
+    def encode_completion(self, text: str, end: bool = True, plain: bool = False) -> list[int]:
+        tokens = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain)
+        return [*tokens, *([self.end] if end else [])]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
