@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForTokenClassification, Qwen2Model
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForTokenClassification, Qwen2Model
 
 from handrail.backbones import make_prm
 from handrail.errors import UserError
@@ -87,7 +87,7 @@ def states(directory: Path, tokens: list[int]) -> Tensor:
 
 def expected(directory: Path, problem: Problem, steps: list[str]) -> list[float]:
     """As the released model's page says: the whole conversation as one text, scored wherever ``<extra_0>`` stands."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     prompt = problem.prompt
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if messages[0]["role"] != "system":
