@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from handrail import UserError, cli
-from handrail.compare import Job, jobs, merged, over_seeds, slug
+from handrail.compare import Job, choose, jobs, merged, over_seeds, slug
 from handrail.config import Config
 from handrail.evaluate import wilson
 from handrail.progress import Bars, status
-from handrail.report.tables import comparison_table, curves
+from handrail.report.tables import comparison_table, curves, guidance_table
 from tests.conftest import EASY, HARD, config
 
 
@@ -128,6 +128,25 @@ def test_the_table_shows_names_with_brackets_as_they_are() -> None:
     text = console.export_text()
     for part in ("SORT [alpha=0]", "[/b]", "hard [x] (start 25.0%)", "50.0% [40.0%, 60.0%]", "no rollouts"):
         assert part in text
+
+
+def test_the_second_table_shows_what_was_learnt_from_and_diversity_where_it_was_measured() -> None:
+    measured = {**ROW, "off_policy": 0.031, "salvaged": None, "hard [x]": {**ROW["hard [x]"], "diversity": {"distinct_4": {"end": 0.25}}}}
+    table = guidance_table({"SCOPE": measured}, ["hard [x]"])
+    assert table is not None
+    console = Console(width=120, record=True)
+    console.print(table)
+    text = console.export_text()
+    assert all(part in text for part in ("SCOPE", "hard [x]", "3.1%", "0.250", "–"))
+    bare = {**measured, "off_policy": None, "hard [x]": {**ROW["hard [x]"], "diversity": {}}}
+    assert guidance_table({"SFT": bare}, ["hard [x]"]) is None
+
+
+def test_some_of_the_runs_can_be_chosen() -> None:
+    planned = compared({"A": {}, "B": {"train": {"steps": 9}}, "C": {}})
+    assert list(choose(planned, ["C", "A"]).compare.runs) == ["C", "A"]
+    with pytest.raises(UserError, match="no 'D'; there are: A, B, C"):
+        choose(planned, ["A", "D"])
 
 
 def test_a_comparison_without_held_out_problems_still_has_a_picture(tmp_path: Path) -> None:

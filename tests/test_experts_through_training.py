@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +120,36 @@ def test_a_run_that_was_paused_goes_on_as_if_nothing_had_happened(tmp_path: Path
         return [{key: value for key, value in row.items() if not key.startswith("endpoint/")} for row in rows]
 
     assert learnt(resumed) == learnt(whole)
+
+
+PAUSING = """
+import sys, torch
+from handrail import train
+from handrail.errors import Paused
+from handrail.methods.grpo import Grpo
+from tests.conftest import config
+
+class Pausing(Grpo):
+    steps = 0
+
+    def guide(self, groups, tools):
+        Pausing.steps += 1
+        if Pausing.steps == 2 and int(sys.argv[2]) == int(__import__("os").environ["RANK"]):
+            raise Paused("the expert is gone")
+        return groups
+
+torch.set_num_threads(1)
+try:
+    train(config(train={"steps": 3}), sys.argv[1], method=Pausing)
+except Paused as pause:
+    print(pause, Pausing.steps)
+"""
+
+
+def test_one_process_that_pauses_pauses_all_with_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "pausing.py").write_text(PAUSING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "pausing.py")]
+    environment = {**os.environ, "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run([*launch, str(tmp_path / "run"), "1"], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout.count("the expert is gone 2") == 2, done.stderr[-3000:]
+    assert (tmp_path / "run/checkpoints/step-000001").is_dir() and len(lines(tmp_path / "run")) == 1

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from handrail import Group, Tools, train
+from handrail.guidance.experts import JudgeName
+from handrail.guidance.steps import split_steps
 from handrail.methods.base import Method
 from handrail.methods.grpo import Grpo
 from handrail.methods.luffy import Luffy
+from handrail.methods.scope import Scope, ScopeSettings
 from handrail.methods.sort import Sort
 from tests.conftest import EASY, HARD, config
 from tests.test_train import Scripted
@@ -34,7 +38,26 @@ class ScriptedLuffy(Luffy):
         return Scripted(Sort.Settings()).rollout(problems, tools)
 
 
-METHODS: dict[str, type[Method]] = {"grpo": ScriptedGrpo, "luffy": ScriptedLuffy, "sort": Scripted}
+class ScopeAtOnce(ScopeSettings):
+    """Repairs that need nothing sampled."""
+
+    judge: JudgeName | Literal["random"] = "reference"
+    mode: Literal["step", "suffix", "reference"] = "suffix"
+    least_right: float = 0.0
+
+
+class ScriptedScope(Scope):
+    Settings = ScopeAtOnce
+
+    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
+        scripted = Scripted(Sort.Settings())
+        begun = {problem.id: split_steps(problem.references[0])[0] for problem in problems}
+        groups = scripted.rollout(problems, tools)
+        extra = [scripted.written(problem, f"{begun[problem.id]} 7 * 2 = 14 # 14", tools) for problem in problems]
+        return [replace(group, trajectories=[*group.trajectories, more]) for group, more in zip(groups, extra, strict=True)]
+
+
+METHODS: dict[str, type[Method]] = {"grpo": ScriptedGrpo, "luffy": ScriptedLuffy, "sort": Scripted, "scope": ScriptedScope}
 
 
 def curve(method: type[Method], output: Path) -> list[dict[str, Any]]:
