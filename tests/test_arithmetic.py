@@ -236,28 +236,26 @@ Expression = tuple[str, Fraction, int]
 """Text, value, and how loosely its last operation binds: 0 number, 1 product, 2 sum."""
 
 
-def joined(parts: tuple[Expression, Expression, str, str], whole: bool) -> Expression:
+def joined(parts: tuple[Expression, str, Expression], whole: bool) -> Expression:
     """Two expressions and an operator; multiplied where a division has no value, or none that is whole if it must be."""
-    (a, x, loose_a), (b, y, loose_b), operator, space = parts
-    binds = 2 if operator in "+-" else 1
-    if loose_a > binds:
-        a = f"({a})"
-    if loose_b >= binds:
-        b = f"({b})"
-    if operator in ("/", "÷", r"\div"):
-        operator, space = (operator, " ") if y and ((x / y).denominator == 1 or not whole) else ("*", space)
-    value = x + y if operator == "+" else x - y if operator == "-" else x / y if operator in ("/", "÷", r"\div") else x * y
-    return f"{a}{' ' if operator[0] == chr(92) else space}{operator}{space or ' ' * (operator[0] == chr(92))}{b}", value, binds
+    (a, x, loose_a), operator, (b, y, loose_b) = parts
+    if operator in DIVISIONS and (not y or (whole and (x / y).denominator > 1)):
+        operator = "*"
+    sign = operator.strip()
+    binds = 2 if sign in "+-" else 1
+    text = (f"({a})" if loose_a > binds else a) + operator + (f"({b})" if loose_b >= binds else b)
+    return text, x + y if sign == "+" else x - y if sign == "-" else x / y if operator in DIVISIONS else x * y, binds
 
 
 integers = st.integers(0, 500).map(lambda number: (f"{number:,}", Fraction(number), 0))
 decimals = st.integers(0, 9999).map(lambda cents: (f"{cents / 100:.2f}", Fraction(cents, 100), 0))
-operators = st.sampled_from(["+", "-", "*", "×", "·", "/", "÷", r"\times", r"\cdot", r"\div"])
+DIVISIONS = (" / ", " ÷ ", r" \div ")
+operators = st.sampled_from(["+", " + ", "-", " - ", "*", " * ", " × ", " · ", r" \times ", r" \cdot ", *DIVISIONS])
 
 
 def expressions(numbers: st.SearchStrategy[Expression], whole: bool) -> st.SearchStrategy[Expression]:
     def longer(inner: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression]:
-        return st.tuples(inner, inner, operators, st.sampled_from(["", " "])).map(lambda parts: joined(parts, whole))
+        return st.tuples(inner, operators, inner).map(lambda parts: joined(parts, whole))
 
     return longer(st.recursive(numbers, longer, max_leaves=4))
 
@@ -315,9 +313,9 @@ def test_no_text_raises(prompt: str, text: str) -> None:
     ],
 )  # fmt: skip
 def test_hostile_text_is_quick(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert RuleJudge().judge([(Problem("p", text, "1"), [text])])
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10  # a hang would be hours
 
 
 def test_it_names_the_changed_step_of_worked_solutions() -> None:
