@@ -172,10 +172,16 @@ def backbone_make(
     """Train a built-in backbone from scratch, as the shipped one was."""
     quiet()
     from handrail.backbones.make import RECIPES, make
+    from handrail.backbones.make_prm import make_prm
 
+    def progress(step: int, steps: int, loss: float) -> None:
+        show(f"step {step}/{steps} loss {loss:.4f}")
+
+    if name == "house-prm":
+        return make_prm(output, seed, progress)
     if name not in RECIPES:
-        raise UserError(f"there is no recipe {name!r}; there are: {', '.join(RECIPES)}")
-    make(name, output, seed, lambda step, steps, loss: show(f"step {step}/{steps} loss {loss:.4f}"))
+        raise UserError(f"there is no recipe {name!r}; there are: {', '.join([*RECIPES, 'house-prm'])}")
+    make(name, output, seed, progress)
 
 
 @backbone.command("measure")

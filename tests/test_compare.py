@@ -116,7 +116,7 @@ def test_an_interval_stays_within_zero_and_one() -> None:
     assert (figures["low"], figures["high"]) == (0, 1)
 
 
-ROW = {
+ROW: dict[str, Any] = {
     "hard [x]": {"start": 0.25, "mean": 0.5, "low": 0.4, "high": 0.6},
     "all_wrong": {"first": None, "last": None}, "rescued": 3.0, "steps_without_signal": 1.0, "seconds": 12.3,
 }  # fmt: skip

@@ -20,7 +20,6 @@ from handrail.guidance.judge import StepJudge
 from handrail.guidance.prm import SYSTEM, ChatLayout, PrmJudge
 from handrail.guidance.steps import split_steps
 from handrail.problems import Problem
-from handrail.tasks import house_rules as house
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"]
 PROBLEM = Problem("p", "What is 2 + 3?", "5")
@@ -192,7 +191,7 @@ def test_a_token_classifier_of_trl_is_scored_at_line_breaks(tmp_path: Path) -> N
 
 def test_a_score_that_is_no_number_is_none(prm: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(prm, tmp_path / "nan")
-    change_weights(directory, lambda weights: weights["score.2.bias"].fill_(torch.nan))
+    change_weights(directory, lambda weights: weights.update({"score.2.bias": torch.full((2,), torch.nan)}))
     assert PrmJudge(str(directory)).judge([(PROBLEM, STEPS)]) == [[None] * 3]
 
 
@@ -242,3 +241,23 @@ def test_what_is_no_process_reward_model_is_refused(prm: Path, tmp_path: Path, s
 def test_an_unknown_built_in_is_refused() -> None:
     with pytest.raises(UserError, match="no built-in"):
         PrmJudge("builtin:nothing")
+
+
+def test_the_script_that_made_the_built_in_one_writes_a_model_that_judges(tmp_path: Path) -> None:
+    losses: list[float] = []
+    make_prm.make_prm(tmp_path, 0, lambda step, steps, loss: losses.append(loss), make_prm.PrmRecipe(steps=2, batch=4))
+    prompt, reference, _ = make_prm.draw(random.Random(0), "hard", "right")
+    (scores,) = PrmJudge(str(tmp_path)).judge([(Problem("p", prompt, ""), split_steps(reference))])
+    assert losses and scores is not None and len(scores) == len(split_steps(reference))
+
+
+@pytest.mark.parametrize("kind", ["program", "operand"])
+def test_a_corrupted_solution_differs_from_its_reference_in_its_own_way(kind: make_prm.Kind) -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        _, reference, steps = make_prm.draw(rng, "hard", kind)
+        right = split_steps(reference)
+        wrong = make_prm.first_wrong(steps, right)
+        assert len(steps) == len(right)
+        assert wrong is None or make_prm.words_of(steps[wrong]) != make_prm.words_of(right[wrong])
+        assert all(make_prm.words_of(a) == make_prm.words_of(b) for a, b in zip(steps[:wrong], right, strict=False))
