@@ -189,7 +189,8 @@ def backbone_measure(
     model: Annotated[str, typer.Argument(help="A model directory or builtin:NAME.")] = "builtin:house-tiny",
     n: Annotated[int, typer.Option(min=1, help="Held-out problems of each level.")] = 512,
 ) -> None:
-    """How good a backbone is on easy and hard problems, and how much of its luck on hard ones is insight."""
+    """How good a backbone is on easy and hard problems, and how much of its luck on hard ones is insight; or, of a process reward
+    model, how well it finds first wrong steps."""
     quiet()
     from handrail.backbones.measure import measure
 

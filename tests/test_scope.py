@@ -219,6 +219,22 @@ def test_tokens_that_reach_beyond_the_kept_text_are_not_kept(tmp_path: Path) -> 
     assert [spelt(emoji, text, policy) for text in ("", "a", "a😀", "a😀b")] == [0, 1, 5, 6]
 
 
+def test_a_process_reward_model_finds_the_misapplied_rule(tmp_path: Path) -> None:
+    """The built-in one, through the real loop on problems whose rules the backbone does not know."""
+    train(
+        config(
+            rollout={"group_size": 8},
+            train={"steps": 2, "problems_per_step": 8},
+            method={"name": "scope", "judge": "prm", "mode": "suffix"},
+            experts={"prm": "builtin:house-prm"},
+        ),
+        tmp_path / "run",
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][1:]
+    counts = {name: sum(row.get(f"scope/{name}", 0) for row in rows) for name in ("failed", "no_error_found", "no_prefix", "repaired")}
+    assert counts["repaired"] > 0 and counts["no_prefix"] > counts["failed"] / 2 and counts["no_error_found"] < counts["failed"] / 10
+
+
 def test_scope_learns_through_the_real_loop(tmp_path: Path) -> None:
     """The rule judge on the backbone's own arithmetic, where 85 * 2 = 70 is an error to it: repairs, metrics, samples."""
     summary = train(
