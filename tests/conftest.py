@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from handrail.config import Config, parse_config
+from handrail.guidance.experts import Experts
+from handrail.methods.base import Method
 from handrail.policy.transformers import TransformersPolicy
 from handrail.tools import Tools
 from handrail.verifier_pool import VerifierPool
@@ -28,6 +30,12 @@ def config(**changes: Any) -> Config:
     for section, values in changes.items():
         tree[section] = {**tree.get(section, {}), **values}
     return parse_config(tree)
+
+
+def prepared(method: Method, tools: Tools) -> Method:
+    """``method`` with the experts that it asks for, as a run prepares it."""
+    method.prepare(Experts(config(), Accelerator(cpu=True), tools.policy))
+    return method
 
 
 @pytest.fixture(autouse=True)

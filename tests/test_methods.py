@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from handrail.config import RolloutConfig
 from handrail.errors import UserError
-from handrail.guidance.experts import Experts
 from handrail.methods import METHODS, build
 from handrail.methods.base import Method
 from handrail.methods.sort import Sort
@@ -21,7 +19,7 @@ from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.tools import Tools
 from handrail.trajectory import Group, Origin, Trajectory
-from tests.conftest import config
+from tests.conftest import prepared
 
 PROBLEM = Problem("p", "77 A 8 ?", "70", ("77 + 8 = 85 , 85 * 2 = 70 # 70",), "add then double")
 OTHER = Problem("q", "9 B 3 ?", "15", ("9 * 2 = 18 , 18 - 3 = 15 # 15",), "double then subtract")
@@ -29,9 +27,7 @@ OTHER = Problem("q", "9 B 3 ?", "15", ("9 * 2 = 18 , 18 - 3 = 15 # 15",), "doubl
 
 def make(name: str, tools: Tools | None = None, **settings: Any) -> Method:
     method = build({"name": name, **settings}, RolloutConfig(group_size=4, max_tokens=48))
-    if tools:
-        method.prepare(Experts(config(), Accelerator(cpu=True), tools.policy))
-    return method
+    return prepared(method, tools) if tools else method
 
 
 def group(policy: TransformersPolicy, rewards: list[float], problem: Problem = PROBLEM) -> Group:
@@ -44,8 +40,7 @@ def group(policy: TransformersPolicy, rewards: list[float], problem: Problem = P
 
 
 def weights_of(method: Method, groups: list[Group], tools: Tools) -> list[list[float]]:
-    method.prepare(Experts(config(), Accelerator(cpu=True), tools.policy))
-    groups = method.credit(method.guide(groups, tools), tools)
+    groups = method.credit(prepared(method, tools).guide(groups, tools), tools)
     return [member.weight for group in groups for member in group.demonstrations]
 
 

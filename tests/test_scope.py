@@ -17,7 +17,6 @@ from handrail import train
 from handrail.batch import Counts, Row, micro_batch
 from handrail.config import RolloutConfig
 from handrail.errors import UserError
-from handrail.guidance.experts import Experts
 from handrail.guidance.judge import Scores
 from handrail.guidance.steps import split_steps
 from handrail.methods import build
@@ -27,7 +26,7 @@ from handrail.problems import Problem
 from handrail.sources import load_problems
 from handrail.tools import Tools
 from handrail.trajectory import Group, Origin, Trajectory
-from tests.conftest import EASY, HARD, config
+from tests.conftest import EASY, HARD, config, prepared
 from tests.models import save_chat_model
 
 POLICY, REFERENCE = Origin.POLICY, Origin.REFERENCE
@@ -53,7 +52,7 @@ def problem() -> Problem:
 def make(tools: Tools, **settings: Any) -> Scope:
     method = build({"name": "scope", **settings}, RolloutConfig(group_size=4, max_tokens=48))
     assert isinstance(method, Scope)
-    method.prepare(Experts(config(), Accelerator(cpu=True), tools.policy))
+    prepared(method, tools)
     if settings.get("judge", "rule") == "rule":
         method.judge = TrueSteps()
     return method

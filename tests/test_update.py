@@ -19,7 +19,7 @@ from handrail.problems import Problem
 from handrail.tools import Tools
 from handrail.trajectory import Group, Origin, Trajectory
 from handrail.update import Update
-from tests.conftest import config
+from tests.conftest import config, prepared
 
 PROBLEM = Problem("p", "77 A 8 ?", "70", ("77 + 8 = 85 ; 85 * 2 = 70 # 70",), "add double")
 
@@ -88,11 +88,12 @@ METHOD_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("sort", {"mean": "token", "divide_by": "failed"}),
     ("grpo+sft", {}),
     ("sft-on-failures", {}),
+    ("scope", {"judge": "reference", "no_prefix": "reference", "placing": "append"}),
 ]
 
 
 def credited(name: str, settings: dict[str, Any], groups: list[Group], tools: Tools) -> tuple[Method, list[Group]]:
-    method = build(name, **settings)
+    method = prepared(build(name, **settings), tools)
     return method, method.credit(method.guide(groups, tools), tools)
 
 

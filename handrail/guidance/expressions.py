@@ -45,8 +45,8 @@ class Value:
 
 @dataclass(frozen=True)
 class Style:
-    """A way to read: what a per cent is, whether ``+ 10%`` is of what it is added to, whether ``1/3`` without spaces
-    is one number in ``12 ÷ 1/3``, whether units scale the numbers."""
+    """A way to read: what a per cent is, whether ``+ 10%`` is of what it is added to, whether ``1/3`` is one number in
+    ``12 ÷ 1/3``, whether units scale the numbers."""
 
     percent: Fraction = Fraction(1, 100)
     relative: bool = False
@@ -110,6 +110,7 @@ class Reader:
                 self._cut(depth, cut)
                 self.at += ahead
                 total = Value(total.number * self._signed(depth).number)
+                self.doubtful |= self._peek().text in ("+", "-")  # 10% of 400 + 1580
             else:
                 return total
             _bounded(total.number)
@@ -184,7 +185,8 @@ class Reader:
         if fraction and next_.value < below.value and token.digit == next_.digit == below.digit == 1:
             self.at += 3
             return Value(whole + next_.value / below.value)
-        if self.style.fractions and next_.text == "/" and next_.tight and slash.kind == "number" and slash.tight and slash.value:
+        divided = self.at > 1 and self.tokens[self.at - 2].text in ("/", "÷")
+        if self.style.fractions and divided and next_.text == "/" and slash.kind == "number" and slash.value:
             self.at += 2
             return Value(whole / slash.value, part=True)
         return Value(whole, token.digit, 0 < token.digit < 1, part=whole < 1)
