@@ -71,6 +71,15 @@ def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
 
+def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
+    """The built-in backbone understands no instruction, so its plans end in nothing usable, and every repair is weighted by p0."""
+    train(config(method={"name": "sort", "planner": "policy", "plan_tokens": 8}), tmp_path / "run")
+    rows = lines(tmp_path / "run")
+    assert all(row["groups/rescued"] > 0 for row in rows)
+    assert all(row.get("sort/no_plan", 0) + row.get("sort/leaking_plan", 0) <= row["groups/rescued"] for row in rows)
+    assert any("sort/no_plan" in row for row in rows)
+
+
 def test_a_plan_that_leaks_weighs_nothing(tmp_path: Path) -> None:
     with OpenAiServer(lambda messages: "The answer is " + PROBLEMS[messages[-1]["content"].split("\n")[3]].answer) as server:
         rows = run(server, tmp_path, method={"name": "sort", "planner": "endpoint"})

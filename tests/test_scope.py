@@ -17,6 +17,7 @@ from handrail import train
 from handrail.batch import Counts, Row, micro_batch
 from handrail.config import RolloutConfig
 from handrail.errors import UserError
+from handrail.guidance.experts import Experts
 from handrail.guidance.judge import Scores
 from handrail.guidance.steps import split_steps
 from handrail.methods import build
@@ -172,6 +173,17 @@ def test_the_policy_shown_the_reference_can_be_the_corrector(tools: Tools) -> No
     planned = replace(hard, references=(hard.plan or "",))  # a plan is what the backbone can follow
     counts, member = outcome(tools, planned, wrong_from(hard, 2), corrector="policy")
     assert counts["repaired"] == 1 and Origin.TEACHER in member.origin and member.reward == 1
+
+
+def test_another_model_can_be_the_corrector(tools: Tools) -> None:
+    hard = load_problems(f"{HARD}&n=1")[0]
+    planned = replace(hard, references=(hard.plan or "",))
+    method = make(tools, mode="reference")
+    experts = Experts(config(experts={"teacher": "builtin:house-tiny"}), Accelerator(cpu=True), tools.policy)
+    method.corrector = experts.corrector("model", True, 24, None)
+    method.guide([Group(planned, [rollout(tools, planned, wrong_from(hard, 1))])], tools)
+    assert tools.counts["scope/tried"] == 1 and tools.counts["scope/no_correction"] == tools.counts["scope/leaking_step"] == 0
+    assert experts.teacher is not tools.policy
 
 
 def test_credit_of_a_repaired_group_by_hand(tools: Tools, problem: Problem) -> None:

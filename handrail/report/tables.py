@@ -42,16 +42,23 @@ MEASURES = {
 
 def guidance_table(methods: Mapping[str, Any], sets: list[str]) -> Table | None:
     """How much of what a method trained on the policy did not write, and how different its held-out completions are, a line a set."""
-    measured = {name: next(iter(methods.values()))[name]["diversity"] for name in sets}
-    if not any(measured.values()) and not any(row["off_policy"] for row in methods.values()):
+    measured = [measure for measure in MEASURES if any(measure in next(iter(methods.values()))[name]["diversity"] for name in sets)]
+    if not measured and not any(row["off_policy"] for row in methods.values()):
         return None
-    table = Table(title="what it learnt from; diversity of held-out completions after training", title_justify="left")
-    for title in ("method", "off-\npolicy", "sal-\nvaged", "held out", *MEASURES.values()):
-        table.add_column(title, justify="left" if title in ("method", "held out") else "right")
+    table = Table(title="what it learnt from" + "; diversity of held-out completions after training" * bool(measured), title_justify="left")
+    table.add_column("method")
+    for title in ("off-\npolicy", "sal-\nvaged"):
+        table.add_column(title, justify="right")
+    if measured:
+        table.add_column("held out")
+    for measure in measured:
+        table.add_column(MEASURES[measure], justify="right")
     for method, row in methods.items():
         first = [escape(method), *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("off_policy", "salvaged"))]
-        for name in sets:
-            values = [row[name]["diversity"].get(measure, {}).get("end") for measure in MEASURES]
+        if not measured:
+            table.add_row(*first)
+        for name in sets if measured else []:
+            values = [row[name]["diversity"].get(measure, {}).get("end") for measure in measured]
             table.add_row(*first, escape(name), *("–" if value is None else f"{value:.3f}" for value in values))
             first = [""] * 3
     return table
