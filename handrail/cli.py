@@ -16,6 +16,7 @@ from rich.table import Table
 from handrail.cli_experts import judge_command, plan_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
 from handrail.errors import Paused, UserError
+from handrail.progress import bars, quiet
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -43,7 +44,6 @@ def train_command(
     parsed = load_config(config, settings)
     directory = output or Path("runs") / config.stem
     quiet()
-    from handrail.progress import bars
     from handrail.train import train
 
     show(f"{parsed.method.get('name', 'grpo')} from {parsed.model.path} into {directory}")
@@ -73,7 +73,6 @@ def compare_command(
     directory = output or Path("runs") / config.stem
     quiet()
     from handrail.compare import choose, compare, jobs
-    from handrail.progress import bars
     from handrail.report.tables import comparison_table, curves, guidance_table
 
     if runs:
@@ -196,17 +195,6 @@ def backbone_measure(
 
     for line in measure(model, n):
         console.print(line, highlight=False)
-
-
-def quiet() -> None:
-    """Our own progress instead of the libraries' bars and warnings."""
-    import warnings
-
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def main() -> None:

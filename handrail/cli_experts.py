@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from handrail.config import load_config, parse_config, set_value
 from handrail.errors import UserError
+from handrail.progress import quiet
 
 if TYPE_CHECKING:
     from handrail.guidance.experts import Experts
@@ -78,6 +79,7 @@ def judge_command(
 
 def opened(data: str, config: Path | None, settings: list[str] | None) -> tuple[Experts, list[Problem]]:
     """The problems of ``data``, and the experts of a configuration or of the --set values alone."""
+    quiet()
     from accelerate import Accelerator
 
     from handrail.guidance.experts import Experts

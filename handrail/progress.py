@@ -54,3 +54,14 @@ def bars(console: Console) -> Iterator[Bars]:
     shown = Bars(console)
     with shown.bars:
         yield shown
+
+
+def quiet() -> None:
+    """Our own progress instead of the libraries' bars and warnings."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)

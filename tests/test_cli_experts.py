@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from handrail import cli
+from handrail.config import VerifierConfig
 from handrail.guidance.planner import skeleton
 from handrail.sources import load_problems
+from handrail.verifier_pool import VerifierPool
 from tests.openai_server import BROKEN, Messages, OpenAiServer, Reply
 
 ROWS = [
@@ -103,3 +105,13 @@ def test_a_judge_is_measured_on_corrupted_references(
     bare.write_text(json.dumps({"prompt": "What?", "answer": "1"}) + "\n")
     assert run(monkeypatch, "judge", bare) == 2
     assert "no problem has a reference" in capsys.readouterr().err
+
+
+def test_planned_problems_of_reasoning_gym_are_graded_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "reasoning-gym:gsm_symbolic?n=3"
+    assert run(monkeypatch, "plan", source, "--output", tmp_path / "planned.jsonl") == 0
+    planned = load_problems(str(tmp_path / "planned.jsonl"))
+    assert all(problem.plan for problem in planned)
+    with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as verifier:
+        verdicts = verifier.grade([(problem, text) for problem in planned for text in (problem.references[0], "0.123")])
+    assert [verdict.reward for verdict in verdicts] == [1, 0] * 3

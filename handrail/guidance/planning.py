@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from handrail.errors import UserError
 from handrail.guidance.planner import Planner, leaks
@@ -36,12 +35,12 @@ def derive(problems: Sequence[Problem], planner: Planner, output: Path, progress
                 counts[kind] += 1
                 if kind == "planned":
                     plans[key(problem)] = plan
-                    stream.write(json.dumps(row(problem, plan)) + "\n")
+                    stream.write(line(problem, plan))
             stream.flush()
             progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
     aside = output.with_name(f".{output.name}")
-    rows = [row(problem, plans.get(key(problem)) or problem.plan) for problem in problems]
-    aside.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    rows = [line(problem, plans.get(key(problem)) or problem.plan) for problem in problems]
+    aside.write_text("".join(rows), encoding="utf-8")
     os.replace(aside, output)
     partial.unlink()
     return counts
@@ -58,10 +57,13 @@ def key(problem: Problem) -> str:
     return json.dumps([problem.prompt, problem.references])
 
 
-def row(problem: Problem, plan: str | None) -> dict[str, Any]:
-    """The problem as a line of JSONL that is read back as the same problem, with ``plan`` for its own."""
+def line(problem: Problem, plan: str | None) -> str:
+    """The problem as a line of JSONL that is read back as the same problem, with ``plan`` for its own.
+
+    Metadata that JSON does not know, such as fractions, become text, as they do on the way to a verifier.
+    """
     own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references), "plan": plan}
-    return {**problem.metadata, **{field: value for field, value in own.items() if value}}
+    return json.dumps({**problem.metadata, **{field: value for field, value in own.items() if value}}, default=str) + "\n"
 
 
 def known(file: Path) -> dict[str, str | None]:
@@ -69,9 +71,9 @@ def known(file: Path) -> dict[str, str | None]:
     if not file.exists():
         return {}
     plans: dict[str, str | None] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            entry = json.loads(line)
+            entry = json.loads(text)
             asked = json.dumps([entry["prompt"], entry.get("reference", [])])
             if entry.get("plan") and entry["answer"]:
                 plans[asked] = entry["plan"]
