@@ -96,7 +96,7 @@ class ExpertsConfig(Section):
     """The models that methods take advice from, where a method names them."""
 
     prm: str = ""
-    """A process reward model's directory or name, for the step judge ``prm``."""
+    """A process reward model's directory or ``builtin:NAME``, for the step judge ``prm``."""
     teacher: str = ""
     """A causal language model's directory or name, for the corrector ``model``."""
 

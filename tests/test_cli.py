@@ -137,6 +137,7 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
         ("data.train=[{path='data.jsonl', share=50}, {path='data.jsonl'}]", ["data.train: source 2 gets none of the 2 problems of a step"]),
         ("data.columns={answer='solution'}", ["data.jsonl, field answer: ", "'solution'", "prompt, answer, reference"]),
         ("data.chat=true", ["data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"]),
+        ("model.path=builtin:house-prm", ["model.path: builtin:house-prm is a reward model"]),
         ("model.path=builtin:huge", ["model.path: there is no built-in backbone 'huge'; there are: house-prm, house-tiny"]),
         ("model.path=./nowhere", ["model.path: ./nowhere"]),
         ("model.path=.", ["model.path: . is not a Hugging Face model directory (it has no config.json)"]),

@@ -44,7 +44,7 @@ class Experts:
                 from handrail.guidance.prm import PrmJudge
 
                 if not self.config.experts.prm:
-                    raise UserError('the step judge "prm" needs experts.prm, a process reward model\'s directory or name')
+                    raise UserError('the step judge "prm" needs experts.prm, a process reward model\'s directory')
                 return PrmJudge(self.config.experts.prm, self.accelerator.device)
             case "llm":
                 from handrail.guidance.llm_judge import LlmJudge

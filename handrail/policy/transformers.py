@@ -43,6 +43,8 @@ def load_model(config: ModelConfig, field: str = "model.path") -> tuple[Any, Any
     except Exception as error:  # a damaged file can raise anything
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}") from error
+    if any("RewardModel" in name for name in model.config.architectures or []):
+        raise UserError(f"{field}: {config.path} is a reward model, not a causal language model")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end")
     return model, tokenizer
