@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ from rich.table import Table
 from handrail.cli_experts import judge_command, plan_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
 from handrail.errors import Paused, UserError
-from handrail.progress import bars, quiet
+from handrail.progress import bars, console, quiet, show
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -27,7 +26,6 @@ backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
 app.add_typer(backbone, name="backbone")
 app.command("plan")(plan_command)
 app.command("judge")(judge_command)
-console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes, one speaks
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says; may be repeated.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="our_field=their_column; may be repeated.")]
@@ -125,10 +123,6 @@ def parse_column(pair: str) -> tuple[str, str]:
     if not equals:
         raise UserError(f"--column takes our_field=their_column, not {pair!r}")
     return field, column
-
-
-def show(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("methods")

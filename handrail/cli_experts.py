@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
 from handrail.config import load_config, parse_config, set_value
 from handrail.errors import UserError
-from handrail.progress import quiet
+from handrail.progress import console, quiet, show
 
 if TYPE_CHECKING:
     from handrail.guidance.experts import Experts
     from handrail.problems import Problem
-
-console = Console()
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for model, endpoint and experts; may be repeated.")]
 Data = Annotated[str, typer.Argument(help="A file, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value.")]
@@ -93,10 +90,6 @@ def opened(data: str, config: Path | None, settings: list[str] | None) -> tuple[
             set_value(tree, setting)
         parsed = parse_config(tree, "--set")
     return Experts(parsed, Accelerator(cpu=parsed.model.device == "cpu")), load_problems(data, parsed.data.columns)
-
-
-def show(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_calls(experts: Experts) -> None:

@@ -17,7 +17,7 @@ import pytest
 import tomli_w
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from handrail import cli
+from handrail import cli, progress
 from handrail.backbones import locate
 
 ROWS: list[dict[str, Any]] = [
@@ -40,7 +40,7 @@ Handrail = Callable[..., Done]
 def handrail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Handrail:
     """Runs the command line in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.console, "width", 300)
+    monkeypatch.setattr(progress.console, "width", 300)
 
     def run(*arguments: str) -> Done:
         capsys.readouterr()

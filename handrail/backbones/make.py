@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -46,10 +47,13 @@ WORDS = [
 PLAN = "{prompt}\n\nPlan:\n{plan}"
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+def tokenizer(words: list[str] = WORDS, longest: int = 128, **special: Any) -> PreTrainedTokenizerFast:
+    """A token for each of ``words``, split at white space; ``special`` goes to the tokenizer as it is."""
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=128)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=longest, **special
+    )
 
 
 def example(recipe: Recipe, rng: random.Random) -> tuple[str, str]:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
-from handrail.backbones.make import WORDS
+from handrail.backbones import make
 from handrail.guidance.prm import SEPARATOR, ChatLayout
 from handrail.guidance.steps import split_steps
 from handrail.problems import Problem
@@ -57,13 +56,8 @@ class PrmRecipe:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = [*WORDS, *ROLES, SEPARATOR, "<|im_start|>", "<|im_end|>"]
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", extra_special_tokens=words[-3:],
-        chat_template=TEMPLATE, model_max_length=256,
-    )  # fmt: skip
+    words = [*make.WORDS, *ROLES, SEPARATOR, "<|im_start|>", "<|im_end|>"]
+    return make.tokenizer(words, 256, extra_special_tokens=words[-3:], chat_template=TEMPLATE)
 
 
 def corrupt(kind: Kind, start: int, items: list[Item], rng: random.Random) -> str:
