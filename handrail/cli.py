@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from handrail.cli_evaluate import eval_command
 from handrail.cli_experts import judge_command, plan_command
+from handrail.cli_options import Data, Settings
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
 from handrail.errors import Paused, UserError
 from handrail.progress import bars, console, quiet, show
@@ -24,10 +26,10 @@ app = typer.Typer(
 )
 backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
 app.add_typer(backbone, name="backbone")
+app.command("eval")(eval_command)
 app.command("plan")(plan_command)
 app.command("judge")(judge_command)
 
-Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says; may be repeated.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="our_field=their_column; may be repeated.")]
 
 
@@ -89,7 +91,7 @@ def compare_command(
 
 @app.command("check")
 def check_command(
-    data: Annotated[str, typer.Argument(help="A file, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value.")],
+    data: Data,
     columns: Columns = None,
     model: Annotated[str | None, typer.Option(help="Show the first problem, and check all lengths, as this model sees them.")] = None,
     config: Annotated[Path | None, typer.Option(help="Take model, templates and lengths from this configuration.")] = None,

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.progress import Progress
 
-from handrail.config import load_config, parse_config, set_value
+from handrail.cli_options import ConfigFile, Data, Settings, configured
 from handrail.errors import UserError
 from handrail.progress import console, quiet, show
 
 if TYPE_CHECKING:
     from handrail.guidance.experts import Experts
     from handrail.problems import Problem
-
-Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for model, endpoint and experts; may be repeated.")]
-Data = Annotated[str, typer.Argument(help="A file, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="Take model, columns, endpoint and experts from this configuration.")]
 
 
 def plan_command(
@@ -82,13 +78,7 @@ def opened(data: str, config: Path | None, settings: list[str] | None) -> tuple[
     from handrail.guidance.experts import Experts
     from handrail.sources import load_problems
 
-    if config:
-        parsed = load_config(config, settings)
-    else:
-        tree: dict[str, Any] = {"model": {"path": "builtin:house-tiny"}, "data": {"train": data}}
-        for setting in settings or []:
-            set_value(tree, setting)
-        parsed = parse_config(tree, "--set")
+    parsed = configured(config, settings, model={"path": "builtin:house-tiny"}, data={"train": data})
     return Experts(parsed, Accelerator(cpu=parsed.model.device == "cpu")), load_problems(data, parsed.data.columns)
 
 

@@ -33,7 +33,8 @@ class Source(Section):
 
 
 def _one_source(value: Any) -> Any:
-    return [{"path": value}] if isinstance(value, str) else value
+    values = [value] if isinstance(value, str) else value
+    return [{"path": item} if isinstance(item, str) else item for item in values] if isinstance(values, list) else values
 
 
 class ModelConfig(Section):
@@ -47,7 +48,7 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     train: Annotated[list[Source], BeforeValidator(_one_source), Field(min_length=1)]
-    """One source, or several with shares: ``[{path = "hard.jsonl", share = 3}, {path = "easy.jsonl"}]``."""
+    """One source or several, with shares: ``[{path = "hard.jsonl", share = 3}, {path = "easy.jsonl"}]``."""
     columns: dict[str, str] = {}
     """Our field -> the data's column, for layouts that are not recognised: ``{prompt = "question"}``."""
     chat: bool | None = None
@@ -85,7 +86,8 @@ class VerifierConfig(Section):
 class RolloutConfig(Section):
     group_size: int = Field(8, ge=1)
     max_tokens: int = Field(256, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0)
+    """0 always takes the likeliest token: to evaluate, not to train."""
     require_end: bool = True
     """A completion cut off at ``max_tokens`` earns nothing, whatever it says."""
     batch_size: int = Field(256, ge=1)

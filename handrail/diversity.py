@@ -31,13 +31,17 @@ def diversity(measured: Sequence[Mapping[str, float | None]]) -> dict[str, float
 
 def measures(group: Group, step_end: str | None = None) -> dict[str, float | None]:
     """Every measure of what the policy itself wrote in one group; ``step_end`` is the regular expression that ends a step."""
-    texts = [rollout.text for rollout in group.rollouts]
+    return measures_of([rollout.text for rollout in group.rollouts], [rollout.reward for rollout in group.rollouts], step_end)
+
+
+def measures_of(texts: Sequence[str], rewards: Sequence[float], step_end: str | None = None) -> dict[str, float | None]:
+    """The same of a model's completions of one problem."""
     steps = [split_steps(text, step_end) for text in texts]
     values = (
         distinct_n(texts),
         self_bleu_diversity(texts),
         distinct_prefixes(steps),
-        distinct_derivations(texts, [rollout.reward for rollout in group.rollouts], step_end),
+        distinct_derivations(texts, rewards, step_end),
     )
     return dict(zip(NAMES, values, strict=True))
 

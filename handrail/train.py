@@ -70,6 +70,8 @@ class Run:
     """One training run: what is loaded once, and the step."""
 
     def __init__(self, config: Config, method: type[Method] | None, verifier: VerifierPool) -> None:
+        if config.rollout.temperature == 0:
+            raise UserError("rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0")
         self.config = config
         self.method = build(config.method, config.rollout, method)
         sources = [load_problems(source.path, config.data.columns) for source in config.data.train]

@@ -27,11 +27,12 @@ EXIT_LIMIT = 1.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """``reward`` is 0 unless ``status`` is ok; ``detail`` says what went wrong otherwise."""
+    """``reward`` is 0 unless ``status`` is ok; ``detail`` says what went wrong otherwise; ``answer`` is what the completion answers."""
 
     reward: float
     status: Literal["ok", "timeout", "crash", "error"]
     detail: str = ""
+    answer: str | None = None
 
 
 class VerifierPool:
@@ -60,8 +61,8 @@ class VerifierPool:
         for slot in range(len(self._workers)):
             self._discard(slot)
 
-    def grade(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """The verdicts on ``items``, in their order. Raises UserError if a worker cannot be started again."""
+    def grade(self, items: Sequence[tuple[Problem, str]], answers: bool = False) -> list[Verdict]:
+        """The verdicts on ``items``, in their order, with what they answer if ``answers``. Raises UserError if a worker cannot start."""
         todo = deque(enumerate(items))
         verdicts: dict[int, Verdict] = {}
 
@@ -69,7 +70,7 @@ class VerifierPool:
             with contextlib.suppress(IndexError):  # todo is empty
                 while True:
                     index, item = todo.popleft()
-                    verdicts[index] = self._grade_one(slot, *item)
+                    verdicts[index] = self._grade_one(slot, *item, answers)
 
         with ThreadPoolExecutor(len(self._workers)) as threads:
             try:
@@ -81,15 +82,15 @@ class VerifierPool:
                 raise
         return [verdicts[index] for index in range(len(items))]
 
-    def _grade_one(self, slot: int, problem: Problem, completion: str) -> Verdict:
+    def _grade_one(self, slot: int, problem: Problem, completion: str, answer: bool) -> Verdict:
         try:
             # vars, not asdict, which would copy the metadata deeply
-            request = json.dumps({"problem": vars(problem), "completion": completion}, default=str)
+            request = json.dumps({"problem": vars(problem), "completion": completion, "answer": answer}, default=str)
         except (TypeError, ValueError, RecursionError) as error:
             return Verdict(0.0, "error", f"problem {problem.id!r} cannot be written as JSON: {error}")
         worker = self._worker(slot)
         try:
-            answer = worker.ask(request, self._config.timeout)
+            said = worker.ask(request, self._config.timeout)
         except TimeoutError:
             self._discard(slot)
             return Verdict(0.0, "timeout", f"no verdict within {self._config.timeout:g} s")
@@ -97,9 +98,9 @@ class VerifierPool:
             end = worker.end()
             self._discard(slot)
             return Verdict(0.0, "crash", f"the verifier's process {end}")
-        if "error" in answer:
-            return Verdict(0.0, "error", answer["error"])
-        return Verdict(answer["reward"], "ok")
+        if "error" in said:
+            return Verdict(0.0, "error", said["error"], said.get("answer"))
+        return Verdict(said["reward"], "ok", answer=said.get("answer"))
 
     def _worker(self, slot: int) -> _Worker:
         """The worker of ``slot``, started if there is none."""

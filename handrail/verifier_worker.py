@@ -1,9 +1,10 @@
 """One worker of ``handrail.verifier_pool``: a process that grades what it is sent.
 
 ``python -m handrail.verifier_worker`` reads JSON lines: first the VerifierConfig, answered ``{"ready": true}`` or
-``{"fatal": sentence}``, then ``{"problem": {...}, "completion": "..."}``, each answered ``{"reward": 0.5}`` or
-``{"error": "ValueError: ..."}``. It is a process of its own, talking JSON, so that it can be killed in the middle of C
-code, needs nothing of the parent's ``__main__`` and inherits none of its threads. It is not a sandbox.
+``{"fatal": sentence}``, then ``{"problem": {...}, "completion": "...", "answer": false}``, each answered ``{"reward": 0.5}`` or
+``{"error": "ValueError: ..."}``, with the completion's ``answer`` where it was asked for. It is a process of its own, talking
+JSON, so that it can be killed in the middle of C code, needs nothing of the parent's ``__main__`` and inherits none of its
+threads. It is not a sandbox.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.problems import Problem
-from handrail.verifiers import Verifier, resolve, warm_up
+from handrail.verifiers import Verifier, reader, resolve, warm_up
 
 MEMORY_LIMIT = 4 << 30
 DETAIL_LIMIT = 500
@@ -29,7 +31,7 @@ def main() -> None:
     _limit_memory()
     config = VerifierConfig.model_validate_json(requests.readline())
     try:
-        verifier = resolve(config)
+        verifier, read = resolve(config), reader(config)
         warm_up(config.name)
     except UserError as error:
         _answer(answers, {"fatal": str(error)})
@@ -41,7 +43,8 @@ def main() -> None:
     for line in requests:
         # The parent keeps the deadline. Should it die meanwhile, the kernel's default for SIGALRM ends this process too.
         signal.setitimer(signal.ITIMER_REAL, config.timeout + ORPHAN_GRACE)
-        answer = _grade(verifier, json.loads(line))
+        request = json.loads(line)
+        answer = _grade(verifier, request) | ({"answer": _read(read, request["completion"])} if request["answer"] else {})
         signal.setitimer(signal.ITIMER_REAL, 0)
         _answer(answers, answer)
     os._exit(0)  # threads that a verifier left running must not keep this process
@@ -54,6 +57,13 @@ def _grade(verifier: Verifier, request: dict[str, Any]) -> dict[str, Any]:
         return {"reward": verifier(problem, request["completion"])}
     except BaseException as error:  # sys.exit() in a verifier is one failed verdict, no reason to die
         return {"error": f"{type(error).__name__}: {error}"[:DETAIL_LIMIT]}
+
+
+def _read(read: Callable[[str], str | None], completion: str) -> str | None:
+    try:
+        return read(completion)
+    except Exception:  # whatever a parser makes of hostile text: it is no answer
+        return None
 
 
 def _answer(answers: TextIO, message: dict[str, Any]) -> None:

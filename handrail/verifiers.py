@@ -42,19 +42,40 @@ def resolve(config: VerifierConfig) -> Verifier:
     returned function raises ValueError or TypeError where a verifier's value is no number in [0, 1], and whatever it raises.
     """
     grade = BUILTIN[config.name] if config.name in BUILTIN else _user_function(config.name)
-    try:
-        pattern = None if config.extract is None else re.compile(config.extract)
-    except re.error as error:
-        raise UserError(f"verifier.extract = {config.extract!r} is not a regular expression: {error}.") from error
-
+    cut = _cutter(config)
     partial = config.name != "reasoning-gym" if config.partial_credit is None else config.partial_credit
 
     def graded(problem: Problem, completion: str) -> float:
-        found = completion if pattern is None else _last_match(pattern, completion)
+        found = cut(completion)
         reward = 0.0 if found is None else _reward(grade(problem, found))
         return reward if partial or reward == 1 else 0.0
 
     return graded
+
+
+def reader(config: VerifierConfig) -> Callable[[str], str | None]:
+    """Returns a function from a completion to the answer it gives, spelt alike where two are equal; None where it gives none.
+
+    For votes among completions. Of a user's own verifier we know the answer only where ``extract`` or a usual mark says what it is.
+    """
+    cut = _cutter(config)
+    spell = SPELLINGS.get(config.name, _stated if config.extract is None else str.strip)
+
+    def answer(completion: str) -> str | None:
+        found = cut(completion)
+        return (found is not None and spell(found)) or None
+
+    return answer
+
+
+def _cutter(config: VerifierConfig) -> Callable[[str], str | None]:
+    if config.extract is None:
+        return lambda completion: completion
+    try:
+        pattern = re.compile(config.extract)
+    except re.error as error:
+        raise UserError(f"verifier.extract = {config.extract!r} is not a regular expression: {error}.") from error
+    return lambda completion: _last_match(pattern, completion)
 
 
 def exact(problem: Problem, completion: str) -> float:
@@ -104,6 +125,28 @@ BUILTIN: dict[str, Callable[[Problem, str], object]] = {
     "exact": exact,
     "normalised": normalised,
     "reasoning-gym": reasoning_gym,
+}
+
+
+def _math_spelling(text: str) -> str | None:
+    from sympy import Number, Rational
+
+    marked = _marked(text)
+    for expression in _expressions(text if marked is None else marked):
+        # 0.5 and 1/2 are one answer; by its digits, as the float 0.1 is not a tenth.
+        return str(Rational(str(expression)) if isinstance(expression, Number) and expression.is_finite else expression)
+    return None
+
+
+def _stated(text: str) -> str | None:
+    return None if _marked(text) is None and _last_boxed(text) is None else final_answer(text)
+
+
+SPELLINGS: dict[str, Callable[[str], str | None]] = {
+    "math": _math_spelling,
+    "exact": str.strip,
+    "normalised": lambda text: str(_normal(final_answer(text))),
+    "reasoning-gym": lambda text: final_answer(text).casefold(),
 }
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from handrail import cli, progress
 from handrail.config import Config, parse_config
 from handrail.guidance.experts import Experts
 from handrail.methods.base import Method
@@ -58,3 +62,29 @@ def verifier() -> Iterator[VerifierPool]:
 @pytest.fixture
 def tools(policy: TransformersPolicy, verifier: VerifierPool) -> Tools:
     return Tools(policy, verifier)
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Handrail = Callable[..., Done]
+
+
+@pytest.fixture
+def handrail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Handrail:
+    """Runs the command line in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress.console, "width", 300)
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["handrail", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Done(int(end.value.code or 0), *capsys.readouterr())
+
+    return run

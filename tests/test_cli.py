@@ -8,8 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +15,13 @@ import pytest
 import tomli_w
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from handrail import cli, progress
 from handrail.backbones import locate
+from tests.conftest import Done, Handrail
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"{number} + A {number} =", "answer": str(2 * number), "reference": f"{number} + {number} = {2 * number}"}
     for number in range(1, 5)
 ]
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Handrail = Callable[..., Done]
-
-
-@pytest.fixture
-def handrail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Handrail:
-    """Runs the command line in this process, in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(progress.console, "width", 300)
-
-    def run(*arguments: str) -> Done:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["handrail", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Done(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def jsonl(file: Path, rows: list[Any]) -> Path:
@@ -137,6 +109,7 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
         ("data.train=[{path='data.jsonl', share=50}, {path='data.jsonl'}]", ["data.train: source 2 gets none of the 2 problems of a step"]),
         ("data.columns={answer='solution'}", ["data.jsonl, field answer: ", "'solution'", "prompt, answer, reference"]),
         ("data.chat=true", ["data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"]),
+        ("rollout.temperature=0", ["rollout.temperature is 0"]),
         ("model.path=builtin:house-prm", ["model.path: builtin:house-prm is a reward model"]),
         ("model.path=builtin:huge", ["model.path: there is no built-in backbone 'huge'; there are: house-prm, house-tiny"]),
         ("model.path=./nowhere", ["model.path: ./nowhere"]),

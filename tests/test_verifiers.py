@@ -19,7 +19,7 @@ from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.problems import Problem
 from handrail.verifier_pool import VerifierPool
-from handrail.verifiers import exact, normalised, resolve
+from handrail.verifiers import exact, normalised, reader, resolve
 
 GRADED = [
     ("math", "288", "35 + 3 = 38\n#### 288", 1),
@@ -82,6 +82,26 @@ def test_reward(name: str, answer: str, completion: str, reward: float) -> None:
 )
 def test_extract(name: str, extract: str, completion: str, reward: float) -> None:
     assert resolve(VerifierConfig(name=name, extract=extract))(Problem("p", "?", "5"), completion) == reward
+
+
+@pytest.mark.parametrize(
+    ("config", "completions", "answer"),
+    [
+        ({"name": "exact", "extract": r"# (\d+)"}, ["a # 5", "# 4 # 5", "# 5 or so"], "5"),
+        ({"name": "exact", "extract": r"# (\d+)"}, ["5", "", "#5"], None),
+        ({"name": "normalised"}, ["#### 1,000.", "1000", " $1000.0$ "], "1000"),
+        ({"name": "math"}, ["so $0.5$", r"\boxed{\frac{1}{2}}", "#### 1/2", "#### 2/4"], "1/2"),
+        ({"name": "math"}, [r"\boxed{x + 1}", r"it is $1 + x$"], "x + 1"),
+        ({"name": "math"}, ["I cannot say", ""], None),
+        ({"name": "reasoning-gym"}, ["<answer>Yes</answer>", r"\boxed{yes}", "YES"], "yes"),
+        ({"name": "re:search"}, [r"\boxed{3}", "#### 3"], "3"),
+        ({"name": "re:search"}, ["3", "it is 3"], None),
+        ({"name": "re:search", "extract": "= (.*)"}, ["it = 3 ", "1 = 2\n2 = 3"], "3"),
+    ],
+)
+def test_equal_answers_are_read_alike(config: dict[str, str], completions: list[str], answer: str | None) -> None:
+    read = reader(VerifierConfig.model_validate(config))
+    assert [read(completion) for completion in completions] == [answer] * len(completions)
 
 
 def test_math_says_that_it_cannot_read_the_answer() -> None:
@@ -156,6 +176,13 @@ def verifier_file(tmp_path: Path) -> Path:
 def pool(verifier_file: Path) -> Iterator[VerifierPool]:
     with VerifierPool(VerifierConfig(name=f"{verifier_file}:verdict", timeout=0.5)) as pool:
         yield pool
+
+
+def test_answers_are_read_on_request_and_cost_no_verdict() -> None:
+    items = [(Problem("p", "?", "1/2"), completion) for completion in (r"\boxed{0.5}", "", r"\boxed{2/3}")]
+    with VerifierPool(VerifierConfig(name="math", workers=1)) as pool:
+        assert [(v.reward, v.answer) for v in pool.grade(items, answers=True)] == [(1, "1/2"), (0, None), (0, "2/3")]
+        assert [(v.reward, v.answer) for v in pool.grade(items)] == [(1, None), (0, None), (0, None)]
 
 
 def test_a_bad_verdict_costs_only_itself(pool: VerifierPool) -> None:

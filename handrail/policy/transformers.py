@@ -72,7 +72,7 @@ class Recorder(LogitsProcessor):  # type: ignore[misc]
 
 
 class TransformersPolicy:
-    """Implements ``handrail.policy.Policy``. Probabilities are those of the sampling temperature throughout."""
+    """Implements ``handrail.policy.Policy``. Probabilities are those of the sampling temperature throughout, or of 1 where it is 0."""
 
     def __init__(self, config: Config, accelerator: Accelerator, field: str = "model.path", trained: bool = True) -> None:
         self.config = config
@@ -83,7 +83,7 @@ class TransformersPolicy:
         # A model's own generation defaults (top-k, repetition penalty) would sample from another distribution than is trained.
         self.saved_generation_config, model.generation_config = model.generation_config, GenerationConfig()
         self.model = accelerator.prepare(model) if trained else model.to(accelerator.device).requires_grad_(False)
-        self.temperature = config.rollout.temperature
+        self.temperature = config.rollout.temperature or 1.0
         self.chat = bool(self.tokenizer.chat_template) if config.data.chat is None else config.data.chat
         if self.chat and not self.tokenizer.chat_template:
             raise UserError(f"data.chat is on, but the tokenizer of {config.model.path} has no chat template; set data.chat = false")
@@ -165,7 +165,7 @@ class TransformersPolicy:
         recorder = Recorder(self.temperature)
         # EOS for padding: rows are cut at their first end token, and prompts are masked by length, so it cannot be mistaken.
         generation = GenerationConfig(
-            do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=max_tokens,
+            do_sample=self.config.rollout.temperature > 0, temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=max_tokens,
             eos_token_id=sorted(self.ends), pad_token_id=self.tokenizer.eos_token_id,
         )  # fmt: skip
         output = model.generate(

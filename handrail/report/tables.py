@@ -64,6 +64,22 @@ def guidance_table(methods: Mapping[str, Any], sets: list[str]) -> Table | None:
     return table
 
 
+def evaluation_table(sets: Mapping[str, Any]) -> Table:
+    """A line a figure, a column a set."""
+    table = Table("", *(f"{escape(name)}\n{figures['problems']} × {figures['samples']}" for name, figures in sets.items()))
+    keys = dict.fromkeys(key for figures in sets.values() for key in figures)
+    for key in keys:
+        if key not in ("problems", "samples"):
+            table.add_row(key.removeprefix("diversity/").replace("_", " "), *(_figure(key, figures.get(key)) for figures in sets.values()))
+    return table
+
+
+def _figure(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ("{mean:.1f} [{low:.1f}, {high:.1f}]" if key == "tokens" else "{mean:.1%} [{low:.1%}, {high:.1%}]").format(**value)
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def curves(all_jobs: list[Job], sets: list[str], file: Path) -> None:
     """Held-out accuracy, and the share of groups that are all wrong, against the step: a line a method, a band over seeds."""
     import matplotlib

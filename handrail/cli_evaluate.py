@@ -1,0 +1,72 @@
+"""The commands that measure a model as it is: ``eval`` and ``probe``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from handrail.cli_options import DATA, ConfigFile, Settings, configured
+from handrail.config import Config
+from handrail.errors import UserError
+from handrail.progress import console, quiet, show
+
+Seed = Annotated[int, typer.Option(help="Of the sampling: the same seed gives the same attempts.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="The first so many problems of each set.")]
+
+
+def eval_command(
+    model: Annotated[str, typer.Argument(help="A model directory or name, or builtin:NAME.")],
+    data: Annotated[list[str] | None, typer.Argument(help=f"Sets, each {DATA}, or NAME=SOURCE; by default the configuration's.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of every problem.")] = 8,
+    seed: Seed = 0,
+    limit: Limit = None,
+    output: Annotated[Path | None, typer.Option(help="The directory to write; by default runs/eval- and the model's name.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Measure a model: pass@k, maj@k, length and diversity, with intervals. Goes on where it was stopped."""
+    parsed, sets = opened(model, data, config, settings)
+    directory = output or Path("runs") / f"eval-{Path(model.removeprefix('builtin:')).name}"
+    if parsed.rollout.temperature == 0 and samples > 1:
+        raise UserError("rollout.temperature is 0, so all samples would be the same; add --samples 1")
+    from handrail.evidence.evaluation import evaluate_sets
+    from handrail.report.tables import evaluation_table
+
+    with Progress(console=console) as shown:
+        tasks = {name: shown.add_task(name) for name in sets}
+        summary = evaluate_sets(
+            parsed, sets, samples, seed, limit, directory, lambda name, done, n: shown.update(tasks[name], completed=done, total=n)
+        )  # fmt: skip
+    console.print(evaluation_table(summary))
+    (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    show(f"summary: {directory / 'summary.json'}")
+
+
+def opened(model: str, data: list[str] | None, config: Path | None, settings: list[str] | None) -> tuple[Config, dict[str, str]]:
+    """The configuration with ``model`` for its model, and the sets by name."""
+    quiet()
+    if not data and not config:
+        raise UserError("there is nothing to measure on; name the data, or a --config with eval.sets")
+    parsed = configured(config, settings, model={"path": model}, data={"train": list(data or [])})
+    parsed = parsed.model_copy(update={"model": parsed.model.model_copy(update={"path": model})})
+    sets = named(data) if data else parsed.eval.sets
+    if not sets:
+        raise UserError(f"{config}: eval.sets is empty; name the data to measure on")
+    return parsed, sets
+
+
+def named(data: list[str]) -> dict[str, str]:
+    """Sets by name: the one that is given in NAME=SOURCE, or one made from the source. Raises UserError for two of one name."""
+    sets: dict[str, str] = {}
+    for item in data:
+        given = re.fullmatch(r"([\w.-]+)=(.+)", item)
+        name, source = given.groups() if given else (re.sub(r"[^\w.=-]+", "-", item.removesuffix(".jsonl")).strip("-"), item)
+        if name in sets:
+            raise UserError(f"two sets are called {name}; give one another name, as in other={source}")
+        sets[name] = source
+    return sets

@@ -1,0 +1,24 @@
+"""Arguments that several commands share, and the configuration that they amount to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from handrail.config import Config, load_config, parse_config, set_value
+
+DATA = "a file, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value"
+Data = Annotated[str, typer.Argument(help=DATA.capitalize() + ".")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says; may be repeated.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Take everything that is not given here from this configuration.")]
+
+
+def configured(config: Path | None, settings: list[str] | None, **defaults: Any) -> Config:
+    """A configuration file with ``settings`` over it, or where there is none, the settings over ``defaults``."""
+    if config:
+        return load_config(config, settings)
+    for setting in settings or []:
+        set_value(defaults, setting)
+    return parse_config(defaults, "--set")

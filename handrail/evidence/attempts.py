@@ -1,0 +1,132 @@
+"""Graded attempts of a model at problems, written as they come, so that nothing is sampled twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from handrail.backbones import locate
+from handrail.config import Config
+from handrail.errors import UserError
+from handrail.policy.transformers import TransformersPolicy
+from handrail.problems import Problem
+from handrail.seeds import derive
+from handrail.verifier_pool import VerifierPool
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One completion; ``answer`` is what the verifier read in it, for votes, and ``status`` its verdict's or ``cut off``."""
+
+    text: str
+    tokens: int
+    finished: bool
+    reward: float
+    answer: str | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """A model's attempts at one problem."""
+
+    id: str
+    attempts: list[Attempt]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [attempt.reward for attempt in self.attempts]
+
+    @property
+    def right(self) -> int:
+        return sum(reward == 1 for reward in self.rewards)
+
+
+@dataclass(frozen=True)
+class Attempting:
+    """Who attempts and who grades. The same seed, set and problems give the same attempts, whatever was interrupted."""
+
+    config: Config
+    policy: TransformersPolicy
+    verifier: VerifierPool
+    samples: int
+    seed: int
+
+    def at(self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[int, int], None]) -> list[Attempts]:
+        """``samples`` attempts at each problem of the set ``name``; ``file`` holds those there are already, and gets the others."""
+        size = max(1, self.config.rollout.batch_size // self.samples)
+        done = written(file)
+        done = done[: len(done) if len(done) == len(problems) else len(done) // size * size]
+        file.write_text("".join(map(line, done)), encoding="utf-8")
+        progress(len(done), len(problems))
+        with file.open("a", encoding="utf-8") as stream:
+            for start in range(len(done), len(problems), size):
+                set_seed(derive("attempts", self.seed, name, start) % 2**32)
+                new = self._graded(problems[start : start + size])
+                stream.writelines(map(line, new))
+                stream.flush()
+                done += new
+                progress(len(done), len(problems))
+        return done
+
+    def _graded(self, problems: Sequence[Problem]) -> list[Attempts]:
+        drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in problems], self.samples)
+        items = [(problem, rollout.text) for problem, rollouts in zip(problems, drawn, strict=True) for rollout in rollouts]
+        verdicts = iter(self.verifier.grade(items, answers=True))
+        out = []
+        for problem, rollouts in zip(problems, drawn, strict=True):
+            attempts = []
+            for rollout in rollouts:
+                verdict = next(verdicts)
+                counts = rollout.finished or not self.config.rollout.require_end
+                reward, status = (verdict.reward, verdict.status) if counts else (0.0, "cut off")
+                attempts.append(Attempt(rollout.text, len(rollout), rollout.finished, reward, verdict.answer if counts else None, status))
+            out.append(Attempts(problem.id, attempts))
+        return out
+
+
+def line(attempts: Attempts) -> str:
+    return json.dumps({"id": attempts.id, "attempts": [vars(attempt) for attempt in attempts.attempts]}) + "\n"
+
+
+def written(file: Path) -> list[Attempts]:
+    """The attempts in ``file``; a line that was being written when the process died is none."""
+    if not file.exists():
+        return []
+    rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines(keepends=True) if text.endswith("\n")]
+    return [Attempts(row["id"], [Attempt(**attempt) for attempt in row["attempts"]]) for row in rows]
+
+
+def claim(directory: Path, config: Config, what: dict[str, Any]) -> None:
+    """Makes ``directory`` that of one measurement. Raises UserError if it holds another, or of a model that has changed since."""
+    settings = {
+        **what,
+        "model": config.model.model_dump(mode="json"),
+        "weights": fingerprint(config.model.path),
+        "data": config.data.model_dump(mode="json", exclude={"train"}),
+        "rollout": config.rollout.model_dump(mode="json"),
+        "verifier": config.verifier.model_dump(mode="json", exclude={"timeout", "workers"}),
+    }
+    file = directory / "settings.json"
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; choose another --output")
+    if file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        changed = [key for key in settings if there.get(key) != settings[key]]
+        if changed:
+            raise UserError(f"{directory} holds a measurement with another {' and '.join(changed)}; choose another --output")
+    elif directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} holds something else; choose another --output")
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def fingerprint(path: str) -> list[list[Any]]:
+    """Names, sizes and times of a model directory's weights: enough to notice that it was trained on meanwhile."""
+    files = sorted(Path(locate(path)).glob("*.safetensors")) if Path(locate(path)).is_dir() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
