@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from handrail.cli_evaluate import eval_command
+from handrail.cli_evaluate import eval_command, probe_command
 from handrail.cli_experts import judge_command, plan_command
 from handrail.cli_options import Data, Settings
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
 app.add_typer(backbone, name="backbone")
+app.command("probe")(probe_command)
 app.command("eval")(eval_command)
 app.command("plan")(plan_command)
 app.command("judge")(judge_command)

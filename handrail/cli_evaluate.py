@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from handrail.cli_options import DATA, ConfigFile, Settings, configured
+from handrail.cli_options import DATA, ConfigFile, Data, Settings, configured
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.progress import console, quiet, show
@@ -47,6 +47,49 @@ def eval_command(
     show(f"summary: {directory / 'summary.json'}")
 
 
+def probe_command(
+    model: Annotated[str, typer.Argument(help="A model directory or name, or builtin:NAME.")],
+    data: Data,
+    rollouts: Annotated[int, typer.Option(min=2, help="Attempts at every problem: the largest group size to judge by.")] = 8,
+    seed: Seed = 0,
+    limit: Limit = None,
+    output: Annotated[Path | None, typer.Option(help="The directory to write; by default runs/probe- and the model's name.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Before training: which problems give signal, what is wrong with the data, and which method and group size to start with."""
+    parsed, _ = opened(model, [data], config, settings)
+    directory = output or Path("runs") / f"probe-{Path(model.removeprefix('builtin:')).name}"
+    from handrail.evidence.faults import FAULTS
+    from handrail.evidence.probe import probe
+    from handrail.report.tables import probe_table
+
+    with Progress(console=console) as shown:
+        task = shown.add_task("problems")
+        found = probe(
+            parsed, data, rollouts, seed, limit, directory, lambda done, n: shown.update(task, completed=done, total=n)
+        )  # fmt: skip
+    kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in found["kinds"].items() if n)
+    show(f"{found['problems']} problems, {rollouts} rollouts each: {kinds}")
+    show("; ".join(f"{name} {as_figures(estimate)}" for name, estimate in found["pass"].items()))
+    console.print(probe_table(found))
+    if lengths := found.get("reference_tokens"):
+        likely = f"; probability {found['reference_probability']:.2f} a token (geometric mean)" if "reference_probability" in found else ""
+        show(
+            f"references: {found['with_reference']} problems have one, {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
+        )
+    for fault, n in found["faults"].items():
+        console.print(f"fault: {n} × {fault}: {FAULTS[fault]}", style="yellow", highlight=False, soft_wrap=True)
+    for name, share in found.get("other_verifiers", {}).items():
+        show(f"the verifier {name!r} would accept {share:.1%} of the references")
+    advice = found["recommendation"]
+    show(f'\nstart with method.name = "{advice["method"]}", rollout.group_size = {advice["group_size"]}')
+    for reason in advice["reasons"]:
+        show(f"- {reason}")
+    file = directory / "problems.jsonl"
+    show(f"\nproblem by problem: {file}; named as a source's probe, it lets train leave out what is faulty or all right")
+
+
 def opened(model: str, data: list[str] | None, config: Path | None, settings: list[str] | None) -> tuple[Config, dict[str, str]]:
     """The configuration with ``model`` for its model, and the sets by name."""
     quiet()
@@ -70,3 +113,7 @@ def named(data: list[str]) -> dict[str, str]:
             raise UserError(f"two sets are called {name}; give one another name, as in other={source}")
         sets[name] = source
     return sets
+
+
+def as_figures(estimate: dict[str, float]) -> str:
+    return "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**estimate)

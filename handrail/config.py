@@ -30,6 +30,10 @@ class Source(Section):
 
     path: str
     share: float = Field(1.0, gt=0)
+    probe: str | None = None
+    """The ``problems.jsonl`` of a ``handrail probe`` of this source; of its problems only those that ``keep`` names are trained on."""
+    keep: list[Literal["all_wrong", "mixed", "all_right", "faulty"]] = Field(["all_wrong", "mixed"], min_length=1)
+    """``faulty`` stands for every problem with a fault, whatever its rollouts did."""
 
 
 def _one_source(value: Any) -> Any:

@@ -20,6 +20,7 @@ from handrail.config import Config, load_config
 from handrail.diversity import diversity, measures
 from handrail.errors import Paused, UserError
 from handrail.evaluate import Accuracy, evaluate
+from handrail.evidence.keep import load_kept
 from handrail.guidance.experts import Experts
 from handrail.lengths import check_lengths
 from handrail.methods import build
@@ -74,7 +75,7 @@ class Run:
             raise UserError("rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0")
         self.config = config
         self.method = build(config.method, config.rollout, method)
-        sources = [load_problems(source.path, config.data.columns) for source in config.data.train]
+        sources = [load_kept(source, config.data.columns) for source in config.data.train]
         self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
         self.schedule = Schedule(sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
         precision = "bf16" if config.model.dtype == "bfloat16" else "no"

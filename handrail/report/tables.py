@@ -80,6 +80,16 @@ def _figure(key: str, value: Any) -> str:
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def probe_table(found: Mapping[str, Any]) -> Table:
+    """Groups by their size: how many are dead, and what that costs."""
+    table = Table(title="groups by their size, shares of all groups [95 % interval]", title_justify="left")
+    for column in ("size", "all wrong", "all right", "rollouts wasted in a pass"):
+        table.add_column(column, justify="right")
+    for size, each in found["groups"].items():
+        table.add_row(size, _figure("", each["all_wrong"]), _figure("", each["all_right"]), f"{each['wasted_rollouts']:.0f}")
+    return table
+
+
 def curves(all_jobs: list[Job], sets: list[str], file: Path) -> None:
     """Held-out accuracy, and the share of groups that are all wrong, against the step: a line a method, a band over seeds."""
     import matplotlib

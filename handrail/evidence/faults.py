@@ -1,0 +1,85 @@
+"""What is wrong with training data, problem by problem, before a model has attempted anything."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from handrail.config import VerifierConfig
+from handrail.policy.transformers import TransformersPolicy
+from handrail.problems import Problem
+from handrail.verifier_pool import VerifierPool
+from handrail.verifiers import BUILTIN
+
+FAULTS = {
+    "reference_rejected": "the verifier refuses the problem's own reference",
+    "unverifiable": "the verifier reaches no verdict on the problem's own reference",
+    "prompt_too_long": "the prompt and rollout.max_tokens exceed the context",
+    "reference_too_long": "the prompt and the reference exceed the context",
+    "reference_over_max_tokens": "the reference is longer than rollout.max_tokens, so no rollout could say as much",
+    "duplicate": "an earlier problem has the same prompt",
+    "contradiction": "another problem has the same prompt and another answer",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A worked solution as the model sees it: ``logp`` is log π of each token, None where prompt and reference exceed the context."""
+
+    tokens: int
+    reward: float
+    status: str
+    logp: list[float] | None
+
+
+def references(problems: Sequence[Problem], policy: TransformersPolicy, verifier: VerifierPool) -> dict[str, list[Reference]]:
+    """The references of every problem, by its id, graded and scored."""
+    flat = [(problem, text) for problem in problems for text in problem.references]
+    prompts = [policy.encode_prompt(problem) for problem, _ in flat]
+    completions = [policy.encode_completion(text) for _, text in flat]
+    context = policy.context or float("inf")
+    fits = [len(prompt) + len(completion) <= context for prompt, completion in zip(prompts, completions, strict=True)]
+    scores = iter(policy.score(*([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))))
+    out: dict[str, list[Reference]] = defaultdict(list)
+    for (problem, _), completion, ok, verdict in zip(flat, completions, fits, verifier.grade(flat), strict=True):
+        out[problem.id].append(Reference(len(completion), verdict.reward, verdict.status, next(scores).tolist() if ok else None))
+    return out
+
+
+def faults(problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapping[str, Sequence[Reference]]) -> dict[str, list[str]]:
+    """What is wrong with each problem, by its id; nothing for most, one hopes."""
+    context, room = policy.context or float("inf"), policy.config.rollout.max_tokens
+    answers: dict[str, set[str]] = defaultdict(set)
+    for problem in problems:
+        answers[json.dumps(problem.prompt)].add(problem.answer)
+    seen: set[str] = set()
+    out = {}
+    for problem in problems:
+        prompt, mine, asked = len(policy.encode_prompt(problem)), graded.get(problem.id, []), json.dumps(problem.prompt)
+        found = {
+            "reference_rejected": any(reference.status == "ok" and reference.reward == 0 for reference in mine),
+            "unverifiable": any(reference.status != "ok" for reference in mine),
+            "prompt_too_long": prompt + room > context,
+            "reference_too_long": any(prompt + reference.tokens > context for reference in mine),
+            "reference_over_max_tokens": any(reference.tokens > room for reference in mine),
+            "duplicate": asked in seen,
+            "contradiction": len(answers[asked]) > 1,
+        }
+        seen.add(asked)
+        out[problem.id] = [fault for fault, there in found.items() if there]
+    return out
+
+
+def other_verifiers(problems: Sequence[Problem], config: VerifierConfig) -> dict[str, float]:
+    """What share of the references each other built-in verifier accepts, as it is without ``extract``."""
+    flat = [(problem, text) for problem in problems for text in problem.references]
+    out = {}
+    for name in BUILTIN:
+        knows_family = any("source_dataset" in problem.metadata for problem in problems)
+        if name != config.name and (knows_family or name != "reasoning-gym"):
+            with VerifierPool(VerifierConfig(name=name, workers=config.workers, timeout=config.timeout)) as other:
+                out[name] = fmean(verdict.reward > 0 for verdict in other.grade(flat))
+    return out

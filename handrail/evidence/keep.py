@@ -1,0 +1,49 @@
+"""Training on the problems that a probe found worth it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from handrail.config import Source
+from handrail.errors import UserError
+from handrail.problems import Problem
+from handrail.sources import load_problems
+
+
+def load_kept(source: Source, columns: Mapping[str, str]) -> list[Problem]:
+    """The problems of ``source``, of a probed one those it keeps. Raises UserError."""
+    problems = load_problems(source.path, columns)
+    return kept(problems, source, Path(source.probe)) if source.probe else problems
+
+
+def kept(problems: Sequence[Problem], source: Source, file: Path) -> list[Problem]:
+    kinds = _kinds(file)
+    strange = [problem.id for problem in problems if problem.id not in kinds]
+    if strange:
+        raise UserError(
+            f"{file}: it does not say how {len(strange)} of the {len(problems)} problems of {source.path} did, {strange[0]} first; "
+            "probe this source, without --limit"
+        )
+    chosen = [problem for problem in problems if kinds[problem.id] in source.keep]
+    if not chosen:
+        raise UserError(f"{file}: no problem of {source.path} is {' or '.join(source.keep)}; keep other kinds, or train on other problems")
+    return chosen
+
+
+def _kinds(file: Path) -> dict[str, str]:
+    kinds = {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.train.probe: {file} cannot be read: {error}") from error
+    for number, text in enumerate(lines, 1):
+        try:
+            row = json.loads(text)
+            kinds[row["id"]] = "faulty" if row["faults"] else row["kind"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}, line {number}: this is no line of a probe's problems.jsonl; name the file that handrail probe wrote"
+            ) from error
+    return kinds

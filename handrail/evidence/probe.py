@@ -1,0 +1,137 @@
+"""What ``handrail probe`` says before any training: which problems give signal, what is wrong with the data, and what to train with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from accelerate import Accelerator
+
+from handrail.config import Config
+from handrail.errors import UserError
+from handrail.evidence.attempts import Attempting, Attempts, claim
+from handrail.evidence.estimators import ks, pass_at_k
+from handrail.evidence.evaluation import estimated
+from handrail.evidence.faults import Reference, faults, other_verifiers, references
+from handrail.evidence.recommend import SURPRISING, recommendation
+from handrail.policy.transformers import TransformersPolicy
+from handrail.sources import load_problems
+from handrail.verifier_pool import VerifierPool
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One problem: its attempts (None where its prompt leaves no room for any), its references and its faults."""
+
+    id: str
+    attempts: Attempts | None
+    references: Sequence[Reference]
+    faults: list[str]
+
+    @property
+    def kind(self) -> str:
+        if self.attempts is None:
+            return "not_sampled"
+        rewards = self.attempts.rewards
+        return "all_wrong" if not any(rewards) else "all_right" if min(rewards) == 1 else "mixed"
+
+    def line(self) -> str:
+        """The problem as ``train`` reads it (``data.train.probe``) and as people may."""
+        usual = [
+            {"tokens": each.tokens, "reward": each.reward, "logp": None if each.logp is None else round(fmean(each.logp), 4)}
+            for each in self.references
+        ]
+        rewards = self.attempts.rewards if self.attempts else []
+        return json.dumps({"id": self.id, "kind": self.kind, "faults": self.faults, "rewards": rewards, "references": usual}) + "\n"
+
+
+def probe(
+    config: Config,
+    source: str,
+    rollouts: int,
+    seed: int,
+    limit: int | None,
+    directory: Path,
+    progress: Callable[[int, int], None] = lambda done, n: None,
+) -> dict[str, Any]:
+    """Attempts every problem of ``source`` ``rollouts`` times and writes ``attempts.jsonl``, ``problems.jsonl`` and ``probe.json``.
+
+    Returns what probe.json holds. Goes on where it was stopped. Raises UserError.
+    """
+    problems = load_problems(source, config.data.columns)[:limit]
+    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"), trained=False)
+    with VerifierPool(config.verifier) as verifier:
+        graded = references(problems, policy, verifier)
+        found = faults(problems, policy, graded)
+        sampled = [problem for problem in problems if "prompt_too_long" not in found[problem.id]]
+        if not sampled:
+            raise UserError(
+                f"{source}: no prompt and rollout.max_tokens = {config.rollout.max_tokens} fit the model's context of {policy.context}; "
+                "lower rollout.max_tokens"
+            )
+        claim(directory, config, {"source": source, "limit": limit, "rollouts": rollouts, "seed": seed})
+        attempting = Attempting(config, policy, verifier, rollouts, seed)
+        attempts = {each.id: each for each in attempting.at(sampled, "probe", directory / "attempts.jsonl", progress)}
+    probed = [Probed(problem.id, attempts.get(problem.id), graded.get(problem.id, []), found[problem.id]) for problem in problems]
+    result = figures(probed, rollouts)
+    if result["faults"].get("reference_rejected") or result["faults"].get("unverifiable"):
+        result["other_verifiers"] = other_verifiers(problems, config.verifier)
+    result["recommendation"] = recommendation(result)
+    (directory / "problems.jsonl").write_text("".join(each.line() for each in probed), encoding="utf-8")
+    (directory / "probe.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def figures(probed: Sequence[Probed], rollouts: int) -> dict[str, Any]:
+    """Counts and estimates over the problems; see ``probe``."""
+    tried = [each.attempts for each in probed if each.attempts]
+    kinds = Counter(each.kind for each in probed)
+    every = [reference for each in probed for reference in each.references]
+    tokens = [logp for reference in every for logp in reference.logp or ()]
+    stuck = [each for each in probed if each.kind == "all_wrong"]
+    out: dict[str, Any] = {
+        "problems": len(probed),
+        "rollouts": rollouts,
+        "kinds": {kind: kinds[kind] for kind in ("all_wrong", "mixed", "all_right", "not_sampled")},
+        "pass": {f"pass@{k}": estimated([pass_at_k(rollouts, each.right, k) for each in tried]) for k in ks(rollouts)},
+        "groups": {str(size): groups(tried, size) for size in ks(rollouts) if size > 1},
+        "cut_off": fmean(not attempt.finished for each in tried for attempt in each.attempts),
+        "with_reference": sum(bool(each.references) for each in probed),
+        "all_wrong_with_reference": sum(bool(usable(each)) for each in stuck),
+        "faults": dict(Counter(fault for each in probed for fault in each.faults)),
+    }
+    if every:
+        lengths = sorted(reference.tokens for reference in every)
+        out["reference_tokens"] = {"median": median(lengths), "longest": lengths[-1]}
+    if tokens:
+        out["reference_probability"] = math.exp(fmean(tokens))
+        out["surprising_tokens"] = fmean(logp < math.log(SURPRISING) for logp in tokens)
+    return out
+
+
+def usable(each: Probed) -> bool:
+    """Whether it has a reference that the verifier accepts and the context holds."""
+    return any(reference.reward > 0 and reference.logp is not None for reference in each.references)
+
+
+def groups(tried: Sequence[Attempts], size: int) -> dict[str, Any]:
+    """The shares of groups of ``size`` that are all wrong and all right, and the rollouts that one pass over the problems spends on them.
+
+    Unbiased, from more rollouts than ``size``: the chance that ``size`` of them, drawn without replacement, all fail, or all succeed.
+    """
+    n = len(tried[0].attempts)
+    failing = [1 - pass_at_k(n, sum(reward > 0 for reward in each.rewards), size) for each in tried]
+    right = [1 - pass_at_k(n, n - each.right, size) for each in tried]
+    wasted = [a + b for a, b in zip(failing, right, strict=True)]
+    return {
+        "all_wrong": estimated(failing),
+        "all_right": estimated(right),
+        "wasted": estimated(wasted),
+        "wasted_rollouts": sum(wasted) * size,
+    }

@@ -1,0 +1,54 @@
+"""From what a probe found to a method and a group size, with the reasons. Rules of thumb (docs/measuring.md), not theorems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SURPRISING = 0.01
+"""A reference token whose probability is below it is one that the model would hardly ever write."""
+
+
+def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
+    """``method``, ``group_size`` and ``reasons``, sentences, for the figures of a probe."""
+    kinds = found["kinds"]
+    tried = sum(kinds.values()) - kinds["not_sampled"]
+    refused = found["faults"].get("reference_rejected", 0)
+    first = []
+    if refused > 0.05 * found["with_reference"]:
+        first = [f"First of all: the verifier refuses {refused} of {found['with_reference']} references; mend the verifier, or the data."]
+    method, reasons = _method(found, kinds["all_wrong"], tried)
+    if kinds["all_right"] > tried / 2:
+        reasons.append(f"{kinds['all_right']} problems succeeded in every rollout; train on the others (data.train.probe).")
+    size, why = _group_size(found["groups"], found["rollouts"], tried)
+    return {"method": method, "group_size": size, "reasons": [*first, *reasons, why]}
+
+
+def _method(found: Mapping[str, Any], stuck: int, tried: int) -> tuple[str, list[str]]:
+    failed = f"{stuck} of {tried} problems failed in all of {found['rollouts']} rollouts ({stuck / tried:.0%})"
+    if stuck < 0.2 * tried:
+        return "grpo", [f"Only {failed}, so the rollouts themselves carry a signal."]
+    failed = f"{failed}, and from those GRPO alone learns nothing."
+    helped = found["all_wrong_with_reference"] / stuck
+    have = f"{helped:.0%} of them have a reference that the verifier accepts"
+    if helped < 0.5:
+        advice = 'add references, or let a stronger model correct failed rollouts (scope with corrector = "endpoint")'
+        return "grpo", [failed, f"Only {have}, and the guided methods live on those: {advice}."]
+    strange = found["surprising_tokens"]
+    sound = f"{strange:.0%} of the references' tokens have a probability below {SURPRISING:.0%}"
+    if strange > 0.1:
+        return "sort", [failed, f"{have}. But {sound}, and SORT gives such tokens little weight."]
+    return "luffy", [failed, f"{have}. Only {sound}, so references can stand beside rollouts."]
+
+
+def _group_size(by_size: Mapping[str, Any], n: int, tried: int) -> tuple[int, str]:
+    """The smallest size, from 4 on, that wastes at most ten points more of its rollouts than the largest; 8 where none helps."""
+    least = by_size[str(n)]["wasted"]["mean"]
+    for size, each in by_size.items():
+        if int(size) >= 4 and each["wasted"]["mean"] <= min(least + 0.1, 0.9):
+            rollouts = int(size) * tried
+            return int(size), (
+                f"With groups of {size}, {each['wasted']['mean']:.0%} of the rollouts stand in groups that are all wrong or all right: "
+                f"{each['wasted_rollouts']:.0f} of {rollouts} in one pass; with groups of {n}, {least:.0%}."
+            )
+    return 8, f"Groups of {n} still waste {least:.0%} of their rollouts, so the size does not matter yet; 8 is what the papers take."

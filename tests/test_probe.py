@@ -1,0 +1,175 @@
+"""``handrail probe``: planted faults are found and no others, estimates by hand, and training on what it kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handrail.errors import UserError
+from handrail.evidence.attempts import Attempt, Attempts
+from handrail.evidence.faults import Reference
+from handrail.evidence.probe import Probed, figures, groups, probe
+from handrail.evidence.recommend import recommendation
+from handrail.sources import load_problems
+from handrail.train import train
+from tests.conftest import EASY, HARD, Handrail, config
+
+
+def planted(file: Path) -> dict[str, list[str]]:
+    """Writes 48 problems, 20 of them with something wrong, and returns what a probe should say of those."""
+    rows: list[dict[str, Any]] = [
+        {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references)}
+        for problem in load_problems(f"{EASY}&n=36") + load_problems(f"{HARD}&n=8")
+    ]
+    found: dict[str, list[str]] = {}
+
+    def plant(row: dict[str, Any], *faults: str, **changes: Any) -> None:
+        row.update(changes)
+        found[row["id"]] = list(faults)
+
+    for row in rows[:5]:  # a wrong answer
+        plant(row, "reference_rejected", answer=row["answer"] + " 1")
+    for row, other in zip(rows[5:9], rows[9:13], strict=True):  # a reference that ends in another answer
+        plant(row, "reference_rejected", reference=[*row["reference"], other["reference"][0].split("#")[0] + "# 101"])
+    plant(rows[13], "prompt_too_long", "reference_too_long", prompt=rows[13]["prompt"] + " + 1" * 60)
+    padding = "1 + 1 = 2 ; " * 8
+    plant(rows[14], "reference_over_max_tokens", reference=[padding + rows[14]["reference"][0]])
+    plant(rows[15], "reference_too_long", "reference_over_max_tokens", reference=[padding * 3 + rows[15]["reference"][0]])
+    for number, row in enumerate(rows[16:18]):
+        rows.append({**row, "id": f"again-{number}"})
+        plant(rows[-1], "duplicate")
+    for number, row in enumerate(rows[18:20]):
+        rows.append({**row, "id": f"otherwise-{number}"})
+        plant(row, "contradiction")
+        plant(rows[-1], "reference_rejected", "duplicate", "contradiction", answer="0")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return found
+
+
+def test_planted_faults_are_found_and_no_others(tmp_path: Path) -> None:
+    expected = planted(tmp_path / "data.jsonl")
+    found = probe(config(), str(tmp_path / "data.jsonl"), 4, 0, None, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/problems.jsonl").read_text().splitlines()]
+    assert {line["id"]: line["faults"] for line in lines if line["faults"]} == expected
+    assert found["problems"] == 48 and found["kinds"]["not_sampled"] == 1
+    assert found["faults"] == {
+        "reference_rejected": 11, "prompt_too_long": 1, "reference_too_long": 2, "reference_over_max_tokens": 2, "duplicate": 4,
+        "contradiction": 4,
+    }  # fmt: skip
+    hard = [line["kind"] for line in lines if line["id"].startswith("hard")]
+    assert hard == ["all_wrong"] * 8 and found["kinds"]["all_right"] > 20
+    assert found["recommendation"]["reasons"][0].startswith("First of all: the verifier refuses 11 of 48 references")
+    # exact without extract compares the whole reference with the answer
+    assert set(found["other_verifiers"]) == {"math", "normalised"}
+    assert json.loads((tmp_path / "out/probe.json").read_text()) == found
+
+
+def attempts(name: str, *rewards: float) -> Attempts:
+    return Attempts(name, [Attempt("", 1, True, reward, None, "ok") for reward in rewards])
+
+
+def test_shares_of_dead_groups_by_hand() -> None:
+    tried = [attempts("a", 0, 0, 0, 1), attempts("b", 1, 1, 1, 1), attempts("c", 0, 0, 0, 0), attempts("d", 1, 1, 1, 0.5)]
+    four = groups(tried, 4)
+    assert (four["all_wrong"]["mean"], four["all_right"]["mean"], four["wasted_rollouts"]) == (0.25, 0.25, 8)
+    two = groups(tried, 2)
+    assert two["all_wrong"]["mean"] == pytest.approx((1 / 2 + 0 + 1 + 0) / 4)  # 3 of the 6 pairs of a are wrong
+    assert two["all_right"]["mean"] == pytest.approx((0 + 1 + 0 + 1 / 2) / 4)
+    assert two["wasted_rollouts"] == pytest.approx((1 / 2 + 1 + 1 + 1 / 2) * 2)
+
+
+def reference(reward: float, *logp: float) -> Reference:
+    return Reference(len(logp), reward, "ok", list(logp))
+
+
+def test_figures_by_hand() -> None:
+    probed = [
+        Probed("a", attempts("a", 0, 0), [reference(1, -1, -5)], []),
+        Probed("b", attempts("b", 0, 0), [reference(0, -2)], ["reference_rejected"]),
+        Probed("c", attempts("c", 0, 1), [], []),
+        Probed("d", None, [Reference(9, 1, "ok", None)], ["prompt_too_long"]),
+    ]
+    found = figures(probed, 2)
+    assert found["kinds"] == {"all_wrong": 2, "mixed": 1, "all_right": 0, "not_sampled": 1}
+    assert found["with_reference"] == 3 and found["all_wrong_with_reference"] == 1
+    assert found["reference_tokens"] == {"median": 2, "longest": 9}
+    assert found["reference_probability"] == pytest.approx(2.718281828 ** (-8 / 3)) and found["surprising_tokens"] == pytest.approx(1 / 3)
+    assert found["pass"]["pass@1"]["mean"] == pytest.approx(1 / 6)
+
+
+def seen(wrong: int, mixed: int, right: int, helped: int | None = None, strange: float = 0.0, **faults: int) -> dict[str, Any]:
+    tried, helped = wrong + mixed + right, wrong if helped is None else helped
+    dead = (wrong + right) / tried
+    sizes = {size: {"wasted": {"mean": min(1, dead + 0.4 / size)}, "wasted_rollouts": dead * size * tried} for size in (2, 4, 8)}
+    return {
+        "rollouts": 8, "kinds": {"all_wrong": wrong, "mixed": mixed, "all_right": right, "not_sampled": 0}, "with_reference": tried,
+        "all_wrong_with_reference": helped, "surprising_tokens": strange, "faults": faults,
+        "groups": {str(size): each for size, each in sizes.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "method", "size", "words"),
+    [
+        (seen(5, 90, 5), "grpo", 4, "Only 5 of 100 problems failed"),
+        (seen(5, 15, 80), "grpo", 8, "80 problems succeeded in every rollout"),
+        (seen(90, 10, 0), "luffy", 8, "90 of 100 problems failed in all of 8 rollouts (90%)"),
+        (seen(90, 10, 0, strange=0.3), "sort", 8, "30% of the references' tokens have a probability below 1%"),
+        (seen(90, 10, 0, helped=20), "grpo", 8, "add references"),
+        (seen(60, 40, 0, reference_rejected=30), "luffy", 4, "First of all: the verifier refuses 30 of 100 references"),
+        (seen(60, 40, 0), "luffy", 4, "With groups of 4, 70% of the rollouts"),
+    ],
+)
+def test_recommendations(found: dict[str, Any], method: str, size: int, words: str) -> None:
+    advice = recommendation(found)
+    assert (advice["method"], advice["group_size"]) == (method, size)
+    assert words in " ".join(advice["reasons"])
+
+
+def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
+    planted(tmp_path / "data.jsonl")
+    probe(config(), str(tmp_path / "data.jsonl"), 4, 0, None, tmp_path / "out")
+    source = {"path": str(tmp_path / "data.jsonl"), "probe": str(tmp_path / "out/problems.jsonl")}
+    # Whole, the data would be refused for its long prompt.
+    with pytest.raises(UserError, match="exceed the model's context"):
+        train(config(data={"train": source["path"]}), tmp_path / "whole")
+    train(config(data={"train": [{**source, "keep": ["all_wrong"]}]}, train={"steps": 3}), tmp_path / "run")
+    kinds = {line["id"]: line["kind"] for line in map(json.loads, (tmp_path / "out/problems.jsonl").read_text().splitlines())}
+    trained = {json.loads(line)["problem"] for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()}
+    assert len(trained) > 6 and {kinds[problem] for problem in trained} == {"all_wrong"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "keep", "sentence"),
+    [
+        (None, ["mixed"], "problems.jsonl cannot be read"),
+        (["nonsense"], ["mixed"], "problems.jsonl, line 1: this is no line of a probe's problems.jsonl"),
+        (['{"id": "hard-train-0-0", "kind": "mixed", "faults": []}'], ["mixed"], "it does not say how 1 of the 2 problems"),
+        (
+            [json.dumps({"id": f"hard-train-0-{n}", "kind": "mixed", "faults": ["duplicate"]}) for n in range(2)],
+            ["mixed", "all_wrong"],
+            "no problem of .* is mixed or all_wrong",
+        ),
+    ],
+)
+def test_a_probe_that_does_not_fit_is_refused(tmp_path: Path, lines: list[str] | None, keep: list[str], sentence: str) -> None:
+    file = tmp_path / "problems.jsonl"
+    if lines is not None:
+        file.write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(UserError, match=sentence):
+        train(config(data={"train": [{"path": f"{HARD}&n=2", "probe": str(file), "keep": keep}]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_probe_on_the_command_line(handrail: Handrail) -> None:
+    settings = ["--set", "verifier.name=exact", "--set", r"verifier.extract=# ([\d ]+)$", "--set", "rollout.max_tokens=48"]
+    done = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "4", "--output", "out", *settings)
+    assert done.code == 0, done.err
+    assert "6 problems, 4 rollouts each: 6 all wrong" in done.out and 'start with method.name = "luffy"' in done.out
+    again = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "8", "--output", "out", *settings)
+    assert again.code == 2 and "another rollouts" in again.err
+    room = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--output", "none")
+    assert room.code == 2 and "lower rollout.max_tokens" in room.err and not Path("none").exists()
