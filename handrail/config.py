@@ -143,6 +143,11 @@ class EndpointConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(200, ge=1)
+    """At most so many; a budget may end the run before."""
+    token_budget: int | None = Field(None, ge=1)
+    """The run ends with the step in which so many tokens have been sampled."""
+    seconds_budget: float | None = Field(None, gt=0)
+    """The run ends with the step in which so many seconds have been spent on training, evaluation aside."""
     problems_per_step: int = Field(16, ge=1)
     updates_per_step: int = Field(1, ge=1)
     """Optimiser updates a step, each on an equal part of its problems."""
@@ -167,6 +172,12 @@ class TrainConfig(Section):
     def _divides(self) -> TrainConfig:
         if self.problems_per_step % self.updates_per_step:
             raise ValueError("problems_per_step must be a multiple of updates_per_step")
+        return self
+
+    @model_validator(mode="after")
+    def _ends(self) -> TrainConfig:
+        if self.schedule != "constant" and (self.token_budget or self.seconds_budget):
+            raise ValueError(f'the schedule {self.schedule} goes by steps, so a budget would cut it off; set schedule = "constant"')
         return self
 
 

@@ -31,7 +31,11 @@ class Accuracy:
 
     @classmethod
     def over_problems(cls, groups: Sequence[Group]) -> Accuracy:
-        return cls.of([sum(member.reward for member in group.trajectories) / len(group.trajectories) for group in groups])
+        return cls.of(list(map(mean_reward, groups)))
+
+
+def mean_reward(group: Group) -> float:
+    return sum(member.reward for member in group.trajectories) / len(group.trajectories)
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:

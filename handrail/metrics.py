@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -95,9 +95,10 @@ def no_signal(sums: Counter[str]) -> str:
     return f"no signal: {sums['all_wrong']} of {sums['graded']} groups all wrong{others}"
 
 
-def summary(out: RunDirectory, config: Config, method: Method) -> dict[str, Any]:
+def summary(out: RunDirectory, config: Config, method: Method, spent: str) -> dict[str, Any]:
     """What a run came to: held-out accuracy, and diversity if it was measured, before and after; groups at both ends; rescues; the
-    share of trained tokens that the policy did not sample; of partly right failures, the share repaired; training seconds."""
+    share of trained tokens that the policy did not sample; of partly right failures, the share repaired; training seconds; ``spent`` is
+    the budget that ended the run, if one did."""
     lines = out.read(out.metrics)
     steps, timings = lines[1:], out.read(out.timings)
     tenth = max(1, len(steps) // 10)
@@ -107,6 +108,8 @@ def summary(out: RunDirectory, config: Config, method: Method) -> dict[str, Any]
         "status": method.status,
         "seed": config.train.seed,
         "steps": len(steps),
+        "ended_by": spent or "steps",
+        "tokens_sampled": total(steps, "tokens/sampled"),
         "eval": {name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)} for name in config.eval.sets},
         "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
         "rescued": sum(line["groups/rescued"] for line in steps),
@@ -122,7 +125,7 @@ def evaluation(line: dict[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(start): value for key, value in line.items() if key.startswith(start)}
 
 
-def total(lines: Sequence[dict[str, Any]], key: str) -> int:
+def total(lines: Sequence[Mapping[str, Any]], key: str) -> int:
     return sum(int(line.get(key, 0)) for line in lines)
 
 

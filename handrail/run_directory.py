@@ -24,12 +24,14 @@ class RunDirectory:
         Of several processes one ``writes``; for the others every method does nothing.
         """
         self.path, self.writes = path, writes
-        self.metrics, self.timings, self.samples = (path / f"{name}.jsonl" for name in ("metrics", "timings", "samples"))
+        self.metrics, self.timings, self.samples, self.evaluations = (
+            path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations")
+        )
         if not writes:
             return
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.toml").write_text(tomli_w.dumps(config.model_dump(exclude_none=True)), encoding="utf-8")
-        for file in (self.metrics, self.timings, self.samples):
+        for file in (self.metrics, self.timings, self.samples, self.evaluations):
             keep_until(file, resume_from)
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
 
@@ -60,7 +62,14 @@ class RunDirectory:
         for row in rows:
             append(self.samples, row)
 
+    def evaluated(self, step: int, name: str, rewards: Mapping[str, float]) -> None:
+        """The mean reward of every problem of a held-out set, by its id."""
+        if self.writes:
+            append(self.evaluations, {"step": step, "set": name, "rewards": rewards})
+
     def read(self, file: Path) -> list[dict[str, Any]]:
+        if not self.writes:
+            return []
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
@@ -71,7 +80,7 @@ class RunDirectory:
 def what_is_learnt(config: Config) -> dict[str, Any]:
     """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, and where
     and how a server is asked."""
-    book_keeping = {"steps", "checkpoint_every", "keep_checkpoints", "samples_every"}
+    book_keeping = {"steps", "token_budget", "seconds_budget", "checkpoint_every", "keep_checkpoints", "samples_every"}
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {"train": book_keeping, "eval": True, "compare": True, "verifier": {"timeout", "workers"}, "endpoint": asking}
     return config.model_dump(exclude=same)

@@ -16,10 +16,11 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import get_scheduler
 
 from handrail import checkpoint
+from handrail.budget import Budget
 from handrail.config import Config, load_config
 from handrail.diversity import diversity, measures
 from handrail.errors import Paused, UserError
-from handrail.evaluate import Accuracy, evaluate
+from handrail.evaluate import Accuracy, evaluate, mean_reward
 from handrail.evidence.keep import load_kept
 from handrail.guidance.experts import Experts
 from handrail.lengths import check_lengths
@@ -106,34 +107,47 @@ class Run:
         if (done or 0) >= c.steps:
             raise UserError(f"{newest[0]} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
         out = RunDirectory(directory, self.config, done, writes=main)
+        budget = Budget(c, out.read(out.metrics)[1:], out.read(out.timings)[1:])
+        if spent := self.agreed(budget.spent):
+            raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
         if done is None:
-            started = time.perf_counter()
-            metrics = self.evaluate()
-            out.log(0, metrics, {"evaluate": time.perf_counter() - started})
+            clock = Clock()
+            metrics = self.evaluate(0, out, clock)
+            out.log(0, metrics, clock.seconds)
             progress(0, c.steps, metrics, {})
         for step in range((done or 0) + 1, c.steps + 1):
             try:
-                metrics, seconds = self.step(step, out)
+                metrics, clock = self.step(step, out)
             except Paused:
                 if main:
                     self.checkpoint(root, step - 1)
                 raise
-            out.log(step, metrics, seconds)
-            progress(step, c.steps, metrics, seconds)
-            if main and c.checkpoint_every and (step % c.checkpoint_every == 0 or step == c.steps):
+            budget.spend(metrics, clock.seconds)
+            last = step == c.steps or bool(self.agreed(budget.spent))
+            if last or (self.config.eval.every and step % self.config.eval.every == 0):
+                metrics |= self.evaluate(step, out, clock)
+            out.log(step, metrics, clock.seconds)
+            progress(step, c.steps, metrics, clock.seconds)
+            if main and c.checkpoint_every and (step % c.checkpoint_every == 0 or last):
                 self.checkpoint(root, step)
-        result: list[dict[str, Any]] = [{}]
+            if last:
+                break
+        result: dict[str, Any] = {}
         if main:
             self.policy.save(directory / "model")
-            result = [summary(out, self.config, self.method)]
-            out.summarise(result[0])
-        return dict(broadcast_object_list(result)[0])
+            result = summary(out, self.config, self.method, budget.spent)
+            out.summarise(result)
+        return dict(self.agreed(result))
 
     def checkpoint(self, root: Path, step: int) -> None:
         checkpoint.save(root, step, self.config.train.keep_checkpoints, self.policy, self.optimizer, self.scheduler, self.method)
 
-    def step(self, number: int, out: RunDirectory) -> tuple[dict[str, Any], dict[str, float]]:
-        """One step, from problems to updated weights: its metrics, and the seconds each part took."""
+    def agreed(self, value: Any) -> Any:
+        """The main process's ``value``, in every process."""
+        return broadcast_object_list([value])[0]
+
+    def step(self, number: int, out: RunDirectory) -> tuple[dict[str, Any], Clock]:
+        """One step, from problems to updated weights: its metrics, and what took how long."""
         clock = Clock()
         tools = self.tools("step", number)
         problems = self.mine(self.schedule.problems(number))
@@ -155,11 +169,7 @@ class Run:
         self.scheduler.step()
 
         tools.counts.update(self.experts.take_counts())
-        result = metrics.result(self.accelerator, tools.counts)
-        if number == self.config.train.steps or (self.config.eval.every and number % self.config.eval.every == 0):
-            with clock("evaluate"):
-                result |= self.evaluate()
-        return result, clock.seconds
+        return metrics.result(self.accelerator, tools.counts), clock
 
     def guided(self, groups: list[Group], tools: Tools) -> list[Group]:
         """Guidance, before which a step has changed nothing. Raises Paused in every process if an expert fails one of them."""
@@ -172,11 +182,13 @@ class Run:
             raise Paused(reason)
         return groups
 
-    def evaluate(self) -> dict[str, Any]:
-        """Accuracy on every held-out set, with its interval."""
+    def evaluate(self, step: int, out: RunDirectory, clock: Clock) -> dict[str, Any]:
+        """Accuracy on every held-out set, with its interval; each problem's reward goes to evaluations.jsonl."""
         result: dict[str, Any] = {}
         for name, problems in self.held_out.items():
-            groups = evaluate(self.tools("eval"), self.accelerator, problems, self.config.eval.samples, name)
+            with clock("evaluate"):
+                groups = evaluate(self.tools("eval"), self.accelerator, problems, self.config.eval.samples, name)
+            out.evaluated(step, name, {group.problem.id: mean_reward(group) for group in groups})
             accuracy = Accuracy.over_problems(groups)
             result |= {f"eval/{name}/{key}": value for key, value in vars(accuracy).items()}
             if self.config.eval.samples > 1:

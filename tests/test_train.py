@@ -40,7 +40,8 @@ def small(**changes: Any) -> Config:
 def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> None:
     summary = train(small(train={"checkpoint_every": 1}, method={"name": "sort"}), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.toml", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "summary.json", "checkpoints", "model", "tensorboard",
+        "config.toml", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "evaluations.jsonl", "summary.json", "checkpoints", "model",
+        "tensorboard",
     }  # fmt: skip
     metrics = lines(tmp_path / "run/metrics.jsonl")
     assert [line["step"] for line in metrics] == [0, 1, 2]
@@ -56,6 +57,38 @@ def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> No
     assert list((tmp_path / "run/tensorboard").glob("events*"))
     text = AutoTokenizer.from_pretrained(tmp_path / "run/model").decode([10, 11])
     assert text == "7 8" and weights(tmp_path / "run")
+
+
+def test_every_problem_of_every_evaluation_is_kept(tmp_path: Path) -> None:
+    train(small(eval={"sets": {"hard": f"{HARD}&split=test&n=4", "easy": f"{EASY}&split=test&n=4"}, "every": 1, "samples": 2}), tmp_path)
+    rows, metrics = lines(tmp_path / "evaluations.jsonl"), lines(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["set"]) for row in rows] == [(step, name) for step in range(3) for name in ("hard", "easy")]
+    for row in rows:
+        assert set(row["rewards"]) == {f"{row['set']}-test-0-{n}" for n in range(4)}
+        assert sum(row["rewards"].values()) / 4 == metrics[row["step"]][f"eval/{row['set']}/mean"]
+
+
+def test_a_run_ends_with_its_budget_of_tokens(tmp_path: Path) -> None:
+    steps = {"steps": 9, "checkpoint_every": 1}
+    whole = train(small(train=steps), tmp_path / "whole")
+    sampled = [line["tokens/sampled"] for line in lines(tmp_path / "whole/metrics.jsonl")[1:]]
+    assert (whole["ended_by"], whole["tokens_sampled"]) == ("steps", sum(sampled))
+    for budget in (sum(sampled[:3]), sum(sampled[:2]) + 1):  # reached exactly, and exceeded in the same step
+        summary = train(small(train={**steps, "token_budget": budget}), tmp_path / str(budget))
+        assert (summary["ended_by"], summary["steps"], summary["tokens_sampled"]) == ("tokens", 3, sum(sampled[:3]))
+        assert "eval/hard/mean" in lines(tmp_path / str(budget) / "metrics.jsonl")[-1]
+    with pytest.raises(UserError, match="has spent its budget of tokens already"):
+        train(small(train={**steps, "token_budget": budget}), tmp_path / str(budget), resume=True)
+    more = train(small(train={**steps, "token_budget": sum(sampled[:4]) + 1}), tmp_path / str(budget), resume=True)
+    assert more["steps"] == 5
+    assert [line["tokens/sampled"] for line in lines(tmp_path / str(budget) / "metrics.jsonl")[1:]] == sampled[:5]
+
+
+def test_a_run_ends_with_its_budget_of_seconds(tmp_path: Path) -> None:
+    summary = train(small(train={"steps": 500, "seconds_budget": 0.7}), tmp_path)
+    timings = lines(tmp_path / "timings.jsonl")
+    before = sum(line[part] for line in timings[1:-1] for part in ("sample", "verify", "guide", "update") if part in line)
+    assert summary["ended_by"] == "seconds" and before < 0.7 <= summary["seconds"] + 0.01
 
 
 def test_samples_tell_who_wrote_each_token_and_how_hard_it_pulls(tmp_path: Path) -> None:

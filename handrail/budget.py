@@ -1,0 +1,38 @@
+"""When a run has had its share: of steps, of sampled tokens, or of seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from handrail.config import TrainConfig
+from handrail.metrics import TRAINING_PARTS, total
+
+
+class Budget:
+    """What ``train.token_budget`` and ``train.seconds_budget`` leave; a step that exceeds them is still finished."""
+
+    def __init__(self, config: TrainConfig, steps: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> None:
+        """``steps`` and ``timings`` are the lines of the steps that the run has done already."""
+        self.config = config
+        self.tokens = total(steps, "tokens/sampled")
+        self.seconds = sum(map(training_seconds, timings))
+
+    def spend(self, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        """Takes one step off."""
+        self.tokens += metrics["tokens/sampled"]
+        self.seconds += training_seconds(seconds)
+
+    @property
+    def spent(self) -> Literal["", "tokens", "seconds"]:
+        """The budget that is spent, if one is."""
+        if self.config.token_budget is not None and self.tokens >= self.config.token_budget:
+            return "tokens"
+        if self.config.seconds_budget is not None and self.seconds >= self.config.seconds_budget:
+            return "seconds"
+        return ""
+
+
+def training_seconds(seconds: Mapping[str, float]) -> float:
+    """Those of one step, evaluation aside."""
+    return sum(seconds.get(part, 0.0) for part in TRAINING_PARTS)
