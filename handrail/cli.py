@@ -63,21 +63,33 @@ def train_command(
 
 @app.command("compare")
 def compare_command(
-    config: Annotated[Path, typer.Argument(help="A TOML file with a [compare] section, see examples/demo.toml.")],
+    config: Annotated[Path, typer.Argument(help="A TOML file, with or without a [compare] section, see examples/demo.toml.")],
     settings: Settings = None,
     output: Annotated[Path | None, typer.Option(help="By default runs/ and the file's name.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or a GPU.")] = None,
+    methods: Annotated[str, typer.Option(help="A run for each of these methods, with commas between, in place of [compare.runs].")] = "",
     runs: Annotated[str, typer.Option(help="Only these of [compare.runs], with commas between.")] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="So many seeds, from train.seed on, in place of compare.seeds.")] = None,
 ) -> None:
-    """Run what [compare] lists, with every seed, and end with a table, a plot and summary.json. Goes on where it was stopped."""
+    """Train several methods from the same start on the same problems, and say which differ. The first one is what others are held against.
+
+    Ends with a table, paired differences, a plot and summary.json; goes on where it was stopped.
+    """
     parsed = load_config(config, settings)
     directory = output or Path("runs") / config.stem
     quiet()
-    from handrail.compare import choose, compare, jobs
+    from handrail.compare import compare
+    from handrail.jobs import by_methods, choose, jobs, with_seeds
     from handrail.report.tables import comparison_table, curves, guidance_table
 
+    if methods and runs:
+        raise UserError("--methods makes the runs and --runs chooses among those of the file; give one of them")
+    if methods:
+        parsed = by_methods(parsed, [name.strip() for name in methods.split(",")])
     if runs:
         parsed = choose(parsed, [name.strip() for name in runs.split(",")])
+    if seeds:
+        parsed = with_seeds(parsed, seeds)
     planned = jobs(parsed, directory)
     finished = sum(job.summary is not None for job in planned)
     show(f"{len(planned)} runs from {parsed.model.path} into {directory}" + (f", {finished} of them finished already" * bool(finished)))
@@ -86,6 +98,8 @@ def compare_command(
     for table in (comparison_table, guidance_table):
         if shown_table := table(summary["methods"], list(parsed.eval.sets)):
             console.print(shown_table)
+    for sentence in summary["verdict"]:
+        show(sentence)
     curves(planned, list(parsed.eval.sets), directory / "plot.png")
     show(f"plot: {directory / 'plot.png'}\nsummary: {directory / 'summary.json'}")
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from statistics import mean, stdev
@@ -17,96 +15,45 @@ from typing import Any
 from scipy.stats import t as student
 from torch import cuda
 
-from handrail.config import Config, load_config, parse_config
-from handrail.errors import UserError
+from handrail.config import Config
 from handrail.evaluate import wilson
-from handrail.methods import build
+from handrail.evidence.differences import against_first, verdict
+from handrail.jobs import Job, jobs
 
 Report = Callable[[str, int, int, dict[str, Any]], None]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of the comparison."""
-
-    name: str
-    seed: int
-    config: Config
-    directory: Path
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}, seed {self.seed}"
-
-    @property
-    def summary(self) -> dict[str, Any] | None:
-        file = self.directory / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-    @property
-    def config_written(self) -> Config | None:
-        file = self.directory / "config.toml"
-        return load_config(file) if file.exists() else None
-
-
-def jobs(config: Config, output: Path) -> list[Job]:
-    """Every run with every seed. Raises UserError for a run that cannot be, or is another one's in the same directory."""
-    if not config.compare.runs:
-        raise UserError("the configuration has no [compare.runs], so there is nothing to compare")
-    tree = config.model_dump(exclude={"compare"}, exclude_none=True)
-    out: list[Job] = []
-    for seed in config.compare.seeds:
-        for name, changes in config.compare.runs.items():
-            changed = parse_config(merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}")
-            try:
-                build(changed.method, changed.rollout)
-            except UserError as error:
-                raise UserError(f"compare.runs.{name}: {error}") from error
-            job = Job(name, seed, changed, output / slug(name) / f"seed-{seed}")
-            if any(other.directory == job.directory for other in out):
-                raise UserError(f"compare: two runs would be written into {job.directory}; rename one, or list each seed once")
-            if job.config_written not in (None, changed):
-                raise UserError(f"{job.directory} holds a run of another configuration; choose another --output")
-            out.append(job)
-    return out
-
-
-def choose(config: Config, names: list[str]) -> Config:
-    """``config`` with these of its runs only. Raises UserError for a name that no run has."""
-    for name in names:
-        if name not in config.compare.runs:
-            raise UserError(f"--runs: [compare.runs] has no {name!r}; there are: {', '.join(config.compare.runs)}")
-    runs = {name: config.compare.runs[name] for name in names}
-    return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
-
-
-def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``tree`` with ``changes`` over it, tables merged key by key; naming another method drops the settings of the first."""
-    out = dict(tree)
-    for key, value in changes.items():
-        both_tables = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        other_method = both_tables and key == "method" and "name" in value
-        out[key] = merged(out[key], value) if both_tables and not other_method else value
-    return out
-
-
-def slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name.lower()).strip("-")
-
-
 def compare(config: Config, output: Path, workers: int | None, report: Report) -> dict[str, Any]:
-    """Runs what is not finished yet and writes ``output/summary.json``.
+    """Runs what is not finished yet and writes ``output/summary.json``. ``workers`` run at a time, see ``run_all``."""
+    planned = jobs(config, output)
+    run_all(planned, workers, report)
+    differences = against_first(rewards(planned))
+    summary = {
+        "config": config.model_dump(mode="json", exclude={"compare"}),
+        "methods": aggregate(planned),
+        "runs": [{"name": job.name, "seed": job.seed, "directory": str(job.directory.relative_to(output))} for job in planned],
+        "differences": [difference.as_json() for difference in differences],
+        "verdict": verdict(differences, ended_by(planned), budget(config)),
+    }
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
 
-    ``workers`` run at a time; by default one a core, or with a GPU one in all.
+
+def run_all(all_jobs: Sequence[Job], workers: int | None, report: Report) -> None:
+    """Runs those that have no summary yet, ``workers`` at a time: by default one a core, or one a GPU if there are GPUs.
+
+    Workers take turns at the GPUs; more workers than GPUs share them.
     """
-    todo = [job for job in jobs(config, output) if job.summary is None]
+    todo = [job for job in all_jobs if job.summary is None]
     cores = os.cpu_count() or 1
-    workers = min(workers or (cores if config.model.device == "cpu" or not cuda.is_available() else 1), max(1, len(todo)))
+    devices = [] if all(job.config.model.device == "cpu" for job in todo) else visible_devices()
+    workers = min(workers or len(devices) or cores, max(1, len(todo)))
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
-        messages = manager.Queue()
-        threads = max(1, cores // workers)
-        with ProcessPoolExecutor(workers, context, initializer=_limit_threads, initargs=(threads,)) as pool:
+        messages, places = manager.Queue(), manager.Queue()
+        for place in range(workers):
+            places.put(devices[place % len(devices)] if devices else None)
+        with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(max(1, cores // workers), places)) as pool:
             pending: set[Future[None]] = {pool.submit(_run, job, messages) for job in todo}
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -115,15 +62,21 @@ def compare(config: Config, output: Path, workers: int | None, report: Report) -
                     if error := future.exception():
                         pool.shutdown(cancel_futures=True)
                         raise error
-    summary = {"config": config.model_dump(mode="json", exclude={"compare"}), "methods": aggregate(jobs(config, output))}
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return summary
 
 
-def _limit_threads(threads: int) -> None:
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if named and cuda.is_available() else [str(index) for index in range(cuda.device_count())]
+
+
+def _settle(threads: int, places: Any) -> None:
+    """Gives a worker its share of the cores, and its GPU, before anything touches one."""
     import torch
 
     torch.set_num_threads(threads)
+    if (device := places.get()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
 
 
 def _run(job: Job, messages: Any) -> None:
@@ -157,12 +110,33 @@ def aggregate(all_jobs: list[Job]) -> dict[str, Any]:
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
             "all_wrong": {end: _mean([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
             **{key: _mean([run.get(key) for run in summaries]) for key in ("rescued", "off_policy", "salvaged")},
+            "tokens_sampled": _mean([run["tokens_sampled"] for run in summaries]),
             "steps_without_signal": _mean([run["steps_without_signal"] for run in summaries]),
             "seconds": _mean([run["seconds"] for run in summaries]),
             "seeds": [run["seed"] for run in summaries],
             "status": summaries[0]["status"],
         }
     return out
+
+
+def rewards(all_jobs: list[Job]) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
+    """Run -> held-out set -> seed -> problem -> its mean reward after training."""
+    out: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+    for job in all_jobs:
+        for name in job.config.eval.sets:
+            out.setdefault(job.name, {}).setdefault(name, {})[job.seed] = job.final_rewards[name]
+    return out
+
+
+def ended_by(all_jobs: list[Job]) -> dict[str, set[str]]:
+    out: dict[str, set[str]] = {}
+    for job in all_jobs:
+        out.setdefault(job.name, set()).add((job.summary or {})["ended_by"])
+    return out
+
+
+def budget(config: Config) -> str | None:
+    return "tokens" if config.train.token_budget else "seconds" if config.train.seconds_budget else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
-from handrail import UserError, cli
-from handrail.compare import Job, choose, jobs, merged, over_seeds, slug
+from handrail import UserError, cli, compare
+from handrail.compare import over_seeds
 from handrail.config import Config
 from handrail.evaluate import wilson
+from handrail.jobs import Job, by_methods, choose, jobs, merged, slug, with_seeds
 from handrail.progress import Bars, status
 from handrail.report.tables import comparison_table, curves, guidance_table
 from tests.conftest import EASY, HARD, config
@@ -149,6 +151,26 @@ def test_some_of_the_runs_can_be_chosen() -> None:
         choose(planned, ["A", "D"])
 
 
+def test_methods_and_seeds_can_be_named_instead(tmp_path: Path) -> None:
+    own = config(method={"name": "luffy", "gamma": 0.3}, train={"seed": 7})
+    planned = jobs(with_seeds(by_methods(own, ["grpo", "luffy"]), 2), tmp_path)
+    assert [(job.name, job.seed, job.config.method) for job in planned[:2]] == [
+        ("grpo", 7, {"name": "grpo"}), ("luffy", 7, {"name": "luffy", "gamma": 0.3}),
+    ]  # fmt: skip
+    assert [job.seed for job in planned[2:]] == [8, 8]
+    with pytest.raises(UserError, match="compare.runs.lufy: method.name: there is no method 'lufy'"):
+        jobs(by_methods(own, ["lufy"]), tmp_path)
+
+
+def test_workers_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert compare.visible_devices() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert compare.visible_devices() == ["3", "GPU-5"]
+
+
 def test_a_comparison_without_held_out_problems_still_has_a_picture(tmp_path: Path) -> None:
     step = {"groups/all_wrong": 1, "groups/mixed": 1, "groups/all_right": 0}
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"step": number, **step}) for number in range(3)))
@@ -216,6 +238,12 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_summary_and_is_not_run_twi
             assert row[name].keys() >= {"start", "mean", "low", "high", "n"}
             assert row[name]["n"] == 8 and row[name]["low"] <= row[name]["mean"] <= row[name]["high"]
         assert row["all_wrong"].keys() == {"first", "last"} and row["seconds"] > 0 and row["seeds"] == [1, 2]
+    assert summary["runs"][1] == {"name": "LUFFY, mild", "seed": 1, "directory": "luffy-mild/seed-1"}
+    for difference, name in zip(summary["differences"], ("hard", "easy"), strict=True):
+        mild, plain = (summary["methods"][run][name] for run in ("LUFFY, mild", "GRPO"))
+        assert (difference["set"], difference["a"], difference["b"], difference["problems"]) == (name, "LUFFY, mild", "GRPO", 4)
+        assert difference["mean"] == pytest.approx(mild["mean"] - plain["mean"])
+        assert difference["words"] in summary["verdict"] and difference["words"] in out
     starts = {row["hard"]["start"] for row in summary["methods"].values()}
     assert len(starts) == 1, "all runs of a seed start alike"
     assert (output / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -225,6 +253,9 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_summary_and_is_not_run_twi
     code, out, _ = handrail()
     assert code == 0 and "4 of them finished already" in out and metrics.stat().st_mtime_ns == written
     assert json.loads((output / "summary.json").read_text()) == summary
+
+    code, _, err = handrail("--methods", "grpo", "--runs", "GRPO")
+    assert code == 2 and "give one of them" in err
 
     code, out, err = handrail("--set", "train.steps=3")
     assert code == 2 and "holds a run of another configuration; choose another --output" in err and not out

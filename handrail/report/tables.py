@@ -11,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from handrail.compare import Job
+from handrail.jobs import Job
 
 
 def comparison_table(methods: Mapping[str, Any], sets: list[str]) -> Table:

@@ -1,0 +1,94 @@
+"""Is one run better than another? Paired over seeds and problems, with words that say no more than the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t as student
+
+from handrail.evaluate import wilson
+from handrail.evidence.estimators import interval
+
+Rewards = Mapping[int, Mapping[str, float]]
+"""Seed -> problem -> its mean reward."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more of a held-out set ``a`` solves than ``b``: a mean of paired differences, in [−1, 1], with its interval."""
+
+    set: str
+    a: str
+    b: str
+    mean: float
+    low: float
+    high: float
+    per_seed: list[float]
+    problems: int
+
+    @property
+    def words(self) -> str:
+        figures = f"{100 * self.mean:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        agreeing = sum(each * self.mean > 0 for each in self.per_seed)
+        n = len(self.per_seed)
+        seeds = "one seed, others may differ" if n == 1 else f"the same way on {agreeing} of {n} seeds"
+        if self.low > 0 or self.high < 0:
+            return f"{self.a} solves {'more' if self.low > 0 else 'less'} of {self.set} than {self.b}: {figures}; {seeds}."
+        return f"{self.a} against {self.b} on {self.set}: no difference shown, {figures}; {seeds}."
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "words": self.words}
+
+
+def paired(name: str, a: str, b: str, ours: Rewards, theirs: Rewards, level: float = 0.95) -> Difference:
+    """The difference on the held-out set ``name``, over the seeds and problems that both have.
+
+    Its interval is at each end the wider of two: a bootstrap over problems (of each problem's mean over seeds) and Student's over
+    seeds, if there are several. Seeds train different models and problems differ in difficulty; neither interval covers both.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    problems = sorted(set.intersection(*(set(rewards[seed]) for seed in seeds for rewards in (ours, theirs))))
+    per_problem = [fmean(ours[seed][problem] - theirs[seed][problem] for seed in seeds) for problem in problems]
+    per_seed = [fmean(ours[seed][problem] - theirs[seed][problem] for problem in problems) for seed in seeds]
+    mean = fmean(per_seed)
+    low, high = _over_problems(per_problem, level)
+    if len(seeds) > 1:
+        half = float(student.ppf((1 + level) / 2, len(seeds) - 1)) * stdev(per_seed) / len(seeds) ** 0.5
+        low, high = min(low, mean - half), max(high, mean + half)
+    return Difference(name, a, b, mean, max(-1.0, low), min(1.0, high), per_seed, len(problems))
+
+
+def _over_problems(values: Sequence[float], level: float) -> tuple[float, float]:
+    if len(set(values)) > 1:
+        found = interval(values, level)
+        return found.low, found.high
+    unseen = wilson(0, len(values))[1]  # how common a problem may be that differs, though none here did
+    return values[0] - unseen, values[0] + unseen
+
+
+def against_first(rewards: Mapping[str, Mapping[str, Rewards]]) -> list[Difference]:
+    """Every run against the first one on every set (run -> set -> rewards), at a level at which all intervals hold together with 95 %."""
+    (first, base), *others = rewards.items()
+    n = len(others) * len(base)
+    return [
+        paired(name, run, first, sets[name], base[name], 1 - 0.05 / n) for run, sets in others for name in base if base[name]
+    ]  # fmt: skip
+
+
+def verdict(differences: Sequence[Difference], ended_by: Mapping[str, set[str]], budget: str | None) -> list[str]:
+    """Sentences. ``ended_by`` says of every run what ended it, over its seeds; ``budget`` names the budget that was to, if one was."""
+    sentences = [difference.words for difference in differences]
+    if differences:
+        n = len(differences)
+        sentences.append(
+            "Intervals are 95 %, over problems and seeds, paired."
+            if n == 1
+            else f"The {n} intervals hold together with 95 %, over problems and seeds, paired (Bonferroni)."
+        )
+    early = [run for run, ends in ended_by.items() if budget and ends != {budget}]
+    if early:
+        sentences.append(f"{' and '.join(early)} ended at train.steps with {budget} to spare, so the runs did not spend the same.")
+    return sentences
