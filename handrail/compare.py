@@ -26,7 +26,7 @@ Report = Callable[[str, int, int, dict[str, Any]], None]
 def compare(config: Config, output: Path, workers: int | None, report: Report) -> dict[str, Any]:
     """Runs what is not finished yet and writes ``output/summary.json``. ``workers`` run at a time, see ``run_all``."""
     planned = jobs(config, output)
-    run_all(planned, workers, report)
+    run_all([job for job in planned if job.summary is None], workers, report)
     differences = against_first(rewards(planned))
     summary = {
         "config": config.model_dump(mode="json", exclude={"compare"}),
@@ -39,12 +39,16 @@ def compare(config: Config, output: Path, workers: int | None, report: Report) -
     return summary
 
 
-def run_all(all_jobs: Sequence[Job], workers: int | None, report: Report) -> None:
-    """Runs those that have no summary yet, ``workers`` at a time: by default one a core, or one a GPU if there are GPUs.
+def run_all(
+    todo: Sequence[Job],
+    workers: int | None,
+    report: Report = lambda label, step, steps, metrics: None,
+    finished: Callable[[Job], None] = lambda job: None,
+) -> None:
+    """Runs them, ``workers`` at a time: by default one a core, or one a GPU if there are GPUs. ``finished`` is called after each.
 
     Workers take turns at the GPUs; more workers than GPUs share them.
     """
-    todo = [job for job in all_jobs if job.summary is None]
     cores = os.cpu_count() or 1
     devices = [] if all(job.config.model.device == "cpu" for job in todo) else visible_devices()
     workers = min(workers or len(devices) or cores, max(1, len(todo)))
@@ -54,14 +58,15 @@ def run_all(all_jobs: Sequence[Job], workers: int | None, report: Report) -> Non
         for place in range(workers):
             places.put(devices[place % len(devices)] if devices else None)
         with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(max(1, cores // workers), places)) as pool:
-            pending: set[Future[None]] = {pool.submit(_run, job, messages) for job in todo}
+            pending: dict[Future[None], Job] = {pool.submit(_run, job, messages): job for job in todo}
             while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 _forward(messages, report)
                 for future in done:
                     if error := future.exception():
                         pool.shutdown(cancel_futures=True)
                         raise error
+                    finished(pending.pop(future))
 
 
 def visible_devices() -> list[str]:

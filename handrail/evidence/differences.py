@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -18,7 +19,7 @@ Rewards = Mapping[int, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more of a held-out set ``a`` solves than ``b``: a mean of paired differences, in [−1, 1], with its interval."""
+    """How much more of a held-out set ``a`` solves than ``b``: a mean of paired differences with its interval."""
 
     set: str
     a: str
@@ -56,9 +57,23 @@ def paired(name: str, a: str, b: str, ours: Rewards, theirs: Rewards, level: flo
     mean = fmean(per_seed)
     low, high = _over_problems(per_problem, level)
     if len(seeds) > 1:
-        half = float(student.ppf((1 + level) / 2, len(seeds) - 1)) * stdev(per_seed) / len(seeds) ** 0.5
+        half = _half_width(per_seed, level)
         low, high = min(low, mean - half), max(high, mean + half)
-    return Difference(name, a, b, mean, max(-1.0, low), min(1.0, high), per_seed, len(problems))
+    return Difference(name, a, b, mean, low, high, per_seed, len(problems))
+
+
+def over_seeds(name: str, a: str, b: str, ours: Mapping[int, float], theirs: Mapping[int, float], level: float = 0.95) -> Difference:
+    """The difference of one figure a seed, with Student's interval over the seeds that both have; of one seed, none at all is known."""
+    per_seed = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    half = _half_width(per_seed, level) if len(per_seed) > 1 else float("inf")
+    mean = fmean(per_seed)
+    return Difference(name, a, b, mean, mean - half, mean + half, per_seed, 0)
+
+
+def _half_width(values: Sequence[float], level: float) -> float:
+    """Half of Student's interval around the mean."""
+    quantile: float = student.ppf((1 + level) / 2, len(values) - 1)
+    return quantile * stdev(values) / math.sqrt(len(values))
 
 
 def _over_problems(values: Sequence[float], level: float) -> tuple[float, float]:

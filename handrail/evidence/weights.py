@@ -1,0 +1,55 @@
+"""Do SORT's weights find the structure of a reference? Our tasks know which of its words are structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from accelerate import Accelerator
+from scipy.stats import mannwhitneyu
+
+from handrail.config import Config
+from handrail.evidence.estimators import Estimate, interval
+from handrail.policy.transformers import TransformersPolicy
+from handrail.problems import Problem
+from handrail.sources import load_problems
+from handrail.tasks import structure
+
+WEIGHTS = {
+    "p0 (α = 0)": lambda logp0, logp1: logp0,
+    "w (α = ½)": lambda logp0, logp1: (logp0 + logp1) / 2,
+    "p1 (α = 1)": lambda logp0, logp1: logp1,
+    "p1 / p0": lambda logp0, logp1: logp1 - logp0,
+}
+"""What a token is weighted by, as a logarithm, from its log-probability without and with the plan; the last is the plan's help alone."""
+
+
+def auc(weights: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """The chance that a positive token weighs more than another, ties counting half; None if there is but one kind."""
+    ours = [weight for weight, is_positive in zip(weights, positive, strict=True) if is_positive]
+    others = [weight for weight, is_positive in zip(weights, positive, strict=True) if not is_positive]
+    return float(mannwhitneyu(ours, others).statistic) / (len(ours) * len(others)) if ours and others else None
+
+
+def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
+    """Weight -> AUC of the model's weights against true structure, a mean over references with its interval.
+
+    The first ``n`` problems of each training source are scored. Words of a foreign style are left out: they are neither.
+    """
+    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"), trained=False)
+    problems = [problem for source in config.data.train for problem in load_problems(source.path)[:n]]
+    completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
+    without = policy.score([policy.encode_prompt(problem) for problem in problems], completions)
+    planned = policy.score([policy.encode_prompt(problem, problem.plan) for problem in problems], completions)
+    return {name: asdict(_over(problems, [weigh(*pair) for pair in zip(without, planned, strict=True)])) for name, weigh in WEIGHTS.items()}
+
+
+def _over(problems: Sequence[Problem], weights: Sequence[torch.Tensor]) -> Estimate:
+    found = []
+    for problem, row in zip(problems, weights, strict=True):
+        labels = structure(problem, problem.references[0])
+        kept = [(weight, label) for weight, label in zip(row.tolist(), labels, strict=True) if label is not None]
+        area = auc([weight for weight, _ in kept], [label for _, label in kept])
+        found += [] if area is None else [area]
+    return interval(found)
