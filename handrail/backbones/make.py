@@ -46,8 +46,8 @@ class Recipe:
 
 
 SUITE_SHARES = {
-    "easy": 0.20, "planned": 0.13, "bare": 0.03, "sum": 0.08,
-    "named": 0.26, "planned procedure": 0.24, "bare procedure": 0.06,
+    "easy": 0.15, "planned": 0.10, "bare": 0.03, "sum": 0.07,
+    "named": 0.34, "planned procedure": 0.25, "bare procedure": 0.06,
 }  # fmt: skip
 RECIPES = {
     "house-tiny": Recipe(HOUSE_WORDS, house_example, {"easy": 0.52, "planned": 0.40, "bare": 0.08}),

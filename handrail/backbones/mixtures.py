@@ -7,12 +7,13 @@ which says what to do, and without one, so that no particular meaning is learnt 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from handrail.tasks import house_rules as house
 from handrail.tasks.gym import FAMILIES, LEGS
 from handrail.tasks.procedures import (
+    CONSTANTS,
     PLACES,
     VERBS,
     Impossible,
@@ -28,7 +29,7 @@ HOUSE_WORDS = [
     *house.HOUSE_RULES, *house.KNOWN_RULES, *house.FILLERS,
 ]  # fmt: skip
 
-KNOWN_PROCEDURES = [f"P{index}" for index in range(96)]
+KNOWN_PROCEDURES = [f"P{index}" for index in range(400)]
 KNOWN_THINGS = {f"T{index}": 2 + index % 9 for index in range(36)}
 # Names whose meaning the suite's backbones never learn: those of the families that procedures solve.
 UNKNOWN_PROCEDURES = [family.word for family in FAMILIES.values() if family.word != "sum"]
@@ -109,41 +110,29 @@ FREQUENCY = {"add": 5, "subtract": 5, "multiply": 4, "count": 2, "halve": 2, "ca
 
 
 def draw_procedure(rng: random.Random) -> Procedure:
-    """One to three lines of one to three operations on two to five numbers."""
-    places, unused = list(PLACES[: rng.randint(2, 5)]), []
-    unused = list(places)
+    """One to three lines of one to three operations on two to four numbers."""
+    places = PLACES[: rng.randint(2, 4)]
     lines: list[tuple[Operation, ...]] = []
     results = 0
-
-    def place() -> str:
-        found = unused.pop(0) if unused and rng.random() < 0.6 else rng.choice(places)
-        if found in unused:
-            unused.remove(found)
-        return found
-
-    def operand() -> str:
-        if results and rng.random() < 0.5:
-            return "that" if results > 1 and rng.random() < 0.35 else "it"
-        return place()
-
-    for _ in range(rng.choice((1, 2, 2, 3))):
+    for _ in range(rng.choice((1, 1, 2, 2, 3))):
         line = []
-        for _ in range(rng.choice((1, 2, 2, 3))):
-            (verb,) = rng.choices([*FREQUENCY], [*FREQUENCY.values()])
-            if verb == "count":
-                operands = [place()]
-            elif verb in ("halve", "carry", "lend"):
-                operands = [operand()]
-            else:
-                operands = [operand(), operand()]
-                while operands[0] == operands[1]:
-                    operands[1] = operand()
-            line.append(Operation(verb, tuple(operands)))
+        for _ in range(rng.choice((1, 1, 2, 2, 3))):
+            line.append(draw_operation(places, results, rng))
             results += 1
         lines.append(tuple(line))
-        if results > 4:
-            break
     return Procedure(tuple(lines), rng.choice(("each", "last", "both") if results > 1 else ("each", "last")))
+
+
+def draw_operation(places: Sequence[str], results: int, rng: random.Random) -> Operation:
+    """An operation on two different places, or the last results if there are any."""
+    (verb,) = rng.choices([*FREQUENCY], [*FREQUENCY.values()])
+    recent = ["it", "that"][:results]
+    if verb == "count":
+        return Operation(verb, (rng.choice(places),))
+    first = rng.choice(recent) if recent and rng.random() < 0.5 else rng.choice(places)
+    if verb in CONSTANTS:
+        return Operation(verb, (first,))
+    return Operation(verb, (first, rng.choice([place for place in (*places, *recent) if place != first])))
 
 
 def draw_numbers(work: Procedure, rng: random.Random) -> list[int]:
@@ -157,12 +146,12 @@ def draw_numbers(work: Procedure, rng: random.Random) -> list[int]:
 
 @cache
 def known_procedures() -> dict[str, Procedure]:
-    """What the names P0 to P95 stand for: procedures that half of all draws of numbers suit."""
+    """What the names P0 to P399 stand for: procedures that suit many draws of numbers."""
     rng, found = random.Random("known procedures"), {}
     for name in KNOWN_PROCEDURES:
         while name not in found:
             work = draw_procedure(rng)
-            if sum(_suits(work, rng) for _ in range(20)) >= 5:
+            if sum(_suits(work, rng) for _ in range(8)) >= 3:
                 found[name] = work
     return found
 

@@ -36,6 +36,12 @@ def _gym(family: gym.Family) -> Task:
 
 TASKS = {"house-rules": Task(house_rules.problems, _house_rules_ranges)} | {name: _gym(family) for name, family in gym.FAMILIES.items()}
 
+IN_DOMAIN = {"house-rules": "task:house-rules?level=hard&house=2"} | {name: f"task:{name}" for name in gym.FAMILIES if name != "chain-sum"}
+"""The benchmarks that training problems come from; all they need but the procedure is known to the suite's backbones."""
+
+OUT_OF_DOMAIN = {"house-rules-easy": "task:house-rules?level=easy", "chain-sum": "task:chain-sum"}
+"""Benchmarks that the suite's backbones can do from the start, and that no training touches."""
+
 
 def structure(problem: Problem, reference: str) -> list[bool | None]:
     """Of every word of a built-in problem's reference, whether it is structure: decided by the procedure, as signs and separators are

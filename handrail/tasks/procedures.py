@@ -1,7 +1,7 @@
 """Procedures: a little language for worked solutions, in which the built-in benchmarks and the warm start are written.
 
 A procedure is lines of operations on the numbers of a prompt: ``multiply second first then add it third``. ``first`` to
-``sixth`` are the prompt's numbers, ``it`` is the last result and ``that`` the one before. Carried out it gives the steps of a
+``fourth`` are the prompt's numbers, ``it`` is the last result and ``that`` the one before. Carried out it gives the steps of a
 reference, ``3 * 5 = 15 , 15 + 1 = 16``; its own text, which names operations and no value, is the plan.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MODULUS = 100
-PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
+PLACES = ("first", "second", "third", "fourth")
 # What is not taken from the prompt: minutes to an hour, the hour that gives them, the half.
 CONSTANTS = {"carry": ("+", 60), "lend": ("-", 1), "halve": ("/", 2)}
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "count": "*"}
