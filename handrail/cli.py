@@ -15,6 +15,7 @@ from rich.table import Table
 from handrail.cli_evaluate import eval_command, probe_command
 from handrail.cli_experts import judge_command, plan_command
 from handrail.cli_options import Data, Settings
+from handrail.cli_suite import suite_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
 from handrail.errors import Paused, UserError
 from handrail.progress import bars, console, quiet, show
@@ -29,6 +30,7 @@ app.add_typer(backbone, name="backbone")
 app.command("probe")(probe_command)
 app.command("eval")(eval_command)
 app.command("plan")(plan_command)
+app.command("suite")(suite_command)
 app.command("judge")(judge_command)
 
 Columns = Annotated[list[str] | None, typer.Option("--column", help="our_field=their_column; may be repeated.")]

@@ -49,9 +49,11 @@ def run_all(
 
     Workers take turns at the GPUs; more workers than GPUs share them.
     """
+    if not todo:
+        return
     cores = os.cpu_count() or 1
     devices = [] if all(job.config.model.device == "cpu" for job in todo) else visible_devices()
-    workers = min(workers or len(devices) or cores, max(1, len(todo)))
+    workers = min(workers or len(devices) or cores, len(todo))
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         messages, places = manager.Queue(), manager.Queue()

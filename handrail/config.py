@@ -76,15 +76,15 @@ class EvalConfig(Section):
 
 class VerifierConfig(Section):
     name: str = "math"
-    """``math`` (math-verify), ``exact``, ``normalised``, ``reasoning-gym``, or your own ``module:function``."""
+    """``math`` (math-verify), ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own ``module:function``."""
     extract: str | None = None
     """A regular expression; the last match's first group is the completion's answer (``exact`` and ``normalised``)."""
     timeout: float = Field(5.0, gt=0)
     """Seconds for one verdict; past it the worker is killed and the completion earns nothing."""
     workers: int = Field(2, ge=1)
     partial_credit: bool | None = None
-    """Keep scores between 0 and 1; otherwise a score short of 1 is 0. By default on, but off for ``reasoning-gym``, whose
-    families give wrong answers a hundredth."""
+    """Keep scores between 0 and 1; otherwise a score short of 1 is 0. By default on, but off for ``reasoning-gym`` and
+    ``task``, where wrong answers may earn a hundredth."""
 
 
 class RolloutConfig(Section):

@@ -52,11 +52,7 @@ def jobs(config: Config, output: Path) -> list[Job]:
     out: list[Job] = []
     for seed in config.compare.seeds:
         for name, changes in config.compare.runs.items():
-            changed = parse_config(merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}")
-            try:
-                build(changed.method, changed.rollout)
-            except UserError as error:
-                raise UserError(f"compare.runs.{name}: {error}") from error
+            changed = runnable(merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}")
             job = Job(name, seed, changed, output / slug(name) / f"seed-{seed}")
             if any(other.directory == job.directory for other in out):
                 raise UserError(f"compare: two runs would be written into {job.directory}; rename one, or list each seed once")
@@ -64,6 +60,16 @@ def jobs(config: Config, output: Path) -> list[Job]:
                 raise UserError(f"{job.directory} holds a run of another configuration; choose another --output")
             out.append(job)
     return out
+
+
+def runnable(tree: dict[str, Any], where: str) -> Config:
+    """The configuration ``tree``, its method's settings included. Raises UserError, naming ``where``, if it is none."""
+    config = parse_config(tree, where)
+    try:
+        build(config.method, config.rollout)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return config
 
 
 def choose(config: Config, names: list[str]) -> Config:

@@ -1,6 +1,6 @@
 """Verifiers: from a problem and a completion to a reward between 0 and 1.
 
-Built in are ``math``, ``exact``, ``normalised`` and ``reasoning-gym``; ``module:function`` and ``path/to/file.py:function``
+Built in are ``math``, ``exact``, ``normalised``, ``reasoning-gym`` and ``task``; ``module:function`` and ``path/to/file.py:function``
 name a function of the user's own, called as ``function(problem, completion)``. Nothing here keeps time: what may hang or
 crash is run by ``handrail.verifier_pool``. Heavy imports stay inside functions, so that a worker starts quickly.
 """
@@ -21,6 +21,7 @@ from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.imports import load_attribute
 from handrail.problems import Problem
+from handrail.tasks.gym import BY_NAME
 
 Verifier = Callable[[Problem, str], float]
 
@@ -43,7 +44,7 @@ def resolve(config: VerifierConfig) -> Verifier:
     """
     grade = BUILTIN[config.name] if config.name in BUILTIN else _user_function(config.name)
     cut = _cutter(config)
-    partial = config.name != "reasoning-gym" if config.partial_credit is None else config.partial_credit
+    partial = config.name not in ("reasoning-gym", "task") if config.partial_credit is None else config.partial_credit
 
     def graded(problem: Problem, completion: str) -> float:
         found = cut(completion)
@@ -112,6 +113,16 @@ def reasoning_gym(problem: Problem, completion: str) -> float:
     return _family_score(metadata["source_dataset"])(final_answer(completion), entry)
 
 
+def task(problem: Problem, completion: str) -> float:
+    """For the built-in tasks: what stands after the last ``#``, scored by the reasoning-gym family that the problem is of, if any."""
+    _, marked, answer = completion.rpartition("#")
+    family = BY_NAME.get(problem.metadata.get("source_dataset", ""))
+    if not marked or family is None:
+        return exact(problem, answer) if marked else 0.0
+    entry = {"question": problem.prompt, "answer": problem.metadata["gym_answer"], "metadata": problem.metadata}
+    return _family_score(family.family)(family.spoken(answer.split()), entry)
+
+
 @lru_cache
 def _family_score(family: str) -> Callable[[str, dict[str, Any]], float]:
     from reasoning_gym import get_score_answer_fn
@@ -125,6 +136,7 @@ BUILTIN: dict[str, Callable[[Problem, str], object]] = {
     "exact": exact,
     "normalised": normalised,
     "reasoning-gym": reasoning_gym,
+    "task": task,
 }
 
 
@@ -147,6 +159,7 @@ SPELLINGS: dict[str, Callable[[str], str | None]] = {
     "exact": str.strip,
     "normalised": lambda text: str(_normal(final_answer(text))),
     "reasoning-gym": lambda text: final_answer(text).casefold(),
+    "task": lambda text: " ".join(text.rpartition("#")[2].split()) if "#" in text else None,
 }
 
 
@@ -154,7 +167,7 @@ def warm_up(name: str) -> None:
     """Does what a built-in verifier does once, so that the first verdict's deadline need not cover it."""
     if name == "math":
         math(Problem("warm-up", "", r"\frac{1}{2}"), r"\boxed{x + 1}")
-    elif name == "reasoning-gym":
+    elif name in ("reasoning-gym", "task"):
         importlib.import_module("reasoning_gym")
 
 

@@ -1,14 +1,15 @@
-"""How the built-in backbones were made: a tiny Llama, warm-started on the easy part of the house-rules task.
+"""How the built-in backbones were made: tiny Llamas, warm-started from scratch.
 
-It learns modular arithmetic, the known rules, and to *follow a plan* when one is given; the meaning of the house rules is
-drawn anew for every training example, so it is spread over all nine programs and no particular meaning is known.
+They learn arithmetic, the meaning of known names, and to *follow a plan* when one is given; the meaning of the names that the
+hard problems use is drawn anew for every training example, so it is spread over all there are and no particular one is known.
+See ``handrail.backbones.mixtures``.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,24 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from handrail.tasks import house_rules as house
+from handrail.backbones.mixtures import (
+    HOUSE_WORDS,
+    SUITE_WORDS,
+    house_example,
+    suite_example,
+)
+
+Mixture = Callable[[Mapping[str, float], random.Random], tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights, besides the version of torch."""
 
+    words: list[str]
+    example: Mixture
+    shares: Mapping[str, float]
+    """How often ``example`` draws each of its kinds."""
     hidden: int = 96
     layers: int = 3
     steps: int = 4350
@@ -31,23 +43,21 @@ class Recipe:
     learning_rate: float = 4e-3
     betas: tuple[float, float] = (0.9, 0.98)
     flat: float = 0.3  # share of the steps at full learning rate; a cosine to zero follows
-    # Shares of the training mixture. In all but the easy part the house rules mean something else in every example:
-    easy: float = 0.52
-    planned: float = 0.40  # with a plan, which says what to do for each item in turn
-    # The rest comes without one, which spreads the model's guesses over all programs.
 
 
-RECIPES = {"house-tiny": Recipe()}
+SUITE_SHARES = {
+    "easy": 0.15, "planned": 0.10, "bare": 0.03, "sum": 0.07,
+    "named": 0.34, "planned procedure": 0.25, "bare procedure": 0.06,
+}  # fmt: skip
+RECIPES = {
+    "house-tiny": Recipe(HOUSE_WORDS, house_example, {"easy": 0.52, "planned": 0.40, "bare": 0.08}),
+    "suite-weak": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, hidden=64, layers=2, steps=2500),
+    "suite-middle": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, steps=3500),
+    "suite-strong": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, hidden=128, layers=3, steps=3500),
+}
 
-WORDS = [
-    "<pad>", "<eos>", "<unk>", *map(str, range(house.MODULUS)), *"+-*=,;#?", "Plan:",
-    "then", *house.PRIMITIVES,
-    *house.HOUSE_RULES, *house.KNOWN_RULES, *house.FILLERS,
-]  # fmt: skip
-PLAN = "{prompt}\n\nPlan:\n{plan}"
 
-
-def tokenizer(words: list[str] = WORDS, longest: int = 128, **special: Any) -> PreTrainedTokenizerFast:
+def tokenizer(words: list[str], longest: int = 128, **special: Any) -> PreTrainedTokenizerFast:
     """A token for each of ``words``, split at white space; ``special`` goes to the tokenizer as it is."""
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -56,29 +66,12 @@ def tokenizer(words: list[str] = WORDS, longest: int = 128, **special: Any) -> P
     )
 
 
-def example(recipe: Recipe, rng: random.Random) -> tuple[str, str]:
-    """One (prompt, completion) of the warm-start mixture."""
-    start = rng.randrange(house.MODULUS)
-    (kind,) = rng.choices(("easy", "planned", "bare"), (recipe.easy, recipe.planned, 1 - recipe.easy - recipe.planned))
-    if kind == "easy":
-        items, rules = house.draw_items("easy", 6, rng), house.KNOWN_RULES
-    else:
-        programs = list(house.KNOWN_RULES.values())
-        rules = house.KNOWN_RULES | {name: rng.choice(programs) for name in house.HOUSE_RULES}
-        items = house.draw_items("hard", 6, rng)[: rng.choice((1, 2, 3, 3, 3))]
-    steps, plan, answer = house.solve(start, items, rules)
-    prompt = house.prompt(start, items)
-    if kind == "planned":
-        prompt = PLAN.format(prompt=prompt, plan=plan)
-    return prompt, house.write(steps, answer, "clean", rng)
-
-
 def batches(recipe: Recipe, words: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (tokens, labels), both [batch, length], examples of like length together; prompts and padding carry no label."""
     while True:
         rows = []
         for _ in range(recipe.batch * 16):
-            prompt, completion = (words.encode(text) for text in example(recipe, rng))
+            prompt, completion = (words.encode(text) for text in recipe.example(recipe.shares, rng))
             rows.append((prompt + completion + [words.eos_token_id], len(prompt)))
         rows.sort(key=lambda row: len(row[0]))
         chunks = [rows[at : at + recipe.batch] for at in range(0, len(rows), recipe.batch)]
@@ -95,11 +88,12 @@ def batches(recipe: Recipe, words: PreTrainedTokenizerFast, rng: random.Random) 
 
 def make(name: str, output: Path, seed: int = 0, progress: Callable[[int, int, float], None] | None = None) -> None:
     """Trains backbone ``name`` from scratch and writes it to ``output`` (safetensors, float16)."""
-    recipe, rng, words = RECIPES[name], random.Random(seed), tokenizer()
+    recipe, rng = RECIPES[name], random.Random(seed)
+    words = tokenizer(recipe.words)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(WORDS),
+            vocab_size=len(recipe.words),
             hidden_size=recipe.hidden,
             intermediate_size=3 * recipe.hidden,
             num_hidden_layers=recipe.layers,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
 from handrail.backbones import make
+from handrail.backbones.mixtures import HOUSE_WORDS
 from handrail.guidance.prm import SEPARATOR, ChatLayout
 from handrail.guidance.steps import split_steps
 from handrail.problems import Problem
@@ -56,7 +57,7 @@ class PrmRecipe:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = [*make.WORDS, *ROLES, SEPARATOR, "<|im_start|>", "<|im_end|>"]
+    words = [*HOUSE_WORDS, *ROLES, SEPARATOR, "<|im_start|>", "<|im_end|>"]
     return make.tokenizer(words, 256, extra_special_tokens=words[-3:], chat_template=TEMPLATE)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
 from accelerate import Accelerator
 
@@ -18,12 +20,16 @@ from handrail.guidance.steps import split_steps
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.sources import load_problems
+from handrail.tasks import IN_DOMAIN, OUT_OF_DOMAIN, TASKS, structure
 from handrail.tasks.house_rules import derivation_is_right
 from handrail.tools import Tools
 from handrail.trajectory import Group
 from handrail.verifier_pool import VerifierPool
 
 GROUP_SIZE = 8
+BENCHMARKS = {"easy": "task:house-rules?level=easy", "hard": "task:house-rules?level=hard"} | {
+    name: source for name, source in (IN_DOMAIN | OUT_OF_DOMAIN).items() if not source.startswith("task:house-rules")
+}
 
 
 def measure(model: str, n: int) -> Iterator[str]:
@@ -34,18 +40,42 @@ def measure(model: str, n: int) -> Iterator[str]:
 
 
 def measure_policy(model: str, n: int) -> Iterator[str]:
-    """Accuracy on ``n`` held-out problems of each level, dead groups, and rewarded completions whose derivation is wrong."""
+    """For every benchmark whose words ``model`` knows: accuracy on ``n`` held-out problems or all there are, groups all wrong, completions
+    rewarded though their derivation is wrong, and what a plan adds to the probability of a reference's words."""
     config = Config(
         model=ModelConfig(path=model), data=DataConfig(train=[Source(path="task:house-rules")]),
-        verifier=VerifierConfig(name="exact", extract=r"# ([\d ]+)$"), rollout=RolloutConfig(max_tokens=48),
+        verifier=VerifierConfig(name="task"), rollout=RolloutConfig(max_tokens=48),
     )  # fmt: skip
     accelerator = Accelerator(cpu=True)
     with VerifierPool(config.verifier) as verifier:
-        tools = Tools(TransformersPolicy(config, accelerator), verifier)
-        for level in ("easy", "hard"):
-            problems = load_problems(f"task:house-rules?level={level}&split=test&n={n}")
-            groups = evaluate(tools, accelerator, problems, GROUP_SIZE, level)
-            yield from _lines(level, groups)
+        tools = Tools(policy := TransformersPolicy(config, accelerator), verifier)
+        for name, source in BENCHMARKS.items():
+            problems = held_out(source, n)
+            if policy.tokenizer.unk_token_id not in policy.encode_prompt(problems[0]):
+                yield from _lines(name, evaluate(tools, accelerator, problems, GROUP_SIZE, name))
+                yield _plan_line(policy, problems)
+
+
+def held_out(source: str, n: int) -> list[Problem]:
+    """``n`` held-out problems of a task, or as many as it has."""
+    name = source.removeprefix("task:").partition("?")[0]
+    most = TASKS[name].ranges({"split": "test", "house": 6})["n"][-1]
+    return load_problems(f"{source}{'&' if '?' in source else '?'}split=test&n={min(n, most)}")
+
+
+def _plan_line(policy: TransformersPolicy, problems: list[Problem]) -> str:
+    """The geometric mean of the probabilities of words that are structure and of those that follow, without and with the plan."""
+    completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
+    shares = []
+    for planned in (False, True):
+        prompts = [policy.encode_prompt(problem, problem.plan if planned else None) for problem in problems]
+        logp = [value for row in policy.score(prompts, completions) for value in row.tolist()]
+        marks = [mark for problem in problems for mark in structure(problem, problem.references[0])]
+        for wanted in (True, False):
+            shares.append(math.exp(mean(value for value, mark in zip(logp, marks, strict=True) if mark is wanted)))
+    return "  probability of a reference's words, without → with its plan: structure {0:.2f} → {2:.2f}, values {1:.2f} → {3:.2f}".format(
+        *shares
+    )
 
 
 def _lines(level: str, groups: list[Group]) -> Iterator[str]:

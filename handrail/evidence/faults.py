@@ -12,8 +12,8 @@ from handrail.config import VerifierConfig
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.verifier_pool import VerifierPool
-from handrail.verifiers import BUILTIN
 
+GENERAL_VERIFIERS = ("math", "exact", "normalised")
 FAULTS = {
     "reference_rejected": "the verifier refuses the problem's own reference",
     "unverifiable": "the verifier reaches no verdict on the problem's own reference",
@@ -74,12 +74,11 @@ def faults(problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapp
 
 
 def other_verifiers(problems: Sequence[Problem], config: VerifierConfig) -> dict[str, float]:
-    """What share of the references each other built-in verifier accepts, as it is without ``extract``."""
+    """What share of the references each other general verifier accepts, as it is without ``extract``."""
     flat = [(problem, text) for problem in problems for text in problem.references]
     out = {}
-    for name in BUILTIN:
-        knows_family = any("source_dataset" in problem.metadata for problem in problems)
-        if name != config.name and (knows_family or name != "reasoning-gym"):
+    for name in GENERAL_VERIFIERS:
+        if name != config.name:
             with VerifierPool(VerifierConfig(name=name, workers=config.workers, timeout=config.timeout)) as other:
                 out[name] = fmean(verdict.reward > 0 for verdict in other.grade(flat))
     return out

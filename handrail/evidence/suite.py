@@ -15,9 +15,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from handrail.compare import run_all
-from handrail.config import Config, Section, explain, parse_config
+from handrail.config import Config, Section, explain
 from handrail.errors import UserError
-from handrail.jobs import Job, merged, slug
+from handrail.jobs import Job, merged, runnable, slug
 
 BUILTIN = Path(__file__).with_name("suite.toml")
 
@@ -137,7 +137,7 @@ def job(suite: Suite, cell: Cell, root: Path) -> Job:
     problems = suite.search_problems if cell.phase == "search" else suite.problems
     base = filled(suite.base, {"{style}": cell.style, "{problems}": str(problems)})
     own = {"model": {"path": suite.backbones[cell.backbone]}, "train": {"seed": cell.seed, "learning_rate": cell.learning_rate}}
-    config = parse_config(merged(merged(base, suite.methods[cell.method]), own), f"the suite's {cell.method}")
+    config = runnable(merged(merged(base, suite.methods[cell.method]), own), f"the suite's methods.{cell.method}")
     return Job(cell.label, cell.seed, config, root / slug(cell.label))
 
 
@@ -162,6 +162,8 @@ def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[
     ``report`` is called with the number of runs done, of all, and what came of the last one. Raises UserError if results of other
     settings stand there.
     """
+    for cell in search_cells(suite):
+        job(suite, cell, output)  # whatever is wrong with any of them, is said before the first run
     output.mkdir(parents=True, exist_ok=True)
     file = output / "results.jsonl"
     results = {result.cell.label: result for result in read_results(file)}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from scipy.stats import mannwhitneyu
+from torch import Tensor
 
 from handrail.config import Config
 from handrail.evidence.estimators import Estimate, interval
+from handrail.evidence.suite import Cell, Suite, job
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.sources import load_problems
 from handrail.tasks import structure
 
-WEIGHTS = {
+PROBLEMS = 50
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "p0 (α = 0)": lambda logp0, logp1: logp0,
     "w (α = ½)": lambda logp0, logp1: (logp0 + logp1) / 2,
     "p1 (α = 1)": lambda logp0, logp1: logp1,
@@ -32,6 +35,16 @@ def auc(weights: Sequence[float], positive: Sequence[bool]) -> float | None:
     return float(mannwhitneyu(ours, others).statistic) / (len(ours) * len(others)) if ours and others else None
 
 
+def weights_of(suite: Suite) -> dict[str, dict[str, dict[str, float]]]:
+    """``structure_found`` for every backbone and style of a suite, on its training problems."""
+    out = {}
+    for style in suite.styles:
+        for backbone in suite.backbones:
+            cell = Cell("evidence", backbone, style, next(iter(suite.methods)), suite.seeds[0], suite.learning_rates[0])
+            out[f"{backbone}, {style}"] = structure_found(job(suite, cell, Path()).config, PROBLEMS)
+    return out
+
+
 def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
     """Weight -> AUC of the model's weights against true structure, a mean over references with its interval.
 
@@ -45,7 +58,7 @@ def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
     return {name: asdict(_over(problems, [weigh(*pair) for pair in zip(without, planned, strict=True)])) for name, weigh in WEIGHTS.items()}
 
 
-def _over(problems: Sequence[Problem], weights: Sequence[torch.Tensor]) -> Estimate:
+def _over(problems: Sequence[Problem], weights: Sequence[Tensor]) -> Estimate:
     found = []
     for problem, row in zip(problems, weights, strict=True):
         labels = structure(problem, problem.references[0])

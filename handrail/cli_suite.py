@@ -1,0 +1,52 @@
+"""The command that runs the papers' experiment in miniature."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handrail.progress import quiet, show
+
+
+def suite_command(
+    output: Annotated[Path, typer.Option(help="Where results.jsonl and weights.json are kept. Goes on where it was stopped.")] = Path(
+        "runs/suite"
+    ),
+    page: Annotated[Path | None, typer.Option(help="The page of Markdown to write; by default evidence.md beside the results.")] = None,
+    suite: Annotated[Path | None, typer.Option(help="A suite of your own, laid out like handrail/evidence/suite.toml.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A part of it in ten minutes on two cores; its settings are not searched for.")
+    ] = False,
+    write_only: Annotated[bool, typer.Option("--write-only", help="Run nothing; write the page from the results there are.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or a GPU.")] = None,
+) -> None:
+    """Hold the papers' claims against backbones × benchmarks × methods × reference styles × seeds, and write what came of it."""
+    quiet()
+    from handrail.evidence.page import page as written
+    from handrail.evidence.suite import BUILTIN, Result, load_suite, planned, read_results, run_suite
+    from handrail.evidence.weights import weights_of
+
+    what = load_suite(suite or BUILTIN, quick)
+    file = output / "results.jsonl"
+    finished = len(read_results(file))
+    show(f"{planned(what)} runs, {finished} of them finished already, into {file}")
+    if not write_only:
+        started = time.monotonic()
+
+        def report(done: int, total: int, result: Result) -> None:
+            left = (time.monotonic() - started) / (done - finished) * (total - done) / 60
+            accuracy = result.mean(what.in_domain)
+            show(f"{done}/{total} {result.cell.label}: in-domain {accuracy:.1%}, {result.figures['seconds']:.0f} s; {left:.0f} min left")
+
+        run_suite(what, output, workers, report)
+        (output / "weights.json").write_text(json.dumps(weights_of(what), indent=1) + "\n", encoding="utf-8")
+    weights = json.loads((output / "weights.json").read_text(encoding="utf-8")) if (output / "weights.json").exists() else {}
+    target = page or output / "evidence.md"
+    command = "handrail suite" + " --quick" * quick + f" --suite {suite}" * bool(suite)
+    target.write_text(written(what, read_results(file), weights, command, os.path.relpath(file, target.parent)), encoding="utf-8")
+    show(f"page: {target}")
