@@ -38,6 +38,7 @@ class Recipe:
     """How often ``example`` draws each of its kinds."""
     hidden: int = 96
     layers: int = 3
+    kv_heads: int = 2
     steps: int = 4350
     batch: int = 64
     learning_rate: float = 4e-3
@@ -46,14 +47,14 @@ class Recipe:
 
 
 SUITE_SHARES = {
-    "easy": 0.15, "planned": 0.10, "bare": 0.03, "sum": 0.07,
-    "named": 0.34, "planned procedure": 0.25, "bare procedure": 0.06,
+    "easy": 0.16, "planned": 0.10, "bare": 0.03, "sum": 0.08,
+    "named": 0.30, "planned procedure": 0.27, "bare procedure": 0.06,
 }  # fmt: skip
 RECIPES = {
     "house-tiny": Recipe(HOUSE_WORDS, house_example, {"easy": 0.52, "planned": 0.40, "bare": 0.08}),
-    "suite-weak": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, hidden=64, layers=2, steps=2500),
-    "suite-middle": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, steps=3500),
-    "suite-strong": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, hidden=128, layers=3, steps=3500),
+    "suite-weak": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, hidden=64, kv_heads=4, batch=40, steps=4000),
+    "suite-middle": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, hidden=96, kv_heads=4, batch=40, steps=4000),
+    "suite-strong": Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, hidden=128, kv_heads=4, batch=40, steps=4000),
 }
 
 
@@ -98,7 +99,7 @@ def make(name: str, output: Path, seed: int = 0, progress: Callable[[int, int, f
             intermediate_size=3 * recipe.hidden,
             num_hidden_layers=recipe.layers,
             num_attention_heads=4,
-            num_key_value_heads=2,
+            num_key_value_heads=recipe.kv_heads,
             max_position_embeddings=128,
             tie_word_embeddings=True,
             attention_bias=True,

@@ -15,6 +15,7 @@ from handrail.tasks.gym import FAMILIES, LEGS
 from handrail.tasks.procedures import (
     CONSTANTS,
     PLACES,
+    RESULTS,
     VERBS,
     Impossible,
     Operation,
@@ -29,12 +30,12 @@ HOUSE_WORDS = [
     *house.HOUSE_RULES, *house.KNOWN_RULES, *house.FILLERS,
 ]  # fmt: skip
 
-KNOWN_PROCEDURES = [f"P{index}" for index in range(400)]
+KNOWN_PROCEDURES = [f"P{index}" for index in range(96)]
 KNOWN_THINGS = {f"T{index}": 2 + index % 9 for index in range(36)}
 # Names whose meaning the suite's backbones never learn: those of the families that procedures solve.
 UNKNOWN_PROCEDURES = [family.word for family in FAMILIES.values() if family.word != "sum"]
 SUITE_WORDS = [
-    *HOUSE_WORDS, "/", *(verb for verb in VERBS if verb not in house.PRIMITIVES), *PLACES, "it", "that",
+    *HOUSE_WORDS, "/", *(verb for verb in VERBS if verb not in house.PRIMITIVES), *PLACES, *RESULTS,
     "answer", "each", "last", "both", "sum", *UNKNOWN_PROCEDURES, *LEGS, *KNOWN_PROCEDURES, *KNOWN_THINGS,
 ]  # fmt: skip
 
@@ -106,7 +107,7 @@ def sum_example(rng: random.Random) -> tuple[str, str]:
     return " ".join(["sum", *words, "?"]), house.write(steps, str(total), "clean", rng)
 
 
-FREQUENCY = {"add": 5, "subtract": 5, "multiply": 4, "count": 2, "halve": 2, "carry": 1, "lend": 1}
+FREQUENCY = {"add": 5, "subtract": 5, "multiply": 4, "count": 2, "halve": 2, "lend": 1, "rest": 1}
 
 
 def draw_procedure(rng: random.Random) -> Procedure:
@@ -126,7 +127,7 @@ def draw_procedure(rng: random.Random) -> Procedure:
 def draw_operation(places: Sequence[str], results: int, rng: random.Random) -> Operation:
     """An operation on two different places, or the last results if there are any."""
     (verb,) = rng.choices([*FREQUENCY], [*FREQUENCY.values()])
-    recent = ["it", "that"][:results]
+    recent = RESULTS[:results]
     if verb == "count":
         return Operation(verb, (rng.choice(places),))
     first = rng.choice(recent) if recent and rng.random() < 0.5 else rng.choice(places)
@@ -146,7 +147,7 @@ def draw_numbers(work: Procedure, rng: random.Random) -> list[int]:
 
 @cache
 def known_procedures() -> dict[str, Procedure]:
-    """What the names P0 to P399 stand for: procedures that suit many draws of numbers."""
+    """What the names P0 to P95 stand for: procedures that suit many draws of numbers."""
     rng, found = random.Random("known procedures"), {}
     for name in KNOWN_PROCEDURES:
         while name not in found:

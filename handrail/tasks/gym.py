@@ -137,7 +137,7 @@ def _legs(metadata: dict[str, Any]) -> Posed | None:
 
 
 CLOCK = procedure("subtract third first\nsubtract fourth second\nanswer each")
-CLOCK_BORROWING = procedure("lend third then subtract it first\ncarry fourth then subtract it second\nanswer each")
+CLOCK_BORROWING = procedure("lend third then subtract it first\nrest second then add it fourth\nanswer each")
 
 
 def _clock(metadata: dict[str, Any]) -> Posed | None:

@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-MODULUS = 100
+LIMIT = 100
 PLACES = ("first", "second", "third", "fourth")
-# What is not taken from the prompt: minutes to an hour, the hour that gives them, the half.
-CONSTANTS = {"carry": ("+", 60), "lend": ("-", 1), "halve": ("/", 2)}
+RESULTS = ("it", "that")
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "count": "*"}
+# With a number that is not the prompt's: the hour lent, the half, what is left of an hour. None stands for the operand.
+CONSTANTS: dict[str, tuple[int | None, str, int | None]] = {"lend": (None, "-", 1), "halve": (None, "/", 2), "rest": (60, "-", None)}
 VERBS = (*SIGNS, *CONSTANTS)
 
 Answer = Literal["each", "last", "both"]
 
 
 class Impossible(ValueError):
-    """An operation left the whole numbers below 100."""
+    """An operation left the whole numbers from 0 to 99, which is all the words there are."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _operation(text: str) -> Operation:
 def carry_out(work: Procedure, numbers: Sequence[int], things: Sequence[int] = ()) -> Worked:
     """The steps, answer and choices of ``work`` on a prompt's numbers; ``things`` is what the thing behind each stands for.
 
-    Raises Impossible where a result is no whole number, or a product is not below 100; sums and differences are modulo 100.
+    Raises Impossible where a result is none of our numbers.
     """
     done = Worked()
     results: list[int] = []
@@ -84,16 +85,11 @@ def carry_out(work: Procedure, numbers: Sequence[int], things: Sequence[int] = (
     for line in work.lines:
         equalities = []
         for operation in line:
-            left, *more = [_value(place, numbers, results) for place in operation.operands]
-            picked = [place in PLACES for place in operation.operands]
-            if operation.verb in CONSTANTS:
-                sign, right = CONSTANTS[operation.verb]
-            else:
-                sign = SIGNS[operation.verb]
-                right = things[PLACES.index(operation.operands[0])] if operation.verb == "count" else more[0]
+            before, sign, behind = _terms(operation)
+            left, right = (_value(term, operation, numbers, things, results) for term in (before, behind))
             results.append(calculate(left, sign, right))
             equalities.append(f"{left} {sign} {right} = {results[-1]}")
-            done.chosen += [picked[0], picked[-1] or operation.verb in (*CONSTANTS, "count"), False]
+            done.chosen += [before not in RESULTS, behind not in RESULTS, False]
         done.steps.append(" , ".join(equalities))
         ends.append(results[-1])
     asked = {"each": ends, "last": results[-1:], "both": results[-2:]}[work.answer]
@@ -102,20 +98,28 @@ def carry_out(work: Procedure, numbers: Sequence[int], things: Sequence[int] = (
     return done
 
 
-def _value(place: str, numbers: Sequence[int], results: list[int]) -> int:
-    if place in PLACES:
-        return numbers[PLACES.index(place)]
-    return results[-1] if place == "it" else results[-2]
+def _terms(operation: Operation) -> tuple[int | str, str, int | str]:
+    """What is written: a constant, a place, a result or ``thing``; the sign; another."""
+    place, *more = operation.operands
+    if operation.verb in CONSTANTS:
+        before, sign, behind = CONSTANTS[operation.verb]
+        return (place if before is None else before, sign, place if behind is None else behind)
+    return place, SIGNS[operation.verb], more[0] if more else "thing"
+
+
+def _value(term: int | str, operation: Operation, numbers: Sequence[int], things: Sequence[int], results: list[int]) -> int:
+    if isinstance(term, int):
+        return term
+    if term == "thing":
+        return things[PLACES.index(operation.operands[0])]
+    return numbers[PLACES.index(term)] if term in PLACES else results[-1 - RESULTS.index(term)]
 
 
 def calculate(left: int, sign: str, right: int) -> int:
     """Raises Impossible; see ``carry_out``."""
-    if sign == "/":
-        if left % right:
-            raise Impossible
-        return left // right
-    if sign == "*":
-        if left * right >= MODULUS:
-            raise Impossible
-        return left * right
-    return (left + right if sign == "+" else left - right) % MODULUS
+    if sign == "/" and left % right:
+        raise Impossible
+    result = {"+": left + right, "-": left - right, "*": left * right, "/": left // right if sign == "/" else 0}[sign]
+    if result not in range(LIMIT):
+        raise Impossible
+    return result
