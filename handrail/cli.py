@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from handrail.cli_evidence import report_command
 from handrail.cli_experts import judge_command, plan_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
 from handrail.errors import Paused, UserError
@@ -26,6 +27,7 @@ backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
 app.add_typer(backbone, name="backbone")
 app.command("plan")(plan_command)
 app.command("judge")(judge_command)
+app.command("report")(report_command)
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says; may be repeated.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="our_field=their_column; may be repeated.")]

@@ -1,0 +1,145 @@
+"use strict";
+// Everything a model wrote goes through visible() and textContent, never through markup.
+
+const NAMED = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\u007f": "␡"};
+const UNSEEN = /[\p{C}\u2028\u2029]/gu;
+
+/** Control, bidi and zero-width characters, each as something to see. */
+function visible(text, keep = "") {
+  return String(text).replace(UNSEEN, character => {
+    const code = character.codePointAt(0);
+    if (keep.includes(character)) return character;
+    if (character in NAMED) return NAMED[character];
+    return code < 32 ? String.fromCodePoint(0x2400 + code) : `‹U+${code.toString(16).toUpperCase().padStart(4, "0")}›`;
+  });
+}
+
+const byId = id => document.getElementById(id);
+const figure = value => String(Number(value.toPrecision(4))).replace("-", "−");
+const loaded = new Map();
+let runs = [];
+
+function element(name, classes, text, ...children) {
+  const made = document.createElement(name);
+  if (classes) made.className = classes;
+  if (text) made.textContent = text;
+  made.append(...children);
+  return made;
+}
+
+/** The problems of a run and step, unpacked when first asked for. */
+async function load(run, step) {
+  const id = `samples-${run}-${step}`;
+  if (!loaded.has(id)) {
+    const bytes = Uint8Array.from(atob(byId(id).textContent), character => character.charCodeAt(0));
+    loaded.set(id, await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json());
+  }
+  return loaded.get(id);
+}
+
+/** Fills a list and keeps what was chosen, if it is still there. */
+function fill(list, options) {
+  const before = list.value;
+  list.replaceChildren(...options.map(([value, text]) => new Option(visible(text), value)));
+  if (options.some(([value]) => String(value) === before)) list.value = before;
+}
+
+function outcome(problem) {
+  const rollouts = problem.members.filter(member => member.origin.every(origin => origin === "policy"));
+  return `${rollouts.filter(member => member.reward > 0).length} of ${rollouts.length} rollouts right`;
+}
+
+async function choose() {
+  const run = runs.find(entry => String(entry.run) === byId("run").value);
+  fill(byId("step"), run.steps.map(step => [step, step]));
+  const problems = await load(run.run, byId("step").value);
+  fill(byId("problem"), problems.map((problem, place) => [place, `${problem.id} – ${outcome(problem)}`]));
+  show(problems[byId("problem").value]);
+}
+
+function show(problem) {
+  const rows = [["Prompt", problem.prompt], ["Answer", problem.answer], ["Plan", problem.plan]].filter(([, text]) => text != null);
+  const question = element("div", "question", "", element("dl", "", "", ...rows.flatMap(([name, text]) => [
+    element("dt", "", name), element("dd", "", visible(text, "\n"))])));
+  const counts = {};
+  const cards = problem.members.map(member => {
+    const kind = kindOf(member);
+    counts[kind] = (counts[kind] || 0) + 1;
+    return card(member, `${kind} ${counts[kind]}`);
+  });
+  byId("shown").replaceChildren(question, ...cards);
+  shade(problem);
+}
+
+function kindOf(member) {
+  const origins = new Set(member.origin);
+  if (member.role === "demonstration") return "Demonstration";
+  if (origins.size > 1) return "Repaired rollout";
+  return origins.has("policy") || !origins.size ? "Rollout" : "Reference in the group";
+}
+
+function card(member, name) {
+  const facts = [`reward ${figure(member.reward)}`, member.finished ? "" : "cut off", `${member.tokens.length} tokens`];
+  if (!member.weight.length) facts.push("no signal");
+  const tokens = element("div", "tokens");
+  const readout = element("p", "readout", "Values of a token: point at it, or move here with the arrow keys.");
+  tokens.tabIndex = 0;
+  tokens.setAttribute("role", "group");
+  tokens.setAttribute("aria-label", `Tokens of ${name}; the arrow keys move from one to the next`);
+  readout.setAttribute("aria-live", "polite");
+  tokens.append(...member.tokens.map((text, place) => element("span", `token ${member.origin[place]}`, visible(text).replace(/^ +$/, "␣"))));
+  const select = place => {
+    tokens.querySelector(".current")?.classList.remove("current");
+    tokens.children[place].classList.add("current");
+    readout.textContent = describe(member, place);
+  };
+  const at = () => [...tokens.children].findIndex(token => token.classList.contains("current"));
+  tokens.addEventListener("keydown", event => {
+    const last = member.tokens.length - 1;
+    const moves = {ArrowRight: at() + 1, ArrowLeft: at() - 1, ArrowDown: at() + 10, ArrowUp: at() - 10, Home: 0, End: last};
+    if (!(event.key in moves) || last < 0) return;
+    event.preventDefault();
+    select(Math.max(0, Math.min(last, moves[event.key])));
+  });
+  tokens.addEventListener("pointerover", event => {
+    const place = [...tokens.children].indexOf(event.target);
+    if (place >= 0) select(place);
+  });
+  const heading = element("h4", "", name, element("span", "", facts.filter(Boolean).join(" · ")));
+  return element("article", "trajectory", "", heading, tokens, readout);
+}
+
+function describe(member, place) {
+  const values = ["weight", "credit", "judged"].filter(name => member[name]?.[place] != null).map(name => `${name} ${figure(member[name][place])}`);
+  return [`Token ${place + 1} of ${member.tokens.length}: “${visible(member.tokens[place])}”`, member.origin[place], ...values].join(" · ");
+}
+
+/** Colours the tokens that are shown: strength from 0 to 1, and a sign. */
+function shade(problem) {
+  const name = document.querySelector("[name=shade]:checked").value;
+  const all = problem.members.flatMap(member => member[name] || []).filter(value => value != null).map(Math.abs);
+  const most = all.reduce((a, b) => Math.max(a, b), 0);
+  document.querySelectorAll(".tokens").forEach((tokens, index) => {
+    const values = problem.members[index][name] || [];
+    [...tokens.children].forEach((token, place) => {
+      const value = values[place];
+      const strength = value == null ? 0 : name === "judged" ? 2 * value - 1 : value / (most || 1);
+      token.classList.toggle("positive", strength > 0);
+      token.classList.toggle("negative", strength < 0);
+      token.style.setProperty("--value", Math.abs(strength));
+    });
+  });
+  byId("scale").textContent = name === "none" ? "" : !all.length ? `There is no ${words[name]} here.`
+    : name === "judged" ? "Blue: the judge takes the step for right. Orange: for wrong. The paler, the less sure."
+    : `Blue: positive. Orange: negative. The darkest has ${figure(most)}, the largest ${words[name]} shown here.`;
+}
+const words = {weight: "weight", credit: "credit", judged: "judge’s score"};
+
+document.addEventListener("DOMContentLoaded", () => {
+  runs = JSON.parse(byId("index").textContent);
+  if (!runs.length) return;
+  fill(byId("run"), runs.map(entry => [entry.run, entry.label]));
+  for (const id of ["run", "step", "problem"]) byId(id).addEventListener("change", choose);
+  for (const radio of document.querySelectorAll("[name=shade]")) radio.addEventListener("change", choose);
+  choose();
+});
