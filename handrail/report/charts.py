@@ -22,11 +22,11 @@ COLOURS = {name: f"#0000{place:02x}" for place, name in enumerate(NAMES, start=1
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = "os^DvP*X"
 HATCHES = ("///", "", "...")  # of KINDS
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 8.5,
     "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["muted"], "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"],
     "axes.edgecolor": COLOURS["grid"], "grid.color": COLOURS["grid"], "axes.spines.top": False, "axes.spines.right": False,
-    "xtick.major.size": 0, "ytick.major.size": 0, "axes.linewidth": 0.8, "grid.linewidth": 0.6, "hatch.linewidth": 0.5,
+    "xtick.major.size": 0, "ytick.major.size": 0, "axes.linewidth": 0.8, "grid.linewidth": 0.6, "hatch.linewidth": 0.3,
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ class Style:
     def line(self) -> dict[str, Any]:
         return {
             "color": COLOURS[f"series-{self.place % 8}"], "linestyle": DASHES[self.place % len(DASHES)],
-            "marker": MARKERS[self.place % len(MARKERS)], "markersize": 3.4, "linewidth": 1.5,
+            "marker": MARKERS[(self.place + self.place // 8) % 8], "markersize": 3.4, "linewidth": 1.5,
         }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def area_chart(title: str, shares: Mapping[int, tuple[float, ...]]) -> Markup:
     columns = list(zip(*shares.values(), strict=True))
     layers = axes.stackplot(steps, columns, colors=[COLOURS[kind] for kind in KINDS], alpha=0.8, linewidth=0)
     for layer, hatch in zip(layers, HATCHES, strict=True):
-        layer.set(hatch=hatch, edgecolor=COLOURS["ink"], hatch_linewidth=0.3)
+        layer.set(hatch=hatch, edgecolor=COLOURS["ink"])
     axes.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ends = ", ".join(f"{kind.replace('_', ' ')} {shares[steps[-1]][place]:.0%}" for place, kind in enumerate(KINDS))
@@ -94,7 +94,7 @@ def interval(name: str, row: Mapping[str, Any]) -> Markup:
     axes.plot([0, 1], [0, 0], color=COLOURS["grid"], linewidth=1, zorder=1)
     axes.plot([row["low"], row["high"]], [0, 0], color=COLOURS["muted"], linewidth=4, alpha=0.45, zorder=2)
     axes.plot([row["start"]] * 2, [-0.7, 0.7], color=COLOURS["muted"], linewidth=1, zorder=3)
-    axes.plot(row["per_seed"], [0] * len(row["per_seed"]), "o", color=COLOURS["series-0"], markersize=3.2, zorder=4, clip_on=False)
+    axes.plot(row["per_seed"], [0] * len(row["per_seed"]), "o", color=COLOURS["ink"], markersize=3.2, zorder=4, clip_on=False)
     return svg(figure, f"{name}: {row['mean']:.1%}, 95 % interval {row['low']:.1%} to {row['high']:.1%}, started at {row['start']:.1%}")
 
 
@@ -119,8 +119,8 @@ def canvas() -> tuple[Figure, Axes]:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     return figure, axes
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from handrail.compare import aggregate
 from handrail.errors import UserError
 from handrail.report import charts, series
 from handrail.report.charts import Line, Style
-from handrail.report.chunks import Chunk, chunks
+from handrail.report.chunks import chunks
 from handrail.report.read import Results, Run, read
 from handrail.report.series import KINDS
 
@@ -60,20 +61,38 @@ def render(results: Results) -> str:
     environment = Environment(
         loader=PackageLoader("handrail.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"share": share, "number": number, "points": points}
-    script = (HOME / "report.js").read_text(encoding="utf-8")
-    size = series.window_size(results.runs)
-    pieces = [chunk for place, run in enumerate(results.runs) for chunk in chunks(place, run.directory / "samples.jsonl")]
+    environment.filters |= {"share": share, "number": number, "points": points, "ends": ends}
+    style, script = ((HOME / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return environment.get_template("report.html").render(
-        results=results, version=__version__, facts=facts(results), style=Markup((HOME / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script), script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        methods=figures(results), unfinished=[run for run in results.runs if run.summary is None], interval=charts.interval,
-        legend={name: charts.line_swatch(Style(place)) for place, name in enumerate(results.methods)},
-        kinds={kind.replace("_", " "): charts.area_swatch(place) for place, kind in enumerate(KINDS)},
-        accuracy=list(accuracy_charts(results)), curves=list(curve_charts(results, size)), groups=list(group_charts(results, size)),
-        rescued=rescued_charts(results, size), window=size, measures=measures(results), statuses=statuses(results), settings=settings(results),
-        versions=versions(results), chunks=pieces, index=index(results, pieces),
+        results=results, version=__version__, facts=facts(results), methods=figures(results), measures=measures(results),
+        unfinished=[run for run in results.runs if run.summary is None], statuses=statuses(results), settings=settings(results),
+        versions=versions(results), interval=charts.interval, **drawn(results), **trajectories(results),
+        style=Markup(style), script=Markup(script), script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
+
+
+def drawn(results: Results) -> dict[str, Any]:
+    """The charts and their legends."""
+    window = series.window_size(results.runs)
+    return {
+        "window": window,
+        "legend": {name: charts.line_swatch(Style(place)) for place, name in enumerate(results.methods)},
+        "kinds": {kind.replace("_", " "): charts.area_swatch(place) for place, kind in enumerate(KINDS)},
+        "accuracy": list(accuracy_charts(results)),
+        "curves": list(curve_charts(results, window)),
+        "groups": list(group_charts(results, window)),
+        "rescued": chart("Problems rescued so far", lines(results, partial(series.rescued, size=window))),
+    }
+
+
+def trajectories(results: Results) -> dict[str, Any]:
+    """The packed samples, and which runs and steps there are."""
+    pieces = [chunk for place, run in enumerate(results.runs) for chunk in chunks(place, run.directory / "samples.jsonl")]
+    index = [
+        {"run": place, "label": label(run), "steps": [piece.step for piece in pieces if piece.run == place]}
+        for place, run in enumerate(results.runs)
+    ]
+    return {"chunks": pieces, "index": [entry for entry in index if entry["steps"]]}
 
 
 def share(value: float | None, decimals: int = 1) -> str:
@@ -86,6 +105,11 @@ def number(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def ends(values: Mapping[str, float | None] | None) -> str:
+    """A figure before and after training."""
+    return " → ".join("–" if (value := (values or {}).get(end)) is None else f"{value:.3f}" for end in ("start", "end"))
 
 
 # Figures
@@ -109,18 +133,17 @@ def statuses(results: Results) -> list[dict[str, str]]:
     for name, runs in results.methods.items():
         if summary := next((run.summary for run in runs if run.summary), None):
             words = STATUS.get(summary["status"], "").format(name=summary["method"].upper())
-            out.append({"name": name, "method": summary["method"], "source": summary["source"], "status": summary["status"], "words": words})
+            out.append({"name": name, "words": words, **{key: summary[key] for key in ("method", "source", "status")}})
     return out
 
 
 # Charts
 
 
-def lines(results: Results, seeds: Any) -> list[Line]:
+def lines(results: Results, seeds: Callable[[Run], dict[int, float]]) -> list[Line]:
     """A line a method, from ``seeds(run)``: a figure by step."""
-    return [
-        Line(name, Style(place), series.over_seeds([seeds(run) for run in runs])) for place, (name, runs) in enumerate(results.methods.items())
-    ]
+    methods = results.methods.items()
+    return [Line(name, Style(place), series.over_seeds([seeds(run) for run in runs])) for place, (name, runs) in enumerate(methods)]
 
 
 def chart(title: str, drawn: list[Line], share: bool = False) -> list[Chart]:
@@ -142,16 +165,12 @@ def cell(point: series.Point | None, share: bool) -> str:
 
 def accuracy_charts(results: Results) -> Iterator[Chart]:
     for held_out in results.sets:
-        yield from chart(f"Accuracy on {held_out}", lines(results, lambda run, name=held_out: series.evaluated(run, name)), share=True)
+        yield from chart(f"Accuracy on {held_out}", lines(results, partial(series.evaluated, held_out=held_out)), share=True)
 
 
 def curve_charts(results: Results, size: int) -> Iterator[Chart]:
     for key, title in CURVES.items():
-        yield from chart(title, lines(results, lambda run, key=key: series.windowed(run, key, size)))
-
-
-def rescued_charts(results: Results, size: int) -> list[Chart]:
-    return chart("Problems rescued so far", lines(results, lambda run: series.rescued(run, size)))
+        yield from chart(title, lines(results, partial(series.windowed, key=key, size=size)))
 
 
 def group_charts(results: Results, size: int) -> Iterator[Chart]:
@@ -172,7 +191,8 @@ def facts(results: Results) -> dict[str, str]:
     out = {
         "model": config.get("model", {}).get("path"),
         "trained on": ", ".join(source["path"] for source in config.get("data", {}).get("train", [])),
-        "steps": f"{train['steps']} of {train['problems_per_step']} problems × {rollout['group_size']} rollouts" if train and rollout else None,
+        "steps": train.get("steps"),
+        "each of": f"{train['problems_per_step']} problems × {rollout['group_size']} rollouts" if train and rollout else None,
         "seeds" if len(seeds) > 1 else "seed": ", ".join(seeds),
         "verifier": config.get("verifier", {}).get("name"),
     }
@@ -206,12 +226,3 @@ def versions(results: Results) -> list[tuple[str, list[str]]]:
 
 def label(run: Run) -> str:
     return f"{run.name}, seed {run.seed}"
-
-
-def index(results: Results, pieces: list[Chunk]) -> list[dict[str, Any]]:
-    """The runs that have samples, with the steps they have them of."""
-    out = [
-        {"run": place, "label": label(run), "steps": [piece.step for piece in pieces if piece.run == place]}
-        for place, run in enumerate(results.runs)
-    ]
-    return [entry for entry in out if entry["steps"]]

@@ -96,10 +96,10 @@ def read(directory: Path) -> Results:
             "give a directory that handrail train or handrail compare wrote"
         )
     summary = json_object(directory / "summary.json") or {}
-    names = {slug(name): name for name in summary.get("methods", {})}
+    names = {slug(name): name for name in summary.get("methods", {})}  # the directories of an unfinished comparison have slugs only
     runs = [Run(names.get(path.parent.name, path.parent.name), int(path.name.removeprefix("seed-")), path) for path in found]
-    order = [*names.values()]
-    return Results(title, sorted(runs, key=lambda run: (run.name not in order, run.name in order and order.index(run.name), run.name, run.seed)), summary)
+    order = [*names.values(), *sorted({run.name for run in runs} - {*names.values()})]
+    return Results(title, sorted(runs, key=lambda run: (order.index(run.name), run.seed)), summary)
 
 
 def single(directory: Path) -> Run:

@@ -15,8 +15,10 @@ function visible(text, keep = "") {
 }
 
 const byId = id => document.getElementById(id);
+const foreign = member => member.origin.some(origin => origin !== "policy");
 const figure = value => String(Number(value.toPrecision(4))).replace("-", "−");
 const loaded = new Map();
+const words = {weight: "weight", credit: "credit", judged: "judge’s score"};
 let runs = [];
 
 function element(name, classes, text, ...children) {
@@ -45,15 +47,16 @@ function fill(list, options) {
 }
 
 function outcome(problem) {
-  const rollouts = problem.members.filter(member => member.origin.every(origin => origin === "policy"));
-  return `${rollouts.filter(member => member.reward > 0).length} of ${rollouts.length} rollouts right`;
+  const rollouts = problem.members.filter(member => !foreign(member));
+  const right = rollouts.filter(member => member.reward > 0).length;
+  return `${right} of ${rollouts.length} rollouts right${rollouts.length < problem.members.length ? ", guided" : ""}`;
 }
 
 async function choose() {
   const run = runs.find(entry => String(entry.run) === byId("run").value);
   fill(byId("step"), run.steps.map(step => [step, step]));
   const problems = await load(run.run, byId("step").value);
-  fill(byId("problem"), problems.map((problem, place) => [place, `${problem.id} – ${outcome(problem)}`]));
+  fill(byId("problem"), problems.map((problem, place) => [place, `${problem.id}: ${outcome(problem)}`]));
   show(problems[byId("problem").value]);
 }
 
@@ -72,38 +75,37 @@ function show(problem) {
 }
 
 function kindOf(member) {
-  const origins = new Set(member.origin);
   if (member.role === "demonstration") return "Demonstration";
-  if (origins.size > 1) return "Repaired rollout";
-  return origins.has("policy") || !origins.size ? "Rollout" : "Reference in the group";
+  if (!foreign(member)) return "Rollout";
+  return member.origin.includes("policy") ? "Repaired rollout" : "Reference in the group";
 }
 
 function card(member, name) {
   const facts = [`reward ${figure(member.reward)}`, member.finished ? "" : "cut off", `${member.tokens.length} tokens`];
   if (!member.weight.length) facts.push("no signal");
-  const tokens = element("div", "tokens");
-  const readout = element("p", "readout", "Values of a token: point at it, or move here with the arrow keys.");
+  const spans = member.tokens.map((text, place) => element("span", `token ${member.origin[place]}`, visible(text).replace(/^ +$/, "␣")));
+  const tokens = element("div", "tokens", "", ...spans.flatMap((span, place) => member.tokens[place].endsWith("\n") ? [span, element("br")] : [span]));
+  const readout = element("p", "readout");
   tokens.tabIndex = 0;
   tokens.setAttribute("role", "group");
   tokens.setAttribute("aria-label", `Tokens of ${name}; the arrow keys move from one to the next`);
   readout.setAttribute("aria-live", "polite");
-  tokens.append(...member.tokens.map((text, place) => element("span", `token ${member.origin[place]}`, visible(text).replace(/^ +$/, "␣"))));
+  let current = -1;
   const select = place => {
-    tokens.querySelector(".current")?.classList.remove("current");
-    tokens.children[place].classList.add("current");
+    spans[current]?.classList.remove("current");
+    current = place;
+    spans[current].classList.add("current");
     readout.textContent = describe(member, place);
   };
-  const at = () => [...tokens.children].findIndex(token => token.classList.contains("current"));
   tokens.addEventListener("keydown", event => {
-    const last = member.tokens.length - 1;
-    const moves = {ArrowRight: at() + 1, ArrowLeft: at() - 1, ArrowDown: at() + 10, ArrowUp: at() - 10, Home: 0, End: last};
+    const last = spans.length - 1;
+    const moves = {ArrowRight: current + 1, ArrowLeft: current - 1, ArrowDown: current + 10, ArrowUp: current - 10, Home: 0, End: last};
     if (!(event.key in moves) || last < 0) return;
     event.preventDefault();
     select(Math.max(0, Math.min(last, moves[event.key])));
   });
   tokens.addEventListener("pointerover", event => {
-    const place = [...tokens.children].indexOf(event.target);
-    if (place >= 0) select(place);
+    if (spans.includes(event.target)) select(spans.indexOf(event.target));
   });
   const heading = element("h4", "", name, element("span", "", facts.filter(Boolean).join(" · ")));
   return element("article", "trajectory", "", heading, tokens, readout);
@@ -121,7 +123,7 @@ function shade(problem) {
   const most = all.reduce((a, b) => Math.max(a, b), 0);
   document.querySelectorAll(".tokens").forEach((tokens, index) => {
     const values = problem.members[index][name] || [];
-    [...tokens.children].forEach((token, place) => {
+    tokens.querySelectorAll(".token").forEach((token, place) => {
       const value = values[place];
       const strength = value == null ? 0 : name === "judged" ? 2 * value - 1 : value / (most || 1);
       token.classList.toggle("positive", strength > 0);
@@ -129,11 +131,10 @@ function shade(problem) {
       token.style.setProperty("--value", Math.abs(strength));
     });
   });
-  byId("scale").textContent = name === "none" ? "" : !all.length ? `There is no ${words[name]} here.`
+  byId("scale").textContent = name === "none" ? "" : !all.length ? `No token shown has a ${words[name]}.`
     : name === "judged" ? "Blue: the judge takes the step for right. Orange: for wrong. The paler, the less sure."
     : `Blue: positive. Orange: negative. The darkest has ${figure(most)}, the largest ${words[name]} shown here.`;
 }
-const words = {weight: "weight", credit: "credit", judged: "judge’s score"};
 
 document.addEventListener("DOMContentLoaded", () => {
   runs = JSON.parse(byId("index").textContent);
