@@ -145,6 +145,8 @@ def test_settings_in_which_methods_differ_are_found(tmp_path: Path) -> None:
     write_run(tmp_path / "a/seed-1", [], None, '[train]\nseed = 1\nsteps = 4\n[method]\nname = "grpo"\n')
     write_run(tmp_path / "b/seed-1", [], None, '[train]\nseed = 2\nsteps = 4\n[method]\nname = "luffy"\ngamma = 0.2\n')
     assert settings(read(tmp_path)) == [("method.name", ["grpo", "luffy"]), ("method.gamma", ["–", "0.2"])]
+    write_run(tmp_path / "c/seed-1", [], None, "[[data.train]]\nshare = 1.0\n[[data.train]]\nshare = 3.0\n")
+    assert settings(read(tmp_path))[-1] == ("data.train.2.share", ["–", "–", "3.0"])
 
 
 def test_a_resumption_on_other_versions_is_shown(tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_results_come_first_and_every_section_has_its_heading(page: Page, compar
 def test_every_chart_has_words_a_table_and_a_legend(page: Page) -> None:
     titles = page.locator("figcaption").all_text_contents()
     assert titles == [
-        "Accuracy on hard", "Accuracy on easy", "Reward, mean over rollouts", "Entropy of rollout tokens, in nats", "Tokens sampled, a step",
-        "Tokens trained, a step", "GRPO", "LUFFY", "SORT", "SCOPE", "Problems rescued so far",
+        "Accuracy on hard", "Accuracy on easy", "Reward, mean over rollouts", "Entropy of rollout tokens, in nats",
+        "Tokens sampled, a step", "Tokens trained, a step", "GRPO", "LUFFY", "SORT", "SCOPE", "Problems rescued so far",
     ]  # fmt: skip
     assert page.locator("figure > svg[role=img][aria-label*='At the last step']").count() == len(titles)
     assert page.locator("figure details table").count() == len(titles)
@@ -158,7 +158,7 @@ def test_configuration_versions_and_status_are_told(page: Page, comparison: Path
     assert f"python {versions['python']}" in text and f"torch {versions['torch']}" in text
     assert "SORT (sort, arXiv 2605.11505): reconstruction" in " ".join(text.split())
     assert (comparison / "luffy/seed-1/config.toml").read_text() in text
-    assert page.locator("#runs table tbody th").all_text_contents()[:2] == ["data.train", "method.name"]
+    assert page.locator("#runs table tbody th").all_text_contents()[:2] == ["data.train.1.path", "data.train.2.path"]
 
 
 # Trajectories, from the keyboard alone
@@ -269,10 +269,11 @@ def test_dark_mode_changes_paper_ink_and_charts(browser: Browser, report: Path) 
     colours = []
     for scheme in ("light", "dark"):
         watched = Watched(browser, report, color_scheme=scheme)
-        look = "selector => [getComputedStyle(document.querySelector(selector)).backgroundColor, getComputedStyle(document.querySelector(selector)).fill]"
-        colours.append((watched.page.evaluate(look, "body")[0], watched.page.evaluate(look, "figure svg text")[1]))
+        look = "([selector, property]) => getComputedStyle(document.querySelector(selector))[property]"
+        parts = (["body", "backgroundColor"], ["body", "color"], ["figure svg text", "fill"], [".legend svg [style*=series]", "stroke"])
+        colours.append([watched.page.evaluate(look, part) for part in parts])
         watched.close()
-    assert colours[0][0] == "rgb(255, 255, 255)" and colours[0][0] != colours[1][0] and colours[0][1] != colours[1][1]
+    assert colours[0][0] == "rgb(255, 255, 255)" and all(light != dark for light, dark in zip(*colours, strict=True))
 
 
 def test_a_phone_never_scrolls_sideways(browser: Browser, report: Path) -> None:
@@ -285,6 +286,8 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, report: Path) -> None:
 
 def test_paper_has_the_charts_and_not_the_controls(watched: Watched, page: Page) -> None:
     page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 680, "height": 960})  # A4 within its margins
+    assert page.evaluate("document.documentElement.scrollWidth") == 680
     assert page.locator("figure svg").first.is_visible() and page.locator(".comparison").is_visible()
     assert page.locator(".trajectory").first.is_visible()
     assert not page.locator(".controls").is_visible() and not page.locator("nav").is_visible()
@@ -294,8 +297,8 @@ def test_paper_has_the_charts_and_not_the_controls(watched: Watched, page: Page)
 # Hostile content
 
 HOSTILE = [
-    "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>", "\"'`><b>", "\u202eevil\u202c", "a\x00b",
-    "\n", "\ud800", "x" * 5000, "<!--", "]]>", "{{ 7 * 7 }}", "${alert(4)}", "   ",
+    "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>", "\"'`><b>", "\u202eevil\u202c",
+    "a\x00b", "\n", "\ud800", "x" * 5000, "<!--", "]]>", "{{ 7 * 7 }}", "${alert(4)}", "   ",
 ]  # fmt: skip
 SHOWN = [
     *HOSTILE[:4], "‹U+202E›evil‹U+202C›", "a␀b", "⏎", "‹U+D800›", *HOSTILE[8:13], "␣",

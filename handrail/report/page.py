@@ -207,7 +207,10 @@ def settings(results: Results) -> list[tuple[str, list[str]]]:
 
 
 def flat(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting by its whole name; of a list of tables, each table by its number."""
     for key, value in tree.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {str(place): item for place, item in enumerate(value, start=1)}
         if isinstance(value, Mapping):
             yield from flat(value, f"{start}{key}.")
         else:

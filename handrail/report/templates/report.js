@@ -56,7 +56,9 @@ async function choose() {
   const run = runs.find(entry => String(entry.run) === byId("run").value);
   fill(byId("step"), run.steps.map(step => [step, step]));
   const problems = await load(run.run, byId("step").value);
+  const first = byId("problem").value === "";
   fill(byId("problem"), problems.map((problem, place) => [place, `${problem.id}: ${outcome(problem)}`]));
+  if (first) byId("problem").value = Math.max(0, problems.findIndex(problem => problem.members.some(member => member.weight.length)));
   show(problems[byId("problem").value]);
 }
 
@@ -82,6 +84,7 @@ function kindOf(member) {
 
 function card(member, name) {
   const facts = [`reward ${figure(member.reward)}`, member.finished ? "" : "cut off", `${member.tokens.length} tokens`];
+  if (new Set(member.credit).size === 1 && member.credit[0]) facts.push(`credit ${figure(member.credit[0])}`);
   if (!member.weight.length) facts.push("no signal");
   const spans = member.tokens.map((text, place) => element("span", `token ${member.origin[place]}`, visible(text).replace(/^ +$/, "␣")));
   const tokens = element("div", "tokens", "", ...spans.flatMap((span, place) => member.tokens[place].endsWith("\n") ? [span, element("br")] : [span]));
