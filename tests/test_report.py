@@ -110,6 +110,14 @@ def test_what_was_cut_off_while_writing_is_left_out(tmp_path: Path) -> None:
     assert run.summary is None and run.versions == []
 
 
+def test_a_figure_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [step(1, 1, reward=float("nan")), step(2, 1, reward=0.5)])
+    assert windowed(run, "reward", 1) == {2: 0.5}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample(1, "x", credit=[float("inf")])) + "\n")
+    (chunk,) = chunks(0, tmp_path / "samples.jsonl")
+    assert json.loads(gzip.decompress(base64.b64decode(chunk.data)))[0]["members"][0]["credit"] == [None]
+
+
 def test_runs_are_in_the_order_and_have_the_names_of_the_comparisons_summary(tmp_path: Path) -> None:
     for name in ("b-2", "a", "extra"):
         for seed in (10, 9):

@@ -200,7 +200,7 @@ def test_run_step_and_problem_are_chosen_with_the_arrow_keys(page: Page, compari
     assert last["prompt"] in page.locator(".question").inner_text() and last["answer"] in page.locator(".question").inner_text()
     shown = [row for row in samples if row["step"] == 2 and row["problem"] == last["problem"]]
     assert [card.locator(".token").all_text_contents() for card in page.locator(".trajectory").all()] == [row["tokens"] for row in shown]
-    assert page.locator("h4").last.inner_text().startswith("Reference in the group 1")
+    assert page.locator(".trajectory h3").last.inner_text().startswith("Reference in the group 1")
 
 
 def shades(page: Page, name: str) -> list[str]:
@@ -230,7 +230,7 @@ def test_tokens_are_shaded_by_weight_or_credit_and_say_their_values(page: Page, 
     assert set(shades(page, "none")) == {CLEAR} and page.locator("#scale").inner_text() == ""
     assert page.locator(".question dt").all_text_contents() == ["Prompt", "Answer", "Plan"]
     demonstration = page.locator(".trajectory").last
-    assert demonstration.locator("h4").inner_text().startswith("Demonstration 1")
+    assert demonstration.locator("h3").inner_text().startswith("Demonstration 1")
     demonstration.locator(".tokens").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "Home", "ArrowRight"):
         page.keyboard.press(key)
@@ -251,7 +251,7 @@ def test_a_repair_shows_who_wrote_what_and_what_the_judge_said(page: Page, compa
     choose(page, "run", f"SCOPE, seed {seed}")
     choose(page, "step", str(repaired["step"]))
     choose(page, "problem", repaired["problem"])
-    card = page.locator(".trajectory", has=page.locator("h4", has_text="Repaired rollout 1"))
+    card = page.locator(".trajectory", has=page.locator("h3", has_text="Repaired rollout 1"))
     spliced = card.locator(".token.reference")
     assert spliced.all_text_contents() == [t for t, o in zip(repaired["tokens"], repaired["origin"], strict=True) if o == "reference"]
     assert "underline" in spliced.first.evaluate("element => getComputedStyle(element).textDecorationLine")

@@ -21,7 +21,7 @@ NAMES = ("ink", "muted", "grid", *KINDS, *(f"series-{place}" for place in range(
 COLOURS = {name: f"#0000{place:02x}" for place, name in enumerate(NAMES, start=1)}
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = "os^DvP*X"
-HATCHES = ("///", "", "...")  # of KINDS
+HATCHES = ("///", "", "\\\\\\")  # of KINDS; lines, for dots make large files
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 8.5,
     "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["muted"], "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"],
@@ -140,8 +140,10 @@ def svg(figure: Figure, label: str = "") -> Markup:
     text = stream.getvalue()
     head, body = text[text.index("<svg") :].split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
-    # A style element would apply to the whole page, and names like axes_1 would be there once a chart.
-    body = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| id="[A-Za-z0-9.]+_\d+"', "", body, flags=re.DOTALL)
+    # A style element would apply to the whole page, names like axes_1 would be there once a chart, and fonts are the page's.
+    body = re.sub(
+        r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| id="[A-Za-z0-9.]+_\d+"| font-family: [^;]*;', "", body, flags=re.DOTALL
+    )
     body = re.sub(r"\s*\n\s*", " ", body)
     for name, colour in COLOURS.items():
         body = body.replace(colour, f"var(--{name.replace('_', '-')})")

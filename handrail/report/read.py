@@ -115,7 +115,7 @@ def rows(file: Path) -> Iterator[Row]:
     with file.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:
-                row = json.loads(line)
+                row = parse(line)
             except json.JSONDecodeError:
                 return
             if not isinstance(row, dict) or "step" not in row:
@@ -125,10 +125,15 @@ def rows(file: Path) -> Iterator[Row]:
 
 def json_object(file: Path) -> Row | None:
     try:
-        found = json.loads(read_text(file))
+        found = parse(read_text(file))
     except json.JSONDecodeError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def parse(text: str) -> Any:
+    """JSON, with null for what Python writes of numbers that JSON does not have: NaN and infinities."""
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 def read_text(file: Path) -> str:

@@ -20,6 +20,7 @@ const figure = value => String(Number(value.toPrecision(4))).replace("-", "−")
 const loaded = new Map();
 const words = {weight: "weight", credit: "credit", judged: "judge’s score"};
 let runs = [];
+let shown;
 
 function element(name, classes, text, ...children) {
   const made = document.createElement(name);
@@ -55,7 +56,9 @@ function outcome(problem) {
 async function choose() {
   const run = runs.find(entry => String(entry.run) === byId("run").value);
   fill(byId("step"), run.steps.map(step => [step, step]));
-  const problems = await load(run.run, byId("step").value);
+  const step = byId("step").value;
+  const problems = await load(run.run, step);
+  if (byId("run").value !== String(run.run) || byId("step").value !== step) return;  // another was chosen meanwhile
   const first = byId("problem").value === "";
   fill(byId("problem"), problems.map((problem, place) => [place, `${problem.id}: ${outcome(problem)}`]));
   if (first) byId("problem").value = Math.max(0, problems.findIndex(problem => problem.members.some(member => member.weight.length)));
@@ -73,7 +76,8 @@ function show(problem) {
     return card(member, `${kind} ${counts[kind]}`);
   });
   byId("shown").replaceChildren(question, ...cards);
-  shade(problem);
+  shown = problem;
+  shade();
 }
 
 function kindOf(member) {
@@ -110,7 +114,7 @@ function card(member, name) {
   tokens.addEventListener("pointerover", event => {
     if (spans.includes(event.target)) select(spans.indexOf(event.target));
   });
-  const heading = element("h4", "", name, element("span", "", facts.filter(Boolean).join(" · ")));
+  const heading = element("h3", "", name, element("span", "", facts.filter(Boolean).join(" · ")));
   return element("article", "trajectory", "", heading, tokens, readout);
 }
 
@@ -119,13 +123,13 @@ function describe(member, place) {
   return [`Token ${place + 1} of ${member.tokens.length}: “${visible(member.tokens[place])}”`, member.origin[place], ...values].join(" · ");
 }
 
-/** Colours the tokens that are shown: strength from 0 to 1, and a sign. */
-function shade(problem) {
+/** Colours the tokens of the problem that is shown: strength from 0 to 1, and a sign. */
+function shade() {
   const name = document.querySelector("[name=shade]:checked").value;
-  const all = problem.members.flatMap(member => member[name] || []).filter(value => value != null).map(Math.abs);
+  const all = shown.members.flatMap(member => member[name] || []).filter(value => value != null).map(Math.abs);
   const most = all.reduce((a, b) => Math.max(a, b), 0);
   document.querySelectorAll(".tokens").forEach((tokens, index) => {
-    const values = problem.members[index][name] || [];
+    const values = shown.members[index][name] || [];
     tokens.querySelectorAll(".token").forEach((token, place) => {
       const value = values[place];
       const strength = value == null ? 0 : name === "judged" ? 2 * value - 1 : value / (most || 1);
@@ -144,6 +148,6 @@ document.addEventListener("DOMContentLoaded", () => {
   if (!runs.length) return;
   fill(byId("run"), runs.map(entry => [entry.run, entry.label]));
   for (const id of ["run", "step", "problem"]) byId(id).addEventListener("change", choose);
-  for (const radio of document.querySelectorAll("[name=shade]")) radio.addEventListener("change", choose);
+  for (const radio of document.querySelectorAll("[name=shade]")) radio.addEventListener("change", shade);
   choose();
 });
