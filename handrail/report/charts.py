@@ -26,7 +26,7 @@ SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 8.5,
     "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["muted"], "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"],
     "axes.edgecolor": COLOURS["grid"], "grid.color": COLOURS["grid"], "axes.spines.top": False, "axes.spines.right": False,
-    "xtick.major.size": 0, "ytick.major.size": 0, "axes.linewidth": 0.8, "grid.linewidth": 0.6, "hatch.linewidth": 0.3,
+    "xtick.major.size": 0, "ytick.major.size": 0, "axes.linewidth": 0.8, "grid.linewidth": 0.6, "hatch.linewidth": 0.4,
 }  # fmt: skip
 
 
@@ -52,6 +52,7 @@ class Line(NamedTuple):
     points: list[Point]
 
 
+@matplotlib.rc_context(SETTINGS)
 def line_chart(title: str, lines: Sequence[Line], share: bool) -> Markup:
     """A line a method with a band over its seeds; ``share`` draws from 0 to 100 %."""
     figure, axes = canvas()
@@ -70,6 +71,7 @@ def line_chart(title: str, lines: Sequence[Line], share: bool) -> Markup:
     return svg(figure, f"Line chart: {title} by step. At the last step: {ends}.")
 
 
+@matplotlib.rc_context(SETTINGS)
 def area_chart(title: str, shares: Mapping[int, tuple[float, ...]]) -> Markup:
     """The shares of all-wrong, mixed and all-right groups, stacked."""
     figure, axes = canvas()
@@ -84,11 +86,11 @@ def area_chart(title: str, shares: Mapping[int, tuple[float, ...]]) -> Markup:
     return svg(figure, f"Stacked areas: groups of {title} by step. At the last step: {ends}.")
 
 
+@matplotlib.rc_context(SETTINGS)
 def interval(name: str, row: Mapping[str, Any]) -> Markup:
     """One accuracy on the way from 0 to 100 %: its interval as a bar, every seed as a dot, a tick where training started."""
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(2.0, 0.2))
-        axes = figure.add_axes((0.02, 0, 0.96, 1))
+    figure = Figure(figsize=(2.0, 0.2))
+    axes = figure.add_axes((0.02, 0, 0.96, 1))
     axes.set(xlim=(0, 1), ylim=(-1, 1))
     axes.axis("off")
     axes.plot([0, 1], [0, 0], color=COLOURS["grid"], linewidth=1, zorder=1)
@@ -98,6 +100,7 @@ def interval(name: str, row: Mapping[str, Any]) -> Markup:
     return svg(figure, f"{name}: {row['mean']:.1%}, 95 % interval {row['low']:.1%} to {row['high']:.1%}, started at {row['start']:.1%}")
 
 
+@matplotlib.rc_context(SETTINGS)
 def line_swatch(style: Style) -> Markup:
     """A method's line for the legend."""
     figure, axes = swatch()
@@ -105,6 +108,7 @@ def line_swatch(style: Style) -> Markup:
     return svg(figure)
 
 
+@matplotlib.rc_context(SETTINGS)
 def area_swatch(place: int) -> Markup:
     """One of KINDS for the legend."""
     figure, axes = swatch()
@@ -113,9 +117,8 @@ def area_swatch(place: int) -> Markup:
 
 
 def canvas() -> tuple[Figure, Axes]:
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(4.0, 2.3), layout="constrained")
-        axes = figure.add_subplot()
+    figure = Figure(figsize=(4.0, 2.3), layout="constrained")
+    axes = figure.add_subplot()
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_xlabel("step")
@@ -134,7 +137,7 @@ def swatch() -> tuple[Figure, Axes]:
 
 def svg(figure: Figure, label: str = "") -> Markup:
     """The figure as an element of the page; without a label it is decoration."""
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": f"handrail {label}"}):
+    with matplotlib.rc_context({"svg.hashsalt": f"handrail {label}"}):
         stream = StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = stream.getvalue()
