@@ -15,6 +15,7 @@ from rich.table import Table
 from handrail.cli_evaluate import eval_command, probe_command
 from handrail.cli_experts import judge_command, plan_command
 from handrail.cli_options import Data, Settings
+from handrail.cli_report import report_command
 from handrail.cli_suite import suite_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
 from handrail.errors import Paused, UserError
@@ -32,6 +33,7 @@ app.command("eval")(eval_command)
 app.command("plan")(plan_command)
 app.command("suite")(suite_command)
 app.command("judge")(judge_command)
+app.command("report")(report_command)
 
 Columns = Annotated[list[str] | None, typer.Option("--column", help="our_field=their_column; may be repeated.")]
 

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from queue import Empty
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Protocol
 
 from scipy.stats import t as student
 from torch import cuda
@@ -106,7 +106,17 @@ def _forward(messages: Any, report: Report) -> None:
             return
 
 
-def aggregate(all_jobs: list[Job]) -> dict[str, Any]:
+class Summarised(Protocol):
+    """A run of a comparison, planned or read from its directory."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> dict[str, Any] | None: ...
+
+
+def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
     """Each run's figures over its seeds."""
     out = {}
     for name in dict.fromkeys(job.name for job in all_jobs):

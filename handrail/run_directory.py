@@ -1,15 +1,18 @@
-"""What a run leaves behind: configuration, metrics, timings, samples, TensorBoard events and the summary."""
+"""What a run leaves behind: configuration, versions, metrics, timings, samples, TensorBoard events and the summary."""
 
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from torch.utils.tensorboard import SummaryWriter
 
+from handrail import __version__
 from handrail.config import Config, EndpointConfig, load_config
 from handrail.errors import UserError
 
@@ -24,15 +27,16 @@ class RunDirectory:
         Of several processes one ``writes``; for the others every method does nothing.
         """
         self.path, self.writes = path, writes
-        self.metrics, self.timings, self.samples, self.evaluations = (
-            path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations")
+        self.metrics, self.timings, self.samples, self.evaluations, self.versions = (
+            path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")
         )
         if not writes:
             return
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.toml").write_text(tomli_w.dumps(config.model_dump(exclude_none=True)), encoding="utf-8")
-        for file in (self.metrics, self.timings, self.samples, self.evaluations):
+        for file in (self.metrics, self.timings, self.samples, self.evaluations, self.versions):
             keep_until(file, resume_from)
+        append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
 
     @staticmethod
@@ -84,6 +88,12 @@ def what_is_learnt(config: Config) -> dict[str, Any]:
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {"train": book_keeping, "eval": True, "compare": True, "verifier": {"timeout", "workers"}, "endpoint": asking}
     return config.model_dump(exclude=same)
+
+
+def versions() -> dict[str, str]:
+    """What computes: Python and the packages whose releases may change a figure."""
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "math-verify", "reasoning-gym", "numpy")
+    return {"handrail": __version__, "python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from handrail.batch import Row, micro_batch
+from handrail.guidance.steps import spelt
 from handrail.methods.base import Method
 from handrail.policy.transformers import TransformersPolicy
 from handrail.trajectory import Group, Trajectory
@@ -30,6 +31,8 @@ def sample_rows(step: int, groups: Sequence[Group], method: Method, policy: Tran
                 "origin": [origin.name.lower() for origin in member.origin],
                 "credit": rounded(member.credit),
                 "weight": rounded(token_weights(member, method, policy)),
+                **({"plan": group.problem.plan} if group.problem.plan is not None else {}),
+                **({"judged": judged_tokens(member, policy)} if member.judged else {}),
             }
 
 
@@ -45,6 +48,16 @@ def token_weights(member: Trajectory, method: Method, policy: TransformersPolicy
     streams = micro_batch([Row(member, 1.0, 1.0)]).streams
     (gradient,) = torch.autograd.grad(method.surrogate(logp, streams).sum(), logp)
     return list((gradient / torch.where(streams.credit == 0, 1.0, streams.credit))[0].tolist())
+
+
+def judged_tokens(member: Trajectory, policy: TransformersPolicy) -> list[float | None]:
+    """The score of the step that each token belongs to; None where no judge could tell."""
+    scores: list[float | None] = []
+    text = ""
+    for step, score in member.judged or []:
+        text += step
+        scores += [None if score is None else float(f"{score:.5g}")] * (spelt(member.completion, text, policy) - len(scores))
+    return scores + [None] * (len(member) - len(scores))
 
 
 def rounded(values: Sequence[float]) -> list[float]:

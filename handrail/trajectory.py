@@ -24,6 +24,7 @@ class Trajectory:
     ``behaviour`` holds the log-probability under which each token was sampled, None where nobody knows it.
     ``credit`` is the advantage of each token, ``weight`` how strongly its likelihood is raised (imitation).
     A trajectory whose credits and weights are all exactly zero never reaches the model.
+    ``judged`` holds the steps that a judge scored, from the first on, with their scores; None where no judge said anything.
     """
 
     prompt: list[int]
@@ -36,6 +37,7 @@ class Trajectory:
     reward: float = 0.0
     credit: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
+    judged: list[tuple[str, float | None]] | None = None
 
     def __len__(self) -> int:
         return len(self.completion)

@@ -19,11 +19,12 @@ from handrail.config import RolloutConfig
 from handrail.errors import UserError
 from handrail.guidance.experts import Experts
 from handrail.guidance.judge import Scores
-from handrail.guidance.steps import split_steps
+from handrail.guidance.steps import spelt, split_steps
 from handrail.methods import build
-from handrail.methods.scope import Scope, spelt
+from handrail.methods.scope import Scope
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
+from handrail.samples import sample_rows
 from handrail.sources import load_problems
 from handrail.tools import Tools
 from handrail.trajectory import Group, Origin, Trajectory
@@ -80,7 +81,8 @@ def test_a_repair_keeps_the_right_steps_takes_one_from_the_reference_and_lets_th
     failed = rollout(tools, problem, wrong_from(problem, 1))
     (group,) = make(tools).guide([Group(problem, [failed, failed])], tools)
     repaired, untouched = group.trajectories
-    assert untouched is failed
+    assert untouched == replace(failed, judged=list(zip(split_steps(failed.text), [1.0, 0.0, 0.0], strict=True)))
+    assert repaired.judged == [(split_steps(failed.text)[0], 1.0)]
     assert repaired.text == problem.references[0] and repaired.reward == 1 and repaired.finished
     assert repaired.completion == tools.policy.encode_completion(problem.references[0])
     first, second, _ = (len(step.split()) for step in split_steps(problem.references[0]))
@@ -160,6 +162,22 @@ def test_an_attempt_that_could_not_be_judged_is_counted(tools: Tools, problem: P
     method.judge = Silent()
     method.guide([Group(problem, [rollout(tools, problem, wrong_from(problem, 1))])], tools)
     assert tools.counts["scope/not_judged"] == 1 and tools.counts["scope/no_error_found"] == 0
+
+
+def test_the_judges_scores_stand_in_the_samples_for_every_token_of_the_step_they_are_of(
+    tools: Tools, policy: TransformersPolicy, problem: Problem
+) -> None:  # fmt: skip
+    members = [rollout(tools, problem, wrong_from(problem, 1)), rollout(tools, problem, problem.references[0], reward=1)]
+    method = make(tools, placing="append")
+    groups = method.credit(method.guide([Group(problem, members)], tools), tools)
+    failed, right, repaired = sample_rows(1, groups, method, policy)
+    first, second, third = (len(step.split()) for step in split_steps(failed["text"]))
+    assert failed["judged"] == [1.0] * first + [0.0] * (second + third + 1)  # the end of the sequence is part of the last step
+    assert "judged" not in right
+    assert repaired["judged"] == [1.0] * first + [None] * (len(repaired["tokens"]) - first)
+    assert all(row["plan"] == problem.plan for row in (failed, right, repaired))
+    (bare,) = sample_rows(1, [Group(replace(problem, plan=None), members[1:])], method, policy)
+    assert "plan" not in bare
 
 
 def test_a_random_step_is_never_the_first(tools: Tools, problem: Problem) -> None:

@@ -41,7 +41,7 @@ def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> No
     summary = train(small(train={"checkpoint_every": 1}, method={"name": "sort"}), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.toml", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "evaluations.jsonl", "summary.json", "checkpoints", "model",
-        "tensorboard",
+        "tensorboard", "versions.jsonl",
     }  # fmt: skip
     metrics = lines(tmp_path / "run/metrics.jsonl")
     assert [line["step"] for line in metrics] == [0, 1, 2]
@@ -136,7 +136,10 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(method: dict[str, A
     assert len(lines(tmp_path / "parts/metrics.jsonl")) == 4
     with (tmp_path / "parts/metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "gro')  # as if killed while writing
+    earlier = {**lines(tmp_path / "parts/versions.jsonl")[0], "torch": "2.0"}
+    (tmp_path / "parts/versions.jsonl").write_text(json.dumps(earlier) + "\n")
     train(settings, tmp_path / "parts", resume=True)
+    assert lines(tmp_path / "parts/versions.jsonl") == [earlier, {**lines(tmp_path / "whole/versions.jsonl")[0], "step": 3}]
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")

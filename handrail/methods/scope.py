@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from handrail.guidance.corrector import Correction, Draft, ReferenceCorrector
 from handrail.guidance.experts import CorrectorName, Experts, JudgeName
 from handrail.guidance.judge import first_error
 from handrail.guidance.planner import names_answer
-from handrail.guidance.steps import split_steps
+from handrail.guidance.steps import spelt, split_steps
 from handrail.methods.base import GrpoSettings, Method, Normaliser
 from handrail.objective import Shape, Streams
 from handrail.policy import Policy
@@ -105,6 +104,7 @@ class Scope(Method):
         self.corrector = experts.corrector(s.corrector, s.mode == "reference", s.step_tokens, s.step_end)
 
     def guide(self, groups: list[Group], tools: Tools) -> list[Group]:
+        groups = self.judged(groups, tools)
         repaired: dict[int, dict[int, Trajectory]] = {}
         for attempt, trajectory in self.repair(self.chosen(self.attempts(groups, tools), tools), tools):
             repaired.setdefault(attempt.group, {})[attempt.place] = trajectory
@@ -117,21 +117,31 @@ class Scope(Method):
 
     # Who is repaired, and from where
 
-    def attempts(self, groups: Sequence[Group], tools: Tools) -> list[Attempt]:
-        """The failed rollouts with a first wrong step, cut before it."""
-        failed = [
-            (index, place, rollout)
-            for index, group in enumerate(groups)
-            for place, rollout in enumerate(group.trajectories)
-            if rollout.is_rollout and rollout.reward == 0
-        ]
-        whole = [item for item in failed if item[2].finished]
+    def judged(self, groups: list[Group], tools: Tools) -> list[Group]:
+        """The groups, their failed rollouts with the judge's score of every step; those that were cut off are not judged."""
+        failed = list(failures(groups))
+        whole = [(index, place, rollout) for index, place, rollout in failed if rollout.finished]
         tools.counts["scope/failed"] += len(failed)
         tools.counts["scope/truncated"] += len(failed) - len(whole)
+        if self.judge is None:
+            return groups
         steps = [split_steps(rollout.text, self.scope.step_end) for _, _, rollout in whole]
-        wrong = self.first_wrong([(groups[index].problem, parts) for (index, _, _), parts in zip(whole, steps, strict=True)], tools)
+        scores = self.judge.judge([(groups[index].problem, parts) for (index, _, _), parts in zip(whole, steps, strict=True)])
+        tools.counts["scope/not_judged"] += scores.count(None)
+        members = [list(group.trajectories) for group in groups]
+        for (index, place, rollout), parts, score in zip(whole, steps, scores, strict=True):
+            members[index][place] = replace(rollout, judged=None if score is None else list(zip(parts, score, strict=True)))
+        return [replace(group, trajectories=trajectories) for group, trajectories in zip(groups, members, strict=True)]
+
+    def attempts(self, groups: Sequence[Group], tools: Tools) -> list[Attempt]:
+        """The failed rollouts with a first wrong step, cut before it."""
         out = []
-        for (index, place, rollout), parts, at in zip(whole, steps, wrong, strict=True):
+        for index, place, rollout in failures(groups):
+            if not rollout.finished or (self.judge is not None and rollout.judged is None):
+                continue
+            parts = split_steps(rollout.text, self.scope.step_end)
+            at = self.first_wrong(rollout, len(parts), tools)
+            tools.counts["scope/no_error_found"] += at is None
             if at is not None:
                 problem = groups[index].problem
                 out.append(Attempt(index, place, rollout, Draft(problem, parts[:at], self.followed(problem, parts[:at])), at / len(parts)))
@@ -141,16 +151,10 @@ class Scope(Method):
         """The reference that the kept steps follow furthest."""
         return max(problem.references, key=lambda text: aligned(kept, split_steps(text, self.scope.step_end)), default=None)
 
-    def first_wrong(self, attempts: list[tuple[Problem, list[str]]], tools: Tools) -> list[int | None]:
-        if self.judge is None:
-            drawn = [tools.rng.randrange(1, len(steps)) if len(steps) > 1 else None for _, steps in attempts]
-            tools.counts["scope/no_error_found"] += drawn.count(None)
-            return drawn
-        scores = self.judge.judge(attempts)
-        wrong = [None if score is None else first_error(score, self.scope.threshold) for score in scores]
-        tools.counts["scope/not_judged"] += scores.count(None)
-        tools.counts["scope/no_error_found"] += wrong.count(None) - scores.count(None)
-        return wrong
+    def first_wrong(self, rollout: Trajectory, steps: int, tools: Tools) -> int | None:
+        if rollout.judged is None:
+            return tools.rng.randrange(1, steps) if steps > 1 else None
+        return first_error([score for _, score in rollout.judged], self.scope.threshold)
 
     def chosen(self, attempts: Sequence[Attempt], tools: Tools) -> list[Attempt]:
         """Of each group the M attempts that were right for longest."""
@@ -221,7 +225,8 @@ class Scope(Method):
         rest = kept[len(policy.decode(rollout.completion[:tokens])) :]
         written = policy.encode_completion(rest + correction.text, end=correction.complete, plain=True)
         origin = self.corrector.origin if attempt.draft.kept else Origin.REFERENCE
-        return rollout.upto(tokens).followed(written, origin, [None] * len(written), finished=correction.complete)
+        opening = rollout.upto(tokens).followed(written, origin, [None] * len(written), finished=correction.complete)
+        return replace(opening, judged=rollout.judged and rollout.judged[: len(attempt.draft.kept)])
 
     def room(self, opening: Trajectory) -> int:
         """How many tokens the policy may add."""
@@ -260,9 +265,9 @@ class Scope(Method):
         return torch.where(streams.origin == Origin.POLICY, own, corrected) + objective.imitation(logp, streams)
 
 
-def spelt(tokens: list[int], text: str, policy: Policy) -> int:
-    """How many of ``tokens`` spell a beginning of ``text``; a token that reaches beyond it is not counted."""
-    count = bisect_right(range(len(tokens) + 1), len(text), key=lambda n: len(policy.decode(tokens[:n]))) - 1
-    while not text.startswith(policy.decode(tokens[:count])):  # a character may be spelt by several tokens
-        count -= 1
-    return count
+def failures(groups: Sequence[Group]) -> Iterator[tuple[int, int, Trajectory]]:
+    """Group, place and trajectory of every rollout that earned nothing."""
+    for index, group in enumerate(groups):
+        for place, rollout in enumerate(group.trajectories):
+            if rollout.is_rollout and rollout.reward == 0:
+                yield index, place, rollout

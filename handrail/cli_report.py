@@ -1,0 +1,21 @@
+"""The command that shows what runs came to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handrail.progress import quiet, show
+
+
+def report_command(
+    directory: Annotated[Path, typer.Argument(help="What handrail train or handrail compare wrote; unfinished runs too.")],
+    output: Annotated[Path | None, typer.Option(help="The HTML file to write; by default report.html in the directory.")] = None,
+) -> None:
+    """Write one HTML file to look at: results, learning curves, groups, trajectories token by token, settings."""
+    quiet()
+    from handrail.report.page import write_report
+
+    show(f"report: {write_report(directory, output)}")

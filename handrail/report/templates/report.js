@@ -1,0 +1,153 @@
+"use strict";
+// Everything a model wrote goes through visible() and textContent, never through markup.
+
+const NAMED = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\u007f": "␡"};
+const UNSEEN = /[\p{C}\u2028\u2029]/gu;
+
+/** Control, bidi and zero-width characters, each as something to see. */
+function visible(text, keep = "") {
+  return String(text).replace(UNSEEN, character => {
+    const code = character.codePointAt(0);
+    if (keep.includes(character)) return character;
+    if (character in NAMED) return NAMED[character];
+    return code < 32 ? String.fromCodePoint(0x2400 + code) : `‹U+${code.toString(16).toUpperCase().padStart(4, "0")}›`;
+  });
+}
+
+const byId = id => document.getElementById(id);
+const foreign = member => member.origin.some(origin => origin !== "policy");
+const figure = value => String(Number(value.toPrecision(4))).replace("-", "−");
+const loaded = new Map();
+const words = {weight: "weight", credit: "credit", judged: "judge’s score"};
+let runs = [];
+let shown;
+
+function element(name, classes, text, ...children) {
+  const made = document.createElement(name);
+  if (classes) made.className = classes;
+  if (text) made.textContent = text;
+  made.append(...children);
+  return made;
+}
+
+/** The problems of a run and step, unpacked when first asked for. */
+async function load(run, step) {
+  const id = `samples-${run}-${step}`;
+  if (!loaded.has(id)) {
+    const bytes = Uint8Array.from(atob(byId(id).textContent), character => character.charCodeAt(0));
+    loaded.set(id, await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json());
+  }
+  return loaded.get(id);
+}
+
+/** Fills a list and keeps what was chosen, if it is still there. */
+function fill(list, options) {
+  const before = list.value;
+  list.replaceChildren(...options.map(([value, text]) => new Option(visible(text), value)));
+  if (options.some(([value]) => String(value) === before)) list.value = before;
+}
+
+function outcome(problem) {
+  const rollouts = problem.members.filter(member => !foreign(member));
+  const right = rollouts.filter(member => member.reward > 0).length;
+  return `${right} of ${rollouts.length} rollouts right${rollouts.length < problem.members.length ? ", guided" : ""}`;
+}
+
+async function choose() {
+  const run = runs.find(entry => String(entry.run) === byId("run").value);
+  fill(byId("step"), run.steps.map(step => [step, step]));
+  const step = byId("step").value;
+  const problems = await load(run.run, step);
+  if (byId("run").value !== String(run.run) || byId("step").value !== step) return;  // another was chosen meanwhile
+  const first = byId("problem").value === "";
+  fill(byId("problem"), problems.map((problem, place) => [place, `${problem.id}: ${outcome(problem)}`]));
+  if (first) byId("problem").value = Math.max(0, problems.findIndex(problem => problem.members.some(member => member.weight.length)));
+  show(problems[byId("problem").value]);
+}
+
+function show(problem) {
+  const rows = [["Prompt", problem.prompt], ["Answer", problem.answer], ["Plan", problem.plan]].filter(([, text]) => text != null);
+  const question = element("div", "question", "", element("dl", "", "", ...rows.flatMap(([name, text]) => [
+    element("dt", "", name), element("dd", "", visible(text, "\n"))])));
+  const counts = {};
+  const cards = problem.members.map(member => {
+    const kind = kindOf(member);
+    counts[kind] = (counts[kind] || 0) + 1;
+    return card(member, `${kind} ${counts[kind]}`);
+  });
+  byId("shown").replaceChildren(question, ...cards);
+  shown = problem;
+  shade();
+}
+
+function kindOf(member) {
+  if (member.role === "demonstration") return "Demonstration";
+  if (!foreign(member)) return "Rollout";
+  return member.origin.includes("policy") ? "Repaired rollout" : "Reference in the group";
+}
+
+function card(member, name) {
+  const facts = [`reward ${figure(member.reward)}`, member.finished ? "" : "cut off", `${member.tokens.length} tokens`];
+  if (new Set(member.credit).size === 1 && member.credit[0]) facts.push(`credit ${figure(member.credit[0])}`);
+  if (!member.weight.length) facts.push("no signal");
+  const spans = member.tokens.map((text, place) => element("span", `token ${member.origin[place]}`, visible(text).replace(/^ +$/, "␣")));
+  const tokens = element("div", "tokens", "", ...spans.flatMap((span, place) => member.tokens[place].endsWith("\n") ? [span, element("br")] : [span]));
+  const readout = element("p", "readout");
+  tokens.tabIndex = 0;
+  tokens.setAttribute("role", "group");
+  tokens.setAttribute("aria-label", `Tokens of ${name}; the arrow keys move from one to the next`);
+  readout.setAttribute("aria-live", "polite");
+  let current = -1;
+  const select = place => {
+    spans[current]?.classList.remove("current");
+    current = place;
+    spans[current].classList.add("current");
+    readout.textContent = describe(member, place);
+  };
+  tokens.addEventListener("keydown", event => {
+    const last = spans.length - 1;
+    const moves = {ArrowRight: current + 1, ArrowLeft: current - 1, ArrowDown: current + 10, ArrowUp: current - 10, Home: 0, End: last};
+    if (!(event.key in moves) || last < 0) return;
+    event.preventDefault();
+    select(Math.max(0, Math.min(last, moves[event.key])));
+  });
+  tokens.addEventListener("pointerover", event => {
+    if (spans.includes(event.target)) select(spans.indexOf(event.target));
+  });
+  const heading = element("h3", "", name, element("span", "", facts.filter(Boolean).join(" · ")));
+  return element("article", "trajectory", "", heading, tokens, readout);
+}
+
+function describe(member, place) {
+  const values = ["weight", "credit", "judged"].filter(name => member[name]?.[place] != null).map(name => `${name} ${figure(member[name][place])}`);
+  return [`Token ${place + 1} of ${member.tokens.length}: “${visible(member.tokens[place])}”`, member.origin[place], ...values].join(" · ");
+}
+
+/** Colours the tokens of the problem that is shown: strength from 0 to 1, and a sign. */
+function shade() {
+  const name = document.querySelector("[name=shade]:checked").value;
+  const all = shown.members.flatMap(member => member[name] || []).filter(value => value != null).map(Math.abs);
+  const most = all.reduce((a, b) => Math.max(a, b), 0);
+  document.querySelectorAll(".tokens").forEach((tokens, index) => {
+    const values = shown.members[index][name] || [];
+    tokens.querySelectorAll(".token").forEach((token, place) => {
+      const value = values[place];
+      const strength = value == null ? 0 : name === "judged" ? 2 * value - 1 : value / (most || 1);
+      token.classList.toggle("positive", strength > 0);
+      token.classList.toggle("negative", strength < 0);
+      token.style.setProperty("--value", Math.abs(strength));
+    });
+  });
+  byId("scale").textContent = name === "none" ? "" : !all.length ? `No token shown has a ${words[name]}.`
+    : name === "judged" ? "Blue: the judge takes the step for right. Orange: for wrong. The paler, the less sure."
+    : `Blue: positive. Orange: negative. The darkest has ${figure(most)}, the largest ${words[name]} shown here.`;
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  runs = JSON.parse(byId("index").textContent);
+  if (!runs.length) return;
+  fill(byId("run"), runs.map(entry => [entry.run, entry.label]));
+  for (const id of ["run", "step", "problem"]) byId(id).addEventListener("change", choose);
+  for (const radio of document.querySelectorAll("[name=shade]")) radio.addEventListener("change", shade);
+  choose();
+});
