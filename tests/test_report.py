@@ -38,7 +38,8 @@ def summary(accuracy: float, **more: Any) -> dict[str, Any]:
     ends = {"start": {"mean": 0.0, "n": 100}, "end": {"mean": accuracy, "n": 100}}
     return {
         "method": "luffy", "source": "arXiv 1", "status": "published", "seed": 1, "eval": {"hard": ends}, "seconds": 2.0,
-        "all_wrong": {"first": 1.0, "last": 0.5}, "rescued": 3, "off_policy": 0.25, "salvaged": None, "steps_without_signal": 0, "tokens_sampled": 640, **more,
+        "all_wrong": {"first": 1.0, "last": 0.5}, "rescued": 3, "off_policy": 0.25, "salvaged": None, "steps_without_signal": 0,
+        "tokens_sampled": 640, **more,
     }  # fmt: skip
 
 
