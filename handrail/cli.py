@@ -106,6 +106,7 @@ def compare_command(
         show(sentence)
     curves(planned, list(parsed.eval.sets), directory / "plot.png")
     show(f"plot: {directory / 'plot.png'}\nsummary: {directory / 'summary.json'}")
+    show(f"to look at every step and token: handrail report {directory}")
 
 
 @app.command("check")
