@@ -21,13 +21,13 @@ from handrail.config import Config, load_config
 from handrail.diversity import diversity, measures
 from handrail.errors import Paused, UserError
 from handrail.evaluate import Accuracy, evaluate, mean_reward
-from handrail.evidence.keep import load_kept
 from handrail.guidance.experts import Experts
 from handrail.lengths import check_lengths
 from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.metrics import StepMetrics, summary
 from handrail.policy.transformers import TransformersPolicy
+from handrail.probed import load_kept
 from handrail.problems import Problem
 from handrail.run_directory import RunDirectory
 from handrail.samples import sample_rows
