@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +49,6 @@ def suite_command(
         (output / "weights.json").write_text(json.dumps(weights_of(what), indent=1) + "\n", encoding="utf-8")
     weights = json.loads((output / "weights.json").read_text(encoding="utf-8")) if (output / "weights.json").exists() else {}
     target = page or output / "evidence.md"
-    command = "handrail suite" + " --quick" * quick + f" --suite {suite}" * bool(suite)
+    command = shlex.join(["handrail", *sys.argv[1:]])
     target.write_text(written(what, read_results(file), weights, command, os.path.relpath(file, target.parent)), encoding="utf-8")
     show(f"page: {target}")
