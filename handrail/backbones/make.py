@@ -60,9 +60,9 @@ def suite_recipe(hidden: int, steps: int) -> Recipe:
 
 RECIPES = {
     "house-tiny": Recipe(HOUSE_WORDS, house_example, {"easy": 0.52, "planned": 0.40, "bare": 0.08}),
-    "suite-weak": suite_recipe(hidden=64, steps=1800),
+    "suite-weak": suite_recipe(hidden=64, steps=1500),
     "suite-middle": suite_recipe(hidden=96, steps=2500),
-    "suite-strong": suite_recipe(hidden=128, steps=2800),
+    "suite-strong": suite_recipe(hidden=112, steps=2800),
 }
 
 
