@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from handrail.backbones import make, mixtures
+from handrail.backbones import locate, make, mixtures
+from handrail.backbones.measure import measure
+from handrail.config import load_config
 from handrail.sources import load_problems
-from handrail.tasks import IN_DOMAIN
+from handrail.tasks import IN_DOMAIN, OUT_OF_DOMAIN
 from handrail.tasks.gym import FAMILIES, LEGS
 from handrail.tasks.house_rules import KNOWN_RULES
 from handrail.tasks.procedures import carry_out, procedure
@@ -70,3 +72,38 @@ def test_a_recipe_makes_a_model(name: str, tmp_path: Path, monkeypatch: pytest.M
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
     assert tokenizer.tokenize(f"7 {[*KNOWN_RULES][0]} +") == ["7", "K0", "+"]
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+# The shipped backbones of the suite
+
+
+def sources() -> dict[str, str]:
+    return {name: f"{source}{'&' if '?' in source else '?'}n=60" for name, source in (IN_DOMAIN | OUT_OF_DOMAIN).items()}
+
+
+@pytest.mark.parametrize("name", [name for name in make.RECIPES if name.startswith("suite-")])
+def test_a_suite_backbone_is_small_and_knows_every_word(name: str) -> None:
+    directory = Path(locate(f"builtin:{name}"))
+    assert {file.suffix for file in directory.iterdir()} == {".json", ".safetensors"}
+    assert sum(file.stat().st_size for file in directory.iterdir()) < 1.6e6
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.convert_ids_to_tokens(range(len(tokenizer))) == make.RECIPES[name].words
+    for source in sources().values():
+        for problem in load_problems(f"{source}&style=foreign"):
+            text = f"{mixtures.PLAN.format(prompt=problem.prompt, plan=problem.plan)} {problem.references[0]}"
+            assert tokenizer.unk_token_id not in tokenizer.encode(text)
+
+
+def test_the_middle_backbone_can_do_what_is_not_trained_and_not_what_is() -> None:
+    lines = list(measure("builtin:suite-middle", 16))
+    accuracy = {line.split(":")[0]: float(line.split("pass@1 ")[1].split("%")[0]) for line in lines if "pass@1" in line}
+    assert {*accuracy} == {"easy", "hard", *FAMILIES}
+    assert accuracy.pop("easy") > 80 and accuracy.pop("chain-sum") > 80
+    assert max(accuracy.values()) < 6
+
+
+def test_the_example_names_the_benchmarks() -> None:
+    config = load_config("examples/suite.toml")
+    assert [source.path.removesuffix("&n=600").removesuffix("?n=600") for source in config.data.train] == [*IN_DOMAIN.values()]
+    assert [path.partition("split")[0][:-1] for path in config.eval.sets.values()] == [*(IN_DOMAIN | OUT_OF_DOMAIN).values()]
+    assert [*config.eval.sets] == [*IN_DOMAIN, *OUT_OF_DOMAIN]

@@ -24,10 +24,7 @@ from handrail.tasks.procedures import (
     procedure,
 )
 
-LEGS = {
-    "chicken": 2, "duck": 2, "bird": 2, "dog": 4, "cow": 4, "horse": 4,
-    "ant": 6, "bee": 6, "wasp": 6, "spider": 8, "scorpion": 8, "crab": 10,
-}  # fmt: skip
+LEGS = {"chicken": 2, "duck": 2, "dog": 4, "cow": 4, "ant": 6, "bee": 6, "spider": 8, "crab": 10}
 
 
 @dataclass(frozen=True)
@@ -186,15 +183,16 @@ def _as_fraction(words: list[str]) -> str:
 
 
 FEW: dict[Split, int] = {"train": 600, "test": 150}
+SOME: dict[Split, int] = {"train": 1500, "test": 300}
 PLENTY: dict[Split, int] = {"train": 10_000, "test": 10_000}
 FAMILIES = {
     "complex-arithmetic": Family(
         "complex_arithmetic", "complex",
         {"min_real": 1, "max_real": 9, "min_imag": 1, "max_imag": 9, "operations": ("*",), "operations_weights": (1.0,)},
-        _complex, {"train": 2000, "test": 500}, _as_complex,
+        _complex, SOME, _as_complex,
     ),
     "base-conversion": Family("base_conversion", "base", {"min_base": 4, "min_value": 16, "max_value": 99}, _base, FEW),
-    "leg-counting": Family("leg_counting", "legs", {"min_animals": 3, "max_animals": 3, "max_instances": 9}, _legs, PLENTY),
+    "leg-counting": Family("leg_counting", "legs", {"min_animals": 2, "max_animals": 2, "max_instances": 9}, _legs, SOME),
     "time-intervals": Family("time_intervals", "clock", {"task_types": ["time"]}, _clock, PLENTY, _as_clock),
     "fraction-simplification": Family(
         "fraction_simplification", "fraction",
