@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from handrail.backbones import locate, make, mixtures
 from handrail.backbones.measure import measure
-from handrail.config import load_config
+from handrail.evidence.suite import load_suite
 from handrail.sources import load_problems
 from handrail.tasks import IN_DOMAIN, OUT_OF_DOMAIN
 from handrail.tasks.gym import FAMILIES, LEGS
@@ -102,8 +102,12 @@ def test_the_middle_backbone_can_do_what_is_not_trained_and_not_what_is() -> Non
     assert max(accuracy.values()) < 6
 
 
-def test_the_example_names_the_benchmarks() -> None:
-    config = load_config("examples/suite.toml")
-    assert [source.path.removesuffix("&n=600").removesuffix("?n=600") for source in config.data.train] == [*IN_DOMAIN.values()]
-    assert [path.partition("split")[0][:-1] for path in config.eval.sets.values()] == [*(IN_DOMAIN | OUT_OF_DOMAIN).values()]
-    assert [*config.eval.sets] == [*IN_DOMAIN, *OUT_OF_DOMAIN]
+def test_the_suite_names_the_benchmarks() -> None:
+    suite = load_suite()
+    style = "seed={problems}&style={style}"
+    assert [source["path"] for source in suite.base["data"]["train"]] == [
+        f"{source}{'&' if '?' in source else '?'}n=600&{style}" for source in IN_DOMAIN.values()
+    ]
+    sets = suite.base["eval"]["sets"]
+    assert {name: path.partition("split")[0][:-1] for name, path in sets.items()} == IN_DOMAIN | OUT_OF_DOMAIN
+    assert (suite.in_domain, suite.out_of_domain) == ([*IN_DOMAIN], [*OUT_OF_DOMAIN])
