@@ -54,15 +54,17 @@ SUITE_SHARES = {
 }  # fmt: skip
 
 
-def suite_recipe(hidden: int, steps: int) -> Recipe:
-    return Recipe(SUITE_WORDS, suite_example, SUITE_SHARES, hidden=hidden, kv_heads=4, steps=steps, digits=True)
+def suite_recipe(hidden: int, steps: int, learning_rate: float = 4e-3) -> Recipe:
+    return Recipe(
+        SUITE_WORDS, suite_example, SUITE_SHARES, hidden=hidden, kv_heads=4, steps=steps, learning_rate=learning_rate, digits=True
+    )  # fmt: skip
 
 
 RECIPES = {
     "house-tiny": Recipe(HOUSE_WORDS, house_example, {"easy": 0.52, "planned": 0.40, "bare": 0.08}),
     "suite-weak": suite_recipe(hidden=64, steps=1500),
     "suite-middle": suite_recipe(hidden=96, steps=2500),
-    "suite-strong": suite_recipe(hidden=112, steps=2800),
+    "suite-strong": suite_recipe(hidden=112, steps=2900, learning_rate=3e-3),
 }
 
 
