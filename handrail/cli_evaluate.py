@@ -13,6 +13,7 @@ from rich.progress import Progress
 from handrail.cli_options import DATA, ConfigFile, Data, Settings, configured
 from handrail.config import Config
 from handrail.errors import UserError
+from handrail.names import slug
 from handrail.progress import console, quiet, show
 
 Seed = Annotated[int, typer.Option(help="Of the sampling: the same seed gives the same attempts.")]
@@ -25,13 +26,13 @@ def eval_command(
     samples: Annotated[int, typer.Option(min=1, help="Completions of every problem.")] = 8,
     seed: Seed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(help="The directory to write; by default runs/eval- and the model's name.")] = None,
+    output: Annotated[Path | None, typer.Option(help="By default a directory in runs/, named after the model and the sets.")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
     """Measure a model: pass@k, maj@k, length and diversity, with intervals. Goes on where it was stopped."""
     parsed, sets = opened(model, data, config, settings)
-    directory = output or Path("runs") / f"eval-{Path(model.removeprefix('builtin:')).name}"
+    directory = output or Path("runs") / "-".join(["eval", slug(model), *sets])
     if parsed.rollout.temperature == 0 and samples > 1:
         raise UserError("rollout.temperature is 0, so all samples would be the same; add --samples 1")
     from handrail.evidence.evaluation import evaluate_sets
@@ -50,16 +51,16 @@ def eval_command(
 def probe_command(
     model: Annotated[str, typer.Argument(help="A model directory or name, or builtin:NAME.")],
     data: Data,
-    rollouts: Annotated[int, typer.Option(min=2, help="Attempts at every problem: the largest group size to judge by.")] = 8,
+    rollouts: Annotated[int, typer.Option(min=4, help="Attempts at every problem: the largest group size to judge by.")] = 8,
     seed: Seed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(help="The directory to write; by default runs/probe- and the model's name.")] = None,
+    output: Annotated[Path | None, typer.Option(help="By default a directory in runs/, named after the model and the data.")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
     """Before training: which problems give signal, what is wrong with the data, and which method and group size to start with."""
     parsed, _ = opened(model, [data], config, settings)
-    directory = output or Path("runs") / f"probe-{Path(model.removeprefix('builtin:')).name}"
+    directory = output or Path("runs") / f"probe-{slug(model)}-{slug(data)}"
     from handrail.evidence.faults import FAULTS
     from handrail.evidence.probe import probe
     from handrail.report.tables import probe_table

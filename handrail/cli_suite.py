@@ -16,9 +16,7 @@ from handrail.progress import quiet, show
 
 
 def suite_command(
-    output: Annotated[Path, typer.Option(help="Where results.jsonl and weights.json are kept. Goes on where it was stopped.")] = Path(
-        "runs/suite"
-    ),
+    output: Annotated[Path | None, typer.Option(help="Where results.jsonl is kept; by default runs/suite, or runs/suite-quick.")] = None,
     page: Annotated[Path | None, typer.Option(help="The page of Markdown to write; by default evidence.md beside the results.")] = None,
     suite: Annotated[Path | None, typer.Option(help="A suite of your own, laid out like handrail/evidence/suite.toml.")] = None,
     quick: Annotated[
@@ -27,15 +25,19 @@ def suite_command(
     write_only: Annotated[bool, typer.Option("--write-only", help="Run nothing; write the page from the results there are.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or a GPU.")] = None,
 ) -> None:
-    """Hold the papers' claims against backbones × benchmarks × methods × reference styles × seeds, and write what came of it."""
+    """Hold the papers' claims against backbones × benchmarks × methods × reference styles × seeds, and write what came of it.
+
+    Goes on where it was stopped.
+    """
     quiet()
     from handrail.evidence.page import page as written
-    from handrail.evidence.suite import BUILTIN, Result, load_suite, planned, read_results, run_suite
+    from handrail.evidence.suite import BUILTIN, Result, current, load_suite, planned, read_results, run_suite
     from handrail.evidence.weights import weights_of
 
     what = load_suite(suite or BUILTIN, quick)
+    output = output or Path("runs") / ("suite-quick" if quick else "suite")
     file = output / "results.jsonl"
-    finished = len(read_results(file))
+    finished = len(current(what, read_results(file)))
     show(f"{planned(what)} runs, {finished} of them finished already, into {file}")
     if not write_only:
         started = time.monotonic()
@@ -49,6 +51,9 @@ def suite_command(
         (output / "weights.json").write_text(json.dumps(weights_of(what), indent=1) + "\n", encoding="utf-8")
     weights = json.loads((output / "weights.json").read_text(encoding="utf-8")) if (output / "weights.json").exists() else {}
     target = page or output / "evidence.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["handrail", *sys.argv[1:]])
-    target.write_text(written(what, read_results(file), weights, command, os.path.relpath(file, target.parent)), encoding="utf-8")
+    target.write_text(
+        written(what, current(what, read_results(file)), weights, command, os.path.relpath(file, target.parent)), encoding="utf-8"
+    )
     show(f"page: {target}")

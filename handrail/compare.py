@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -82,6 +83,7 @@ def _settle(threads: int, places: Any) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as an exception it would end one run, and the next would begin
     if (device := places.get()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
 
@@ -127,7 +129,7 @@ def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
             "all_wrong": {end: _mean([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
             **{key: _mean([run.get(key) for run in summaries]) for key in ("rescued", "off_policy", "salvaged")},
-            "tokens_sampled": _mean([run["tokens_sampled"] for run in summaries]),
+            "tokens_sampled": _mean([run.get("tokens_sampled") for run in summaries]),
             "steps_without_signal": _mean([run["steps_without_signal"] for run in summaries]),
             "seconds": _mean([run["seconds"] for run in summaries]),
             "seeds": [run["seed"] for run in summaries],

@@ -66,7 +66,7 @@ class DataConfig(Section):
 
 
 class EvalConfig(Section):
-    sets: dict[str, str] = {}
+    sets: dict[Annotated[str, Field(pattern=r"^[\w. =-]+$")], str] = {}
     """Name -> source of held-out problems; evaluated before the first step, at the end and every ``every`` steps."""
     every: int = Field(0, ge=0)
     limit: int = Field(256, ge=1)
@@ -176,6 +176,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _ends(self) -> TrainConfig:
+        if self.token_budget and self.seconds_budget:
+            raise ValueError("token_budget and seconds_budget are both set; choose one")
         if self.schedule != "constant" and (self.token_budget or self.seconds_budget):
             raise ValueError(f'the schedule {self.schedule} goes by steps, so a budget would cut it off; set schedule = "constant"')
         return self

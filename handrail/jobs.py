@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from handrail.config import Config, load_config, parse_config
 from handrail.errors import UserError
 from handrail.methods import build
+from handrail.names import slug
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,3 @@ def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         other_method = both_tables and key == "method" and "name" in value
         out[key] = merged(out[key], value) if both_tables and not other_method else value
     return out
-
-
-def slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name.lower()).strip("-")

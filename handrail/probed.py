@@ -8,7 +8,7 @@ from pathlib import Path
 
 from handrail.config import Source
 from handrail.errors import UserError
-from handrail.problems import Problem
+from handrail.problems import Problem, digest
 from handrail.sources import load_problems
 
 
@@ -20,19 +20,21 @@ def load_kept(source: Source, columns: Mapping[str, str]) -> list[Problem]:
 
 def kept(problems: Sequence[Problem], source: Source, file: Path) -> list[Problem]:
     kinds = _kinds(file)
-    strange = [problem.id for problem in problems if problem.id not in kinds]
+    checksums = [digest([problem]) for problem in problems]
+    strange = [problem.id for problem, checksum in zip(problems, checksums, strict=True) if checksum not in kinds]
     if strange:
         raise UserError(
-            f"{file}: it does not say how {len(strange)} of the {len(problems)} problems of {source.path} did, {strange[0]} first; "
-            "probe this source, without --limit"
+            f"{file}: it does not say how {len(strange)} of the {len(problems)} problems of {source.path} did as they are now, "
+            f"{strange[0]} first; probe this source, without --limit"
         )
-    chosen = [problem for problem in problems if kinds[problem.id] in source.keep]
+    chosen = [problem for problem, checksum in zip(problems, checksums, strict=True) if kinds[checksum] in source.keep]
     if not chosen:
         raise UserError(f"{file}: no problem of {source.path} is {' or '.join(source.keep)}; keep other kinds, or train on other problems")
     return chosen
 
 
 def _kinds(file: Path) -> dict[str, str]:
+    """What the problems of each checksum are."""
     kinds = {}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -41,7 +43,7 @@ def _kinds(file: Path) -> dict[str, str]:
     for number, text in enumerate(lines, 1):
         try:
             row = json.loads(text)
-            kinds[row["id"]] = "faulty" if row["faults"] else row["kind"]
+            kinds[row["problem"]] = "faulty" if row["faults"] else row["kind"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file}, line {number}: this is no line of a probe's problems.jsonl; name the file that handrail probe wrote"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,3 +27,9 @@ class Problem:
     plan: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """A checksum of what problems ask and accept; two data sets with the same one need no new attempts."""
+    rows = [[problem.id, problem.prompt, problem.answer, problem.references, problem.plan] for problem in problems]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -104,18 +104,21 @@ class Run:
         newest = checkpoint.checkpoints(root)[-1:] if resume else []
         done = checkpoint.load(newest[0], self.policy, self.optimizer, self.scheduler, self.method) if newest else None
         main = self.accelerator.is_main_process
-        if (done or 0) >= c.steps:
+        # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
+        complete = (directory / "summary.json").exists()
+        if complete and (done or 0) >= c.steps:
             raise UserError(f"{newest[0]} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
         out = RunDirectory(directory, self.config, done, writes=main)
         budget = Budget(c, out.read(out.metrics)[1:], out.read(out.timings)[1:])
-        if spent := self.agreed(budget.spent):
+        spent = self.agreed(budget.spent)
+        if complete and spent:
             raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
         if done is None:
             clock = Clock()
             metrics = self.evaluate(0, out, clock)
             out.log(0, metrics, clock.seconds)
             progress(0, c.steps, metrics, {})
-        for step in range((done or 0) + 1, c.steps + 1):
+        for step in range((done or 0) + 1, 0 if spent else c.steps + 1):
             try:
                 metrics, clock = self.step(step, out)
             except Paused:

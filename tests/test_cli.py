@@ -109,6 +109,8 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
         ("data.train=[{path='data.jsonl', share=50}, {path='data.jsonl'}]", ["data.train: source 2 gets none of the 2 problems of a step"]),
         ("data.columns={answer='solution'}", ["data.jsonl, field answer: ", "'solution'", "prompt, answer, reference"]),
         ("data.chat=true", ["data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"]),
+        ("eval.sets={'../../x'='data.jsonl'}", ["eval.sets"]),
+        ("train={token_budget=100, seconds_budget=5.0}", ["train: token_budget and seconds_budget are both set; choose one"]),
         ("train={schedule='cosine', token_budget=100}", ["train: the schedule cosine goes by steps, so a budget would cut it off"]),
         ("rollout.temperature=0", ["rollout.temperature is 0"]),
         ("model.path=builtin:house-prm", ["model.path: builtin:house-prm is a reward model"]),

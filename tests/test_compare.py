@@ -15,7 +15,8 @@ from handrail import UserError, cli, compare
 from handrail.compare import over_seeds
 from handrail.config import Config
 from handrail.evaluate import wilson
-from handrail.jobs import Job, by_methods, choose, jobs, merged, slug, with_seeds
+from handrail.jobs import Job, by_methods, choose, jobs, merged, with_seeds
+from handrail.names import slug
 from handrail.progress import Bars, status
 from handrail.report.tables import comparison_table, curves, guidance_table
 from tests.conftest import EASY, HARD, config

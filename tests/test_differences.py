@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from handrail.evaluate import wilson
 from handrail.evidence.differences import Difference, against_first, paired, verdict
 
 
@@ -17,18 +16,39 @@ def test_three_seeds_by_hand() -> None:
     found = paired("hard", "A", "B", ours, theirs)
     assert found.per_seed == pytest.approx([0.75, 0.5, 0.5]) and found.problems == 2
     assert found.mean == pytest.approx(7 / 12)
-    # Student's, 2 degrees of freedom: 4.302653 · 0.1443376 / √3; problems differ by 5/6 and 1/3, which is narrower.
-    half = 4.302653 * 0.1443376 / math.sqrt(3)
-    assert (found.low, found.high) == pytest.approx((7 / 12 - half, 7 / 12 + half), abs=1e-5)
+    # Of two problems nearly nothing is known, whatever Student says of the seeds.
+    assert found.low < 0 and found.high > 0.9
+
+
+def test_seeds_that_disagree_count_for_more_than_problems_that_agree() -> None:
+    ours = {seed: {str(n): gain for n in range(400)} for seed, gain in ((1, 0.3), (2, 0.5), (3, 0.7))}
+    theirs = {seed: {str(n): 0.0 for n in range(400)} for seed in ours}
+    found = paired("hard", "A", "B", ours, theirs)
+    half = 4.302653 * 0.2 / math.sqrt(3)  # Student's, 2 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-5)
 
 
 def test_problems_that_do_not_differ_are_no_proof_that_none_does() -> None:
     same = {0: {str(n): 1.0 for n in range(50)}}
     found = paired("hard", "A", "B", same, same)
-    assert (found.mean, found.low, found.high) == pytest.approx((0, -wilson(0, 50)[1], wilson(0, 50)[1]))
-    none = {0: {str(n): 0.0 for n in range(50)}}
-    found = paired("hard", "A", "B", same, none)
-    assert found.mean == 1 and found.low == pytest.approx(1 - wilson(0, 50)[1])
+    assert found.mean == 0 and -0.1 < found.low < -0.01 and 0.01 < found.high < 0.1
+    wider = paired("hard", "A", "B", same, same, level=0.999)
+    assert wider.low < found.low and wider.high > found.high
+    one = paired("hard", "A", "B", {0: {"x": 1.0}}, {0: {"x": 0.0}})
+    assert one.mean == 1 and one.low <= 0  # one problem proves nothing
+
+
+@pytest.mark.parametrize(("problems", "differing"), [(48, 0.06), (256, 0.02), (16, 0.2)])
+def test_a_handful_of_problems_that_differ_is_no_proof(problems: int, differing: float) -> None:
+    """Two runs that are equally good, on one seed: at most in five of a hundred comparisons is one called better."""
+    draw, called, trials = np.random.default_rng(7), 0, 200
+    for _ in range(trials):
+        sides = draw.choice([0.0, 1.0, -1.0], problems, p=[1 - differing, differing / 2, differing / 2])
+        ours = {0: {str(n): float(max(side, 0)) for n, side in enumerate(sides)}}
+        theirs = {0: {str(n): float(max(-side, 0)) for n, side in enumerate(sides)}}
+        found = paired("hard", "A", "B", ours, theirs)
+        called += found.low > 0 or found.high < 0
+    assert called / trials <= 0.05
 
 
 def test_coverage_over_new_seeds_and_problems() -> None:
@@ -94,4 +114,4 @@ def test_a_verdict_says_who_did_not_spend_the_budget() -> None:
     assert verdict(found * 2, {"GRPO": {"steps"}}, None)[2:] == [
         "The 2 intervals hold together with 95 %, over problems and seeds, paired (Bonferroni)."
     ]
-    assert verdict([], {"GRPO": {"steps"}}, None) == []
+    assert verdict([], {"GRPO": {"steps"}}, None) == [] and against_first({}) == []

@@ -32,7 +32,7 @@ def test_figures_by_hand() -> None:
     # a: of the 6 pairs 5·5, and 5 with silence twice, are won, 5·4 tied twice; b: 7 is in 3 pairs and ties in all.
     assert found["maj@2"]["mean"] == pytest.approx(((1 + 2 + 2 * 0.5 + 0) / 6 * 1 + 3 * 0.5 / 6) / 2)
     assert found["maj@4"]["mean"] == pytest.approx((1 + 0) / 2)
-    assert found["tokens"] == {"mean": 3, "low": 3, "high": 3}
+    assert found["tokens"] == {"mean": 3, "low": None, "high": None}
     assert "reward" not in found
 
 
@@ -83,6 +83,16 @@ def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
         run(tmp_path / "full")
 
 
+def test_edited_data_is_attempted_anew(tmp_path: Path, handrail: Handrail) -> None:
+    file = tmp_path / "d.jsonl"
+    command = ["eval", "builtin:house-tiny", str(file), "--samples", "1", "--output", "out", *SETTINGS]
+    file.write_text('{"prompt": "5 + 3 ?", "answer": "8"}\n')
+    assert handrail(*command).code == 0
+    file.write_text('{"prompt": "5 + 3 ?", "answer": "9"}\n')
+    again = handrail(*command)
+    assert again.code == 2 and "another problems" in again.err
+
+
 def test_eval_on_the_command_line(handrail: Handrail) -> None:
     sets = [f"known={EASY}&split=test&n=8", f"{HARD}&split=test&n=8"]
     done = handrail("eval", "builtin:house-tiny", *sets, "--samples", "2", "--limit", "6", "--output", "out", *SETTINGS)
@@ -110,6 +120,7 @@ def test_greedy(handrail: Handrail) -> None:
         (["builtin:house-tiny", "gone.jsonl"], "gone.jsonl: there is no such file"),
         (["nowhere/model", f"{EASY}&n=4"], "model.path: nowhere/model cannot be loaded"),
         (["builtin:house-tiny", f"{EASY}&n=4", "--set", "rollout.temperature=0"], "add --samples 1"),
+        (["builtin:house-tiny", f"{EASY}&n=4", "--set", "rollout.max_tokens=48", "--output", "/proc/nowhere"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(handrail: Handrail, arguments: list[str], sentence: str) -> None:

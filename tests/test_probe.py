@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from handrail import train
 from handrail.errors import UserError
 from handrail.evidence.attempts import Attempt, Attempts
 from handrail.evidence.faults import Reference
 from handrail.evidence.probe import Probed, figures, groups, probe
 from handrail.evidence.recommend import recommendation
+from handrail.problems import Problem, digest
 from handrail.sources import load_problems
-from handrail.train import train
 from tests.conftest import EASY, HARD, Handrail, config
 
 
@@ -85,12 +86,16 @@ def reference(reward: float, *logp: float) -> Reference:
     return Reference(len(logp), reward, "ok", list(logp))
 
 
+def problem(name: str) -> Problem:
+    return Problem(name, "?", "!")
+
+
 def test_figures_by_hand() -> None:
     probed = [
-        Probed("a", attempts("a", 0, 0), [reference(1, -1, -5)], []),
-        Probed("b", attempts("b", 0, 0), [reference(0, -2)], ["reference_rejected"]),
-        Probed("c", attempts("c", 0, 1), [], []),
-        Probed("d", None, [Reference(9, 1, "ok", None)], ["prompt_too_long"]),
+        Probed(problem("a"), attempts("a", 0, 0), [reference(1, -1, -5)], []),
+        Probed(problem("b"), attempts("b", 0, 0), [reference(0, -2)], ["reference_rejected"]),
+        Probed(problem("c"), attempts("c", 0, 1), [], []),
+        Probed(problem("d"), None, [Reference(9, 1, "ok", None)], ["prompt_too_long"]),
     ]
     found = figures(probed, 2)
     assert found["kinds"] == {"all_wrong": 2, "mixed": 1, "all_right": 0, "not_sampled": 1}
@@ -142,14 +147,21 @@ def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
     assert len(trained) > 6 and {kinds[problem] for problem in trained} == {"all_wrong"}
 
 
+TWO = load_problems(f"{HARD}&n=2")
+
+
 @pytest.mark.parametrize(
     ("lines", "keep", "sentence"),
     [
         (None, ["mixed"], "problems.jsonl cannot be read"),
         (["nonsense"], ["mixed"], "problems.jsonl, line 1: this is no line of a probe's problems.jsonl"),
-        (['{"id": "hard-train-0-0", "kind": "mixed", "faults": []}'], ["mixed"], "it does not say how 1 of the 2 problems"),
         (
-            [json.dumps({"id": f"hard-train-0-{n}", "kind": "mixed", "faults": ["duplicate"]}) for n in range(2)],
+            [json.dumps({"problem": digest(TWO[:1]), "kind": "mixed", "faults": []})],
+            ["mixed"],
+            "it does not say how 1 of the 2 problems .* as they are now, hard-train-0-1 first",
+        ),
+        (
+            [json.dumps({"problem": digest([problem]), "kind": "mixed", "faults": ["duplicate"]}) for problem in TWO],
             ["mixed", "all_wrong"],
             "no problem of .* is mixed or all_wrong",
         ),

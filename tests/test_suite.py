@@ -16,6 +16,7 @@ from handrail.evidence.suite import (
     Result,
     Suite,
     chosen_rates,
+    current,
     evidence_cells,
     job,
     load_suite,
@@ -184,7 +185,9 @@ def test_a_suite_from_command_to_page(tiny: Path, handrail: Handrail) -> None:
     assert [each.rewards for each in repeated] == [each.rewards for each in results]
 
     assert handrail("suite", "--suite", str(tiny), "--output", "out", "--write-only").code == 0 and Path("out/evidence.md").exists()
+    assert len(current(load_suite(tiny), repeated)) == 8
     tiny.write_text(TINY.replace("group_size = 2", "group_size = 3"))
+    assert current(load_suite(tiny), repeated) == []
     other = handrail("suite", "--suite", str(tiny), "--output", "out")
     assert other.code == 2 and "holds results of other settings" in other.err
 
@@ -196,6 +199,8 @@ def test_a_suite_from_command_to_page(tiny: Path, handrail: Handrail) -> None:
         (("problems = 5", "problems = 5\nproblem = 6"), "there is no setting problem; did you mean 'problems'"),
         (('name = "sort"', 'name = "sort", alfa = 1'), "the suite's methods.SORT: there is no setting method.alfa; did you mean 'alpha'"),
         (("styles", "styles ="), "cannot be read as TOML"),
+        (('search_backbone = "tiny"', 'search_backbone = "tinny"'), "search_backbone 'tinny' is none of the backbones: tiny"),
+        (('in_domain = ["hard"]', 'in_domain = ["nope"]'), "'nope' is none of base.eval.sets: hard, easy"),
     ],
 )
 def test_a_suite_that_cannot_be_is_refused(tiny: Path, handrail: Handrail, change: tuple[str, str], sentence: str) -> None:

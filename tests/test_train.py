@@ -84,6 +84,16 @@ def test_a_run_ends_with_its_budget_of_tokens(tmp_path: Path) -> None:
     assert [line["tokens/sampled"] for line in lines(tmp_path / str(budget) / "metrics.jsonl")[1:]] == sampled[:5]
 
 
+@pytest.mark.parametrize("budget", [{}, {"token_budget": 1}])
+def test_a_run_stopped_between_its_last_checkpoint_and_its_end_is_ended(tmp_path: Path, budget: dict[str, int]) -> None:
+    settings = small(train={"checkpoint_every": 1, **budget})
+    summary = train(settings, tmp_path)
+    (tmp_path / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "model")
+    again = train(settings, tmp_path, resume=True)
+    assert again == summary and (tmp_path / "model").exists()
+
+
 def test_a_run_ends_with_its_budget_of_seconds(tmp_path: Path) -> None:
     summary = train(small(train={"steps": 500, "seconds_budget": 0.7}), tmp_path)
     timings = lines(tmp_path / "timings.jsonl")

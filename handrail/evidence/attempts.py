@@ -116,14 +116,25 @@ def claim(directory: Path, config: Config, what: dict[str, Any]) -> None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --output")
     if file.exists():
-        there = json.loads(file.read_text(encoding="utf-8"))
+        there = json_object(file)
         changed = [key for key in settings if there.get(key) != settings[key]]
         if changed:
             raise UserError(f"{directory} holds a measurement with another {' and '.join(changed)}; choose another --output")
     elif directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} holds something else; choose another --output")
-    directory.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --output") from error
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """What ``file`` holds; nothing if it was being written when the process died."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError:
+        return {}
 
 
 def fingerprint(path: str) -> list[list[Any]]:

@@ -120,7 +120,7 @@ def _largest_on_weakest(evidence: Evidence) -> Claim:
         for other in others:
             small, large = gain(weakest, style), gain(other, style)
             if small.keys() & large.keys():
-                rows.append(Row(f"{weakest} against {other}, {style}", paired("", weakest, other, small, large, level)))
+                rows.append(Row(f"{weakest} against {other}, {style}", paired("", weakest, other, small, large, level, most=2.0)))
     return Claim("SORT's gain over GRPO is largest on the weakest backbone.", "the gain there minus the gain on the other backbone", rows)
 
 

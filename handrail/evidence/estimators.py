@@ -17,11 +17,11 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` problems with its interval."""
+    """A mean over ``n`` problems with its interval; None where nothing is known of it."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
 
@@ -71,14 +71,16 @@ def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Est
     Equal values, of which a bootstrap would say that nothing else was possible, get Wilson's interval if they are shares (0 to 1), and
     otherwise none. The same values and ``seed`` give the same interval.
     """
+    values = [round(value, 12) for value in values]  # so that equal shares, added up in another order, are equal
     mean = math.fsum(values) / len(values)
     if len(set(values)) == 1:
-        z = NormalDist().inv_cdf((1 + level) / 2)
-        return Estimate(mean, *(wilson(mean, len(values), z) if 0 <= mean <= 1 else (mean, mean)), len(values))
+        if not 0 <= mean <= 1:
+            return Estimate(mean, None, None, len(values))
+        return Estimate(mean, *wilson(mean, len(values), NormalDist().inv_cdf((1 + level) / 2)), len(values))
     found = bootstrap(
-        (np.asarray(values, float),), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
-    )
-    return Estimate(mean, float(found.confidence_interval.low), float(found.confidence_interval.high), len(values))
+        (np.asarray(values),), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return Estimate(mean, float(found.low), float(found.high), len(values))
 
 
 def ks(n: int) -> list[int]:

@@ -15,6 +15,7 @@ from handrail.evidence.attempts import Attempting, Attempts, claim
 from handrail.evidence.estimators import interval, ks, maj_at_k, pass_at_k, votes
 from handrail.lengths import check_lengths
 from handrail.policy.transformers import TransformersPolicy
+from handrail.problems import digest
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
 
@@ -34,7 +35,8 @@ def evaluate_sets(
     for each in problems.values():
         check_lengths(policy, each, references=False)
     with VerifierPool(config.verifier) as verifier:
-        claim(directory, config, {"sets": dict(sets), "limit": limit, "samples": samples, "seed": seed})
+        contents = {name: digest(each) for name, each in problems.items()}
+        claim(directory, config, {"sets": dict(sets), "problems": contents, "limit": limit, "samples": samples, "seed": seed})
         attempting = Attempting(config, policy, verifier, samples, seed)
         return {
             name: evaluation(attempting.at(each, name, directory / f"{name}.jsonl", partial(progress, name)))
@@ -66,6 +68,6 @@ def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
     return out
 
 
-def estimated(values: Sequence[float]) -> dict[str, float]:
+def estimated(values: Sequence[float]) -> dict[str, float | None]:
     found = interval(values)
     return {"mean": found.mean, "low": found.low, "high": found.high}

@@ -21,6 +21,7 @@ from handrail.evidence.evaluation import estimated
 from handrail.evidence.faults import Reference, faults, other_verifiers, references
 from handrail.evidence.recommend import SURPRISING, recommendation
 from handrail.policy.transformers import TransformersPolicy
+from handrail.problems import Problem, digest
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
 
@@ -29,7 +30,7 @@ from handrail.verifier_pool import VerifierPool
 class Probed:
     """One problem: its attempts (None where its prompt leaves no room for any), its references and its faults."""
 
-    id: str
+    problem: Problem
     attempts: Attempts | None
     references: Sequence[Reference]
     faults: list[str]
@@ -48,7 +49,8 @@ class Probed:
             for each in self.references
         ]
         rewards = self.attempts.rewards if self.attempts else []
-        return json.dumps({"id": self.id, "kind": self.kind, "faults": self.faults, "rewards": rewards, "references": usual}) + "\n"
+        row = {"id": self.problem.id, "kind": self.kind, "faults": self.faults, "rewards": rewards, "references": usual}
+        return json.dumps({**row, "problem": digest([self.problem])}) + "\n"
 
 
 def probe(
@@ -75,10 +77,10 @@ def probe(
                 f"{source}: no prompt and rollout.max_tokens = {config.rollout.max_tokens} fit the model's context of {policy.context}; "
                 "lower rollout.max_tokens"
             )
-        claim(directory, config, {"source": source, "limit": limit, "rollouts": rollouts, "seed": seed})
+        claim(directory, config, {"source": source, "problems": digest(problems), "limit": limit, "rollouts": rollouts, "seed": seed})
         attempting = Attempting(config, policy, verifier, rollouts, seed)
         attempts = {each.id: each for each in attempting.at(sampled, "probe", directory / "attempts.jsonl", progress)}
-    probed = [Probed(problem.id, attempts.get(problem.id), graded.get(problem.id, []), found[problem.id]) for problem in problems]
+    probed = [Probed(problem, attempts.get(problem.id), graded.get(problem.id, []), found[problem.id]) for problem in problems]
     result = figures(probed, rollouts)
     if result["faults"].get("reference_rejected") or result["faults"].get("unverifiable"):
         result["other_verifiers"] = other_verifiers(problems, config.verifier)

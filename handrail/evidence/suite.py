@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from handrail.backbones import locate
 from handrail.compare import run_all
 from handrail.config import Config, Section, explain
 from handrail.errors import UserError
-from handrail.jobs import Job, merged, runnable, slug
+from handrail.jobs import Job, merged, runnable
+from handrail.names import slug
 
 BUILTIN = Path(__file__).with_name("suite.toml")
 
@@ -42,6 +46,16 @@ class Suite(Section):
     out_of_domain: list[str] = []
     """Names of ``base.eval.sets``; training touches none of the problems, and of the latter sets none of the kind."""
     base: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _named(self) -> Suite:
+        if self.search_backbone not in self.backbones:
+            raise ValueError(f"search_backbone {self.search_backbone!r} is none of the backbones: {', '.join(self.backbones)}")
+        sets = self.base.get("eval", {}).get("sets", {})
+        for name in [*self.in_domain, *self.out_of_domain]:
+            if name not in sets:
+                raise ValueError(f"{name!r} is none of base.eval.sets: {', '.join(sets)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,8 @@ def evidence_cells(suite: Suite, chosen: Mapping[tuple[str, str], float]) -> Ite
         for backbone in suite.backbones:
             for style in suite.styles:
                 for method in suite.methods:
-                    yield Cell("evidence", backbone, style, method, seed, chosen[style, method])
+                    if (style, method) in chosen:
+                        yield Cell("evidence", backbone, style, method, seed, chosen[style, method])
 
 
 def planned(suite: Suite) -> int:
@@ -153,7 +168,14 @@ def filled(tree: Any, marks: Mapping[str, str]) -> Any:
 
 
 def checksum(config: Config) -> str:
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    """Of a run's configuration and of the weights that it starts from."""
+    return hashlib.sha256((config.model_dump_json() + weights_checksum(config.model.path)).encode()).hexdigest()[:16]
+
+
+@cache
+def weights_checksum(path: str) -> str:
+    files = sorted(Path(locate(path)).glob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[[int, int, Result], None]) -> list[Result]:
@@ -167,7 +189,10 @@ def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[
     output.mkdir(parents=True, exist_ok=True)
     file = output / "results.jsonl"
     results = {result.cell.label: result for result in read_results(file)}
-    file.write_text("".join(map(line, results.values())), encoding="utf-8")
+    if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):  # a line that was being written
+        aside = file.with_name(f".{file.name}")
+        aside.write_text("".join(map(line, results.values())), encoding="utf-8")
+        os.replace(aside, file)
     total = planned(suite)
 
     def run(cells: Sequence[Cell]) -> None:
@@ -186,7 +211,9 @@ def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[
 
         todo = [each for label, each in jobs.items() if label not in results]
         for each in todo:
-            if each.summary:  # it ended just before the suite was stopped
+            if each.config_written not in (None, each.config):  # of a suite that has been changed since
+                shutil.rmtree(each.directory)
+            elif each.summary:  # it ended just before the suite was stopped
                 harvest(each)
         run_all([each for each in todo if each.name not in results], workers, finished=harvest)
 
@@ -194,6 +221,17 @@ def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[
         run(list(search_cells(suite)))
     run(list(evidence_cells(suite, chosen_rates(suite, list(results.values())))))
     return list(results.values())
+
+
+def current(suite: Suite, results: Sequence[Result]) -> list[Result]:
+    """Those that are results of this suite as it is: of a planned run, with just its configuration and weights."""
+    there = {result.cell: result for result in results}
+
+    def of(cells: Iterator[Cell]) -> list[Result]:
+        return [there[cell] for cell in cells if cell in there and there[cell].settings == checksum(job(suite, cell, Path()).config)]
+
+    searched = of(search_cells(suite)) if len(suite.learning_rates) > 1 else []
+    return searched + of(evidence_cells(suite, chosen_rates(suite, searched)))
 
 
 def outcome(cell: Cell, done: Job) -> Result:

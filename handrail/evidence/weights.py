@@ -36,7 +36,10 @@ def auc(weights: Sequence[float], positive: Sequence[bool]) -> float | None:
 
 
 def weights_of(suite: Suite) -> dict[str, dict[str, dict[str, float]]]:
-    """``structure_found`` for every backbone and style of a suite, on its training problems."""
+    """``structure_found`` for every backbone and style of a suite, on its training problems; nothing if those are not our tasks'."""
+    sources = suite.base["data"]["train"]
+    if not all("task:" in str(source) for source in ([sources] if isinstance(sources, str) else sources)):
+        return {}
     out = {}
     for style in suite.styles:
         for backbone in suite.backbones:

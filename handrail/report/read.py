@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from handrail.errors import UserError
-from handrail.jobs import slug
+from handrail.names import slug
 
 Row = dict[str, Any]
 

@@ -75,6 +75,8 @@ def evaluation_table(sets: Mapping[str, Any]) -> Table:
 
 
 def _figure(key: str, value: Any) -> str:
+    if isinstance(value, dict) and value["low"] is None:
+        return f"{value['mean']:.1f}"
     if isinstance(value, dict):
         return ("{mean:.1f} [{low:.1f}, {high:.1f}]" if key == "tokens" else "{mean:.1%} [{low:.1%}, {high:.1%}]").format(**value)
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
