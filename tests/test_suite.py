@@ -72,7 +72,7 @@ def tiny(tmp_path: Path) -> Path:
 def result(
     phase: Any, style: str, method: str, seed: int, rate: float, hard: list[float], easy: list[float], backbone: str = "tiny"
 ) -> Result:
-    rewards = {name: {str(n): value for n, value in enumerate(values)} for name, values in (("hard", hard), ("easy", easy))}
+    rewards = {"hard": hard, "easy": easy}
     figures = {"all_wrong": {"first": 1.0, "last": 0.5}, "diversity": {"one_minus_self_bleu": hard[0]}}
     return Result(Cell(phase, backbone, style, method, seed, rate), "", {"hard": 0.0, "easy": 1.0}, rewards, figures)
 

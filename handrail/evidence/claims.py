@@ -60,7 +60,7 @@ class Evidence:
     def rewards(self, backbone: str, style: str, method: str, sets: Sequence[str]) -> Rewards:
         """Seed -> problem of any of ``sets`` -> reward after training."""
         return {
-            run.cell.seed: {f"{name}/{problem}": reward for name in sets for problem, reward in run.rewards[name].items()}
+            run.cell.seed: {f"{name}/{place}": reward for name in sets for place, reward in enumerate(run.rewards[name])}
             for run in self.runs(backbone, style, method)
         }
 

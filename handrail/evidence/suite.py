@@ -83,12 +83,13 @@ class Result:
     settings: str
     """A checksum of the run's whole configuration."""
     start: dict[str, float]
-    rewards: dict[str, dict[str, float]]
+    rewards: dict[str, list[float]]
+    """Held-out set -> the mean reward of each of its problems, in their order."""
     figures: dict[str, Any]
 
     def mean(self, sets: Sequence[str]) -> float:
         """Accuracy after training, a mean over ``sets``."""
-        return fmean(fmean(self.rewards[name].values()) for name in sets)
+        return fmean(fmean(self.rewards[name]) for name in sets)
 
 
 def load_suite(path: Path = BUILTIN, quick: bool = False) -> Suite:
@@ -245,7 +246,8 @@ def outcome(cell: Cell, done: Job) -> Result:
     keys = ("all_wrong", "rescued", "off_policy", "salvaged", "tokens_sampled", "seconds")
     start = {name: ends["start"]["mean"] for name, ends in summary["eval"].items()}
     figures = {key: summary[key] for key in keys} | {"diversity": diversity}
-    return Result(cell, checksum(done.config), start, done.final_rewards, figures)
+    rewards = {name: list(each.values()) for name, each in done.final_rewards.items()}
+    return Result(cell, checksum(done.config), start, rewards, figures)
 
 
 def known(values: Sequence[float | None]) -> float | None:
