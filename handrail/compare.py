@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from queue import Empty
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Protocol
 
-from scipy.stats import t as student
 from torch import cuda
 
 from handrail.config import Config
 from handrail.evaluate import wilson
-from handrail.evidence.differences import against_first, verdict
+from handrail.evidence.differences import against_first, half_width, verdict
 from handrail.jobs import Job, jobs
 
 Report = Callable[[str, int, int, dict[str, Any]], None]
@@ -127,11 +126,11 @@ def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
         sets = summaries[0]["eval"]
         out[name] = {
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
-            "all_wrong": {end: _mean([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
-            **{key: _mean([run.get(key) for run in summaries]) for key in ("rescued", "off_policy", "salvaged")},
-            "tokens_sampled": _mean([run.get("tokens_sampled") for run in summaries]),
-            "steps_without_signal": _mean([run["steps_without_signal"] for run in summaries]),
-            "seconds": _mean([run["seconds"] for run in summaries]),
+            "all_wrong": {end: mean_of_known([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
+            **{key: mean_of_known([run.get(key) for run in summaries]) for key in ("rescued", "off_policy", "salvaged")},
+            "tokens_sampled": mean_of_known([run.get("tokens_sampled") for run in summaries]),
+            "steps_without_signal": mean_of_known([run["steps_without_signal"] for run in summaries]),
+            "seconds": mean_of_known([run["seconds"] for run in summaries]),
             "seeds": [run["seed"] for run in summaries],
             "status": summaries[0]["status"],
         }
@@ -158,7 +157,8 @@ def budget(config: Config) -> str | None:
     return "tokens" if config.train.token_budget else "seconds" if config.train.seconds_budget else None
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """To four digits; None where nothing is known."""
     known = [value for value in values if value is not None]
     return round(mean(known), 4) if known else None
 
@@ -170,7 +170,7 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     middle = mean(ends)
     low, high = wilson(middle, runs[0]["end"]["n"])
     if len(ends) > 1:
-        half = float(student.ppf(0.975, len(ends) - 1)) * stdev(ends) / len(ends) ** 0.5
+        half = half_width(ends, 0.95)
         low, high = min(low, max(0.0, middle - half)), max(high, min(1.0, middle + half))
     return {
         "start": mean(run["start"]["mean"] for run in runs),
@@ -180,7 +180,7 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "n": sum(run["end"]["n"] for run in runs),
         "per_seed": ends,
         "diversity": {
-            key.removeprefix("diversity/"): {end: _mean([run[end][key] for run in runs]) for end in ("start", "end")}
+            key.removeprefix("diversity/"): {end: mean_of_known([run[end][key] for run in runs]) for end in ("start", "end")}
             for key in runs[0]["end"]
             if key.startswith("diversity/")
         },

@@ -29,22 +29,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """``says`` is the papers' sentence, ``how`` what was measured."""
+    """``says`` is the papers' sentence, ``how`` what was measured, ``planned`` in how many settings it will be."""
 
     says: str
     how: str
     rows: list[Row]
+    planned: int
 
     @property
     def answer(self) -> str:
         """In words, for all settings together."""
+        so_far = f", of {self.planned} planned" if len(self.rows) < self.planned else ""
         counts = {answer: sum(row.answer == answer for row in self.rows) for answer in ("holds", "fails", "undecided")}
         for answer in ("holds", "fails"):
             if counts[answer] == len(self.rows):
-                return f"{answer} in all {len(self.rows)} settings" if len(self.rows) > 1 else answer
+                return (f"{answer} in all {len(self.rows)} settings" if len(self.rows) > 1 else answer) + so_far
         if counts["undecided"] == len(self.rows):
-            return "undecided: no interval excludes either answer"
-        return ", ".join(f"{answer} in {n} of {len(self.rows)}" for answer, n in counts.items() if n)
+            return "undecided: no interval excludes either answer" + so_far
+        return ", ".join(f"{answer} in {n} of {len(self.rows)}" for answer, n in counts.items() if n) + so_far
 
 
 class Evidence:
@@ -53,6 +55,11 @@ class Evidence:
     def __init__(self, suite: Suite, results: Sequence[Result]) -> None:
         self.suite = suite
         self.results = [result for result in results if result.cell.phase == "evidence"]
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """Backbones and styles, in the order of the page."""
+        return [(backbone, style) for style in self.suite.styles for backbone in self.suite.backbones]
 
     def runs(self, backbone: str, style: str, method: str) -> list[Result]:
         return [r for r in self.results if (r.cell.backbone, r.cell.style, r.cell.method) == (backbone, style, method)]
@@ -75,7 +82,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     def better(says: str, a: str, b: str, sets: Sequence[str] = evidence.suite.in_domain, where: str = "in-domain") -> None:
         if evidence.has(a, b) and sets:
             how = f"{where} accuracy of {a} minus that of {b}, same seeds and problems"
-            made.append(Claim(says, how, _rows(evidence, a, b, sets)))
+            made.append(Claim(says, how, _rows(evidence, a, b, sets), len(evidence.settings)))
 
     better("GRPO stalls on problems that all rollouts fail, where SORT does not.", "SORT", "GRPO")
     better("GRPO stalls on problems that all rollouts fail, where LUFFY does not.", "LUFFY", "GRPO")
@@ -94,11 +101,9 @@ def claims(evidence: Evidence) -> list[Claim]:
 
 
 def _rows(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> list[Row]:
-    suite = evidence.suite
-    settings = [(backbone, style) for style in suite.styles for backbone in suite.backbones]
-    level = 1 - 0.05 / len(settings)
+    level = 1 - 0.05 / len(evidence.settings)
     rows = []
-    for backbone, style in settings:
+    for backbone, style in evidence.settings:
         ours, theirs = (evidence.rewards(backbone, style, method, sets) for method in (a, b))
         if ours.keys() & theirs.keys():
             rows.append(Row(f"{backbone}, {style}", paired("", a, b, ours, theirs, level)))
@@ -109,7 +114,8 @@ def _largest_on_weakest(evidence: Evidence) -> Claim:
     """A difference of differences: what SORT gains over GRPO on the weakest backbone, less what it gains on each other one."""
     suite = evidence.suite
     weakest, *others = suite.backbones
-    level = 1 - 0.05 / (len(suite.styles) * len(others))
+    planned = len(suite.styles) * len(others)
+    level = 1 - 0.05 / planned
 
     def gain(backbone: str, style: str) -> Rewards:
         ours, theirs = (evidence.rewards(backbone, style, method, suite.in_domain) for method in ("SORT", "GRPO"))
@@ -121,25 +127,24 @@ def _largest_on_weakest(evidence: Evidence) -> Claim:
             small, large = gain(weakest, style), gain(other, style)
             if small.keys() & large.keys():
                 rows.append(Row(f"{weakest} against {other}, {style}", paired("", weakest, other, small, large, level, most=2.0)))
-    return Claim("SORT's gain over GRPO is largest on the weakest backbone.", "the gain there minus the gain on the other backbone", rows)
+    how = "the gain there minus the gain on the other backbone"
+    return Claim("SORT's gain over GRPO is largest on the weakest backbone.", how, rows, planned)
 
 
 def _diversity(evidence: Evidence) -> list[Claim]:
     """Of the rollouts in the last tenth of training; a policy that has learnt nothing writes the most diverse ones."""
-    suite = evidence.suite
-    settings = [(backbone, style) for style in suite.styles for backbone in suite.backbones]
     made = []
     for other in ("LUFFY", "GRPO"):
         rows = []
-        for backbone, style in settings if evidence.has("SCOPE", other) else []:
+        for backbone, style in evidence.settings if evidence.has("SCOPE", other) else []:
             ours, theirs = (
                 {run.cell.seed: run.figures["diversity"]["one_minus_self_bleu"] for run in evidence.runs(backbone, style, method)}
                 for method in ("SCOPE", other)
             )
             if ours.keys() & theirs.keys():
-                found = over_seeds("", "SCOPE", other, ours, theirs, 1 - 0.05 / len(settings))
+                found = over_seeds("", "SCOPE", other, ours, theirs, 1 - 0.05 / len(evidence.settings))
                 rows.append(Row(f"{backbone}, {style}", found))
         if rows:
             how = f"1 − self-BLEU of rollouts in the last tenth of training, SCOPE minus {other}, over seeds"
-            made.append(Claim(f"SCOPE keeps rollouts more diverse than {other} does.", how, rows))
+            made.append(Claim(f"SCOPE keeps rollouts more diverse than {other} does.", how, rows, len(evidence.settings)))
     return made

@@ -60,7 +60,7 @@ def paired(name: str, a: str, b: str, ours: Rewards, theirs: Rewards, level: flo
     assert over_problems.low is not None and over_problems.high is not None  # they differ by twice ``most``
     low, high = over_problems.low, over_problems.high
     if len(seeds) > 1:
-        half = _half_width(per_seed, level)
+        half = half_width(per_seed, level)
         low, high = min(low, mean - half), max(high, mean + half)
     return Difference(name, a, b, mean, max(low, -most), min(high, most), per_seed, len(problems))
 
@@ -68,12 +68,12 @@ def paired(name: str, a: str, b: str, ours: Rewards, theirs: Rewards, level: flo
 def over_seeds(name: str, a: str, b: str, ours: Mapping[int, float], theirs: Mapping[int, float], level: float = 0.95) -> Difference:
     """The difference of one figure a seed, with Student's interval over the seeds that both have; of one seed, none at all is known."""
     per_seed = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    half = _half_width(per_seed, level) if len(per_seed) > 1 else float("inf")
+    half = half_width(per_seed, level) if len(per_seed) > 1 else float("inf")
     mean = fmean(per_seed)
     return Difference(name, a, b, mean, mean - half, mean + half, per_seed, 0)
 
 
-def _half_width(values: Sequence[float], level: float) -> float:
+def half_width(values: Sequence[float], level: float) -> float:
     """Half of Student's interval around the mean."""
     quantile: float = student.ppf((1 + level) / 2, len(values) - 1)
     return quantile * stdev(values) / math.sqrt(len(values))

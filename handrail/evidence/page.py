@@ -33,8 +33,7 @@ def page(suite: Suite, results: Sequence[Result], weights: Mapping[str, Any], co
         weights=weights_table(weights) if weights else None,
         accuracies=[
             {"title": f"{backbone}, {style} references", **accuracies(evidence, backbone, style)}
-            for style in suite.styles
-            for backbone in suite.backbones
+            for backbone, style in evidence.settings
             if any(evidence.runs(backbone, style, method) for method in suite.methods)
         ],
         search=search_table(suite, results) if len(suite.learning_rates) > 1 else None,

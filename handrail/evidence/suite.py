@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from handrail.backbones import locate
-from handrail.compare import run_all
+from handrail.compare import mean_of_known, run_all
 from handrail.config import Config, Section, explain
 from handrail.errors import UserError
 from handrail.jobs import Job, merged, runnable
@@ -179,8 +179,8 @@ def weights_checksum(path: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[[int, int, Result], None]) -> list[Result]:
-    """Runs what ``output/results.jsonl`` does not hold yet, appends it there, and returns all results.
+def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[[int, int, Result], None]) -> None:
+    """Runs what ``output/results.jsonl`` does not hold yet, and appends it there.
 
     ``report`` is called with the number of runs done, of all, and what came of the last one. Raises UserError if results of other
     settings stand there.
@@ -221,7 +221,6 @@ def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[
     if len(suite.learning_rates) > 1:
         run(list(search_cells(suite)))
     run(list(evidence_cells(suite, chosen_rates(suite, list(results.values())))))
-    return list(results.values())
 
 
 def current(suite: Suite, results: Sequence[Result]) -> list[Result]:
@@ -242,18 +241,12 @@ def outcome(cell: Cell, done: Job) -> Result:
     lines = [json.loads(line) for line in (done.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]]
     late = lines[-max(1, len(lines) // 10) :]
     names = {key for line in late for key in line if key.startswith("diversity/")}
-    diversity = {name.removeprefix("diversity/"): known([line.get(name) for line in late]) for name in sorted(names)}
+    diversity = {name.removeprefix("diversity/"): mean_of_known([line.get(name) for line in late]) for name in sorted(names)}
     keys = ("all_wrong", "rescued", "off_policy", "salvaged", "tokens_sampled", "seconds")
     start = {name: ends["start"]["mean"] for name, ends in summary["eval"].items()}
     figures = {key: summary[key] for key in keys} | {"diversity": diversity}
     rewards = {name: list(each.values()) for name, each in done.final_rewards.items()}
     return Result(cell, checksum(done.config), start, rewards, figures)
-
-
-def known(values: Sequence[float | None]) -> float | None:
-    """The mean of those there are."""
-    there = [value for value in values if value is not None]
-    return round(fmean(there), 4) if there else None
 
 
 def line(result: Result) -> str:
