@@ -81,7 +81,7 @@ class Result:
 
     cell: Cell
     settings: str
-    """A checksum of the run's whole configuration."""
+    """A checksum of the run's configuration."""
     start: dict[str, float]
     rewards: dict[str, list[float]]
     """Held-out set -> the mean reward of each of its problems, in their order."""
@@ -169,8 +169,8 @@ def filled(tree: Any, marks: Mapping[str, str]) -> Any:
 
 
 def checksum(config: Config) -> str:
-    """Of a run's configuration and of the weights that it starts from."""
-    return hashlib.sha256((config.model_dump_json() + weights_checksum(config.model.path)).encode()).hexdigest()[:16]
+    """Of what a run's configuration sets, so that a setting added to Handrail voids no result, and of the weights that it starts from."""
+    return hashlib.sha256((config.model_dump_json(exclude_defaults=True) + weights_checksum(config.model.path)).encode()).hexdigest()[:16]
 
 
 @cache
