@@ -54,23 +54,56 @@ class Row:
         """Whether any of its tokens has a gradient."""
         return self.trajectory.has_signal or self.bonus != 0
 
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model reads: completions [B, T] padded right, and their U distinct prompts [U, P] padded left."""
+
+    prompt: Tensor
+    prompt_mask: Tensor
+    prompt_of: Tensor  # [B], which of the prompts each completion follows
+    completion: Tensor
+    completion_mask: Tensor
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Inputs:
+        distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        before, after = max(map(len, prompts)), max(map(len, completions))
+        return cls(
+            pad([*distinct], before, left=True, dtype=torch.long),
+            pad([[1] * len(prompt) for prompt in distinct], before, left=True, dtype=torch.long),
+            torch.tensor([distinct[tuple(prompt)] for prompt in prompts]),
+            pad(completions, after, dtype=torch.long),
+            pad([[1] * len(completion) for completion in completions], after, dtype=torch.long),
+        )
+
     @property
-    def length(self) -> int:
-        return len(self.trajectory.prompt) + len(self.trajectory)
+    def share_prompts(self) -> bool:
+        return len(self.prompt) < len(self.prompt_of)
+
+    @property
+    def whole_mask(self) -> Tensor:
+        """[B, P + T], prompt and completion."""
+        return torch.cat([self.prompt_mask[self.prompt_of], self.completion_mask], 1)
+
+    @property
+    def whole(self) -> Tensor:
+        """[B, P + T], prompt and completion."""
+        return torch.cat([self.prompt[self.prompt_of], self.completion], 1)
+
+    def to(self, device: torch.device) -> Inputs:
+        return Inputs(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """``input_ids`` and ``attention_mask`` are [B, P+T]: prompts end, and completions begin, at column P."""
+    """Rows that go through the model together; the streams are [B, T] like the completions."""
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    completion: Tensor  # [B, T], zero where padded
+    inputs: Inputs
     streams: Streams
 
     def to(self, device: torch.device) -> MicroBatch:
-        streams = Streams(**{name: value.to(device) for name, value in vars(self.streams).items()})
-        return MicroBatch(self.input_ids.to(device), self.attention_mask.to(device), self.completion.to(device), streams)
+        return MicroBatch(self.inputs.to(device), Streams(**{name: value.to(device) for name, value in vars(self.streams).items()}))
 
 
 def pad(rows: Sequence[Sequence[float]], width: int, left: bool = False, fill: float = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,41 +115,40 @@ def pad(rows: Sequence[Sequence[float]], width: int, left: bool = False, fill: f
     return out
 
 
-def collate(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """(input_ids [B, P+T], attention_mask [B, P+T], completion [B, T]) with prompts padded left, completions right."""
-    before, after = max(map(len, prompts)), max(map(len, completions))
-    completion = pad(completions, after, dtype=torch.long)
-    input_ids = torch.cat([pad(prompts, before, left=True, dtype=torch.long), completion], 1)
-    ones = pad([[1] * len(p) for p in prompts], before, left=True, dtype=torch.long)
-    return input_ids, torch.cat([ones, pad([[1] * len(c) for c in completions], after, dtype=torch.long)], 1), completion
+def by_budget(prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: bool = True) -> list[list[int]]:
+    """Indices of rows in groups of at most ``budget`` tokens with their padding, one row at least.
 
-
-def by_budget(lengths: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
-    """Indices in groups of like (prompt, completion) lengths, each at most ``budget`` tokens with its padding, one row at least."""
+    ``prompts`` and the ``lengths`` of completions are those of each row. Rows of one prompt stay together, since a prompt is read once
+    for all of them where prompts can be ``shared``; beside them stand rows of like lengths.
+    """
+    number: dict[tuple[int, ...], int] = {}
+    group = [number.setdefault(tuple(prompt), len(number)) if shared else place for place, prompt in enumerate(prompts)]
+    longest: dict[int, int] = {}
+    for key, prompt, length in zip(group, prompts, lengths, strict=True):
+        longest[key] = max(longest.get(key, 0), len(prompt) + length)
     parts: list[list[int]] = []
-    widest = (0, 0)
-    for index in sorted(range(len(lengths)), key=lambda i: (sum(lengths[i]), lengths[i]), reverse=True):
-        wider = (max(widest[0], lengths[index][0]), max(widest[1], lengths[index][1]))
-        if parts and sum(wider) * (len(parts[-1]) + 1) <= budget:
+    read: set[int] = set()
+    before = after = 0
+    for index in sorted(range(len(group)), key=lambda i: (longest[group[i]], group[i], lengths[i]), reverse=True):
+        read, before, after = read | {group[index]}, max(before, len(prompts[index])), max(after, lengths[index])
+        if parts and len(read) * before + (len(parts[-1]) + 1) * after <= budget:
             parts[-1].append(index)
-            widest = wider
         else:
             parts.append([index])
-            widest = lengths[index]
+            read, before, after = {group[index]}, len(prompts[index]), lengths[index]
     return parts
 
 
-def pack(rows: Sequence[Row], budget: int) -> Iterator[MicroBatch]:
+def pack(rows: Sequence[Row], budget: int, shared: bool = True) -> Iterator[MicroBatch]:
     """Micro-batches of at most ``budget`` padded tokens."""
-    lengths = [(len(row.trajectory.prompt), len(row.trajectory)) for row in rows]
-    for part in by_budget(lengths, budget):
+    for part in by_budget([row.trajectory.prompt for row in rows], [len(row.trajectory) for row in rows], budget, shared):
         yield micro_batch([rows[index] for index in part])
 
 
 def micro_batch(rows: Sequence[Row]) -> MicroBatch:
     trajectories = [row.trajectory for row in rows]
-    input_ids, attention_mask, completion = collate([t.prompt for t in trajectories], [t.completion for t in trajectories])
-    width = completion.shape[1]
+    inputs = Inputs.of([t.prompt for t in trajectories], [t.completion for t in trajectories])
+    width = inputs.completion.shape[1]
     nan = float("nan")
 
     def scaled(values: Iterable[list[float]], scales: Iterable[float]) -> Tensor:
@@ -130,4 +162,4 @@ def micro_batch(rows: Sequence[Row]) -> MicroBatch:
         behaviour=pad([[nan if b is None else b for b in t.behaviour] for t in trajectories], width),
         origin=pad([list(map(int, t.origin)) for t in trajectories], width, dtype=torch.long),
     )
-    return MicroBatch(input_ids, attention_mask, completion, streams)
+    return MicroBatch(inputs, streams)

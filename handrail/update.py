@@ -39,7 +39,9 @@ class Update:
         rows = self.rows(groups)
         live = [row for row in rows if row.is_live]
         figures: dict[str, float] = {}
-        parts = {origin: list(pack(part, self.config.micro_batch_tokens)) for origin, part in by_origin(live).items()}
+        parts = {
+            origin: list(pack(part, self.config.micro_batch_tokens, self.policy.shares_prompts)) for origin, part in by_origin(live).items()
+        }
         passes = {origin: int(max(self.gathered(len(batches)))) for origin, batches in parts.items()}
         active = [origin for origin in parts if passes[origin]]
         before: list[torch.Tensor] = []
@@ -86,7 +88,7 @@ class Update:
 
     def loss(self, batch: MicroBatch) -> torch.Tensor:
         self.policy.model.eval()  # without dropout, as it was sampled
-        logp, entropy = self.policy.forward(batch, with_entropy=self.method.entropy_bonus != 0)
+        logp, entropy = self.policy.forward(batch.inputs, with_entropy=self.method.entropy_bonus != 0)
         per_token = self.method.surrogate(logp, batch.streams)
         if entropy is not None:
             per_token = per_token + batch.streams.bonus * entropy

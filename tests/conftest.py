@@ -36,6 +36,10 @@ def config(**changes: Any) -> Config:
     return parse_config(tree)
 
 
+def policy_of(path: Path, **changes: Any) -> TransformersPolicy:
+    return TransformersPolicy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
+
+
 def prepared(method: Method, tools: Tools) -> Method:
     """``method`` with the experts that it asks for, as a run prepares it."""
     method.prepare(Experts(config(), Accelerator(cpu=True), tools.policy))

@@ -119,11 +119,11 @@ def test_a_run_that_was_paused_goes_on_as_if_nothing_had_happened(tmp_path: Path
         return expert(messages) if calls <= 6 else BROKEN
 
     with OpenAiServer(dying) as server, pytest.raises(Paused, match="resume"):
-        run(server, tmp_path, method=method, endpoint={"pause_after": 2, "retries": 0, "concurrency": 1})
+        run(server, tmp_path, method=method, endpoint={"pause_after": 1, "retries": 0, "concurrency": 1})
     done = len(lines(tmp_path / "run"))
     assert 0 < done < 3 and (tmp_path / f"run/checkpoints/step-{done:06d}").is_dir()
     with OpenAiServer(expert) as server:
-        resumed = run(server, tmp_path, resume=True, method=method, endpoint={"pause_after": 2, "retries": 0, "concurrency": 1})
+        resumed = run(server, tmp_path, resume=True, method=method, endpoint={"pause_after": 1, "retries": 0, "concurrency": 1})
 
     def learnt(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: value for key, value in row.items() if not key.startswith("endpoint/")} for row in rows]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from handrail import UserError
 from handrail.lengths import check_lengths
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
-from tests.conftest import config
+from tests.conftest import config, policy_of
 from tests.models import TEMPLATE, save_chat_model
 
 PROBLEM = Problem("p", "What is 2 + 3?", "5", ("2 + 3 = 5",))
@@ -28,10 +27,6 @@ PROBLEM = Problem("p", "What is 2 + 3?", "5", ("2 + 3 = 5",))
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_model(tmp_path_factory.mktemp("chat"))
-
-
-def policy_of(path: Path, **changes: Any) -> TransformersPolicy:
-    return TransformersPolicy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
 
 
 def seen(policy: TransformersPolicy, problem: Problem, plan: str | None = None) -> str:
@@ -169,7 +164,6 @@ def test_a_saved_model_loads_with_equal_weights_and_its_own_generation_defaults(
     assert all(torch.equal(value, mine[name]) for name, value in loaded.state_dict().items())
     assert loaded.generation_config.repetition_penalty == 3.0
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == TEMPLATE
-    assert policy.bare_model.generation_config.repetition_penalty is None or policy.bare_model.generation_config.repetition_penalty == 1.0
 
 
 CHAT = Problem("p", [{"role": "user", "content": "2 + 3?"}], "5", where="chat.jsonl, line 3")

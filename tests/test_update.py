@@ -221,8 +221,8 @@ def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: Transform
     end = policy.tokenizer.eos_token_id
     short, long = Trajectory.reference([5, 6], [7, end], ""), Trajectory.reference([5], [7, 8, 9, end], "")
     batch = micro_batch([Row(replace(member, weight=[1.0] * len(member)), weight_scale=1.0) for member in (short, long)])
-    assert batch.input_ids.tolist() == [[5, 6, 7, end, 0, 0], [0, 5, 7, 8, 9, end]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]
+    assert batch.inputs.whole.tolist() == [[5, 6, 7, end, 0, 0], [0, 5, 7, 8, 9, end]]
+    assert batch.inputs.whole_mask.tolist() == [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]
     assert batch.streams.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch.streams.weight.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
@@ -246,17 +246,21 @@ def test_entropy_is_that_of_the_distribution_sampled_from(policy: TransformersPo
     expected = torch.distributions.Categorical(logits=logits).entropy()
     assert member.entropy == pytest.approx(expected.tolist(), abs=2e-4)
     batch = micro_batch([Row(member.credited(1.0), 1.0)])
-    _, trained = policy.forward(batch, with_entropy=True)
+    _, trained = policy.forward(batch.inputs, with_entropy=True)
     assert trained is not None and trained[0].tolist() == pytest.approx(expected.tolist(), abs=2e-4)
 
 
 def test_micro_batches_keep_to_their_budget_and_lose_no_row() -> None:
-    lengths = [(3, 40), (10, 1), (1, 1), (3, 39), (30, 30), (2, 5)]
-    parts = by_budget(lengths, 90)
-    assert sorted(index for part in parts for index in part) == list(range(6))
-    for part in parts:
-        padded = (max(lengths[i][0] for i in part) + max(lengths[i][1] for i in part)) * len(part)
-        assert padded <= 90 or len(part) == 1
+    prompts = [[1] * 3, [2] * 10, [3], [1] * 3, [4] * 30, [5, 5], [4] * 30]
+    lengths = [40, 1, 1, 39, 30, 5, 12]
+    for shared in (True, False):
+        parts = by_budget(prompts, lengths, 90, shared)
+        assert sorted(index for part in parts for index in part) == list(range(7))
+        for part in parts:
+            read = len({tuple(prompts[i]) for i in part}) if shared else len(part)
+            padded = max(len(prompts[i]) for i in part) * read + max(lengths[i] for i in part) * len(part)
+            assert padded <= 90 or len(part) == 1
+    assert by_budget(prompts, lengths, 90) == [[4, 6], [0, 3], [1, 5, 2]]  # 30 + 2·30, 3 + 2·40, 3·10 + 3·5
 
 
 def test_counts_include_rows_that_will_be_dropped(groups: list[Group]) -> None:

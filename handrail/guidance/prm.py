@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from handrail.backbones import locate
-from handrail.batch import by_budget, collate
+from handrail.batch import Inputs, by_budget
 from handrail.errors import UserError
 from handrail.guidance.judge import Scores
 from handrail.problems import Problem
@@ -119,15 +119,15 @@ class PrmJudge:
         encoded = [self.layout.encode(problem, steps) if steps else ([], []) for problem, steps in attempts]
         out: list[Scores | None] = [[] if len(tokens) <= (self.context or math.inf) else None for tokens, _ in encoded]
         todo = [index for index, (_, ends) in enumerate(encoded) if ends and out[index] is not None]
-        for part in by_budget([(0, len(encoded[index][0])) for index in todo], self.batch_tokens):
+        for part in by_budget([()] * len(todo), [len(encoded[index][0]) for index in todo], self.batch_tokens):
             indices = [todo[place] for place in part]
             for index, scores in zip(indices, self._score([encoded[index] for index in indices]), strict=True):
                 out[index] = [score if math.isfinite(score) else None for score in scores.tolist()]
         return out
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
-        tokens, mask, _ = collate([[]] * len(rows), [tokens for tokens, _ in rows])
-        hidden = self.model(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device), use_cache=False).last_hidden_state
+        inputs = Inputs.of([()] * len(rows), [tokens for tokens, _ in rows]).to(self.device)
+        hidden = self.model(input_ids=inputs.completion, attention_mask=inputs.completion_mask, use_cache=False).last_hidden_state
         return [self.head(states[ends]).float().softmax(-1)[:, 1] for states, (_, ends) in zip(hidden, rows, strict=True)]
 
 

@@ -11,18 +11,15 @@ import torch
 from accelerate import Accelerator
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from handrail.backbones import locate
-from handrail.batch import MicroBatch, by_budget, collate
+from handrail.batch import Inputs, by_budget
 from handrail.config import Config, ModelConfig
 from handrail.errors import UserError
+from handrail.policy.attention import share_on_cpu
+from handrail.policy.decoding import Drawn, decode, positions
 from handrail.problems import Problem
 from handrail.trajectory import Origin, Trajectory
 
@@ -50,25 +47,10 @@ def load_model(config: ModelConfig, field: str = "model.path") -> tuple[Any, Any
     return model, tokenizer
 
 
-class Recorder(LogitsProcessor):  # type: ignore[misc]
-    """Keeps the log-probability of every sampled token and the entropy it was drawn from, without keeping logits."""
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-        self.logp: list[Tensor] = []
-        self.entropy: list[Tensor] = []
-        self.last: Tensor | None = None
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        self.settle(input_ids)
-        self.last = torch.log_softmax(scores.float() / self.temperature, -1)
-        self.entropy.append(-(self.last.exp() * self.last.clamp(min=torch.finfo(torch.float32).min)).sum(-1))
-        return scores
-
-    def settle(self, input_ids: Tensor) -> None:
-        """Reads what was drawn from the last distribution; to be called once more after the last token."""
-        if self.last is not None:
-            self.logp.append(self.last.gather(-1, input_ids[:, -1:]).squeeze(-1))
+def can_share_prompts(model: Any) -> bool:
+    """Whether completions can be read behind a prompt that was read before: attention can, a recurrent state goes on by one token only."""
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
 class TransformersPolicy:
@@ -80,8 +62,9 @@ class TransformersPolicy:
         model, self.tokenizer = load_model(config.model, field)
         ends = model.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        # A model's own generation defaults (top-k, repetition penalty) would sample from another distribution than is trained.
-        self.saved_generation_config, model.generation_config = model.generation_config, GenerationConfig()
+        if accelerator.device.type == "cpu":
+            share_on_cpu(model)
+        self.shares_prompts = can_share_prompts(model)
         self.model = accelerator.prepare(model) if trained else model.to(accelerator.device).requires_grad_(False)
         self.temperature = config.rollout.temperature or 1.0
         self.chat = bool(self.tokenizer.chat_template) if config.data.chat is None else config.data.chat
@@ -151,76 +134,80 @@ class TransformersPolicy:
                 return int(last)
         return int(self.tokenizer.eos_token_id)
 
-    @torch.inference_mode()
     def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int | None = None) -> list[list[Trajectory]]:
+        rollout = self.config.rollout
         flat = [prompt for prompt in prompts for _ in range(n)]
-        size = self.config.rollout.batch_size
-        limit = max_tokens or self.config.rollout.max_tokens
-        drawn = [trajectory for at in range(0, len(flat), size) for trajectory in self._sample(flat[at : at + size], limit)]
+        drawn: list[Trajectory] = []
+        for at in range(0, len(flat), rollout.batch_size):
+            part = flat[at : at + rollout.batch_size]
+            rows = decode(self.bare_model.eval(), part, max_tokens or rollout.max_tokens, rollout.temperature, self.ends)
+            drawn += map(self._trajectory, part, rows)
         return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
 
-    def _sample(self, prompts: list[list[int]], max_tokens: int) -> list[Trajectory]:
-        model, device = self.bare_model.eval(), self.accelerator.device
-        input_ids, attention_mask, _ = collate(prompts, [[]] * len(prompts))
-        recorder = Recorder(self.temperature)
-        # EOS for padding: rows are cut at their first end token, and prompts are masked by length, so it cannot be mistaken.
-        generation = GenerationConfig(
-            do_sample=self.config.rollout.temperature > 0, temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=max_tokens,
-            eos_token_id=sorted(self.ends), pad_token_id=self.tokenizer.eos_token_id,
-        )  # fmt: skip
-        output = model.generate(
-            input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=generation,
-            logits_processor=LogitsProcessorList([recorder]),
-        )  # fmt: skip
-        recorder.settle(output)
-        tokens = output[:, input_ids.shape[1] :].tolist()
-        logp, entropy = torch.stack(recorder.logp, 1).tolist(), torch.stack(recorder.entropy, 1).tolist()
-        return [self._trajectory(*row) for row in zip(prompts, tokens, logp, entropy, strict=True)]
+    def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
+        origin = [Origin.POLICY] * len(drawn.tokens)
+        text = self.decode(drawn.tokens)
+        return Trajectory(prompt, drawn.tokens, text, origin, list(drawn.logp), drawn.entropy, finished=drawn.finished)
 
-    def _trajectory(self, prompt: list[int], tokens: list[int], logp: list[float], entropy: list[float]) -> Trajectory:
-        end = next((at + 1 for at, token in enumerate(tokens) if token in self.ends), None)
-        tokens = tokens[:end]
-        text = self.decode(tokens)
-        return Trajectory(prompt, tokens, text, [Origin.POLICY] * len(tokens), list(logp[:end]), entropy[:end], finished=end is not None)
-
-    def forward(self, batch: MicroBatch, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
-        """(log π [B, T], entropy [B, T] or None), float32, of the batch's completion tokens, with gradient.
+    def forward(self, inputs: Inputs, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
+        """(log π [B, T], entropy [B, T] or None), float32, of the completions' tokens, with gradient.
 
         ``model`` stands in for the one that synchronises gradients between processes.
         """
-        width = batch.completion.shape[1]
-        positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
-        # Only the completions' logits are ever computed.
-        logits = (model or self.model)(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, logits_to_keep=width + 1,
-            use_cache=False,
-        ).logits[:, :-1].float() / self.temperature  # fmt: skip
+        pieces, at, found = self._logits(inputs, model or self.model), 0, []
+        for logits in pieces:
+            found.append(self._log_probs(logits, inputs.completion[:, at : at + logits.shape[1]], with_entropy))
+            at += logits.shape[1]
+        logp = torch.cat([piece[0] for piece in found], 1)
+        return logp, torch.cat([piece[1] for piece in found], 1) if with_entropy else None
+
+    def _logits(self, inputs: Inputs, model: Any) -> list[Tensor]:
+        """Those that predict the completions' tokens, [B, T, V] in pieces of T. Only these are ever computed."""
+        mask, width = inputs.whole_mask, inputs.completion.shape[1]
+        if not (self.shares_prompts and inputs.share_prompts):
+            out = model(
+                input_ids=inputs.whole, attention_mask=mask, position_ids=positions(mask), logits_to_keep=width + 1, use_cache=False
+            )
+            return [out.logits[:, :-1]]
+        cache = DynamicCache(config=self.bare_model.config.get_text_config(decoder=True))
+        # Through the bare model: the one that synchronises must be called as often in every process.
+        first = self.bare_model(
+            input_ids=inputs.prompt, attention_mask=inputs.prompt_mask, position_ids=positions(inputs.prompt_mask),
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        ).logits[inputs.prompt_of]  # fmt: skip
+        if width == 1:
+            return [first]
+        cache.reorder_cache(inputs.prompt_of)
+        rest = model(
+            input_ids=inputs.completion[:, :-1], attention_mask=mask[:, :-1],
+            position_ids=positions(mask)[:, inputs.prompt.shape[1] : -1], past_key_values=cache, use_cache=True,
+        ).logits  # fmt: skip
+        return [first, rest]
+
+    def _log_probs(self, logits: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        logits = logits.float()
+        if self.temperature != 1:
+            logits = logits / self.temperature
         norm = logits.logsumexp(-1)
-        logp = logits.gather(-1, batch.completion.unsqueeze(-1)).squeeze(-1) - norm
-        if not with_entropy:
-            return logp, None
-        return logp, norm - (torch.softmax(logits, -1) * logits).sum(-1)
+        logp = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
+        return logp, norm - (torch.softmax(logits, -1) * logits).sum(-1) if with_entropy else logp
 
     @torch.no_grad()
     def score(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Tensor]:
         model = self.bare_model.eval()  # processes may score different numbers of batches
-        device = self.accelerator.device
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
-        lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]
-        for part in by_budget(lengths, self.config.train.micro_batch_tokens):
-            tensors = collate([prompts[i] for i in part], [completions[i] for i in part])
-            ids, mask, completion = (tensor.to(device) for tensor in tensors)
-            logp, _ = self.forward(MicroBatch(ids, mask, completion, streams=None), model=model)  # type: ignore[arg-type]
+        lengths = list(map(len, completions))
+        for part in by_budget(prompts, lengths, self.config.train.micro_batch_tokens, self.shares_prompts):
+            inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part]).to(self.accelerator.device)
+            logp, _ = self.forward(inputs, model=model)
             for index, row in zip(part, logp.cpu(), strict=True):
-                out[index] = row[: lengths[index][1]]
+                out[index] = row[: lengths[index]]
         return out
 
     def save(self, directory: Path) -> None:
         """Writes model and tokenizer so that ``AutoModelForCausalLM.from_pretrained`` loads them."""
         model = self.bare_model
-        model.generation_config, sampling = self.saved_generation_config, model.generation_config
         # Some published models state a temperature without do_sample, which is refused on saving.
         model.generation_config.do_sample = True
         model.save_pretrained(directory)
-        model.generation_config = sampling
         self.tokenizer.save_pretrained(directory)

@@ -1,0 +1,41 @@
+"""Attention for a CPU: PyTorch's own kernel, with the keys and values of grouped queries shared instead of copied.
+
+transformers repeats keys and values for every query head wherever there is a padding mask, because CUDA's fast kernels want it so.
+The CPU's kernel does not, and while sampling the copy costs more than all else in a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "sdpa_shared"
+
+
+def shared_sdpa(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    dropout: float = 0.0, scaling: float | None = None, position_bias: Tensor | None = None, **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """As transformers' ``sdpa``: query is [B, H, Q, D], key and value [B, H / groups, K, D], the result [B, Q, H, D]."""
+    if attention_mask is None or position_bias is not None:
+        whole: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, position_bias=position_bias, **others
+        )
+        return whole
+    out = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def share_on_cpu(model: Any) -> None:
+    """Lets ``model`` use it in place of ``sdpa``; one that attends in another way is left alone."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)
+
+
+AttentionInterface.register(NAME, shared_sdpa)
+AttentionMaskInterface.register(NAME, sdpa_mask)
