@@ -25,7 +25,7 @@ import torch
 from transformers.utils import logging
 
 from handrail.config import Config, ModelConfig, parse_config
-from handrail.policy.transformers import load_model
+from handrail.policy.loading import load_model
 from handrail.problems import Problem
 from handrail.run_directory import RunDirectory
 from handrail.sources import load_problems

@@ -42,17 +42,18 @@ class Counts:
 
 @dataclass(frozen=True)
 class Row:
-    """A trajectory with the scales of its credit, weight and entropy bonus."""
+    """A trajectory with the scales of its credit, weight, entropy bonus and divergence."""
 
     trajectory: Trajectory
     credit_scale: float = 0.0
     weight_scale: float = 0.0
     bonus: float = 0.0
+    kl: float = 0.0
 
     @property
     def is_live(self) -> bool:
         """Whether any of its tokens has a gradient."""
-        return self.trajectory.has_signal or self.bonus != 0
+        return self.trajectory.has_signal or self.bonus != 0 or self.kl != 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,9 @@ def micro_batch(rows: Sequence[Row]) -> MicroBatch:
         credit=scaled((t.credit for t in trajectories), (row.credit_scale for row in rows)),
         weight=scaled((t.weight for t in trajectories), (row.weight_scale for row in rows)),
         bonus=pad([[row.bonus] * len(row.trajectory) for row in rows], width),
+        kl=pad([[row.kl] * len(row.trajectory) for row in rows], width),
         behaviour=pad([[nan if b is None else b for b in t.behaviour] for t in trajectories], width),
+        old=pad([[nan if b is None else b for b in t.anchor] for t in trajectories], width),
         origin=pad([list(map(int, t.origin)) for t in trajectories], width, dtype=torch.long),
     )
     return MicroBatch(inputs, streams)

@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from handrail.errors import UserError
 from handrail.methods.base import Method
-from handrail.policy.transformers import TransformersPolicy, load_model
+from handrail.policy.learning import LearningPolicy
 
 
-def save(root: Path, step: int, keep: int, policy: TransformersPolicy, optimizer: Any, scheduler: Any, method: Method) -> None:
+def save(root: Path, step: int, keep: int, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> None:
     """Writes ``root/step-NNNNNN`` aside and renames it, then deletes all but the newest ``keep``."""
     final = root / f"step-{step:06d}"
     aside = root / f".{final.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    policy.save(aside / "model")
+    policy.save_state(aside / "model")
     moments = {
         f"{index}.{name}": value.contiguous() for index, entry in optimizer.state_dict()["state"].items() for name, value in entry.items()
     }
@@ -39,16 +38,9 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"))
 
 
-def load(path: Path, policy: TransformersPolicy, optimizer: Any, scheduler: Any, method: Method) -> int:
+def load(path: Path, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> int:
     """Restores what ``save`` wrote and returns the step it was written after. Raises UserError if the model is another one."""
-    model = policy.bare_model
-    weights = load_model(policy.config.model.model_copy(update={"path": str(path / "model")}))[0].state_dict()
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError:  # a tensor of another size
-        missing, unexpected = [], list(weights)
-    if unexpected or set(missing) - set(model.all_tied_weights_keys):
-        raise UserError(f"{path} holds another model than model.path names; resume with the configuration that the run was started with")
+    policy.load_state(path / "model")
     state = json.loads((path / "state.json").read_text())
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(path / "optimizer.safetensors").items():

@@ -43,11 +43,43 @@ def _one_source(value: Any) -> Any:
 
 class ModelConfig(Section):
     path: str
-    """A Hugging Face model directory or name, or ``builtin:NAME`` (see ``handrail backbone list``)."""
+    """A Hugging Face model directory or name, a GGUF file, an adapter's directory, or ``builtin:NAME`` (see ``handrail backbone list``)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in. Weights are kept and saved in float32: in bfloat16, small updates would round away."""
+    """What the model computes in. Weights that learn are kept and saved in float32: in bfloat16, small updates would round away."""
     device: Literal["auto", "cpu"] = "auto"
+    attention: str = "auto"
+    """``eager``, ``sdpa``, ``flash_attention_2`` or another that transformers knows; ``auto`` leaves the choice to it."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, about a third more time."""
     trust_remote_code: bool = False
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685) by peft: only they learn, and the model's own weights are kept in ``model.dtype``."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    """The adapters' output is scaled by alpha / rank."""
+    targets: str | list[str] = "all-linear"
+    """The layers that get one, by the ends of their names; ``all-linear`` is every linear layer but the head."""
+    save: Literal["adapter", "merged"] = "adapter"
+    """What ``model/`` holds in the end: the adapter alone, or a whole model with it merged in."""
+
+
+class SamplerConfig(Section):
+    """Who samples rollouts."""
+
+    name: Literal["transformers", "vllm"] = "transformers"
+    """``transformers`` samples with the model that is trained; ``vllm`` with vLLM in the same process, which takes its weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What vLLM computes in; by default as ``model.dtype``."""
+    cache_gib: float = Field(2.0, gt=0)
+    """GiB of memory for vLLM's keys and values."""
+    correction: float | None = Field(2.0, gt=0)
+    """Tokens are weighted by how much likelier the trainer finds them than vLLM did, at most by this (truncated importance sampling);
+    null weighs none. With ``transformers`` there is nothing to correct."""
+    most_gap: float = Field(0.5, gt=0)
+    """The run stops where vLLM's log-probabilities are further from the trainer's, in nats, a mean over tokens."""
 
 
 class DataConfig(Section):
@@ -197,6 +229,8 @@ class Config(Section):
     """``name`` and the settings of that method (``handrail methods NAME``)."""
     verifier: VerifierConfig = VerifierConfig()
     rollout: RolloutConfig = RolloutConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    lora: LoraConfig | None = None
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     experts: ExpertsConfig = ExpertsConfig()

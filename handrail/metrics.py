@@ -35,6 +35,7 @@ class StepMetrics:
             "rollouts": len(rollouts),
             "truncated": sum(not member.finished for member in rollouts),
             "sampled": sum(map(len, rollouts)),
+            "spread": sum(len(member.entropy) for member in rollouts),  # tokens whose entropy is known
             "trained": 0,
             "off_policy": 0,
             "dropped": 0,
@@ -65,7 +66,7 @@ class StepMetrics:
             "groups/mixed": sums["graded"] - sums["all_wrong"] - sums["all_right"],
             "groups/rescued": sums["rescued"],
             "reward": ratio(sum(part[1] for part in parts), sums["rollouts"]),
-            "entropy": ratio(sum(part[2] for part in parts), sums["sampled"]),
+            "entropy": ratio(sum(part[2] for part in parts), sums["spread"]),
             "truncated": ratio(sums["truncated"], sums["rollouts"]),
             "tokens/sampled": sums["sampled"],
             "tokens/trained": sums["trained"],

@@ -24,7 +24,9 @@ class Streams:
     credit: Tensor  # advantage / normaliser
     weight: Tensor  # imitation weight / normaliser
     bonus: Tensor  # entropy coefficient / normaliser
+    kl: Tensor  # coefficient of the divergence from the frozen model / normaliser
     behaviour: Tensor  # log-probability when sampled; NaN where unknown
+    old: Tensor  # log-probability before any update, by the trainer; NaN where unknown
     origin: Tensor  # int64, see Origin
 
 
@@ -44,15 +46,33 @@ SHAPES: dict[Shape, Callable[[Tensor, float], Tensor]] = {
 def log_ratio(logp: Tensor, streams: Streams, ratio: Ratio) -> Tensor:
     """log(π/π_old): of each token, or (GSPO, arXiv 2507.18071 eq. 7) its mean over the row's sampled tokens.
 
-    A token whose behaviour is unknown counts as on-policy: ratio 1, gradient that of log π.
+    A token whose old log-probability is unknown counts as on-policy: ratio 1, gradient that of log π.
     """
-    behaviour = torch.where(streams.behaviour.isnan(), logp.detach(), streams.behaviour)
-    per_token = (logp - behaviour) * streams.mask
+    per_token = (logp - old(logp, streams)) * streams.mask
     if ratio == "token":
         return per_token
     sampled = streams.mask * (streams.origin == Origin.POLICY)
     mean = (per_token * sampled).sum(1, keepdim=True) / sampled.sum(1, keepdim=True).clamp(min=1)
     return mean.expand_as(per_token)
+
+
+def old(logp: Tensor, streams: Streams) -> Tensor:
+    """log π_old, without gradient; the current one where nobody knows it."""
+    return torch.where(streams.old.isnan(), logp.detach(), streams.old)
+
+
+def correction(logp: Tensor, streams: Streams, cap: float) -> Tensor:
+    """min(π_old/μ, cap) of tokens that another program sampled with likelihood μ, 1 elsewhere: truncated importance sampling, as in
+    ``Your efficient RL framework secretly brings you off-policy RL training`` (Yao et al., 2025). Without gradient."""
+    weight = (old(logp, streams) - streams.behaviour).exp().clamp(max=cap)
+    return torch.where(streams.behaviour.isnan(), 1.0, weight)
+
+
+def divergence(logp: Tensor, frozen: Tensor, streams: Streams) -> Tensor:
+    """exp(log π_ref − log π) − (log π_ref − log π) − 1 on tokens that the policy sampled (k3; GRPO, arXiv 2402.03300 eq. 4), times its
+    coefficient."""
+    log_ratio = (frozen - logp) * (streams.origin == Origin.POLICY) * streams.mask
+    return streams.kl * (log_ratio.exp() - log_ratio - 1)
 
 
 def policy_gradient(logp: Tensor, streams: Streams, ratio: Ratio = "token", clip: tuple[float, float] | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from handrail.lengths import check_lengths
 from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.metrics import StepMetrics, summary
-from handrail.policy.transformers import TransformersPolicy
+from handrail.policy.learning import LearningPolicy
 from handrail.probed import load_kept
 from handrail.problems import Problem
 from handrail.run_directory import RunDirectory
@@ -82,7 +82,7 @@ class Run:
         precision = "bf16" if config.model.dtype == "bfloat16" else "no"
         self.accelerator = Accelerator(cpu=config.model.device == "cpu", mixed_precision=precision)
         self.verifier = verifier
-        self.policy = TransformersPolicy(config, self.accelerator)
+        self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
         self.experts = Experts(config, self.accelerator, self.policy)
         self.method.prepare(self.experts)
         check_lengths(self.policy, [problem for source in sources for problem in source])
@@ -162,6 +162,9 @@ class Run:
         metrics = StepMetrics(groups)
         with clock("guide"):
             groups = self.guided(groups, tools)
+        if self.policy.sampler and self.config.train.updates_per_step > 1:
+            with clock("update"):
+                groups = self.policy.anchored(groups)
         for part in split(groups, self.config.train.updates_per_step):
             with clock("guide"):
                 part = self.method.credit(part, tools)
@@ -172,7 +175,7 @@ class Run:
         self.scheduler.step()
 
         tools.counts.update(self.experts.take_counts())
-        return metrics.result(self.accelerator, tools.counts), clock
+        return metrics.result(self.accelerator, tools.counts) | self.policy.figures, clock
 
     def guided(self, groups: list[Group], tools: Tools) -> list[Group]:
         """Guidance, before which a step has changed nothing. Raises Paused in every process if an expert fails one of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -24,6 +23,8 @@ class Trajectory:
     ``behaviour`` holds the log-probability under which each token was sampled, None where nobody knows it.
     ``credit`` is the advantage of each token, ``weight`` how strongly its likelihood is raised (imitation).
     A trajectory whose credits and weights are all exactly zero never reaches the model.
+    ``old`` is the trainer's own log-probability under the weights that sampled each token, where another program sampled it; None where
+    it was not computed, and empty where ``behaviour`` is just that.
     ``judged`` holds the steps that a judge scored, from the first on, with their scores; None where no judge said anything.
     """
 
@@ -38,6 +39,7 @@ class Trajectory:
     credit: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
     judged: list[tuple[str, float | None]] | None = None
+    old: list[float | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.completion)
@@ -50,22 +52,33 @@ class Trajectory:
     def has_signal(self) -> bool:
         return any(self.credit) or any(self.weight)
 
+    @property
+    def anchor(self) -> list[float | None]:
+        """What a ratio is taken to: the log-probability of each token before any update."""
+        return self.old or self.behaviour
+
     def credited(self, advantage: float) -> Trajectory:
         """The same trajectory with one advantage on every token."""
         return replace(self, credit=[advantage] * len(self))
 
     def upto(self, length: int) -> Trajectory:
         """Its first ``length`` tokens, ungraded and without end."""
-        return Trajectory(self.prompt, self.completion[:length], "", self.origin[:length], self.behaviour[:length], finished=False)
+        origin, behaviour = self.origin[:length], self.behaviour[:length]
+        return Trajectory(self.prompt, self.completion[:length], "", origin, behaviour, finished=False, old=self.old[:length])
 
-    def followed(self, tokens: list[int], origin: Origin, behaviour: Sequence[float | None], finished: bool) -> Trajectory:
-        """More tokens behind its own, all of one origin."""
+    def followed(self, tokens: list[int], origin: Origin, finished: bool) -> Trajectory:
+        """More tokens behind its own, all of one origin and of unknown likelihood."""
+        return self.continued(Trajectory(self.prompt, tokens, "", [origin] * len(tokens), [None] * len(tokens), finished=finished))
+
+    def continued(self, more: Trajectory) -> Trajectory:
+        """The completion of ``more`` behind its own."""
         return replace(
             self,
-            completion=self.completion + tokens,
-            origin=self.origin + [origin] * len(tokens),
-            behaviour=[*self.behaviour, *behaviour],
-            finished=finished,
+            completion=self.completion + more.completion,
+            origin=self.origin + more.origin,
+            behaviour=self.behaviour + more.behaviour,
+            finished=more.finished,
+            old=self.anchor + more.anchor if self.old or more.old else [],
         )
 
     @classmethod

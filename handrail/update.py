@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from handrail import objective
 from handrail.batch import Counts, MicroBatch, Row, micro_batch, pack
 from handrail.config import TrainConfig
 from handrail.methods.base import Method
-from handrail.policy.transformers import TransformersPolicy
+from handrail.policy.learning import LearningPolicy
 from handrail.trajectory import Group, Origin, Trajectory
 
 
@@ -31,7 +32,7 @@ class Outcome:
 class Update:
     """Callable with the groups of one update."""
 
-    def __init__(self, method: Method, policy: TransformersPolicy, accelerator: Accelerator, optimizer: Any, config: TrainConfig) -> None:
+    def __init__(self, method: Method, policy: LearningPolicy, accelerator: Accelerator, optimizer: Any, config: TrainConfig) -> None:
         self.method, self.policy, self.accelerator, self.optimizer, self.config = method, policy, accelerator, optimizer, config
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
 
@@ -55,6 +56,7 @@ class Update:
             figures["grad_norm/all"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
             if math.isfinite(figures["grad_norm/all"]):
                 self.optimizer.step()
+                self.policy.changed()
             else:  # one bad batch must not end in a model of NaN
                 figures["update/skipped"] = 1.0
             self.optimizer.zero_grad()
@@ -68,10 +70,11 @@ class Update:
         rows = []
         for group in groups:
             for place, member in enumerate(group.members):
-                bonus = self.method.entropy_bonus if place < len(group.trajectories) else 0.0
-                credit_scale = self.method.credit_scale(member, counts) if any(member.credit) or bonus else 0.0
+                in_group = place < len(group.trajectories)
+                bonus, kl = (self.method.entropy_bonus, self.method.kl) if in_group else (0.0, 0.0)
+                credit_scale = self.method.credit_scale(member, counts) if any(member.credit) or bonus or kl else 0.0
                 weight_scale = self.method.weight_scale(member, counts) if any(member.weight) else 0.0
-                rows.append(Row(member, credit_scale, weight_scale, bonus * credit_scale))
+                rows.append(Row(member, credit_scale, weight_scale, bonus * credit_scale, kl * credit_scale))
         return rows
 
     def backward(self, batches: list[MicroBatch], passes: int) -> float:
@@ -87,12 +90,17 @@ class Update:
         return sum(self.gathered(total))
 
     def loss(self, batch: MicroBatch) -> torch.Tensor:
-        self.policy.model.eval()  # without dropout, as it was sampled
         logp, entropy = self.policy.forward(batch.inputs, with_entropy=self.method.entropy_bonus != 0)
-        per_token = self.method.surrogate(logp, batch.streams)
+        streams = batch.streams
+        if self.policy.correction is not None:
+            weight = objective.correction(logp.detach(), streams, self.policy.correction)
+            streams = replace(streams, credit=streams.credit * weight)
+        per_token = self.method.surrogate(logp, streams)
         if entropy is not None:
-            per_token = per_token + batch.streams.bonus * entropy
-        return -torch.where(batch.streams.mask > 0, per_token, 0.0).sum()
+            per_token = per_token + streams.bonus * entropy
+        if self.method.kl:
+            per_token = per_token - objective.divergence(logp, self.policy.frozen(batch.inputs), streams)
+        return -torch.where(streams.mask > 0, per_token, 0.0).sum()
 
     def total(self, local: list[int]) -> list[int]:
         """Sums over the processes, element by element."""
@@ -116,7 +124,7 @@ def by_origin(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return parts
 
 
-def nothing(policy: TransformersPolicy) -> Row:
+def nothing(policy: LearningPolicy) -> Row:
     """A row without any credit, for a process that has run out of work."""
     end = policy.tokenizer.eos_token_id
     return Row(Trajectory.reference([end], [end], ""))

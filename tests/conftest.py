@@ -14,7 +14,7 @@ from handrail import cli, progress
 from handrail.config import Config, parse_config
 from handrail.guidance.experts import Experts
 from handrail.methods.base import Method
-from handrail.policy.transformers import TransformersPolicy
+from handrail.policy.learning import LearningPolicy
 from handrail.tools import Tools
 from handrail.verifier_pool import VerifierPool
 
@@ -36,8 +36,8 @@ def config(**changes: Any) -> Config:
     return parse_config(tree)
 
 
-def policy_of(path: Path, **changes: Any) -> TransformersPolicy:
-    return TransformersPolicy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
+def policy_of(path: Path, **changes: Any) -> LearningPolicy:
+    return LearningPolicy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
 
 
 def prepared(method: Method, tools: Tools) -> Method:
@@ -52,9 +52,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def policy() -> TransformersPolicy:
+def policy() -> LearningPolicy:
     """The built-in backbone; tests must leave its weights as they are."""
-    return TransformersPolicy(config(), Accelerator(cpu=True))
+    return LearningPolicy(config(), Accelerator(cpu=True))
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def verifier() -> Iterator[VerifierPool]:
 
 
 @pytest.fixture
-def tools(policy: TransformersPolicy, verifier: VerifierPool) -> Tools:
+def tools(policy: LearningPolicy, verifier: VerifierPool) -> Tools:
     return Tools(policy, verifier)
 
 

@@ -27,7 +27,9 @@ def streams(credit: list[list[float]], **others: Any) -> Streams:
         "mask": torch.ones_like(tensor),
         "weight": zeros,
         "bonus": zeros,
+        "kl": zeros,
         "behaviour": torch.full_like(tensor, NAN),
+        "old": fields.get("behaviour", torch.full_like(tensor, NAN)),
         "origin": torch.zeros(tensor.shape, dtype=torch.long),
     }
     return Streams(credit=tensor, **{**defaults, **fields})
@@ -157,7 +159,8 @@ def random_streams(seed: int, with_references: bool) -> tuple[np.ndarray, dict[s
 
 def as_streams(s: dict[str, np.ndarray]) -> Streams:
     tensors = {name: torch.tensor(value, dtype=torch.long if name == "origin" else torch.float32) for name, value in s.items()}
-    return Streams(bonus=torch.zeros_like(tensors["mask"]), **tensors)
+    zeros = torch.zeros_like(tensors["mask"])
+    return Streams(bonus=zeros, kl=zeros, old=tensors["behaviour"], **tensors)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -186,3 +189,33 @@ def test_every_gradient_equals_finite_differences(variant: str) -> None:
         step[row, column] = 1e-6
         difference = float64_objective(variant, logp + step, s).sum() - float64_objective(variant, logp - step, s).sum()
         assert leaf.grad[row, column].item() == pytest.approx(difference / 2e-6, rel=1e-4, abs=1e-6), (row, column)
+
+
+def test_importance_weights_by_hand() -> None:
+    """π_old/μ where both are known, at most the cap; π itself where the old one is not computed; 1 where nobody sampled the token."""
+    probabilities = {"old": [0.6, NAN, 0.9, 0.1], "behaviour": [0.5, 0.5, 0.1, NAN]}
+    known = streams([[1.0] * 4], **{name: [[math.log(value) for value in row]] for name, row in probabilities.items()})
+    logp = torch.tensor([[0.2, 0.4, 0.9, 0.3]]).log()
+    assert objective.correction(logp, known, 2.0)[0].tolist() == pytest.approx([1.2, 0.8, 2.0, 1.0])
+
+
+def test_the_divergence_by_hand() -> None:
+    """π_ref/π − log(π_ref/π) − 1 on the policy's own tokens, times the coefficient."""
+    origin = [[int(Origin.POLICY), int(Origin.POLICY), int(Origin.REFERENCE)]]
+    known = streams([[0.0] * 3], kl=[[0.1, 0.5, 0.5]], origin=origin)
+    logp, frozen = torch.tensor([[0.25, 0.5, 0.5]]).log(), torch.tensor([[0.5, 0.25, 0.1]]).log()
+    expected = [0.1 * (2 - math.log(2) - 1), 0.5 * (0.5 + math.log(2) - 1), 0.0]
+    assert objective.divergence(logp, frozen, known)[0].tolist() == pytest.approx(expected)
+
+
+def test_the_divergence_and_its_gradient_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    logp, frozen = (torch.tensor(-rng.exponential(1.5, (4, 6)), dtype=torch.float64) for _ in range(2))
+    known = streams([[0.0] * 6] * 4, kl=[[0.3] * 6] * 4)
+    leaf = logp.clone().requires_grad_()
+    total = objective.divergence(leaf, frozen, known).sum()
+    total.backward()
+    ratio = np.exp(frozen.numpy() - logp.numpy())
+    assert total.item() == pytest.approx(0.3 * (ratio - np.log(ratio) - 1).sum(), rel=1e-6)
+    assert leaf.grad is not None
+    np.testing.assert_allclose(leaf.grad.numpy(), 0.3 * (1 - ratio), rtol=1e-6)

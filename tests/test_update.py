@@ -14,7 +14,7 @@ from handrail.batch import Counts, Row, by_budget, micro_batch
 from handrail.config import RolloutConfig
 from handrail.methods import METHODS
 from handrail.methods.base import Method
-from handrail.policy.transformers import TransformersPolicy
+from handrail.policy.learning import LearningPolicy
 from handrail.problems import Problem
 from handrail.tools import Tools
 from handrail.trajectory import Group, Origin, Trajectory
@@ -29,7 +29,7 @@ def build(name: str, group_size: int = 4, max_tokens: int = 48, **settings: Any)
     return cls(cls.Settings.model_validate({"name": name, **settings}), RolloutConfig(group_size=group_size, max_tokens=max_tokens))
 
 
-def rollout(policy: TransformersPolicy, text: str, reward: float, prompt: str = "77 A 8 ?") -> Trajectory:
+def rollout(policy: LearningPolicy, text: str, reward: float, prompt: str = "77 A 8 ?") -> Trajectory:
     completion = policy.encode_completion(text)
     prompt_ids = policy.tokenizer.encode(prompt)
     (logp,) = policy.score([prompt_ids], [completion])
@@ -39,7 +39,7 @@ def rollout(policy: TransformersPolicy, text: str, reward: float, prompt: str = 
 
 
 @pytest.fixture
-def groups(policy: TransformersPolicy) -> list[Group]:
+def groups(policy: LearningPolicy) -> list[Group]:
     """A mixed group with rows of very different length, an all-wrong one and an all-right one."""
     long = "77 + 8 = 85 ; 85 * 2 = 70 ; 70 - 3 = 67 ; 67 + 9 = 76 ; 76 * 2 = 52 # 70 76 52"
     mixed = [rollout(policy, text, reward) for text, reward in (("# 70", 1.0), (long, 0.0), ("77 * 2 = 54 # 54", 0.0), ("85", 1.0))]
@@ -50,7 +50,7 @@ def groups(policy: TransformersPolicy) -> list[Group]:
 
 
 def gradients(
-    method: Method, policy: TransformersPolicy, groups: list[Group], budget: int = 10**6, drop: bool = True
+    method: Method, policy: LearningPolicy, groups: list[Group], budget: int = 10**6, drop: bool = True
 ) -> tuple[list[torch.Tensor], dict[str, float]]:
     """The gradient that one update would apply, and its figures; the policy is left as it was."""
     twin = copy.copy(policy)
@@ -99,7 +99,7 @@ def credited(name: str, settings: dict[str, Any], groups: list[Group], tools: To
 
 @pytest.mark.parametrize(("name", "settings"), METHOD_SETTINGS)
 def test_micro_batches_do_not_change_the_gradient(
-    name: str, settings: dict[str, Any], policy: TransformersPolicy, groups: list[Group], tools: Tools
+    name: str, settings: dict[str, Any], policy: LearningPolicy, groups: list[Group], tools: Tools
 ) -> None:
     method, groups = credited(name, settings, groups, tools)
     whole, figures = gradients(method, policy, groups)
@@ -111,7 +111,7 @@ def test_micro_batches_do_not_change_the_gradient(
 
 @pytest.mark.parametrize(("name", "settings"), METHOD_SETTINGS)
 def test_dropping_rows_without_credit_leaves_the_gradient(
-    name: str, settings: dict[str, Any], policy: TransformersPolicy, groups: list[Group], tools: Tools
+    name: str, settings: dict[str, Any], policy: LearningPolicy, groups: list[Group], tools: Tools
 ) -> None:
     method, groups = credited(name, settings, groups, tools)
     assert any(not member.has_signal for group in groups for member in group.members) or settings.get("skip_dead_groups") or name == "luffy"
@@ -120,7 +120,7 @@ def test_dropping_rows_without_credit_leaves_the_gradient(
     assert_equal(dropped, kept)
 
 
-def autograd_reference(policy: TransformersPolicy, terms: list[tuple[Trajectory, list[float], str]]) -> list[torch.Tensor]:
+def autograd_reference(policy: LearningPolicy, terms: list[tuple[Trajectory, list[float], str]]) -> list[torch.Tensor]:
     """The gradient of minus a plain sum over tokens, one row at a time, in float64: (trajectory, coefficients, kind)."""
     model = copy.deepcopy(policy.model).double()
     for member, coefficients, kind in terms:
@@ -141,7 +141,7 @@ def autograd_reference(policy: TransformersPolicy, terms: list[tuple[Trajectory,
     return [p.grad.float() for p in model.parameters()]
 
 
-def test_grpos_update_equals_a_float64_sum_over_single_rows(policy: TransformersPolicy, groups: list[Group], tools: Tools) -> None:
+def test_grpos_update_equals_a_float64_sum_over_single_rows(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
     method, credited_groups = credited("grpo", {}, groups, tools)
     advantage = 0.5 / ((1 / 3) ** 0.5 + 1e-4)  # rewards 1 0 0 1: mean 1/2, std √(1/3)
     signs = (1, -1, -1, 1)
@@ -153,7 +153,7 @@ def test_grpos_update_equals_a_float64_sum_over_single_rows(policy: Transformers
     assert_equal(found, autograd_reference(policy, terms))
 
 
-def test_luffys_update_equals_a_float64_sum_over_single_rows(policy: TransformersPolicy, groups: list[Group], tools: Tools) -> None:
+def test_luffys_update_equals_a_float64_sum_over_single_rows(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
     method = build("luffy", group_size=5, entropy_bonus=0.0)
     joined = [replace(group, problem=replace(PROBLEM, prompt=group.problem.prompt)) for group in groups]
     guided = method.guide(joined, tools)
@@ -170,7 +170,7 @@ def test_luffys_update_equals_a_float64_sum_over_single_rows(policy: Transformer
     assert_equal(found, autograd_reference(policy, terms))
 
 
-def test_sorts_update_equals_a_float64_sum_over_single_rows(policy: TransformersPolicy, groups: list[Group], tools: Tools) -> None:
+def test_sorts_update_equals_a_float64_sum_over_single_rows(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
     method, credited_groups = credited("sort", {}, groups, tools)
     assert [len(group.demonstrations) for group in credited_groups] == [0, 1, 0]
     reference = credited_groups[1].demonstrations[0]
@@ -195,12 +195,12 @@ def token_probabilities(model: Any, prompt: list[int], completion: list[int]) ->
     return logits[torch.arange(len(completion)), torch.tensor(completion)]
 
 
-def test_a_batch_without_any_signal_touches_nothing(policy: TransformersPolicy, groups: list[Group], tools: Tools) -> None:
+def test_a_batch_without_any_signal_touches_nothing(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
     method, credited_groups = credited("grpo", {}, groups[1:], tools)
     assert gradients(method, policy, credited_groups) == ([], {})
 
 
-def test_groups_of_equal_rewards_have_exactly_zero_credit(policy: TransformersPolicy) -> None:
+def test_groups_of_equal_rewards_have_exactly_zero_credit(policy: LearningPolicy) -> None:
     rewards = [0.1 + 0.2] * 3  # their mean differs from each of them by rounding
     group = Group(PROBLEM, [rollout(policy, "# 70", reward) for reward in rewards])
     credited_group = build("grpo").advantages(group)
@@ -208,7 +208,7 @@ def test_groups_of_equal_rewards_have_exactly_zero_credit(policy: TransformersPo
 
 
 @pytest.mark.parametrize("right", range(8))
-def test_luffys_advantages_by_hand(right: int, policy: TransformersPolicy) -> None:
+def test_luffys_advantages_by_hand(right: int, policy: LearningPolicy) -> None:
     members = [rollout(policy, "# 70", float(place < right)) for place in range(7)]
     reference = replace(Trajectory.reference([1], [2], ""), reward=1.0)
     found = build("luffy", group_size=8).advantages(Group(PROBLEM, [*members, reference])).trajectories
@@ -217,7 +217,7 @@ def test_luffys_advantages_by_hand(right: int, policy: TransformersPolicy) -> No
         assert member.credit == pytest.approx([expected] * len(member))
 
 
-def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: TransformersPolicy) -> None:
+def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: LearningPolicy) -> None:
     end = policy.tokenizer.eos_token_id
     short, long = Trajectory.reference([5, 6], [7, end], ""), Trajectory.reference([5], [7, 8, 9, end], "")
     batch = micro_batch([Row(replace(member, weight=[1.0] * len(member)), weight_scale=1.0) for member in (short, long)])
@@ -227,7 +227,7 @@ def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: Transform
     assert batch.streams.weight.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
 
-def test_sampled_log_probabilities_are_those_of_the_trainer(policy: TransformersPolicy) -> None:
+def test_sampled_log_probabilities_are_those_of_the_trainer(policy: LearningPolicy) -> None:
     torch.manual_seed(0)
     prompts = [policy.tokenizer.encode(text) for text in ("77 A 8 C 9 B 4 ?", "5 + 3 ?")]
     for prompt, drawn in zip(prompts, policy.sample(prompts, 3), strict=True):
@@ -237,7 +237,7 @@ def test_sampled_log_probabilities_are_those_of_the_trainer(policy: Transformers
             assert member.behaviour == pytest.approx(score.tolist(), abs=2e-4)
 
 
-def test_entropy_is_that_of_the_distribution_sampled_from(policy: TransformersPolicy) -> None:
+def test_entropy_is_that_of_the_distribution_sampled_from(policy: LearningPolicy) -> None:
     torch.manual_seed(0)
     prompt = policy.tokenizer.encode("77 A 8 ?")
     ((member,),) = policy.sample([prompt], 1)
@@ -269,7 +269,7 @@ def test_counts_include_rows_that_will_be_dropped(groups: list[Group]) -> None:
     assert counts.tokens == sum(len(member) for group in groups for member in group.trajectories)
 
 
-def test_the_normalisers_by_hand(policy: TransformersPolicy) -> None:
+def test_the_normalisers_by_hand(policy: LearningPolicy) -> None:
     counts = Counts(problems=4, trajectories=32, tokens=1000, demonstrated=2, demonstrations=2, demonstration_tokens=50)
     member = Trajectory.reference([1], [2] * 20, "")
     assert build("grpo").credit_scale(member, counts) == 1 / (32 * 20)

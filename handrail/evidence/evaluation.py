@@ -31,7 +31,7 @@ def evaluate_sets(
 ) -> dict[str, Any]:
     """``evaluation`` of every set (name -> source), by name; the attempts go to ``directory``. Raises UserError."""
     problems = {name: load_problems(source, config.data.columns)[:limit] for name, source in sets.items()}
-    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"), trained=False)
+    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"))
     for each in problems.values():
         check_lengths(policy, each, references=False)
     with VerifierPool(config.verifier) as verifier:

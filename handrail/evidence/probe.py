@@ -67,7 +67,7 @@ def probe(
     Returns what probe.json holds. Goes on where it was stopped. Raises UserError.
     """
     problems = load_problems(source, config.data.columns)[:limit]
-    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"), trained=False)
+    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"))
     with VerifierPool(config.verifier) as verifier:
         graded = references(problems, policy, verifier)
         found = faults(problems, policy, graded)

@@ -53,7 +53,7 @@ def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
 
     The first ``n`` problems of each training source are scored. Words of a foreign style are left out: they are neither.
     """
-    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"), trained=False)
+    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"))
     problems = [problem for source in config.data.train for problem in load_problems(source.path)[:n]]
     completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
     without = policy.score([policy.encode_prompt(problem) for problem in problems], completions)

@@ -90,7 +90,7 @@ class Experts:
         from handrail.policy.transformers import TransformersPolicy
 
         model = self.config.model.model_copy(update={"path": path})
-        return TransformersPolicy(self.config.model_copy(update={"model": model}), self.accelerator, field, trained=False)
+        return TransformersPolicy(self.config.model_copy(update={"model": model}), self.accelerator, field)
 
     @cached_property
     def endpoint(self) -> Endpoint:

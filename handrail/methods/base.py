@@ -45,6 +45,9 @@ class GrpoSettings(MethodSettings):
     """Mean of sequence means (GRPO), mean over all tokens of the update (DAPO), or a constant maximum length (Dr.GRPO)."""
     skip_dead_groups: bool = False
     """Leave groups without signal out of the normaliser too (DAPO); otherwise they count as zeros."""
+    kl: float = Field(0.0, ge=0)
+    """β: coefficient of the divergence from the model as it was before training; if not 0, that model is kept beside the one that
+    learns (with [lora], the model without its adapter), and no trajectory can be dropped."""
     entropy_bonus: float = Field(0.0, ge=0)
     """Coefficient of the tokens' entropy in the objective; if not 0, no trajectory can be dropped."""
 
@@ -115,6 +118,10 @@ class Method:
     @property
     def entropy_bonus(self) -> float:
         return self.settings.entropy_bonus if isinstance(self.settings, GrpoSettings) else 0.0
+
+    @property
+    def kl(self) -> float:
+        return self.settings.kl if isinstance(self.settings, GrpoSettings) else 0.0
 
     def credit_scale(self, trajectory: Trajectory, counts: Counts) -> float:
         """What the advantage of each token of ``trajectory`` is multiplied by."""

@@ -225,7 +225,7 @@ class Scope(Method):
         rest = kept[len(policy.decode(rollout.completion[:tokens])) :]
         written = policy.encode_completion(rest + correction.text, end=correction.complete, plain=True)
         origin = self.corrector.origin if attempt.draft.kept else Origin.REFERENCE
-        opening = rollout.upto(tokens).followed(written, origin, [None] * len(written), finished=correction.complete)
+        opening = rollout.upto(tokens).followed(written, origin, finished=correction.complete)
         return replace(opening, judged=rollout.judged and rollout.judged[: len(attempt.draft.kept)])
 
     def room(self, opening: Trajectory) -> int:
@@ -240,8 +240,7 @@ class Scope(Method):
             if not solution.finished:
                 rest, fits = next(drawn), self.room(solution)
                 tools.counts["tokens/resampled"] += len(rest)
-                end = rest.finished and len(rest) <= fits
-                solution = solution.followed(rest.completion[:fits], Origin.POLICY, rest.behaviour[:fits], end)
+                solution = solution.continued(rest if len(rest) <= fits else rest.upto(fits))
             out.append(replace(solution, text=tools.policy.decode(solution.completion)))
         return out
 

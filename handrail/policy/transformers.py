@@ -1,50 +1,26 @@
-"""A Hugging Face causal language model as the policy: sampled, scored and trained in one process."""
+"""A Hugging Face causal language model as a policy: it samples, and it scores."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from handrail.backbones import locate
 from handrail.batch import Inputs, by_budget
-from handrail.config import Config, ModelConfig
+from handrail.config import Config
 from handrail.errors import UserError
 from handrail.policy.attention import share_on_cpu
 from handrail.policy.decoding import Drawn, decode, positions
+from handrail.policy.loading import load_model
 from handrail.problems import Problem
 from handrail.trajectory import Origin, Trajectory
-
-
-def load_model(config: ModelConfig, field: str = "model.path") -> tuple[Any, Any]:
-    """(model, tokenizer) from a directory, a hub name or ``builtin:NAME``; safetensors only.
-
-    Raises UserError, naming ``field``, where there is no such model.
-    """
-    path = locate(config.path)
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise UserError(f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype="float32", use_safetensors=True, trust_remote_code=config.trust_remote_code
-        )
-    except Exception as error:  # a damaged file can raise anything
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}") from error
-    if any("RewardModel" in name for name in model.config.architectures or []):
-        raise UserError(f"{field}: {config.path} is a reward model, not a causal language model")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end")
-    return model, tokenizer
 
 
 def can_share_prompts(model: Any) -> bool:
@@ -56,16 +32,16 @@ def can_share_prompts(model: Any) -> bool:
 class TransformersPolicy:
     """Implements ``handrail.policy.Policy``. Probabilities are those of the sampling temperature throughout, or of 1 where it is 0."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, field: str = "model.path", trained: bool = True) -> None:
-        self.config = config
-        self.accelerator = accelerator
-        model, self.tokenizer = load_model(config.model, field)
+    def __init__(self, config: Config, accelerator: Accelerator, field: str = "model.path") -> None:
+        """Raises UserError, naming ``field``, where the model cannot be had."""
+        self.config, self.accelerator = config, accelerator
+        model, self.tokenizer = load_model(config.model, field, self.kept_in)
         ends = model.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        if accelerator.device.type == "cpu":
+        if accelerator.device.type == "cpu" and config.model.attention == "auto":
             share_on_cpu(model)
         self.shares_prompts = can_share_prompts(model)
-        self.model = accelerator.prepare(model) if trained else model.to(accelerator.device).requires_grad_(False)
+        self.model = self._prepared(model)
         self.temperature = config.rollout.temperature or 1.0
         self.chat = bool(self.tokenizer.chat_template) if config.data.chat is None else config.data.chat
         if self.chat and not self.tokenizer.chat_template:
@@ -73,12 +49,19 @@ class TransformersPolicy:
         self.end = self._turn_end()
 
     @property
+    def kept_in(self) -> str:
+        """The precision of the weights."""
+        return self.config.model.dtype
+
+    def _prepared(self, model: Any) -> Any:
+        return model.to(self.accelerator.device).requires_grad_(False)
+
+    @property
     def bare_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
     @property
     def context(self) -> int | None:
-        """The longest sequence the model takes, where it says so."""
         limit = getattr(self.bare_model.config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit else None
 
@@ -140,9 +123,11 @@ class TransformersPolicy:
         drawn: list[Trajectory] = []
         for at in range(0, len(flat), rollout.batch_size):
             part = flat[at : at + rollout.batch_size]
-            rows = decode(self.bare_model.eval(), part, max_tokens or rollout.max_tokens, rollout.temperature, self.ends)
-            drawn += map(self._trajectory, part, rows)
+            drawn += map(self._trajectory, part, self._draw(part, max_tokens or rollout.max_tokens))
         return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
+
+    def _draw(self, prompts: list[list[int]], max_tokens: int) -> list[Drawn]:
+        return decode(self.bare_model.eval(), prompts, max_tokens, self.config.rollout.temperature, self.ends)
 
     def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
         origin = [Origin.POLICY] * len(drawn.tokens)
@@ -203,11 +188,3 @@ class TransformersPolicy:
             for index, row in zip(part, logp.cpu(), strict=True):
                 out[index] = row[: lengths[index]]
         return out
-
-    def save(self, directory: Path) -> None:
-        """Writes model and tokenizer so that ``AutoModelForCausalLM.from_pretrained`` loads them."""
-        model = self.bare_model
-        # Some published models state a temperature without do_sample, which is refused on saving.
-        model.generation_config.do_sample = True
-        model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)

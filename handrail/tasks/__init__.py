@@ -8,7 +8,7 @@ from itertools import repeat
 from typing import Any
 
 from handrail.problems import Problem
-from handrail.tasks import gym, house_rules
+from handrail.tasks import gsm, gym, house_rules
 from handrail.tasks.house_rules import FILLERS, Split, Style
 
 
@@ -34,7 +34,11 @@ def _gym(family: gym.Family) -> Task:
     return Task(problems, lambda options: {"n": range(1, family.most[options["split"]] + 1)})
 
 
-TASKS = {"house-rules": Task(house_rules.problems, _house_rules_ranges)} | {name: _gym(family) for name, family in gym.FAMILIES.items()}
+TASKS = {
+    "house-rules": Task(house_rules.problems, _house_rules_ranges),
+    "gsm-symbolic": Task(gsm.problems, lambda options: {"n": range(1, 20_001)}),
+    **{name: _gym(family) for name, family in gym.FAMILIES.items()},
+}
 
 IN_DOMAIN = {"house-rules": "task:house-rules?level=hard&house=2"} | {name: f"task:{name}" for name in gym.FAMILIES if name != "chain-sum"}
 """The benchmarks that training problems come from; all they need but the procedure is known to the suite's backbones."""

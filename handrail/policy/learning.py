@@ -1,0 +1,165 @@
+"""The policy that learns: its weights change, are saved, and are handed to whoever samples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from handrail.backbones import locate
+from handrail.batch import Inputs
+from handrail.config import Config
+from handrail.errors import UserError
+from handrail.policy.adapters import load_adapter, merged, with_adapter
+from handrail.policy.decoding import Drawn
+from handrail.policy.loading import load_model
+from handrail.policy.transformers import TransformersPolicy
+from handrail.policy.vllm import VllmSampler
+from handrail.trajectory import Group, Origin, Trajectory
+
+COMPARED = 2
+"""Completions whose log-probabilities are compared with the trainer's after every hand-over."""
+
+
+class LearningPolicy(TransformersPolicy):
+    """With [lora] only adapters learn; with ``sampler.name = "vllm"``, vLLM samples."""
+
+    def __init__(self, config: Config, accelerator: Accelerator, keep_start: bool = False) -> None:
+        """``keep_start``: the model as it is now stays at hand, see ``frozen``. Raises UserError where the model cannot be had."""
+        self.keep_start = keep_start
+        self.start: Any = None
+        super().__init__(config, accelerator)
+        self.sampler = VllmSampler(config, self.bare_model, self.ends) if config.sampler.name == "vllm" else None
+        self.handed_over = False
+        self.figures: dict[str, float] = {}
+
+    @property
+    def kept_in(self) -> str:
+        return self.config.model.dtype if self.config.lora else "float32"
+
+    @property
+    def correction(self) -> float | None:
+        """The cap of importance weights, where another program samples."""
+        return self.config.sampler.correction if self.sampler else None
+
+    def _prepared(self, model: Any) -> Any:
+        if self.config.lora:
+            model = with_adapter(model, self.config.lora, locate(self.config.model.path), self.config.train.seed)
+        elif self.keep_start:
+            self.start = copy.deepcopy(model).to(self.accelerator.device).requires_grad_(False).eval()
+        if self.config.model.gradient_checkpointing:
+            self.shares_prompts = False  # what is not kept cannot be shared
+            no_dropout(model)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return self.accelerator.prepare(model)
+
+    def forward(self, inputs: Inputs, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
+        # transformers checkpoints activations in training mode only; otherwise without dropout, as it was sampled.
+        self.model.train(self.config.model.gradient_checkpointing and torch.is_grad_enabled())
+        return super().forward(inputs, with_entropy, model)
+
+    @torch.no_grad()
+    def frozen(self, inputs: Inputs) -> Tensor:
+        """log π [B, T] of the model as it was before training."""
+        if self.config.lora:
+            with self.bare_model.disable_adapter():
+                return super().forward(inputs, model=self.bare_model)[0]
+        return super().forward(inputs, model=self.start)[0]
+
+    # Sampling by another program
+
+    def changed(self) -> None:
+        """To be called when weights have changed."""
+        self.handed_over = False
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor once, by transformers' names, with adapters merged in."""
+        base = self.bare_model.get_base_model() if self.config.lora else self.bare_model
+        named = merged(base) if self.config.lora else base.state_dict().items()
+        return ((name, value.detach()) for name, value in named if name not in base.all_tied_weights_keys)
+
+    def _draw(self, prompts: list[list[int]], max_tokens: int) -> list[Drawn]:
+        if self.sampler is None:
+            return super()._draw(prompts, max_tokens)
+        fresh = not self.handed_over
+        if fresh:
+            self.sampler.take(self.weights())
+            self.handed_over = True
+        drawn = self.sampler.draw(prompts, max_tokens)
+        if fresh:
+            self.compare(prompts[:COMPARED], drawn[:COMPARED])
+        return drawn
+
+    def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
+        trajectory = super()._trajectory(prompt, drawn)
+        return replace(trajectory, old=[None] * len(trajectory)) if self.sampler else trajectory
+
+    def compare(self, prompts: Sequence[list[int]], drawn: Sequence[Drawn]) -> None:
+        """Raises UserError where the sampler's log-probabilities are not this model's, but for rounding."""
+        scored = torch.cat(self.score(prompts, [each.tokens for each in drawn]))
+        gap = (scored - torch.tensor([logp for each in drawn for logp in each.logp])).abs().mean().item()
+        self.figures["sampler/gap"] = gap
+        if not gap <= self.config.sampler.most_gap:
+            raise UserError(
+                f"vLLM's log-probabilities are {gap:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does not "
+                "sample from the model that is trained; sample with transformers, or raise sampler.most_gap if rounding can explain it"
+            )
+
+    def anchored(self, groups: list[Group]) -> list[Group]:
+        """The groups, with the trainer's log-probabilities for tokens that another program sampled: for several updates on them."""
+        members = [member for group in groups for member in group.trajectories]
+        wanted = [place for place, member in enumerate(members) if Origin.POLICY in member.origin]
+        scored = self.score([members[place].prompt for place in wanted], [members[place].completion for place in wanted])
+        for place, logp in zip(wanted, scored, strict=True):
+            pairs = zip(members[place].origin, logp.tolist(), strict=True)
+            members[place] = replace(members[place], old=[value if origin is Origin.POLICY else None for origin, value in pairs])
+        done = iter(members)
+        return [replace(group, trajectories=[next(done) for _ in group.trajectories]) for group in groups]
+
+    # Saving
+
+    def save(self, directory: Path) -> None:
+        """Writes model and tokenizer so that transformers loads them, or the adapter so that peft does."""
+        if self.config.lora and self.config.lora.save == "merged":
+            base = self.bare_model.get_base_model()
+            base.save_pretrained(directory, state_dict=dict(self.weights()))
+            self.tokenizer.save_pretrained(directory)
+        else:
+            self.save_state(directory)
+
+    def save_state(self, directory: Path) -> None:
+        """Writes what learns, and the tokenizer."""
+        model = self.bare_model
+        # Some published models state a temperature without do_sample, which is refused on saving.
+        model.generation_config.do_sample = True
+        model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def load_state(self, directory: Path) -> None:
+        """Takes back what ``save_state`` wrote. Raises UserError if it is of another model."""
+        self.changed()
+        if self.config.lora:
+            return load_adapter(self.bare_model, directory)
+        weights = load_model(self.config.model.model_copy(update={"path": str(directory)}))[0].state_dict()
+        try:
+            missing, unexpected = self.bare_model.load_state_dict(weights, strict=False)
+        except RuntimeError:  # a tensor of another size
+            missing, unexpected = [], list(weights)
+        if unexpected or set(missing) - set(self.bare_model.all_tied_weights_keys):
+            raise UserError(
+                f"{directory.parent} holds another model than model.path names; resume with the configuration that the run was started with"
+            )
+
+
+def no_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010

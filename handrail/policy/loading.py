@@ -1,0 +1,80 @@
+"""Models and tokenizers from directories, names, GGUF files and adapters; safetensors only."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from handrail.backbones import locate
+from handrail.config import ModelConfig
+from handrail.errors import UserError
+
+ADAPTER = "adapter_config.json"
+
+
+def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "float32") -> tuple[Any, Any]:
+    """(model, tokenizer) from a directory, a hub name, a GGUF file, an adapter's directory (merged into its model) or ``builtin:NAME``.
+
+    Raises UserError, naming ``field``, where there is no such model.
+    """
+    path = Path(locate(config.path))
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", ADAPTER)):
+        raise UserError(f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json)")
+    if path.suffix == ".gguf" and not path.is_file():
+        raise UserError(f"{field}: there is no file {config.path}")
+    try:
+        model, tokenizer = _reader(path)(config, dtype)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}") from error
+    if any("RewardModel" in name for name in model.config.architectures or []):
+        raise UserError(f"{field}: {config.path} is a reward model, not a causal language model")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end")
+    return model, tokenizer
+
+
+def _reader(path: Path) -> Callable[[ModelConfig, str], tuple[Any, Any]]:
+    if path.suffix == ".gguf":
+        return _from_gguf
+    return _from_adapter if (path / ADAPTER).is_file() else _from_directory
+
+
+def _from_directory(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+    path, trusted = locate(config.path), config.trust_remote_code
+    attention = None if config.attention == "auto" else config.attention
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, use_safetensors=True, trust_remote_code=trusted, attn_implementation=attention
+    )
+    return model, tokenizer
+
+
+def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+    """The file's quantised weights as plain ones, which can be trained and saved."""
+    file = Path(config.path)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    plain = copy.deepcopy(read.config)
+    del plain.quantization_config
+    attention = None if config.attention == "auto" else config.attention
+    model = AutoModelForCausalLM.from_config(plain, dtype=dtype, attn_implementation=attention)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    return model, tokenizer
+
+
+def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    base = json.loads((Path(config.path) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    model, _ = load_model(config.model_copy(update={"path": base}), f"the adapter {config.path} needs its model", dtype)
+    tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    return PeftModel.from_pretrained(model, config.path).merge_and_unload(), tokenizer

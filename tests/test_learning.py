@@ -1,0 +1,144 @@
+"""The policy that learns: adapters, GGUF files, checkpointed activations and the divergence, through the real loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from handrail import UserError, train
+from handrail.batch import Inputs
+from handrail.policy.learning import LearningPolicy
+from handrail.policy.loading import load_model
+from tests.conftest import config, policy_of
+from tests.models import save_chat_model, save_gguf
+from tests.test_golden import ScriptedGrpo
+from tests.test_train import Scripted, lines
+
+LORA = {"rank": 4, "alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_chat_model(tmp_path_factory.mktemp("chat"))
+
+
+def short(steps: int, **lora: Any) -> Any:
+    return config(train={"steps": steps, "learning_rate": 1e-2, "checkpoint_every": 1}, lora={**LORA, **lora})
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(directory / "model.safetensors"))
+
+
+def test_an_adapter_learns_and_its_model_does_not_and_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    train(short(4), tmp_path / "whole", method=Scripted)
+    train(short(2), tmp_path / "parts", method=Scripted)
+    train(short(4), tmp_path / "parts", method=Scripted, resume=True)
+    whole, parts = (load_file(tmp_path / f"{name}/model/adapter_model.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert lines(tmp_path / "whole/metrics.jsonl") == lines(tmp_path / "parts/metrics.jsonl")
+    assert any(value.abs().max() > 0 for name, value in whole.items() if "lora_B" in name)  # they begin at zero
+    assert not (tmp_path / "whole/model/model.safetensors").exists()
+    small = sum(file.stat().st_size for file in (tmp_path / "whole/checkpoints/step-000004").rglob("*.safetensors"))
+    assert small < 1e6 < sum(value.numel() * 4 * 3 for value in load_model(config().model)[0].state_dict().values())
+
+
+def test_an_adapter_loads_in_plain_peft_and_here_and_merged_it_is_the_same_model(tmp_path: Path) -> None:
+    train(short(2), tmp_path / "adapter", method=Scripted)
+    train(short(2, save="merged"), tmp_path / "merged", method=Scripted)
+    inputs = Inputs.of([[5, 6, 7]], [[8, 9]])
+
+    def logits(model: Any) -> torch.Tensor:
+        return torch.as_tensor(model(input_ids=inputs.whole).logits.detach())
+
+    before = load_model(config().model)[0]
+    plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter/model", dtype="float32")
+    over = PeftModel.from_pretrained(load_model(config().model)[0], str(tmp_path / "adapter/model"))
+    ours = load_model(config(model={"path": str(tmp_path / "adapter/model")}).model)[0]
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged/model", dtype="float32")
+    assert (logits(before) - logits(plain)).abs().max() > 1e-3
+    for other in (over, ours, whole):
+        torch.testing.assert_close(logits(other), logits(plain), atol=1e-4, rtol=1e-4)
+    assert weights(tmp_path / "merged/model").keys() == weights(Path(before.name_or_path)).keys()
+
+
+def test_targets_that_name_no_layer_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lora.targets = \['nowhere'\]"):
+        train(config(lora={"targets": ["nowhere"]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gguf_file_is_the_model_it_was_made_of(chat_model: Path, tmp_path: Path) -> None:
+    file = save_gguf(chat_model, tmp_path / "model.gguf")
+    expected, words = load_model(config(model={"path": str(chat_model)}).model)
+    found, theirs = load_model(config(model={"path": str(file)}).model)
+    assert expected.state_dict().keys() == found.state_dict().keys()
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in expected.state_dict().items())
+    text = "<|user|>what is two and three<|end|>"
+    assert theirs.encode(text) == words.encode(text) and theirs.chat_template == words.chat_template
+    train(config(model={"path": str(file)}, rollout={"max_tokens": 8}), tmp_path / "run")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").config.vocab_size == found.config.vocab_size
+
+
+def test_a_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("nothing")
+    with pytest.raises(UserError, match="model.gguf cannot be loaded"):
+        train(config(model={"path": str(tmp_path / "model.gguf")}), tmp_path / "run")
+    with pytest.raises(UserError, match="there is no file .*other.gguf"):
+        train(config(model={"path": str(tmp_path / "other.gguf")}), tmp_path / "run")
+
+
+def test_checkpointed_activations_give_the_same_run(tmp_path: Path) -> None:
+    train(config(train={"steps": 2}), tmp_path / "kept", method=Scripted)
+    train(config(train={"steps": 2}, model={"gradient_checkpointing": True}), tmp_path / "again", method=Scripted)
+    for left, right in zip(lines(tmp_path / "kept/metrics.jsonl"), lines(tmp_path / "again/metrics.jsonl"), strict=True):
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert right[key] == (pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value), key
+
+
+def test_checkpointing_really_computes_activations_again(chat_model: Path) -> None:
+    calls = []
+    for again in (False, True):
+        policy = LearningPolicy(config(model={"path": str(chat_model), "gradient_checkpointing": again}), Accelerator(cpu=True))
+        count = 0
+
+        def counted(*_: Any) -> None:
+            nonlocal count
+            count += 1
+
+        policy.bare_model.model.layers[0].mlp.register_forward_pre_hook(counted)
+        policy.forward(Inputs.of([[5, 6]], [[7, 8]]))[0].sum().backward()
+        calls.append(count)
+    assert calls == [1, 2]
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_divergence_is_from_the_model_as_it_was_and_holds_the_learner_back(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+    extra = {"lora": lora} if lora else {}
+    settings = {"steps": 8, "learning_rate": 1e-2 if lora else 3e-4}
+    start = policy_of(Path("builtin:house-tiny"))
+    problems = [[5, 6, 7], [8, 9]]
+    drawn = start.sample(problems, 4)
+    moved = []
+    for kl in (0.0, 10.0):
+        train(config(train=settings, method={"name": "grpo", "kl": kl}, **extra), tmp_path / f"{kl}", method=ScriptedGrpo)
+        end = policy_of(tmp_path / f"{kl}/model")
+        rows = [row for group in drawn for row in group]
+        scores = end.score([row.prompt for row in rows], [row.completion for row in rows])
+        moved.append(sum((torch.tensor(row.behaviour) - score).sum().item() for row, score in zip(rows, scores, strict=True)) / len(rows))
+    assert moved[1] < moved[0] / 2
+
+
+def test_with_a_divergence_no_rollout_is_dropped(tmp_path: Path) -> None:
+    train(config(train={"steps": 1}, method={"name": "grpo", "kl": 0.1}), tmp_path / "run")
+    (_, row) = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert row["tokens/dropped"] == 0 and row["tokens/trained"] == row["tokens/sampled"]
