@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -49,13 +49,19 @@ def train_command(
     parsed = load_config(config, settings)
     directory = output or Path("runs") / config.stem
     quiet()
+    from handrail.resources import Forecast
     from handrail.train import train
 
     show(f"{parsed.method.get('name', 'grpo')} from {parsed.model.path} into {directory}")
+    forecast = Forecast(parsed)
     with bars(console) as shown:
-        summary = train(
-            parsed, directory, resume=resume, progress=lambda step, steps, metrics, _: shown.update("", step, steps, metrics)
-        )  # fmt: skip
+
+        def report(step: int, steps: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+            shown.update("", step, steps, metrics)
+            if said := forecast(step, steps, metrics, seconds):
+                show(said)
+
+        summary = train(parsed, directory, resume=resume, progress=report)
     for name, ends in summary["eval"].items():
         start, end = ends["start"], ends["end"]
         interval = f"[{end['low']:.1%}, {end['high']:.1%}]"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from handrail.metrics import StepMetrics, summary
 from handrail.policy.learning import LearningPolicy
 from handrail.probed import load_kept
 from handrail.problems import Problem
+from handrail.resources import Clock
 from handrail.run_directory import RunDirectory
 from handrail.samples import sample_rows
 from handrail.schedule import Schedule
@@ -117,7 +116,7 @@ class Run:
             clock = Clock()
             metrics = self.evaluate(0, out, clock)
             out.log(0, metrics, clock.seconds)
-            progress(0, c.steps, metrics, {})
+            progress(0, c.steps, metrics, clock.seconds)
         for step in range((done or 0) + 1, 0 if spent else c.steps + 1):
             try:
                 metrics, clock = self.step(step, out)
@@ -219,16 +218,3 @@ def split(items: Sequence[Group], parts: int) -> Iterator[list[Group]]:
     """As equal as can be; every process yields as many parts, empty ones if need be."""
     for part in range(parts):
         yield list(items[part * len(items) // parts : (part + 1) * len(items) // parts])
-
-
-class Clock:
-    """Seconds by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
