@@ -14,6 +14,7 @@ from rich.table import Table
 
 from handrail.cli_evaluate import eval_command, probe_command
 from handrail.cli_experts import judge_command, plan_command
+from handrail.cli_model import app as model
 from handrail.cli_options import Data, Settings
 from handrail.cli_report import report_command
 from handrail.cli_suite import suite_command
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
 app.add_typer(backbone, name="backbone")
+app.add_typer(model, name="model")
 app.command("probe")(probe_command)
 app.command("eval")(eval_command)
 app.command("plan")(plan_command)

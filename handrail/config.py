@@ -72,14 +72,14 @@ class SamplerConfig(Section):
     name: Literal["transformers", "vllm"] = "transformers"
     """``transformers`` samples with the model that is trained; ``vllm`` with vLLM in the same process, which takes its weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What vLLM computes in; by default as ``model.dtype``."""
+    """What it computes in; by default as ``model.dtype``."""
     cache_gib: float = Field(2.0, gt=0)
     """GiB of memory for vLLM's keys and values."""
-    correction: float | None = Field(2.0, gt=0)
-    """Tokens are weighted by how much likelier the trainer finds them than vLLM did, at most by this (truncated importance sampling);
-    null weighs none. With ``transformers`` there is nothing to correct."""
+    correction: float = Field(2.0, ge=0)
+    """Tokens are weighted by how much likelier the trainer finds them than the sampler did, at most by this (truncated importance
+    sampling); 0 weighs none. Where the trained model itself samples, there is nothing to correct."""
     most_gap: float = Field(0.5, gt=0)
-    """The run stops where vLLM's log-probabilities are further from the trainer's, in nats, a mean over tokens."""
+    """The run stops where the sampler's log-probabilities are further from the trainer's, in nats, a mean over tokens."""
 
 
 class DataConfig(Section):
@@ -236,6 +236,10 @@ class Config(Section):
     experts: ExpertsConfig = ExpertsConfig()
     endpoint: EndpointConfig | None = None
     compare: CompareConfig = CompareConfig()
+
+    @property
+    def sampling_dtype(self) -> str:
+        return self.model.dtype if self.sampler.dtype == "auto" else self.sampler.dtype
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:

@@ -78,8 +78,7 @@ class Run:
         sources = [load_kept(source, config.data.columns) for source in config.data.train]
         self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
         self.schedule = Schedule(sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
-        precision = "bf16" if config.model.dtype == "bfloat16" else "no"
-        self.accelerator = Accelerator(cpu=config.model.device == "cpu", mixed_precision=precision)
+        self.accelerator = Accelerator(cpu=config.model.device == "cpu")
         self.verifier = verifier
         self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
         self.experts = Experts(config, self.accelerator, self.policy)

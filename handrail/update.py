@@ -92,7 +92,7 @@ class Update:
     def loss(self, batch: MicroBatch) -> torch.Tensor:
         logp, entropy = self.policy.forward(batch.inputs, with_entropy=self.method.entropy_bonus != 0)
         streams = batch.streams
-        if self.policy.correction is not None:
+        if self.policy.correction:
             weight = objective.correction(logp.detach(), streams, self.policy.correction)
             streams = replace(streams, credit=streams.credit * weight)
         per_token = self.method.surrogate(logp, streams)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from handrail import UserError, train
+from handrail import Group, Method, UserError, train
 from handrail.batch import Inputs
+from handrail.policy.decoding import CopySampler
 from handrail.policy.learning import LearningPolicy
 from handrail.policy.loading import load_model
+from handrail.problems import Problem
 from tests.conftest import config, policy_of
 from tests.models import save_chat_model, save_gguf
 from tests.test_golden import ScriptedGrpo
@@ -68,6 +71,15 @@ def test_an_adapter_loads_in_plain_peft_and_here_and_merged_it_is_the_same_model
     for other in (over, ours, whole):
         torch.testing.assert_close(logits(other), logits(plain), atol=1e-4, rtol=1e-4)
     assert weights(tmp_path / "merged/model").keys() == weights(Path(before.name_or_path)).keys()
+
+
+def test_an_adapter_over_bfloat16_weights_learns_in_float32(tmp_path: Path) -> None:
+    changed = short(3).model_copy(update={"model": config(model={"dtype": "bfloat16"}).model})
+    train(changed, tmp_path / "run", method=Repairing)
+    adapter = load_file(tmp_path / "run/model/adapter_model.safetensors")
+    assert {value.dtype for value in adapter.values()} == {torch.float32}
+    losses = [row["loss"] for row in lines(tmp_path / "run/metrics.jsonl")[1:]]
+    assert losses[-1] < losses[0]
 
 
 def test_targets_that_name_no_layer_are_named(tmp_path: Path) -> None:
@@ -142,3 +154,37 @@ def test_with_a_divergence_no_rollout_is_dropped(tmp_path: Path) -> None:
     train(config(train={"steps": 1}, method={"name": "grpo", "kl": 0.1}), tmp_path / "run")
     (_, row) = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert row["tokens/dropped"] == 0 and row["tokens/trained"] == row["tokens/sampled"]
+
+
+def test_in_bfloat16_a_copy_samples_and_follows_the_learner(tmp_path: Path) -> None:
+    changes = {"model": {"dtype": "bfloat16"}, "train": {"steps": 3, "learning_rate": 3e-3}}
+    train(config(**changes), tmp_path / "run", method=Repairing)
+    rows = lines(tmp_path / "run/metrics.jsonl")[1:]
+    assert all(0 < row["sampler/gap"] < 0.1 for row in rows) and all(row["grad_norm/all"] > 0 for row in rows)
+    frozen = {**changes, "sampler": {"most_gap": 0.1}}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"sampler's log-probabilities are .* nats from"):
+        patch.setattr(CopySampler, "take", lambda self, weights: None)  # it stays behind
+        train(config(**frozen), tmp_path / "stale", method=Repairing)
+
+
+class Repairing(Method):
+    """Every reference is imitated, whatever the rollouts did."""
+
+    def guide(self, groups: Any, tools: Any) -> Any:
+        return [replace(group, demonstrations=[tools.reference(group.problem)]) for group in groups]
+
+    def credit(self, groups: Any, tools: Any) -> Any:
+        weighted = [[replace(shown, weight=[1.0] * len(shown)) for shown in group.demonstrations] for group in groups]
+        return [replace(group, demonstrations=shown) for group, shown in zip(super().credit(groups, tools), weighted, strict=True)]
+
+
+def test_for_several_updates_the_trainers_own_log_probabilities_are_taken_before_the_first(tmp_path: Path) -> None:
+    changes = {"model": {"dtype": "bfloat16"}, "train": {"steps": 2, "updates_per_step": 2}}
+    train(config(**changes), tmp_path / "run")
+    policy = LearningPolicy(config(**changes), Accelerator(cpu=True))
+    torch.manual_seed(0)
+    (drawn,) = policy.sample([[5, 6, 7]], 2)
+    assert all(value is None for row in drawn for value in row.old)
+    ((one, two),) = (group.trajectories for group in policy.anchored([Group(Problem("p", "x", "1"), drawn)]))
+    for row, scored in zip((one, two), policy.score([row.prompt for row in drawn], [row.completion for row in drawn]), strict=True):
+        assert row.old == scored.tolist() and row.behaviour != row.old

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from handrail.batch import Inputs
 
@@ -31,6 +33,35 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Writes a token's keys and values into room kept for them; transformers' own layer copies all of them for every token."""
+
+    ROOM = 64
+    keys: Tensor
+    values: Tensor
+    stores: list[Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        before = self.get_seq_length()
+        if before == 0:
+            whole: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return whole
+        new, after = (key_states, value_states), before + key_states.shape[-2]
+        if self.stores is None or after > self.stores[0].shape[-2]:
+            old = self.keys, self.values
+            self.stores = [states.new_empty(*states.shape[:2], after + self.ROOM, states.shape[-1]) for states in new]
+            for store, kept in zip(self.stores, old, strict=True):
+                store[:, :, :before] = kept
+        for store, states in zip(self.stores, new, strict=True):
+            store[:, :, before:after] = states
+        self.keys, self.values = (store[:, :, :after] for store in self.stores)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.stores = None
+
+
 class Reader:
     """A model and its cache of what it has read, one row a sequence."""
 
@@ -38,6 +69,7 @@ class Reader:
         """``logits`` [B, V] are those of the token behind each of the B prompts, of which equal ones are read together."""
         self.model = model
         self.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        self.cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
         inputs = Inputs.of(prompts, [()] * len(prompts)).to(model.device)
         self.mask = inputs.prompt_mask
         self.positions = positions(self.mask)
@@ -107,3 +139,19 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
     norm = total.log().float().squeeze(-1)
     entropy = norm - torch.linalg.vecdot(weights, logits.clamp(min=torch.finfo(torch.float32).min)) / total.float().squeeze(-1)
     return token.squeeze(-1), logits.gather(-1, token).squeeze(-1) - norm, entropy
+
+
+class CopySampler:
+    """Samples from a bfloat16 copy of a float32 model: to cast all weights anew for every token would cost more than the token."""
+
+    def __init__(self, model: Any, temperature: float, ends: set[int], device: torch.device) -> None:
+        self.model = copy.deepcopy(model).to(device, torch.bfloat16).requires_grad_(False).eval()
+        self.temperature, self.ends = temperature, ends
+
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Goes on with these weights, by their names."""
+        self.model.load_state_dict(dict(weights), strict=False)  # tied ones come once
+
+    def draw(self, prompts: Sequence[list[int]], max_tokens: int) -> list[Drawn]:
+        """One completion of each prompt."""
+        return decode(self.model, prompts, max_tokens, self.temperature, self.ends)

@@ -17,7 +17,7 @@ from handrail.batch import Inputs
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.policy.adapters import load_adapter, merged, with_adapter
-from handrail.policy.decoding import Drawn
+from handrail.policy.decoding import CopySampler, Drawn
 from handrail.policy.loading import load_model
 from handrail.policy.transformers import TransformersPolicy
 from handrail.policy.vllm import VllmSampler
@@ -28,14 +28,16 @@ COMPARED = 2
 
 
 class LearningPolicy(TransformersPolicy):
-    """With [lora] only adapters learn; with ``sampler.name = "vllm"``, vLLM samples."""
+    """With [lora] only adapters learn; with ``sampler.name = "vllm"``, vLLM samples, and in bfloat16 a copy of the model."""
 
     def __init__(self, config: Config, accelerator: Accelerator, keep_start: bool = False) -> None:
         """``keep_start``: the model as it is now stays at hand, see ``frozen``. Raises UserError where the model cannot be had."""
         self.keep_start = keep_start
         self.start: Any = None
+        self.sampler: VllmSampler | CopySampler | None = None
         super().__init__(config, accelerator)
-        self.sampler = VllmSampler(config, self.bare_model, self.ends) if config.sampler.name == "vllm" else None
+        if config.sampler.name == "vllm":
+            self.sampler = VllmSampler(config, self.bare_model, self.ends)
         self.handed_over = False
         self.figures: dict[str, float] = {}
 
@@ -44,11 +46,14 @@ class LearningPolicy(TransformersPolicy):
         return self.config.model.dtype if self.config.lora else "float32"
 
     @property
-    def correction(self) -> float | None:
-        """The cap of importance weights, where another program samples."""
-        return self.config.sampler.correction if self.sampler else None
+    def correction(self) -> float:
+        """The cap of importance weights, where it is not this model that samples; 0 for none."""
+        return self.config.sampler.correction if self.sampler else 0.0
 
     def _prepared(self, model: Any) -> Any:
+        reduced = self.config.sampling_dtype == "bfloat16" and self.kept_in == "float32"
+        if reduced and self.config.sampler.name == "transformers":
+            self.sampler = CopySampler(model, self.config.rollout.temperature, self.ends, self.accelerator.device)
         if self.config.lora:
             model = with_adapter(model, self.config.lora, locate(self.config.model.path), self.config.train.seed)
         elif self.keep_start:
@@ -62,15 +67,16 @@ class LearningPolicy(TransformersPolicy):
     def forward(self, inputs: Inputs, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
         # transformers checkpoints activations in training mode only; otherwise without dropout, as it was sampled.
         self.model.train(self.config.model.gradient_checkpointing and torch.is_grad_enabled())
-        return super().forward(inputs, with_entropy, model)
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.model.dtype == "bfloat16"):
+            return super().forward(inputs, with_entropy, model)
 
     @torch.no_grad()
     def frozen(self, inputs: Inputs) -> Tensor:
         """log π [B, T] of the model as it was before training."""
         if self.config.lora:
             with self.bare_model.disable_adapter():
-                return super().forward(inputs, model=self.bare_model)[0]
-        return super().forward(inputs, model=self.start)[0]
+                return self.forward(inputs, model=self.bare_model)[0]
+        return self.forward(inputs, model=self.start)[0]
 
     # Sampling by another program
 
@@ -107,8 +113,8 @@ class LearningPolicy(TransformersPolicy):
         self.figures["sampler/gap"] = gap
         if not gap <= self.config.sampler.most_gap:
             raise UserError(
-                f"vLLM's log-probabilities are {gap:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does not "
-                "sample from the model that is trained; sample with transformers, or raise sampler.most_gap if rounding can explain it"
+                f"the sampler's log-probabilities are {gap:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does not "
+                'sample from the model that is trained; set sampler.name = "transformers", or raise sampler.most_gap for mere rounding'
             )
 
     def anchored(self, groups: list[Group]) -> list[Group]:

@@ -33,12 +33,11 @@ class VllmSampler:
         on_cpu = model.device.type == "cpu"
         if on_cpu:
             keep_plain_layers()
-        precision = config.model.dtype if config.sampler.dtype == "auto" else config.sampler.dtype
         with TemporaryDirectory() as directory:
             model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
             try:
                 self.llm = LLM(
-                    directory, skip_tokenizer_init=True, load_format="dummy", dtype=precision, enforce_eager=on_cpu,
+                    directory, skip_tokenizer_init=True, load_format="dummy", dtype=config.sampling_dtype, enforce_eager=on_cpu,
                     kv_cache_memory_bytes=int(config.sampler.cache_gib * 2**30), max_model_len=-1,
                     logprobs_mode="processed_logprobs", enable_prefix_caching=True, disable_log_stats=True,
                 )  # fmt: skip
