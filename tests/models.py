@@ -27,9 +27,9 @@ def save_chat_model(directory: Path, context: int = 256, hidden_size: int = 32) 
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(words), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=context, initializer_range=0.2, eos_token_id=words.eos_token_id, pad_token_id=words.eos_token_id,
-            bos_token_id=None,
+            vocab_size=len(words), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.2, eos_token_id=words.eos_token_id,
+            pad_token_id=words.eos_token_id, bos_token_id=None,
         )
     )  # fmt: skip
     model.lm_head.weight.data[words.eos_token_id] *= 3  # so that some completions end early

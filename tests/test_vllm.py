@@ -18,12 +18,10 @@ from tests.models import save_chat_model
 
 pytest.importorskip("vllm")
 
-REWARD = "tests.test_vllm:vowels"
-
-
-def vowels(problem: Any, completion: str) -> float:
-    """Something that a random model can learn in a few steps."""
+VOWELS = '''"""Something that a random model can learn in a few steps."""
+def reward(problem, completion):
     return sum(letter in "aeiou" for letter in completion) / max(1, len(completion))
+'''
 
 
 def written(directory: Path, **sections: Any) -> Path:
@@ -33,10 +31,11 @@ def written(directory: Path, **sections: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     rows = [{"prompt": f"what is {word}", "answer": word} for word in ("two", "three", "and", "is")]
     (directory / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "vowels.py").write_text(VOWELS)
     tree: dict[str, Any] = {
         "model": {"path": str(directory.parent / "model"), "device": "cpu"},
         "data": {"train": str(directory / "problems.jsonl")},
-        "verifier": {"name": REWARD, "workers": 1},
+        "verifier": {"name": f"{directory / 'vowels.py'}:reward", "workers": 1},
         "rollout": {"group_size": 8, "max_tokens": 16, "require_end": False},
         "sampler": {"name": "vllm", "cache_gib": 0.25},
         "train": {"steps": 12, "problems_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 6},
@@ -75,9 +74,9 @@ def rewards(rows: list[dict[str, Any]]) -> list[float]:
 def test_it_takes_the_trainers_weights_after_every_update_and_learns_like_transformers(root: Path) -> None:
     ours = trained(root / "transformers", sampler={"name": "transformers"})
     theirs = trained(root / "vllm")
-    assert all(row["sampler/gap"] < 1e-3 for row in theirs) and all(row["grad_norm/all"] > 0 for row in theirs)
-    gain = [fmean(rewards(rows)[-3:]) - fmean(rewards(rows)[:3]) for rows in (ours, theirs)]
-    assert min(gain) > 0.2 and abs(gain[0] - gain[1]) < min(gain) / 2
+    assert all(row["sampler/gap"] < 1e-4 for row in theirs)
+    for rows in (ours, theirs):
+        assert rewards(rows)[0] < 0.1 and fmean(rewards(rows)[-3:]) > 0.9
 
 
 def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transformers(root: Path) -> None:
@@ -92,15 +91,19 @@ def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transform
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     done = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    ids = torch.tensor([[10, 11, 12]])
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
-    expected = loaded.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, top_k=None)[0, 3:].tolist()
-    assert json.loads(done.stdout.splitlines()[-1]) == expected
+    ids = [10, 11, 12]
+    for _ in range(8):
+        ids.append(int(loaded(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert json.loads(done.stdout.splitlines()[-1]) == ids[3:]
     assert AutoTokenizer.from_pretrained(model).chat_template
 
 
 def test_adapters_are_handed_over_merged_for_several_updates_a_step_and_a_resumed_run_goes_on(root: Path) -> None:
-    changes = {"lora": {"rank": 4}, "train": {"steps": 4, "updates_per_step": 2, "learning_rate": 1e-2, "checkpoint_every": 2}}
+    changes: dict[str, Any] = {
+        "lora": {"rank": 4},
+        "train": {"steps": 4, "updates_per_step": 2, "learning_rate": 1e-2, "checkpoint_every": 2},
+    }
     rows = trained(root / "lora", **changes)
     assert all(row["sampler/gap"] < 1e-3 for row in rows) and len(rows) == 4
     changes["train"] |= {"steps": 6}
