@@ -19,9 +19,7 @@ def suite_command(
     output: Annotated[Path | None, typer.Option(help="Where results.jsonl is kept; by default runs/suite, or runs/suite-quick.")] = None,
     page: Annotated[Path | None, typer.Option(help="The page of Markdown to write; by default evidence.md beside the results.")] = None,
     suite: Annotated[Path | None, typer.Option(help="A suite of your own, laid out like handrail/evidence/suite.toml.")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A part of it in ten minutes on two cores; its settings are not searched for.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small part of it; its settings are not searched for.")] = False,
     write_only: Annotated[bool, typer.Option("--write-only", help="Run nothing; write the page from the results there are.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or a GPU.")] = None,
 ) -> None:

@@ -50,7 +50,7 @@ class ModelConfig(Section):
     attention: str = "auto"
     """``eager``, ``sdpa``, ``flash_attention_2`` or another that transformers knows; ``auto`` leaves the choice to it."""
     gradient_checkpointing: bool = False
-    """Compute activations again on the way back instead of keeping them: less memory, about a third more time."""
+    """Compute activations again on the way back instead of keeping them: less memory, more time."""
     trust_remote_code: bool = False
 
 

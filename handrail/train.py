@@ -155,6 +155,7 @@ class Run:
 
         with clock("sample"):
             groups = self.method.rollout(problems, tools)
+            gap = self.policy.gap(groups)
         with clock("verify"):
             groups = tools.verify(groups)
         metrics = StepMetrics(groups)
@@ -173,7 +174,7 @@ class Run:
         self.scheduler.step()
 
         tools.counts.update(self.experts.take_counts())
-        return metrics.result(self.accelerator, tools.counts) | self.policy.figures, clock
+        return metrics.result(self.accelerator, tools.counts) | gap, clock
 
     def guided(self, groups: list[Group], tools: Tools) -> list[Group]:
         """Guidance, before which a step has changed nothing. Raises Paused in every process if an expert fails one of them."""

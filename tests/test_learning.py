@@ -88,6 +88,14 @@ def test_targets_that_name_no_layer_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_an_adapter_that_is_no_safetensors_is_not_read(tmp_path: Path) -> None:
+    train(short(1), tmp_path / "run", method=Scripted)
+    adapter = tmp_path / "run/model"
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(UserError, match="has no adapter_model.safetensors"):
+        load_model(config(model={"path": str(adapter)}).model)
+
+
 def test_a_gguf_file_is_the_model_it_was_made_of(chat_model: Path, tmp_path: Path) -> None:
     file = save_gguf(chat_model, tmp_path / "model.gguf")
     expected, words = load_model(config(model={"path": str(chat_model)}).model)
@@ -157,10 +165,13 @@ def test_with_a_divergence_no_rollout_is_dropped(tmp_path: Path) -> None:
 
 
 def test_in_bfloat16_a_copy_samples_and_follows_the_learner(tmp_path: Path) -> None:
-    changes = {"model": {"dtype": "bfloat16"}, "train": {"steps": 3, "learning_rate": 3e-3}}
+    changes: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "train": {"steps": 3, "learning_rate": 3e-3}}
     train(config(**changes), tmp_path / "run", method=Repairing)
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
     assert all(0 < row["sampler/gap"] < 0.1 for row in rows) and all(row["grad_norm/all"] > 0 for row in rows)
+    train(config(**{**changes, "train": {**changes["train"], "steps": 1, "checkpoint_every": 1}}), tmp_path / "parts", method=Repairing)
+    train(config(**changes), tmp_path / "parts", method=Repairing, resume=True)
+    assert lines(tmp_path / "parts/metrics.jsonl") == lines(tmp_path / "run/metrics.jsonl")
     frozen = {**changes, "sampler": {"most_gap": 0.1}}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"sampler's log-probabilities are .* nats from"):
         patch.setattr(CopySampler, "take", lambda self, weights: None)  # it stays behind

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from handrail.config import LoraConfig
 from handrail.errors import UserError
+from handrail.policy.loading import ADAPTER_WEIGHTS
 from handrail.seeds import derive
-
-FILE = "adapter_model.safetensors"
 
 
 def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
@@ -36,7 +35,7 @@ def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
 def load_adapter(model: Any, directory: Path) -> None:
     """Takes back the weights that ``save_pretrained`` wrote. Raises UserError if they are those of other layers."""
     try:
-        result = set_peft_model_state_dict(model, load_file(directory / FILE))
+        result = set_peft_model_state_dict(model, load_file(directory / ADAPTER_WEIGHTS))
     except RuntimeError as error:
         raise UserError(f"{directory} holds an adapter of another shape; resume with the run's own [lora]") from error
     if result.unexpected_keys:

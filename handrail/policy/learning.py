@@ -24,7 +24,7 @@ from handrail.policy.vllm import VllmSampler
 from handrail.trajectory import Group, Origin, Trajectory
 
 COMPARED = 2
-"""Completions whose log-probabilities are compared with the trainer's after every hand-over."""
+"""Completions of a step whose log-probabilities are compared with the trainer's."""
 
 
 class LearningPolicy(TransformersPolicy):
@@ -39,7 +39,6 @@ class LearningPolicy(TransformersPolicy):
         if config.sampler.name == "vllm":
             self.sampler = VllmSampler(config, self.bare_model, self.ends)
         self.handed_over = False
-        self.figures: dict[str, float] = {}
 
     @property
     def kept_in(self) -> str:
@@ -93,29 +92,31 @@ class LearningPolicy(TransformersPolicy):
     def _draw(self, prompts: list[list[int]], max_tokens: int) -> list[Drawn]:
         if self.sampler is None:
             return super()._draw(prompts, max_tokens)
-        fresh = not self.handed_over
-        if fresh:
+        if not self.handed_over:
             self.sampler.take(self.weights())
             self.handed_over = True
-        drawn = self.sampler.draw(prompts, max_tokens)
-        if fresh:
-            self.compare(prompts[:COMPARED], drawn[:COMPARED])
-        return drawn
+        return self.sampler.draw(prompts, max_tokens)
 
     def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
         trajectory = super()._trajectory(prompt, drawn)
         return replace(trajectory, old=[None] * len(trajectory)) if self.sampler else trajectory
 
-    def compare(self, prompts: Sequence[list[int]], drawn: Sequence[Drawn]) -> None:
-        """Raises UserError where the sampler's log-probabilities are not this model's, but for rounding."""
-        scored = torch.cat(self.score(prompts, [each.tokens for each in drawn]))
-        gap = (scored - torch.tensor([logp for each in drawn for logp in each.logp])).abs().mean().item()
-        self.figures["sampler/gap"] = gap
+    def gap(self, groups: Sequence[Group]) -> dict[str, float]:
+        """How far the sampler's log-probabilities of the first rollouts are from this model's; nothing where it samples itself.
+
+        Raises UserError where rounding cannot explain it.
+        """
+        rollouts = [rollout for group in groups for rollout in group.rollouts][:COMPARED]
+        if self.sampler is None or not rollouts:
+            return {}
+        scored = torch.cat(self.score([rollout.prompt for rollout in rollouts], [rollout.completion for rollout in rollouts]))
+        gap = (scored - torch.tensor([logp for rollout in rollouts for logp in rollout.behaviour])).abs().mean().item()
         if not gap <= self.config.sampler.most_gap:
             raise UserError(
                 f"the sampler's log-probabilities are {gap:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does not "
                 'sample from the model that is trained; set sampler.name = "transformers", or raise sampler.most_gap for mere rounding'
             )
+        return {"sampler/gap": gap}
 
     def anchored(self, groups: list[Group]) -> list[Group]:
         """The groups, with the trainer's log-probabilities for tokens that another program sampled: for several updates on them."""

@@ -15,6 +15,7 @@ from handrail.config import ModelConfig
 from handrail.errors import UserError
 
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "float32") -> tuple[Any, Any]:
@@ -74,6 +75,8 @@ def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
 def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
     from peft import PeftModel
 
+    if not (Path(config.path) / ADAPTER_WEIGHTS).is_file():  # peft would go on to unpickle another file
+        raise UserError(f"model.path: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors")
     base = json.loads((Path(config.path) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     model, _ = load_model(config.model_copy(update={"path": base}), f"the adapter {config.path} needs its model", dtype)
     tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
