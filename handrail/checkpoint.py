@@ -3,39 +3,92 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
+from handrail.config import TrainConfig
+from handrail.errors import Paused, UserError
+from handrail.files import damage, no_room, whole_directory, write_sums
 from handrail.methods.base import Method
 from handrail.policy.learning import LearningPolicy
 
+log = logging.getLogger("handrail")
 
-def save(root: Path, step: int, keep: int, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> None:
-    """Writes ``root/step-NNNNNN`` aside and renames it, then deletes all but the newest ``keep``."""
+
+def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> None:
+    """Writes ``root/step-NNNNNN``, whole or not at all, then deletes those that ``config`` does not keep.
+
+    Does nothing where it is there already. Raises Paused if the disk is full; what was checkpointed before is then still there.
+    """
     final = root / f"step-{step:06d}"
-    aside = root / f".{final.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    policy.save_state(aside / "model")
-    moments = {
-        f"{index}.{name}": value.contiguous() for index, entry in optimizer.state_dict()["state"].items() for name, value in entry.items()
-    }
-    save_file(moments, aside / "optimizer.safetensors")
-    state = {"step": step, "scheduler": scheduler.state_dict(), "method": method.state()}
-    (aside / "state.json").write_text(json.dumps(state, indent=1, default=float))
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+    if final.exists() and not damage(final):
+        return
+    try:
+        with whole_directory(final) as aside:
+            policy.save_state(aside / "model")
+            entries = optimizer.state_dict()["state"].items()
+            moments = {f"{index}.{name}": value.contiguous() for index, entry in entries for name, value in entry.items()}
+            save_file(moments, aside / "optimizer.safetensors")
+            state = {"step": step, "scheduler": scheduler.state_dict(), "method": method.state()}
+            (aside / "state.json").write_text(json.dumps(state, indent=1, default=float))
+            write_sums(aside)
+    except Exception as error:
+        if not no_room(error):
+            raise
+        raise Paused(no_room_for(root, step, policy)) from error
+    prune(root, config)
+
+
+def no_room_for(root: Path, step: int, policy: LearningPolicy) -> str:
+    free = shutil.disk_usage(root).free
+    takes = 3 * sum(p.numel() * p.element_size() for p in policy.model.parameters() if p.requires_grad)  # weights and two moments
+    there = checkpoints(root)
+    kept = f"{there[-1]} is whole" if there else "there is none before it"
+    return (
+        f"no room for the checkpoint of step {step}: it takes about {decimal(takes)}, and {root} has {decimal(free)} left; {kept}; "
+        "make room, then go on with --resume"
+    )
+
+
+def prune(root: Path, config: TrainConfig) -> None:
+    """Deletes all but the newest ``keep_last`` checkpoints and those at multiples of ``keep_every``."""
+    for old in checkpoints(root)[: -config.keep_last]:
+        if not (config.keep_every and step_of(old) % config.keep_every == 0):
+            shutil.rmtree(old)
 
 
 def checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(root.glob("step-*"))
+    return sorted((path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step after which it was written."""
+    return int(path.name.removeprefix("step-"))
+
+
+def newest_intact(root: Path, until: int) -> Path | None:
+    """The newest undamaged checkpoint of a step up to ``until``; None if there never was one. Says which it skips, and why.
+
+    Raises UserError if there are checkpoints but none that can be used.
+    """
+    skipped: list[str] = []
+    for path in reversed(checkpoints(root)):
+        what = damage(path) if step_of(path) <= until else f"metrics.jsonl has nothing of it after step {until}"
+        if not what:
+            if skipped:
+                log.warning("%s; going on from %s", "; ".join(skipped), path)
+            return path
+        skipped.append(f"{path} cannot be used: {what}")
+    if skipped:
+        raise UserError(f"{'; '.join(skipped)}; restore one from a copy, or begin anew with another --output")
+    return None
 
 
 def load(path: Path, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from queue import Empty
 from statistics import mean
@@ -16,10 +19,14 @@ from typing import Any, Protocol
 from torch import cuda
 
 from handrail.config import Config
+from handrail.errors import Paused
 from handrail.evaluate import wilson
 from handrail.evidence.differences import against_first, half_width, verdict
+from handrail.files import write_whole
+from handrail.interrupts import Interrupts
 from handrail.jobs import Job, jobs
 
+AGAIN = "the same command goes on with it"
 Report = Callable[[str, int, int, dict[str, Any]], None]
 
 
@@ -35,7 +42,7 @@ def compare(config: Config, output: Path, workers: int | None, report: Report) -
         "differences": [difference.as_json() for difference in differences],
         "verdict": verdict(differences, ended_by(planned), budget(config)),
     }
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
@@ -55,20 +62,35 @@ def run_all(
     devices = [] if all(job.config.model.device == "cpu" for job in todo) else visible_devices()
     workers = min(workers or len(devices) or cores, len(todo))
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        messages, places = manager.Queue(), manager.Queue()
-        for place in range(workers):
-            places.put(devices[place % len(devices)] if devices else None)
-        with ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(max(1, cores // workers), places)) as pool:
-            pending: dict[Future[None], Job] = {pool.submit(_run, job, messages): job for job in todo}
+    messages, places, stopping = context.Queue(), context.Queue(), context.Event()
+    for place in range(workers):
+        places.put(devices[place % len(devices)] if devices else None)
+    settled = (max(1, cores // workers), places, messages, stopping)
+    with (
+        Interrupts("stopping every run with a checkpoint") as interrupts,
+        ProcessPoolExecutor(workers, context, initializer=_settle, initargs=settled) as pool,
+    ):
+        pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in todo}
+        try:
             while pending:
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 _forward(messages, report)
+                if interrupts.asked:
+                    raise Paused(f"stopped by {interrupts.asked}; {AGAIN}")
                 for future in done:
-                    if error := future.exception():
-                        pool.shutdown(cancel_futures=True)
-                        raise error
+                    _check(future, pending[future])
                     finished(pending.pop(future))
+        except BaseException:
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _check(future: Future[None], job: Job) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise Paused(f"the process of {job.label} was killed, perhaps for want of memory; {AGAIN}") from error
 
 
 def visible_devices() -> list[str]:
@@ -77,25 +99,48 @@ def visible_devices() -> list[str]:
     return named.split(",") if named and cuda.is_available() else [str(index) for index in range(cuda.device_count())]
 
 
-def _settle(threads: int, places: Any) -> None:
+def _settle(threads: int, places: Any, messages: Any, stopping: Any) -> None:
     """Gives a worker its share of the cores, and its GPU, before anything touches one."""
     import torch
 
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as an exception it would end one run, and the next would begin
+    # A terminal signals the whole family: the parent hears it and tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_obey, args=(stopping,), daemon=True).start()
     if (device := places.get()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+    messages.cancel_join_thread()  # who stops does not wait until its last words are read
+    _Worker.messages, _Worker.stopping = messages, stopping
 
 
-def _run(job: Job, messages: Any) -> None:
+def _obey(stopping: Any) -> None:
+    """Passes on the parent's wish to stop, and ends with the parent: nobody would know of an orphan's runs."""
+    parent = multiprocessing.parent_process()
+    while parent and not multiprocessing.connection.wait([parent.sentinel], timeout=0.5):
+        if stopping.is_set():
+            Interrupts.ask("the comparison's end")
+    os._exit(1)
+
+
+class _Worker:
+    """What a worker's runs have in common."""
+
+    messages: Any
+    stopping: Any
+
+
+def _run(job: Job) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from handrail.train import train
 
+    if _Worker.stopping.is_set():  # the pool gives work out ahead
+        raise Paused("not begun")
     disable_progress_bar()
     train(
         job.config, job.directory, resume=job.directory.exists(),
-        progress=lambda step, steps, metrics, seconds: messages.put((job.label, step, steps, metrics)),
+        progress=lambda step, steps, metrics, seconds: _Worker.messages.put((job.label, step, steps, metrics)),
     )  # fmt: skip
 
 

@@ -196,7 +196,10 @@ class TrainConfig(Section):
     seed: int = 0
     checkpoint_every: int = Field(50, ge=0)
     """Steps between checkpoints; 0 keeps only the final model."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_last: int = Field(2, ge=1)
+    """So many of the newest checkpoints are kept."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints of steps that are a multiple of this are kept too; 0 keeps no others."""
     samples_every: int = Field(10, ge=0)
     """Steps between those whose trajectories are written to samples.jsonl; 0 writes none."""
 

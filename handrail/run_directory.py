@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
 from handrail import __version__
 from handrail.config import Config, EndpointConfig, load_config
-from handrail.errors import UserError
+from handrail.errors import Paused, UserError
+from handrail.files import no_room, sync, write_whole
 
 
 class RunDirectory:
@@ -26,15 +29,14 @@ class RunDirectory:
 
         Of several processes one ``writes``; for the others every method does nothing.
         """
-        self.path, self.writes = path, writes
-        self.metrics, self.timings, self.samples, self.evaluations, self.versions = (
-            path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")
-        )
+        self.path, self.writes, self.checkpoints = path, writes, path / "checkpoints"
+        self.files = [path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")]
+        self.metrics, self.timings, self.samples, self.evaluations, self.versions = self.files
         if not writes:
             return
         path.mkdir(parents=True, exist_ok=True)
-        (path / "config.toml").write_text(tomli_w.dumps(config.model_dump(exclude_none=True)), encoding="utf-8")
-        for file in (self.metrics, self.timings, self.samples, self.evaluations, self.versions):
+        write_whole(path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True)))
+        for file in self.files:
             keep_until(file, resume_from)
         append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
@@ -74,17 +76,22 @@ class RunDirectory:
     def read(self, file: Path) -> list[dict[str, Any]]:
         if not self.writes:
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return whole_lines(file)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         self.board.close()
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def sync(self) -> None:
+        """Has the lines written so far on the disk, before a checkpoint that belongs to them."""
+        for file in self.files:
+            sync(file)
 
 
 def what_is_learnt(config: Config) -> dict[str, Any]:
     """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, and where
     and how a server is asked."""
-    book_keeping = {"steps", "token_budget", "seconds_budget", "checkpoint_every", "keep_checkpoints", "samples_every"}
+    book_keeping = {"steps", "token_budget", "seconds_budget", "checkpoint_every", "keep_last", "keep_every", "samples_every"}
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {"train": book_keeping, "eval": True, "compare": True, "verifier": {"timeout", "workers"}, "endpoint": asking}
     return config.model_dump(exclude=same)
@@ -101,14 +108,43 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
         stream.write(json.dumps(row) + "\n")
 
 
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file without one that was being written when the run died. Raises UserError, with its place, for a damaged one."""
+    rows = []
+    lines = file.read_bytes().split(b"\n") if file.exists() else []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(dict(json.loads(line)))
+            rows[-1]["step"] = int(rows[-1]["step"])
+        except (ValueError, TypeError, KeyError):
+            without = ", or delete it to do without that step" if number > 1 else ""
+            raise UserError(f"{file}, line {number}: it is damaged; restore it from a copy{without}") from None
+    return rows
+
+
+def last_step(path: Path) -> int:
+    """The last step that the metrics of the run in ``path`` know; -1 if they know none."""
+    rows = whole_lines(path / "metrics.jsonl")
+    return int(rows[-1]["step"]) if rows else -1
+
+
 def keep_until(file: Path, step: int | None) -> None:
-    """Keeps the lines of steps up to ``step``; a line that was being written when the run died goes too."""
-    if step is None or not file.exists():
-        file.write_text("")
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    file.write_text("".join(kept), encoding="utf-8")
+    """Keeps the rows of steps up to ``step``, none if that is None."""
+    kept = [] if step is None else [row for row in whole_lines(file) if row["step"] <= step]
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """A block that writes the run directory ``path``. Raises Paused where its disk is full, UserError where it cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if no_room(error):
+            raise Paused(f"no room left in {path}; what was checkpointed is whole: make room, then go on with --resume") from error
+        where = Path(str(getattr(error, "filename", "") or "."))
+        if not where.is_relative_to(path):
+            raise
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{where} is gone: {path} was deleted or renamed while it was being written") from error
+        raise UserError(f"{where} cannot be written ({getattr(error, 'strerror', error)}); choose another --output") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from handrail.config import Config, load_config
 from handrail.diversity import diversity, measures
 from handrail.errors import Paused, UserError
 from handrail.evaluate import Accuracy, evaluate, mean_reward
+from handrail.files import locked, whole_directory
 from handrail.guidance.experts import Experts
+from handrail.interrupts import Interrupts
 from handrail.lengths import check_lengths
 from handrail.methods import build
 from handrail.methods.base import Method
@@ -28,7 +31,7 @@ from handrail.policy.learning import LearningPolicy
 from handrail.probed import load_kept
 from handrail.problems import Problem
 from handrail.resources import Clock
-from handrail.run_directory import RunDirectory
+from handrail.run_directory import RunDirectory, explained, last_step
 from handrail.samples import sample_rows
 from handrail.schedule import Schedule
 from handrail.seeds import derive
@@ -51,8 +54,8 @@ def train(
     """Trains as ``config`` says, writes the run directory ``output`` and returns its summary.
 
     ``method`` stands in for the configured one, with its own settings unless the configuration names it; ``progress`` is
-    called after every step with its metrics and seconds.
-    Raises UserError, before anything is written, for whatever cannot be used.
+    called after every step with its metrics and seconds. SIGINT or SIGTERM stops the run with a checkpoint; a second one at once.
+    Raises UserError, before anything is written, for whatever cannot be used, and Paused where the run was stopped to be resumed.
     """
     if not isinstance(config, Config):
         output = output or Path("runs") / Path(config).stem
@@ -62,15 +65,17 @@ def train(
         config = config.model_copy(update={"method": {**settings, "name": f"{method.__module__}:{method.__qualname__}"}})
     directory = Path(output or "runs/run")
     RunDirectory.claim(directory, config, resume)
-    with VerifierPool(config.verifier) as verifier:
-        run = Run(config, method, verifier)
-        return run.to_the_end(directory, resume, progress)
+    with Interrupts("stopping with a checkpoint") as interrupts, VerifierPool(config.verifier) as verifier:
+        run = Run(config, method, verifier, interrupts)
+        with explained(directory), locked(directory) if run.accelerator.is_main_process else nullcontext():
+            RunDirectory.claim(directory, config, resume)  # once more: it may have changed hands meanwhile
+            return run.to_the_end(directory, resume, progress)
 
 
 class Run:
     """One training run: what is loaded once, and the step."""
 
-    def __init__(self, config: Config, method: type[Method] | None, verifier: VerifierPool) -> None:
+    def __init__(self, config: Config, method: type[Method] | None, verifier: VerifierPool, interrupts: Interrupts) -> None:
         if config.rollout.temperature == 0:
             raise UserError("rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0")
         self.config = config
@@ -79,8 +84,9 @@ class Run:
         self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
         self.schedule = Schedule(sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
         self.accelerator = Accelerator(cpu=config.model.device == "cpu")
-        self.verifier = verifier
+        self.verifier, self.interrupts = verifier, interrupts
         self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
+        self.policy.poll = interrupts.check
         self.experts = Experts(config, self.accelerator, self.policy)
         self.method.prepare(self.experts)
         check_lengths(self.policy, [problem for source in sources for problem in source])
@@ -98,14 +104,13 @@ class Run:
 
     def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
-        root = directory / "checkpoints"
-        newest = checkpoint.checkpoints(root)[-1:] if resume else []
-        done = checkpoint.load(newest[0], self.policy, self.optimizer, self.scheduler, self.method) if newest else None
+        newest = checkpoint.newest_intact(directory / "checkpoints", last_step(directory)) if resume else None
+        done = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler, self.method) if newest else None
         main = self.accelerator.is_main_process
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
         complete = (directory / "summary.json").exists()
         if complete and (done or 0) >= c.steps:
-            raise UserError(f"{newest[0]} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
+            raise UserError(f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
         out = RunDirectory(directory, self.config, done, writes=main)
         budget = Budget(c, out.read(out.metrics)[1:], out.read(out.timings)[1:])
         spent = self.agreed(budget.spent)
@@ -117,31 +122,31 @@ class Run:
             out.log(0, metrics, clock.seconds)
             progress(0, c.steps, metrics, clock.seconds)
         for step in range((done or 0) + 1, 0 if spent else c.steps + 1):
-            try:
-                metrics, clock = self.step(step, out)
-            except Paused:
-                if main:
-                    self.checkpoint(root, step - 1)
-                raise
+            metrics, clock = self.step(step, out)
             budget.spend(metrics, clock.seconds)
             last = step == c.steps or bool(self.agreed(budget.spent))
             if last or (self.config.eval.every and step % self.config.eval.every == 0):
                 metrics |= self.evaluate(step, out, clock)
             out.log(step, metrics, clock.seconds)
             progress(step, c.steps, metrics, clock.seconds)
-            if main and c.checkpoint_every and (step % c.checkpoint_every == 0 or last):
-                self.checkpoint(root, step)
+            if c.checkpoint_every and (step % c.checkpoint_every == 0 or last):
+                self.checkpoint(step, out)
             if last:
                 break
         result: dict[str, Any] = {}
         if main:
-            self.policy.save(directory / "model")
+            with whole_directory(directory / "model") as aside:
+                self.policy.save(aside)
             result = summary(out, self.config, self.method, budget.spent)
             out.summarise(result)
         return dict(self.agreed(result))
 
-    def checkpoint(self, root: Path, step: int) -> None:
-        checkpoint.save(root, step, self.config.train.keep_checkpoints, self.policy, self.optimizer, self.scheduler, self.method)
+    def checkpoint(self, step: int, out: RunDirectory) -> None:
+        """Written by the main process; the others wait for it."""
+        if self.accelerator.is_main_process:
+            out.sync()
+            checkpoint.save(out.checkpoints, step, self.config.train, self.policy, self.optimizer, self.scheduler, self.method)
+        self.accelerator.wait_for_everyone()
 
     def agreed(self, value: Any) -> Any:
         """The main process's ``value``, in every process."""
@@ -153,14 +158,15 @@ class Run:
         tools = self.tools("step", number)
         problems = self.mine(self.schedule.problems(number))
 
-        with clock("sample"):
-            groups = self.method.rollout(problems, tools)
-            gap = self.policy.gap(groups)
-        with clock("verify"):
-            groups = tools.verify(groups)
-        metrics = StepMetrics(groups)
-        with clock("guide"):
-            groups = self.guided(groups, tools)
+        with self.nothing_changed_yet(number, out):
+            with clock("sample"):
+                groups = self.method.rollout(problems, tools)
+                gap = self.policy.gap(groups)
+            with clock("verify"):
+                groups = tools.verify(groups)
+            metrics = StepMetrics(groups)
+            with clock("guide"):
+                groups = self.method.guide(groups, tools)
         if self.policy.sampler and self.config.train.updates_per_step > 1:
             with clock("update"):
                 groups = self.policy.anchored(groups)
@@ -176,16 +182,18 @@ class Run:
         tools.counts.update(self.experts.take_counts())
         return metrics.result(self.accelerator, tools.counts) | gap, clock
 
-    def guided(self, groups: list[Group], tools: Tools) -> list[Group]:
-        """Guidance, before which a step has changed nothing. Raises Paused in every process if an expert fails one of them."""
-        reason = ""
+    @contextmanager
+    def nothing_changed_yet(self, step: int, out: RunDirectory) -> Iterator[None]:
+        """The part of a step that may be left halfway: where one process is asked to stop or fails in it, all raise after a checkpoint."""
+        failed: Paused | UserError | None = None
         try:
-            groups = self.method.guide(groups, tools)
+            with self.interrupts.abandonable():
+                yield
         except (Paused, UserError) as error:
-            reason = str(error)
-        if reason := next(filter(None, gather_object([reason])), ""):
-            raise Paused(reason)
-        return groups
+            failed = error
+        if failed := next(filter(None, gather_object([failed])), None):
+            self.checkpoint(step - 1, out)
+            raise type(failed)(f"{failed}; step {step - 1} is checkpointed, to go on with --resume") from failed
 
     def evaluate(self, step: int, out: RunDirectory, clock: Clock) -> dict[str, Any]:
         """Accuracy on every held-out set, with its interval; each problem's reward goes to evaluations.jsonl."""

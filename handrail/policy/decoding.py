@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,10 +96,12 @@ class Reader:
 
 
 @torch.inference_mode()
-def decode(model: Any, prompts: Sequence[list[int]], max_tokens: int, temperature: float, ends: set[int]) -> list[Drawn]:
+def decode(
+    model: Any, prompts: Sequence[list[int]], max_tokens: int, temperature: float, ends: set[int], poll: Callable[[], None] = lambda: None
+) -> list[Drawn]:
     """One completion of each prompt, at most ``max_tokens`` long; temperature 0 always takes the likeliest token.
 
-    What is drawn depends on torch's random state and a prompt's place only, not on when others end.
+    What is drawn depends on torch's random state and a prompt's place only, not on when others end. ``poll`` is called before every token.
     """
     reader, device = Reader(model, prompts), model.device
     end_tokens = torch.tensor(sorted(ends), device=device)
@@ -107,6 +109,7 @@ def decode(model: Any, prompts: Sequence[list[int]], max_tokens: int, temperatur
     tokens, lengths = rows.new_zeros(len(prompts), max_tokens), rows.new_zeros(len(prompts))
     logp, entropy = torch.zeros(2, len(prompts), max_tokens, device=device)
     for at in range(max_tokens):
+        poll()
         uniform = torch.rand(len(prompts), dtype=torch.float64, device=device)[rows]
         drawn, logp[rows, at], entropy[rows, at] = draw(reader.logits, uniform, temperature)
         tokens[rows, at] = drawn
@@ -152,6 +155,6 @@ class CopySampler:
         """Goes on with these weights, by their names."""
         self.model.load_state_dict(dict(weights), strict=False)  # tied ones come once
 
-    def draw(self, prompts: Sequence[list[int]], max_tokens: int) -> list[Drawn]:
-        """One completion of each prompt."""
-        return decode(self.model, prompts, max_tokens, self.temperature, self.ends)
+    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None]) -> list[Drawn]:
+        """One completion of each prompt, see ``decode``."""
+        return decode(self.model, prompts, max_tokens, self.temperature, self.ends, poll)

@@ -95,7 +95,7 @@ class LearningPolicy(TransformersPolicy):
         if not self.handed_over:
             self.sampler.take(self.weights())
             self.handed_over = True
-        return self.sampler.draw(prompts, max_tokens)
+        return self.sampler.draw(prompts, max_tokens, self.poll)
 
     def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
         trajectory = super()._trajectory(prompt, drawn)

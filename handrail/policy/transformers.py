@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class TransformersPolicy:
     def __init__(self, config: Config, accelerator: Accelerator, field: str = "model.path") -> None:
         """Raises UserError, naming ``field``, where the model cannot be had."""
         self.config, self.accelerator = config, accelerator
+        self.poll: Callable[[], None] = lambda: None
+        """Called between the tokens of what is sampled; what it raises ends the sampling."""
         model, self.tokenizer = load_model(config.model, field, self.kept_in)
         ends = model.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -127,7 +129,7 @@ class TransformersPolicy:
         return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
 
     def _draw(self, prompts: list[list[int]], max_tokens: int) -> list[Drawn]:
-        return decode(self.bare_model.eval(), prompts, max_tokens, self.config.rollout.temperature, self.ends)
+        return decode(self.bare_model.eval(), prompts, max_tokens, self.config.rollout.temperature, self.ends, self.poll)
 
     def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
         origin = [Origin.POLICY] * len(drawn.tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,10 +49,11 @@ class VllmSampler:
         self.llm.apply_model(lambda model: model.load_weights(weights) and None)
         self.llm.reset_prefix_cache()
 
-    def draw(self, prompts: Sequence[list[int]], max_tokens: int) -> list[Drawn]:
-        """One completion of each prompt, with vLLM's log-probabilities; it does not tell the entropy."""
+    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None]) -> list[Drawn]:
+        """One completion of each prompt, with vLLM's log-probabilities; it does not tell the entropy. ``poll`` is called before."""
         from vllm import SamplingParams, TokensPrompt
 
+        poll()
         seeds = torch.randint(2**31, (len(prompts),)).tolist()
         common = {"temperature": self.config.temperature, "max_tokens": max_tokens, "stop_token_ids": self.ends}
         wanted = [SamplingParams(**common, seed=seed, logprobs=0, detokenize=False) for seed in seeds]

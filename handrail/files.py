@@ -1,0 +1,106 @@
+"""Files that are whole or not there, whatever dies while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from handrail.errors import UserError
+
+SUMS = "checksums.json"
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes ``file`` aside and renames it, so that it holds the old text or the new one."""
+    aside = file.with_name(f".{file.name}")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    aside.replace(file)
+    sync(file.parent)
+
+
+@contextlib.contextmanager
+def whole_directory(final: Path) -> Iterator[Path]:
+    """A directory to write into, which takes ``final``'s place when the block is left; not on an error."""
+    aside = final.with_name(f".{final.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            sync(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if final.exists():  # a rename does not replace a directory that holds something
+        shutil.rmtree(final)
+    aside.rename(final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Has the kernel put a file's or directory's content on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_sums(directory: Path) -> None:
+    """Writes the SHA-256 of every file below ``directory`` beside them, so that ``damage`` can tell."""
+    (directory / SUMS).write_text(json.dumps(sums(directory), indent=1) + "\n", encoding="utf-8")
+
+
+def sums(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SUMS)
+    return {str(file.relative_to(directory)): digest(file) for file in files}
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damage(directory: Path) -> str:
+    """What is wrong with a directory that has checksums; nothing if it is intact."""
+    try:
+        written = dict(json.loads((directory / SUMS).read_text(encoding="utf-8")))
+        there = sums(directory)
+    except (OSError, ValueError) as error:
+        return f"{SUMS} cannot be read ({type(error).__name__})" if (directory / SUMS).exists() else f"it has no {SUMS}"
+    for name in written:
+        if there.get(name) != written[name]:
+            return f"{name} differs from its checksum" if name in there else f"{name} is missing"
+    return ""
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """``directory``, made if need be, as this process's own to write. Raises UserError if another process has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another process is writing {directory}; wait for it, or choose another --output") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether ``error`` says that a disk, or a user's share of it, is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, SafetensorError) and any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))

@@ -1,0 +1,139 @@
+"""Signals, locks and orphans: what a run does when somebody wants it gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from handrail import train
+from handrail.config import load_config
+from handrail.errors import Paused, UserError
+from handrail.files import locked
+from handrail.interrupts import Interrupts
+from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What an undisturbed run leaves behind."""
+    directory = tmp_path_factory.mktemp("whole")
+    code, said = finished(start("train", job(directory), "--output", directory / "run"))
+    assert code == 0, said
+    return left_behind(directory / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_to_the_bit(
+    number: signal.Signals, tmp_path: Path, whole: dict[str, str]
+) -> None:
+    file, run = job(tmp_path), tmp_path / "run"
+    # Nothing but the signal writes a checkpoint.
+    command = ("train", file, "--output", run, "--set", "train.checkpoint_every=0")
+    process = start(*command)
+    wait_for(lambda: steps(run) >= 3)
+    process.send_signal(number)
+    code, said = finished(process)
+    done = steps(run) - 1
+    assert code == 75 and f"stopped by {number.name}; step {done} is checkpointed" in " ".join(said.split())
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{done:06d}"] and "Traceback" not in said
+    code, said = finished(start(*command, "--resume"))
+    assert code == 0, said
+    assert left_behind(run) == whole
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    file, run = job(tmp_path, train={"steps": 1000}, rollout={"max_tokens": 48, "batch_size": 1}), tmp_path / "run"
+    process = start("train", file, "--output", run)
+    wait_for(lambda: steps(run) >= 2)
+    os.killpg(process.pid, signal.SIGSTOP)  # so that both are delivered before it can grant the first
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGCONT)
+    code, said = finished(process, 20)
+    assert -code in (signal.SIGINT, signal.SIGTERM) and "Traceback" not in said
+
+
+def test_a_stop_is_granted_between_two_tokens(tmp_path: Path) -> None:
+    config = load_config(job(tmp_path, rollout={"max_tokens": 48}))
+
+    def ask(step: int, *_: object) -> None:
+        Interrupts.ask("a test")
+
+    with pytest.raises(Paused, match="stopped by a test; step 0 is checkpointed"):
+        train(config, tmp_path / "run", progress=ask)
+    assert steps(tmp_path / "run") == 1
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts("") as interrupts:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.asked == "SIGTERM"
+            interrupts.check()  # what is being done is not abandonable
+            with pytest.raises(Paused), interrupts.abandonable():
+                raise AssertionError("the block was entered")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_two_runs_never_write_one_directory(tmp_path: Path) -> None:
+    file, run = job(tmp_path, train={"steps": 1000}), tmp_path / "run"
+    first = start("train", file, "--output", run)
+    wait_for(lambda: steps(run) >= 2)
+    code, said = finished(start("train", file, "--output", run, "--resume"))
+    first.kill()
+    assert code == 2 and f"another process is writing {run}; wait for it, or choose another --output" in " ".join(said.split())
+    first.wait()
+    with locked(run):  # the kernel has let go of it
+        pass
+    with locked(tmp_path / "other"), pytest.raises(UserError, match="another process"), locked(tmp_path / "other"):
+        raise AssertionError("the block was entered")
+
+
+COMPARED = ("--methods", "grpo,luffy", "--workers", "2")
+
+
+def workers(parent: int) -> list[int]:
+    said = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in said.splitlines() if "spawn_main" in line]
+
+
+def test_a_stopped_comparison_stops_its_runs_with_checkpoints_and_goes_on(tmp_path: Path, whole: dict[str, str]) -> None:
+    file, out = job(tmp_path), tmp_path / "out"
+    command = ("compare", file, "--output", out, *COMPARED, "--set", "train.checkpoint_every=0")
+    process = start(*command)
+    wait_for(lambda: any(steps(path) >= 2 for path in out.glob("*/*")))
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole family
+    code, said = finished(process)
+    assert code == 75 and "the same command goes on with it" in said and "Traceback" not in said
+    begun = {path.parent.name: steps(path) for path in out.glob("*/*/checkpoints")}
+    assert begun and not list(out.glob("*/*/summary.json"))
+    code, said = finished(start(*command))
+    assert code == 0, said
+    assert left_behind(out / "luffy/seed-0") == whole
+
+
+def test_no_run_of_a_comparison_outlives_it(tmp_path: Path) -> None:
+    file, out = job(tmp_path, train={"steps": 1000}), tmp_path / "out"
+    process = start("compare", file, "--output", out, *COMPARED)
+    wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 2)
+    children = workers(process.pid)
+    assert len(children) == 2
+    process.kill()
+    wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children), seconds=20)
+
+
+def test_a_killed_worker_is_a_sentence(tmp_path: Path) -> None:
+    file, out = job(tmp_path, train={"steps": 1000}), tmp_path / "out"
+    process = start("compare", file, "--output", out, *COMPARED)
+    wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 2)
+    os.kill(workers(process.pid)[0], signal.SIGKILL)
+    code, said = finished(process)
+    assert code == 75 and "was killed, perhaps for want of memory" in said and "Traceback" not in said
