@@ -112,7 +112,9 @@ class VerifierConfig(Section):
     extract: str | None = None
     """A regular expression; the last match's first group is the completion's answer (``exact`` and ``normalised``)."""
     timeout: float = Field(5.0, gt=0)
-    """Seconds for one verdict; past it the worker is killed and the completion earns nothing."""
+    """Seconds for one verdict; past it the worker is killed, and the completion is unverified and earns nothing."""
+    memory_gib: float = Field(4.0, gt=0)
+    """GiB of memory that a worker may take; what needs more gets no verdict."""
     workers: int = Field(2, ge=1)
     partial_credit: bool | None = None
     """Keep scores between 0 and 1; otherwise a score short of 1 is 0. By default on, but off for ``reasoning-gym`` and

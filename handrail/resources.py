@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ import torch
 
 from handrail.config import Config
 from handrail.errors import UserError
+from handrail.memory import peak_resident
 from handrail.metrics import TRAINING_PARTS
 
 ADVICE = {
@@ -77,7 +76,7 @@ def peak_memory() -> int:
     """The most memory that this process has had on its GPU, or without one at all, in bytes."""
     if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident()
 
 
 def spoken(seconds: float) -> str:

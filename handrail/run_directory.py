@@ -93,7 +93,13 @@ def what_is_learnt(config: Config) -> dict[str, Any]:
     and how a server is asked."""
     book_keeping = {"steps", "token_budget", "seconds_budget", "checkpoint_every", "keep_last", "keep_every", "samples_every"}
     asking = set(EndpointConfig.model_fields) - {"model"}
-    same: dict[str, Any] = {"train": book_keeping, "eval": True, "compare": True, "verifier": {"timeout", "workers"}, "endpoint": asking}
+    same: dict[str, Any] = {
+        "train": book_keeping,
+        "eval": True,
+        "compare": True,
+        "verifier": {"timeout", "memory_gib", "workers"},
+        "endpoint": asking,
+    }
     return config.model_dump(exclude=same)
 
 

@@ -34,7 +34,9 @@ class Tools:
         """The trajectories with the verifier's reward; one that was cut off earns nothing where an end is required."""
         complete = [member.finished or not self.require_end for _, member in pairs]
         verdicts = self.verifier.grade([(problem, member.text) for (problem, member), ok in zip(pairs, complete, strict=True) if ok])
-        self.counts.update(f"verifier/{verdict.status}" for verdict in verdicts if verdict.status != "ok")
+        for verdict in verdicts:
+            if verdict.status != "ok":
+                self.counts.update(["verifier/unverified", f"verifier/{verdict.status}"])
         rewards = (verdict.reward for verdict in verdicts)
         return [replace(member, reward=next(rewards) if ok else 0.0) for (_, member), ok in zip(pairs, complete, strict=True)]
 

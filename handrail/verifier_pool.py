@@ -27,7 +27,8 @@ EXIT_LIMIT = 1.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """``reward`` is 0 unless ``status`` is ok; ``detail`` says what went wrong otherwise; ``answer`` is what the completion answers."""
+    """``status`` is ok, or says why the completion is unverified, with the ``detail``; its ``reward`` is then 0. ``answer`` is what the
+    completion answers."""
 
     reward: float
     status: Literal["ok", "timeout", "crash", "error"]
@@ -98,6 +99,8 @@ class VerifierPool:
             end = worker.end()
             self._discard(slot)
             return Verdict(0.0, "crash", f"the verifier's process {end}")
+        if said["spent"]:
+            self._discard(slot)
         if "error" in said:
             return Verdict(0.0, "error", said["error"], said.get("answer"))
         return Verdict(said["reward"], "ok", answer=said.get("answer"))

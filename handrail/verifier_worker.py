@@ -2,43 +2,52 @@
 
 ``python -m handrail.verifier_worker`` reads JSON lines: first the VerifierConfig, answered ``{"ready": true}`` or
 ``{"fatal": sentence}``, then ``{"problem": {...}, "completion": "...", "answer": false}``, each answered ``{"reward": 0.5}`` or
-``{"error": "ValueError: ..."}``, with the completion's ``answer`` where it was asked for. It is a process of its own, talking
-JSON, so that it can be killed in the middle of C code, needs nothing of the parent's ``__main__`` and inherits none of its
-threads. It is not a sandbox.
+``{"error": "ValueError: ..."}``, with the completion's ``answer`` where it was asked for, and ``spent`` where the worker has once been
+near its memory ceiling and wants to be replaced. It is a process of its own, talking JSON, so that it can be killed in the middle of C
+code, needs nothing of the parent's ``__main__`` and inherits none of its threads. A built-in verifier's may write no file, start no
+process and open no connection, should a completion ever make a library run it as code. It is not a sandbox.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import resource
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
+from handrail.memory import peak_resident
 from handrail.problems import Problem
-from handrail.verifiers import Verifier, reader, resolve, warm_up
+from handrail.verifiers import BUILTIN, Verifier, reader, resolve, warm_up
 
-MEMORY_LIMIT = 4 << 30
 DETAIL_LIMIT = 500
 ORPHAN_GRACE = 60.0
 
 
 def main() -> None:
     requests, answers = _take_standard_streams()
-    _limit_memory()
     config = VerifierConfig.model_validate_json(requests.readline())
+    ceiling = _limit_memory(int(config.memory_gib * 2**30))
     try:
         verifier, read = resolve(config), reader(config)
         warm_up(config.name)
     except UserError as error:
         _answer(answers, {"fatal": str(error)})
         return
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         _answer(answers, {"fatal": f"The verifier {config.name!r} lacks a package: {error}."})
         return
+    except (MemoryError, ImportError) as error:
+        advice = f"if it lacks memory, raise verifier.memory_gib, which is {config.memory_gib:g}"
+        _answer(answers, {"fatal": f"The verifier {config.name!r} does not start ({type(error).__name__}: {error}); {advice}."})
+        return
+    if config.name in BUILTIN:
+        sys.addaudithook(_refuse)
+    enough = (peak_resident() + ceiling) / 2
     _answer(answers, {"ready": True})
     for line in requests:
         # The parent keeps the deadline. Should it die meanwhile, the kernel's default for SIGALRM ends this process too.
@@ -46,7 +55,7 @@ def main() -> None:
         request = json.loads(line)
         answer = _grade(verifier, request) | ({"answer": _read(read, request["completion"])} if request["answer"] else {})
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _answer(answers, answer)
+        _answer(answers, answer | {"spent": peak_resident() > enough})
     os._exit(0)  # threads that a verifier left running must not keep this process
 
 
@@ -79,13 +88,26 @@ def _take_standard_streams() -> tuple[TextIO, TextIO]:
     return requests, answers
 
 
-def _limit_memory() -> None:
-    with contextlib.suppress(ImportError, OSError, ValueError):  # not every platform has, or grants, this limit
-        import resource
-
+def _limit_memory(ceiling: int) -> float:
+    """Has the kernel refuse more than ``ceiling`` bytes of address space; returns what the limit is now."""
+    try:
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        soft = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+        soft = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    except (OSError, ValueError):  # not every platform grants this limit
+        return float("inf")
+    return soft
+
+
+REFUSED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "signal.", "urllib.", "http.", "ftplib.", "smtplib.")
+LISTING = ("os.listdir", "os.scandir", "os.walk")  # the import system does
+
+
+def _refuse(event: str, arguments: tuple[object, ...]) -> None:
+    """An audit hook. Raises PermissionError for what no built-in verifier does of itself."""
+    writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writing or (event.startswith(REFUSED) and event not in LISTING):
+        raise PermissionError(f"a verifier may not do this: {event}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,13 @@ TRAILING = string.punctuation + " "
 LEADING = "".join(set(TRAILING) - set("+-."))
 # Fraction("1e999999999") would compute the power.
 LARGE_EXPONENT = re.compile(r"e[+-]?[\d_]{4}")
+# reasoning-gym evaluates these families' answers as Python, which could call, import and compute what was asked for.
+EVALUATED_FAMILIES = (
+    "binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24", "simple_integration",
+    "spiral_matrix", "string_insertion",
+)  # fmt: skip
+FUNCTIONS = r"(?:a?(?:sin|cos|tan|cot|sec|csc)h?|exp|log|ln|sqrt|abs|Abs|asinh|acosh|atanh)"
+CALL = re.compile(rf"(?<![\w.]){FUNCTIONS}\s*\(|(?P<other>[\w.)\]}}\"'][\s\\#]*\()")
 # reasoning-gym compares these families' grids as tuples, which JSON turns into lists.
 GRID_FAMILIES = ("arc_agi", "rearc")
 
@@ -90,15 +97,17 @@ def normalised(problem: Problem, completion: str) -> float:
 
 
 def math(problem: Problem, completion: str) -> float:
-    """1 if math-verify finds the completion's answer equal to the problem's. Raises ValueError if it cannot read the latter."""
+    """1 if math-verify finds the completion's answer equal to the problem's, and it is worked out. Raises ValueError if it cannot read
+    the problem's."""
     from math_verify import verify
 
     gold = _expressions(problem.answer)
     if not gold:
         raise ValueError(f"math-verify cannot read the problem's answer {problem.answer!r}; try the verifier 'normalised'")
     marked = _marked(completion)
+    found = _expressions(completion if marked is None else marked)
     # timeout_seconds: math-verify's own deadline is a Python signal handler, which waits for C code to return.
-    return float(verify(gold, _expressions(completion if marked is None else marked), timeout_seconds=None))
+    return float(_worked_out(found, gold) and verify(gold, found, timeout_seconds=None))
 
 
 def reasoning_gym(problem: Problem, completion: str) -> float:
@@ -110,7 +119,17 @@ def reasoning_gym(problem: Problem, completion: str) -> float:
         metadata = metadata | {"output": tuple(tuple(row) for row in metadata["output"])}
     question = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
     entry = {"question": question, "answer": problem.answer, "metadata": metadata}
-    return _family_score(metadata["source_dataset"])(final_answer(completion), entry)
+    answer = final_answer(completion)
+    if metadata["source_dataset"] in EVALUATED_FAMILIES and calls(answer):
+        return 0.0
+    if metadata["source_dataset"] == "puzzle24" and sorted(map(int, re.findall(r"\d+", answer))) != sorted(metadata["numbers"]):
+        return 0.0  # the family takes any four numbers
+    return _family_score(metadata["source_dataset"])(answer, entry)
+
+
+def calls(answer: str) -> bool:
+    """Whether Python would call something in it, but for the functions of school mathematics."""
+    return any(match["other"] for match in CALL.finditer(answer))
 
 
 def task(problem: Problem, completion: str) -> float:
@@ -203,9 +222,11 @@ def _normal(text: str) -> Fraction | str:
     bare = text.lstrip(LEADING).rstrip(TRAILING) or text
     number = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", bare)
     try:
-        return bare if LARGE_EXPONENT.search(number) else Fraction(number)
+        value = bare if LARGE_EXPONENT.search(number) else Fraction(number)
     except (ValueError, ZeroDivisionError):
         return bare
+    undone = "/" in number and isinstance(value, Fraction) and value.denominator == 1  # 84/2 is a question, 42 its answer
+    return bare if undone else value
 
 
 def _expressions(text: str) -> list[Any]:
@@ -217,6 +238,35 @@ def _expressions(text: str) -> list[Any]:
         if any(not isinstance(expression, str) for expression in expressions):
             return expressions
     return list(parse(text, parsing_timeout=None))
+
+
+def _worked_out(found: list[Any], gold: list[Any]) -> bool:
+    """Whether the answer ``found`` says no less than ``gold``: where that is a number, a number; never an integral, sum or limit yet to be
+    taken. Otherwise the question itself, 6*7, would be a right answer to it."""
+    from sympy import Derivative, Integer, Integral, Limit, Number, Product, Sum
+
+    open_ones = (Integral, Derivative, Limit, Sum, Product)
+    expressions = [each for each in found if not isinstance(each, str)]
+    if any(hasattr(each, "has") and each.has(*open_ones) for each in expressions):
+        return any(hasattr(each, "has") and each.has(*open_ones) for each in gold)
+    if not isinstance(gold[0], Number):
+        return True
+    fraction = isinstance(gold[0], Integer) and any("\\frac" in each for each in found if isinstance(each, str))
+    return not fraction and all(map(_is_written_number, expressions))
+
+
+def _is_written_number(expression: Any) -> bool:
+    """A number, a percentage, a number in scientific notation, or an equation that ends in one."""
+    from sympy import Equality, Mul, Number, Pow, Rational, UnevaluatedExpr
+
+    if isinstance(expression, Equality):
+        return _is_written_number(expression.rhs)
+    if isinstance(expression, Mul):
+        numbers = [part for part in expression.args if isinstance(part, Number) and part != -1]
+        units = [part for part in expression.args if not isinstance(part, Number)]
+        percent = UnevaluatedExpr(Rational(1, 100))
+        return len(numbers) == 1 and len(units) <= 1 and all(unit == percent or isinstance(unit, Pow) and unit.base == 10 for unit in units)
+    return isinstance(expression, Number)
 
 
 def _last_match(pattern: re.Pattern[str], completion: str) -> str | None:

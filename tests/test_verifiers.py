@@ -47,6 +47,23 @@ GRADED = [
     ("math", "3", "I do not know.", 0),
     ("math", "3", "", 0),
     ("math", "3", "\ud800 #### 3", 1),
+    ("math", "42", r"\boxed{6 \times 7}", 0),
+    ("math", "42", r"\boxed{84/2}", 0),
+    ("math", "42", r"\boxed{42 + 0}", 0),
+    ("math", "42", r"\boxed{\int_0^{42} 1 dx}", 0),
+    ("math", "42", r"\boxed{41 + 1 = 42}", 1),
+    ("math", "42", r"\boxed{42 = 41 + 1}", 0),
+    ("math", "42", r"\boxed{x = 42}", 1),
+    ("math", "42", r"\boxed{42\%}", 1),
+    ("math", "-300000000", r"\boxed{-3 \times 10^8}", 1),
+    ("math", r"\frac{3}{4}", r"\boxed{75\%}", 1),
+    ("math", r"\frac{3}{4}", r"\boxed{1 - 1/4}", 0),
+    ("math", r"\frac{x^2}{2}", r"\boxed{\int_0^x t dt}", 0),
+    ("math", r"\frac{x^2}{2}", r"\boxed{0.5x^2}", 1),
+    ("math", r"\int_0^x f(t) dt", r"\boxed{\int_0^x f(t) dt}", 1),
+    ("math", "6*7", "6*7", 1),
+    ("normalised", "42", "84/2", 0),
+    ("normalised", "84/2", "84/2", 1),
     ("exact", "72", " 72\n", 1),
     ("exact", "72", "72.0", 0),
     ("normalised", "72", "72.0", 1),
@@ -77,7 +94,8 @@ def test_reward(name: str, answer: str, completion: str, reward: float) -> None:
         ("exact", r"# (\d+)", "5", 0),
         ("exact", r"a(5)?", "5 a", 0),
         ("normalised", r"is (\S+)", "It is 5.0!", 1),
-        ("math", r"is (.+)", "It is 10/2", 1),
+        ("math", r"is (.+)", "It is x = 5.0", 1),
+        ("math", r"is (.+)", "It is 10/2", 0),
     ],
 )
 def test_extract(name: str, extract: str, completion: str, reward: float) -> None:
@@ -134,6 +152,43 @@ def test_reasoning_gyms_consolation_for_wrong_answers_is_kept_on_request_only() 
     problem = Problem("0", entry["question"], entry["answer"], metadata=entry["metadata"])
     rewards = [resolve(VerifierConfig(name="reasoning-gym", partial_credit=partial))(problem, "#### -1") for partial in (None, False, True)]
     assert rewards == [0.0, 0.0, 0.01]
+
+
+TWENTY_FOUR = Problem("0", "Make 24 of 2, 3, 4, 1.", "2*3*4*1", metadata={"source_dataset": "puzzle24", "numbers": [2, 3, 4, 1]})
+INTEGRAL = Problem("0", "?", "x**2 + C", metadata={"source_dataset": "simple_integration", "variable": "x", "integrand": "2*x"})
+
+
+@pytest.mark.parametrize(
+    ("problem", "completion", "reward"),
+    [
+        (TWENTY_FOUR, "4*3*2*1", 1),
+        (TWENTY_FOUR, "(4*3*(2))*1", 1),
+        (TWENTY_FOUR, "6*4*1*1", 0),  # other numbers
+        (TWENTY_FOUR, "int('24') if 2*3*4*1 else 0", 0),
+        (INTEGRAL, "x**2 + C", 1),
+        (INTEGRAL, "x**2 + C + sin(x)**2 + cos(x)**2", 1),
+        (INTEGRAL, "integrate(2*x, x)", 0),
+        (INTEGRAL, "Integral (2*x, x)", 0),
+        (INTEGRAL, "[integrate][0](2*x, x)", 0),
+    ],
+)
+def test_an_answer_is_what_was_asked_for_and_no_program(problem: Problem, completion: str, reward: float) -> None:
+    assert resolve(VerifierConfig(name="reasoning-gym"))(problem, completion) == reward
+
+
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_completion_is_never_run_as_a_program_that_does_harm(calls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, sneaked = tmp_path / "there", tmp_path / "sneaked"
+    there.write_text("")
+    answers = [f"__import__('os').system('touch {sneaked}')", f"open('{sneaked}', 'w')", f"__import__('os').remove('{there}')"]
+    if not calls:  # what stops it where a library can be made to run text that we do not suspect
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        (tmp_path / "sitecustomize.py").write_text("import handrail.verifiers\nhandrail.verifiers.calls = lambda answer: False\n")
+        monkeypatch.syspath_prepend(tmp_path)
+    with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
+        verdicts = pool.grade([(TWENTY_FOUR, answer) for answer in [*answers, "4*3*2*1"]])
+    assert [verdict.reward for verdict in verdicts] == [0, 0, 0, 1]
+    assert there.exists() and not sneaked.exists()
 
 
 USER_VERIFIER = """
@@ -210,6 +265,26 @@ def test_a_bad_verdict_costs_only_itself(pool: VerifierPool) -> None:
     assert verdicts["segfault"].detail == "the verifier's process was killed by signal 11"
 
 
+def test_a_worker_that_has_been_near_its_ceiling_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "leaking.py"
+    file.write_text(
+        "import os\nkept = []\n"
+        "def verdict(problem, completion):\n"
+        "    kept.append(b'x' * int(completion))\n"
+        "    return 1.0 if len(kept) == 1 else 0.5\n"
+    )
+    with VerifierPool(VerifierConfig(name=f"{file}:verdict", memory_gib=1, workers=1)) as pool:
+        verdicts = pool.grade([(Problem("p", "?", "!"), str(size << 20)) for size in (1, 1, 600, 1, 1, 1100, 1)])
+    # 600 MiB are more than half of what is left, 1100 more than there is.
+    assert [verdict.reward for verdict in verdicts] == [1, 0.5, 0.5, 1, 0.5, 0, 0.5]
+    assert verdicts[5].detail.startswith("MemoryError")
+
+
+def test_a_ceiling_too_low_to_start_is_said() -> None:
+    with pytest.raises(UserError, match="did not start|does not start"):
+        VerifierPool(VerifierConfig(name="math", memory_gib=0.05))
+
+
 def test_the_deadline_is_kept(pool: VerifierPool) -> None:
     child = f"1000.{os.getpid()}"
     completions = ["fine", "hang", "bomb", "fine", "hang", "fine", "fine", "fine"]
@@ -239,16 +314,13 @@ def test_a_regex_bomb_in_extract_is_cut_off() -> None:
     assert [(verdict.status, verdict.reward) for verdict in verdicts] == [("ok", 1), ("timeout", 0), ("ok", 1)]
 
 
-def test_order_speed_and_odd_problems() -> None:
+def test_order_and_odd_problems() -> None:
     class Odd:
         pass
 
     problems = [Problem(str(i), [{"role": "user", "content": "\ud800"}], str(i % 7), metadata={"odd": Odd()}) for i in range(128)]
     with VerifierPool(VerifierConfig(name="exact")) as pool:
-        pool.grade([(problems[0], "0"), (problems[1], "1")])
-        started = time.monotonic()
         verdicts = pool.grade([(problem, "3") for problem in problems])
-        assert time.monotonic() - started < 0.5
         assert pool.grade([(Problem("p", "?", "5", metadata={"key": {(1, 2): 3}}), "5")])[0].status == "error"
         assert pool.grade([]) == []
     assert [verdict.reward for verdict in verdicts] == [float(i % 7 == 3) for i in range(128)]

@@ -110,7 +110,7 @@ def claim(directory: Path, config: Config, what: dict[str, Any]) -> None:
         "weights": fingerprint(config.model.path),
         "data": config.data.model_dump(mode="json", exclude={"train"}),
         "rollout": config.rollout.model_dump(mode="json"),
-        "verifier": config.verifier.model_dump(mode="json", exclude={"timeout", "workers"}),
+        "verifier": config.verifier.model_dump(mode="json", exclude={"timeout", "memory_gib", "workers"}),
     }
     file = directory / "settings.json"
     if directory.exists() and not directory.is_dir():

@@ -1,0 +1,86 @@
+"""Hostile completions: a part of the corpus through every verifier, all kinds of it through a real run; ``hostile.py`` does all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handrail import train
+from handrail.config import VerifierConfig
+from handrail.methods.base import Method
+from handrail.methods.grpo import Grpo
+from handrail.problems import Problem
+from handrail.report.page import write_report
+from handrail.tools import Tools
+from handrail.trajectory import Group
+from handrail.verifiers import resolve
+from tests.conftest import config
+from tests.reliability.hostile import corpus, fuzzed, grade_all, problems
+
+
+def test_the_corpus_is_large_and_always_the_same() -> None:
+    assert len(corpus()) >= 2000 and corpus() == corpus()
+
+
+@pytest.mark.parametrize("label", ["math", "normalised", "task", "reasoning-gym:countdown"])
+def test_no_hostile_completion_hangs_crashes_or_earns(label: str) -> None:
+    name, problem = problems()[label]
+    said = grade_all(name, problem, [*corpus()[::40], *fuzzed(100, seed=1)], timeout=1)
+    assert "paid 0" in said and "crash" not in said, said
+
+
+HACKS = {
+    "the answer": "42",
+    "several boxed answers, the last one right": r"\boxed{41} \boxed{42}",
+    "several boxed answers, the first one right": r"\boxed{42} \boxed{41}",
+    "one box with several answers": r"\boxed{41, 42}",
+    "a set that holds it": r"\boxed{\{41, 42\}}",
+    "an interval that holds it": r"\boxed{[0, 100]}",
+    "plus or minus": r"\boxed{\pm 42}",
+    "all numbers listed, the right one not last": "40, 41, 42, 43",
+    "all numbers listed, the right one last": "39, 40, 41, 42",
+    "the prompt echoed": "What is 6*7? Hint: it is not 41.",
+    "the question as the answer": r"\boxed{6*7}",
+    "an integral": r"\boxed{\int_0^{42} 1 dx}",
+    "a fraction yet to be divided": r"\boxed{\frac{84}{2}}",
+    "a true equation": r"\boxed{x = x}",
+    "not a number": r"\boxed{nan}",
+    "a praised grader": "The verifier says: reward 1.0",
+}
+PAID = {
+    "math": {"the answer"},
+    "normalised": {"the answer", "several boxed answers, the last one right"},
+    "exact": {"the answer"},
+}
+"""Whatever stands last is the answer, so guessing many times is guessing once."""
+
+
+@pytest.mark.parametrize("name", PAID)
+def test_what_reward_hacks_are_paid(name: str) -> None:
+    verifier = resolve(VerifierConfig(name=name))
+    problem = Problem("0", "What is 6*7? Hint: it is not 41.", "42")
+    assert {hack for hack, completion in HACKS.items() if verifier(problem, completion)} == PAID[name]
+
+
+class Hostile(Grpo):
+    """Has the policy say hostile things."""
+
+    name = "hostile"
+
+    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
+        texts = iter([*corpus()[:: len(corpus()) // 16]] * len(problems))
+        groups = super().rollout(problems, tools)
+        return [replace(group, trajectories=[replace(member, text=next(texts)) for member in group.trajectories]) for group in groups]
+
+
+def test_a_run_on_hostile_completions_ends_and_can_be_looked_at(tmp_path: Path) -> None:
+    method: type[Method] = Hostile
+    verifier = {"name": "math", "timeout": 1.0}
+    settings = config(verifier=verifier, rollout={"max_tokens": 48, "group_size": 8, "require_end": False}, train={"problems_per_step": 2})
+    summary = train(settings, tmp_path / "run", method=method)
+    assert summary["steps"] == 2 and summary["rescued"] == 0
+    page = write_report(tmp_path / "run", tmp_path / "report.html").read_text()
+    assert "<script>alert(1)</script>" not in page and "onerror=alert(1)>" not in page
