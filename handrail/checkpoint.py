@@ -24,8 +24,11 @@ log = logging.getLogger("handrail")
 def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> None:
     """Writes ``root/step-NNNNNN``, whole or not at all, then deletes those that ``config`` does not keep.
 
-    Does nothing where it is there already. Raises Paused if the disk is full; what was checkpointed before is then still there.
+    Does nothing where it is there already. Raises Paused if the disk is full, and UserError if a weight is not finite; what was
+    checkpointed before is then still there.
     """
+    if not all(bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad):
+        raise UserError(f"a weight is not finite after step {step}, so it is not checkpointed; {anew(root)}")
     final = root / f"step-{step:06d}"
     if final.exists() and not damage(final):
         return
@@ -54,6 +57,13 @@ def no_room_for(root: Path, step: int, policy: LearningPolicy) -> str:
         f"no room for the checkpoint of step {step}: it takes about {decimal(takes)}, and {root} has {decimal(free)} left; {kept}; "
         "make room, then go on with --resume"
     )
+
+
+def anew(root: Path) -> str:
+    """What to do where going on as before leads nowhere."""
+    there = checkpoints(root)
+    keep = f' with model.path = "{there[-1] / "model"}", to keep what was learnt' if there else ""
+    return f"lower train.learning_rate in a new run{keep}"
 
 
 def prune(root: Path, config: TrainConfig) -> None:

@@ -193,6 +193,8 @@ class TrainConfig(Section):
     """AdamW's; a larger one moves weights with small gradients less."""
     weight_decay: float = Field(0.01, ge=0)
     grad_clip: float = Field(1.0, gt=0)
+    most_skipped: int = Field(5, ge=1)
+    """An update whose gradient is not finite is skipped; so many in a row end the run."""
     micro_batch_tokens: int = Field(8192, ge=1)
     """Padded tokens of one forward and backward pass; bounds the memory for logits."""
     seed: int = 0

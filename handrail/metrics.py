@@ -65,6 +65,8 @@ class StepMetrics:
             "groups/all_right": sums["all_right"],
             "groups/mixed": sums["graded"] - sums["all_wrong"] - sums["all_right"],
             "groups/rescued": sums["rescued"],
+            "rollouts": sums["rollouts"],
+            "length": ratio(sums["sampled"], sums["rollouts"]),
             "reward": ratio(sum(part[1] for part in parts), sums["rollouts"]),
             "entropy": ratio(sum(part[2] for part in parts), sums["spread"]),
             "truncated": ratio(sums["truncated"], sums["rollouts"]),

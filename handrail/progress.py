@@ -46,6 +46,8 @@ class Bars:
 
     def update(self, name: str, step: int, steps: int, metrics: dict[str, Any]) -> None:
         text = status(metrics)
+        if "warning" in metrics:
+            self.console.print(f"{name} step {step}: {metrics['warning']}".lstrip(), style="yellow", highlight=False, markup=False)
         if not self.console.is_terminal:
             if step % max(1, steps // LINES) == 0 or any(key.startswith("eval/") for key in metrics):
                 self.console.print(f"{name} step {step}/{steps}: {text}".lstrip(), highlight=False, markup=False, soft_wrap=True)

@@ -32,12 +32,15 @@ class RunDirectory:
         self.path, self.writes, self.checkpoints = path, writes, path / "checkpoints"
         self.files = [path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")]
         self.metrics, self.timings, self.samples, self.evaluations, self.versions = self.files
+        self.skipped = path / "skipped.jsonl"
         if not writes:
             return
         path.mkdir(parents=True, exist_ok=True)
         write_whole(path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True)))
         for file in self.files:
             keep_until(file, resume_from)
+        if self.skipped.exists():
+            keep_until(self.skipped, resume_from)
         append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
 
@@ -68,6 +71,11 @@ class RunDirectory:
         for row in rows:
             append(self.samples, row)
 
+    def skip(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keeps the batch of an update that was skipped."""
+        for row in rows:
+            append(self.skipped, row)
+
     def evaluated(self, step: int, name: str, rewards: Mapping[str, float]) -> None:
         """The mean reward of every problem of a held-out set, by its id."""
         if self.writes:
@@ -91,7 +99,16 @@ class RunDirectory:
 def what_is_learnt(config: Config) -> dict[str, Any]:
     """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, and where
     and how a server is asked."""
-    book_keeping = {"steps", "token_budget", "seconds_budget", "checkpoint_every", "keep_last", "keep_every", "samples_every"}
+    book_keeping = {
+        "steps",
+        "token_budget",
+        "seconds_budget",
+        "checkpoint_every",
+        "keep_last",
+        "keep_every",
+        "samples_every",
+        "most_skipped",
+    }
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {
         "train": book_keeping,

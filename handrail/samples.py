@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,26 @@ def sample_rows(step: int, groups: Sequence[Group], method: Method, policy: Tran
                 "weight": rounded(token_weights(member, method, policy)),
                 **({"plan": group.problem.plan} if group.problem.plan is not None else {}),
                 **({"judged": judged_tokens(member, policy)} if member.judged else {}),
+            }
+
+
+def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -> Iterator[dict[str, Any]]:
+    """All that an update was given, one line a trajectory, with log π of its tokens: None where it is not finite."""
+    for group in groups:
+        for member in group.members:
+            (logp,) = policy.score([member.prompt], [member.completion])
+            yield {
+                "step": step,
+                "problem": group.problem.id,
+                "text": member.text,
+                "reward": member.reward,
+                "prompt": member.prompt,
+                "completion": member.completion,
+                "origin": [origin.name.lower() for origin in member.origin],
+                "behaviour": member.behaviour,
+                "credit": member.credit,
+                "weight": member.weight,
+                "logp": [value if math.isfinite(value) else None for value in logp.tolist()],
             }
 
 

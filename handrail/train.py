@@ -32,14 +32,15 @@ from handrail.probed import load_kept
 from handrail.problems import Problem
 from handrail.resources import Clock
 from handrail.run_directory import RunDirectory, explained, last_step
-from handrail.samples import sample_rows
+from handrail.samples import batch_rows, sample_rows
 from handrail.schedule import Schedule
 from handrail.seeds import derive
 from handrail.sources import load_problems
 from handrail.tools import Tools
 from handrail.trajectory import Group
-from handrail.update import Update
+from handrail.update import Outcome, Update
 from handrail.verifier_pool import VerifierPool
+from handrail.watch import Watch
 
 Progress = Callable[[int, int, dict[str, Any], dict[str, float]], None]
 
@@ -100,6 +101,7 @@ class Run:
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         schedule = "constant_with_warmup" if c.schedule == "constant" else c.schedule
         self.scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps)
+        self.skipped = 0
         self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
 
     def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
@@ -112,7 +114,8 @@ class Run:
         if complete and (done or 0) >= c.steps:
             raise UserError(f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
         out = RunDirectory(directory, self.config, done, writes=main)
-        budget = Budget(c, out.read(out.metrics)[1:], out.read(out.timings)[1:])
+        before = out.read(out.metrics)[1:]
+        budget, watch = Budget(c, before, out.read(out.timings)[1:]), Watch(before)
         spent = self.agreed(budget.spent)
         if complete and spent:
             raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
@@ -124,6 +127,8 @@ class Run:
         for step in range((done or 0) + 1, 0 if spent else c.steps + 1):
             metrics, clock = self.step(step, out)
             budget.spend(metrics, clock.seconds)
+            if warning := watch(metrics):
+                metrics["warning"] = warning
             last = step == c.steps or bool(self.agreed(budget.spent))
             if last or (self.config.eval.every and step % self.config.eval.every == 0):
                 metrics |= self.evaluate(step, out, clock)
@@ -176,11 +181,26 @@ class Run:
             if self.wants_samples(number):
                 out.sample(sample_rows(number, part, self.method, self.policy))
             with clock("update"):
-                metrics.updated(part, self.update(part))
+                outcome = self.update(part)
+            metrics.updated(part, outcome)
+            self.watch_skips(number, part, outcome, out)
         self.scheduler.step()
 
         tools.counts.update(self.experts.take_counts())
         return metrics.result(self.accelerator, tools.counts) | gap, clock
+
+    def watch_skips(self, step: int, groups: list[Group], outcome: Outcome, out: RunDirectory) -> None:
+        """Keeps the batch of a skipped update. Raises UserError after too many in a row."""
+        self.skipped = self.skipped + 1 if outcome.skipped else 0
+        if not outcome.skipped:
+            return
+        if self.accelerator.is_main_process:
+            out.skip(batch_rows(step, groups, self.policy))
+        if self.skipped == self.config.train.most_skipped:
+            raise UserError(
+                f"no finite gradient in {self.skipped} updates in a row, the last in step {step}; their batches are in {out.skipped}; "
+                f"{checkpoint.anew(out.checkpoints)}"
+            )
 
     @contextmanager
     def nothing_changed_yet(self, step: int, out: RunDirectory) -> Iterator[None]:

@@ -21,9 +21,13 @@ from handrail.trajectory import Group, Origin, Trajectory
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an update did: loss and gradient norms over all processes (none if nothing had a gradient), and this process's tokens."""
+    """What an update did: loss and gradient norms over all processes (none if nothing had a gradient), and this process's tokens.
+
+    ``skipped`` where a gradient was not finite, so that nothing was updated.
+    """
 
     figures: dict[str, float]
+    skipped: bool
     tokens_trained: int
     tokens_off_policy: int  # of those trained, the ones that the policy did not sample
     tokens_dropped: int
@@ -45,6 +49,7 @@ class Update:
         }
         passes = {origin: int(max(self.gathered(len(batches)))) for origin, batches in parts.items()}
         active = [origin for origin in parts if passes[origin]]
+        skipped = False
         before: list[torch.Tensor] = []
         for origin in active:
             loss = self.backward(parts[origin], passes[origin])
@@ -54,15 +59,16 @@ class Update:
             before = [gradient.clone() for gradient in gradients] if origin != active[-1] else []
         if active:
             figures["grad_norm/all"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
-            if math.isfinite(figures["grad_norm/all"]):
+            skipped = not (math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]))
+            if skipped:  # one bad batch must not end in a model of NaN
+                figures = {"update/skipped": 1.0}
+            else:
                 self.optimizer.step()
                 self.policy.changed()
-            else:  # one bad batch must not end in a model of NaN
-                figures["update/skipped"] = 1.0
             self.optimizer.zero_grad()
         trained = sum(len(row.trajectory) for row in live)
         off_policy = sum(origin is not Origin.POLICY for row in live for origin in row.trajectory.origin)
-        return Outcome(figures, trained, off_policy, sum(len(row.trajectory) for row in rows) - trained)
+        return Outcome(figures, skipped, trained, off_policy, sum(len(row.trajectory) for row in rows) - trained)
 
     def rows(self, groups: Sequence[Group]) -> list[Row]:
         """Every trajectory with its normalisers, which count the rows that will be dropped."""

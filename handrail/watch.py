@@ -1,0 +1,63 @@
+"""Says in words when a run seems to collapse, from its metrics alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+WINDOW = 10
+"""Steps over which figures are averaged: the first so many with rollouts are held against the last so many."""
+BETTER = 0.1
+"""A reward higher by this excuses low entropy and short completions: who knows the answer need not search."""
+
+
+class Watch:
+    """Called with every step's metrics; returns what is newly wrong, each thing once."""
+
+    def __init__(self, before: Iterable[Mapping[str, Any]] = ()) -> None:
+        """``before``: the metrics of the steps there have been."""
+        self.first: list[Mapping[str, Any]] = []
+        self.last: list[Mapping[str, Any]] = []
+        self.best = 0.0
+        self.said: set[str] = set()
+        for metrics in before:
+            self(metrics)
+
+    def __call__(self, metrics: Mapping[str, Any]) -> str | None:
+        if metrics.get("reward") is None:  # nothing was sampled
+            return None
+        if len(self.first) < WINDOW:
+            self.first.append(metrics)
+            return None
+        self.last = [*self.last, metrics][-WINDOW:]
+        if len(self.last) < WINDOW:
+            return None
+        new = {kind: text for kind, text in self.wrong().items() if kind not in self.said}
+        self.said.update(new)
+        return "; ".join(new.values()) or None
+
+    def wrong(self) -> dict[str, str]:
+        """What is wrong with the last steps, by kind."""
+        reward, at_first = mean(self.last, "reward"), mean(self.first, "reward")
+        self.best = max(self.best, reward, at_first)
+        entropy, entropy_at_first = mean(self.last, "entropy"), mean(self.first, "entropy")
+        length, length_at_first = mean(self.last, "length"), mean(self.first, "length")
+        unverified = mean(self.last, "verifier/unverified") / max(1.0, mean(self.last, "rollouts"))
+        learnt = reward >= at_first + BETTER
+        out = {}
+        if entropy < entropy_at_first / 10 and not learnt:
+            out["entropy"] = f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in reward"
+        if length < length_at_first / 4 and not learnt:
+            out["short"] = f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain in reward"
+        if mean(self.last, "truncated") > 0.5 > 2 * mean(self.first, "truncated"):
+            out["long"] = f"{mean(self.last, 'truncated'):.0%} of the completions are cut off at rollout.max_tokens"
+        if reward < self.best / 2 and self.best >= BETTER:
+            out["reward"] = f"the reward has fallen from {self.best:.2f} to {reward:.2f}"
+        if unverified > 0.1:
+            out["verifier"] = f"{unverified:.0%} of the completions are unverified: see verifier.timeout and verifier.memory_gib"
+        return {kind: f"the last {WINDOW} steps: {text}" for kind, text in out.items()}
+
+
+def mean(lines: Iterable[Mapping[str, Any]], key: str) -> float:
+    return fmean(line.get(key) or 0.0 for line in lines)

@@ -1,0 +1,129 @@
+"""What is said when a run seems to collapse, and what becomes of numbers that are not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from handrail import train
+from handrail.errors import UserError
+from handrail.methods.grpo import Grpo
+from handrail.methods.luffy import Luffy
+from handrail.objective import Streams
+from handrail.policy.learning import LearningPolicy
+from handrail.tools import Tools
+from handrail.trajectory import Group
+from handrail.watch import Watch
+from tests.conftest import config
+
+HEALTHY = {"reward": 0.3, "entropy": 1.0, "length": 40.0, "truncated": 0.1, "rollouts": 64}
+
+
+def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
+    """What is said over so many steps of each kind, later ones differing from the healthy as stated."""
+    watch = Watch()
+    return [text for n, changes in parts for _ in range(n) if (text := watch(HEALTHY | changes))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"entropy": 0.05}, "entropy has fallen from 1 to"),
+        ({"length": 5.0}, "completions have shrunk from 40 to"),
+        ({"truncated": 0.9}, "of the completions are cut off"),
+        ({"reward": 0.1}, "the reward has fallen from 0.30 to"),
+        ({"verifier/unverified": 32}, "of the completions are unverified"),
+    ],
+)
+def test_each_collapse_is_said_once(changes: dict[str, Any], words: str) -> None:
+    (text,) = said((15, {}), (40, changes))
+    assert words in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"entropy": 0.05, "reward": 0.9},  # it has learnt the answer
+        {"length": 5.0, "reward": 0.9},
+        {"entropy": 0.2, "length": 15.0, "truncated": 0.4, "reward": 0.2, "verifier/unverified": 6},
+        {"reward": None, "entropy": None, "length": None, "truncated": None, "rollouts": 0},  # nothing is sampled
+    ],
+)
+def test_nothing_is_said_of_a_healthy_run(changes: dict[str, Any]) -> None:
+    assert said((15, {}), (40, changes)) == []
+
+
+def test_a_resumed_run_has_said_it_already() -> None:
+    before = [HEALTHY] * 15 + [HEALTHY | {"entropy": 0.0}] * 12
+    assert Watch(before)(HEALTHY | {"entropy": 0.0}) is None
+    assert Watch(before[:-5])(HEALTHY | {"entropy": 0.0}) is None  # the mean of the last ten is not low yet
+    watch = Watch(before[:24])
+    assert watch(HEALTHY | {"entropy": 0.0}) is not None
+
+
+class Broken(Luffy):
+    """Divides by nothing in the updates that it is told."""
+
+    name = "broken"
+    updates = 0
+    bad: frozenset[int] = frozenset()
+
+    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
+        Broken.updates += 1
+        return super().credit(groups, tools)
+
+    def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
+        objective = super().surrogate(logp, streams)
+        return objective / 0 if Broken.updates in Broken.bad else objective
+
+
+def run(directory: Path, bad: set[int], **changes: Any) -> list[dict[str, Any]]:
+    Broken.updates, Broken.bad = 0, frozenset(bad)
+    settings = {"steps": 6, "checkpoint_every": 1, "samples_every": 0, **changes}
+    train(config(train=settings), directory, method=Broken)
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(tmp_path: Path) -> None:
+    rows = run(tmp_path, {2, 3})
+    assert [row.get("update/skipped") for row in rows[1:]] == [None, 1.0, 1.0, None, None, None]
+    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+    kept = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in kept] == [2] * 16 + [3] * 16  # 4 groups of 4
+    assert all(len(row["completion"]) == len(row["credit"]) == len(row["behaviour"]) == len(row["logp"]) for row in kept)
+    assert any(any(row["credit"]) for row in kept)
+
+
+def test_too_many_in_a_row_end_the_run_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, set(range(2, 99)), most_skipped=3)
+    newest = tmp_path / "checkpoints/step-000003/model"
+    assert f"no finite gradient in 3 updates in a row, the last in step 4; their batches are in {tmp_path / 'skipped.jsonl'}" in str(
+        caught.value
+    )
+    assert str(caught.value).endswith(f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learnt')
+    assert newest.is_dir()
+
+
+class Poisoned(Grpo):
+    """Spoils the model itself."""
+
+    name = "poisoned"
+
+    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
+        assert isinstance(tools.policy, LearningPolicy)
+        next(tools.policy.model.parameters()).data.fill_(torch.inf)
+        return super().credit(groups, tools)
+
+
+def test_weights_that_are_not_finite_are_not_checkpointed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a weight is not finite after step 1, so it is not checkpointed"):
+        train(config(train={"checkpoint_every": 1, "samples_every": 0}), tmp_path, method=Poisoned)
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
