@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from accelerate import Accelerator
 
-from handrail.config import Config
+from handrail.config import Config, VerifierConfig
+from handrail.contamination import contaminated
 from handrail.lengths import check_lengths
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
-from handrail.sources import Loaded, describe
+from handrail.sources import Loaded, describe, load_problems
+from handrail.verifier_pool import VerifierPool
 
 
 def overview(loaded: Loaded, source: str) -> Iterator[str]:
@@ -27,6 +29,46 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
         yield f"warning: {found.contradictions} prompts have contradicting answers, first {' and '.join(found.contradiction_ids)}"
     if found.with_references == 0:
         yield "warning: no references, so no method but grpo has anything to guide with"
+
+
+def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:
+    """What the verifier makes of the references, which ought to end in their problem's answer. Raises UserError for no verifier."""
+    flat = [(problem, text) for problem in problems for text in problem.references]
+    if not flat:
+        return
+    with VerifierPool(config) as verifier:
+        verdicts = verifier.grade(flat)
+    refused = [problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.status == "ok" and verdict.reward == 0]
+    unverified = [(problem, verdict) for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.status != "ok"]
+    yield f"verifier {config.name!r}: it accepts {len(flat) - len(refused) - len(unverified)} of {len(flat)} references"
+    if refused:
+        said = f"{place(refused[0])} (answer {shortened(refused[0].answer)})"
+        yield f"warning: {len(refused)} references contradict their answer, first {said}"
+    if unverified:
+        first, verdict = unverified[0]
+        yield f"warning: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
+
+
+def place(problem: Problem) -> str:
+    return problem.where or problem.id
+
+
+def shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")
+
+
+def overlap(problems: Sequence[Problem], against: str, columns: Mapping[str, str]) -> Iterator[str]:
+    """Which problems of the source ``against`` stand in ``problems`` too."""
+    test = load_problems(against, columns)
+    found = contaminated(problems, test)
+    if not found:
+        yield f"{against}: none of its {len(test)} problems is in here"
+        return
+    mine, theirs = found[0]
+    yield (
+        f"warning: {len(found)} of the {len(test)} problems of {against} are in here, up to case, spacing and punctuation, "
+        f"first {place(theirs)} as {place(mine)}"
+    )
 
 
 def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]]:

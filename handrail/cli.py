@@ -18,7 +18,7 @@ from handrail.cli_model import app as model
 from handrail.cli_options import Data, Settings
 from handrail.cli_report import report_command
 from handrail.cli_suite import suite_command
-from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, load_config
+from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, load_config
 from handrail.errors import Paused, UserError
 from handrail.progress import bars, console, quiet, show
 
@@ -122,18 +122,34 @@ def check_command(
     data: Data,
     columns: Columns = None,
     model: Annotated[str | None, typer.Option(help="Show the first problem, and check all lengths, as this model sees them.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Take model, templates and lengths from this configuration.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Take model, templates, lengths, verifier and held-out sets from this one.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="Who grades the references; by default who fits the source, or math.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="A source whose problems should not be in here; may be repeated.")] = None,
 ) -> None:
-    """Validate a data source and show what was understood."""
+    """Validate a data source and show what was understood.
+
+    Warns of duplicates, contradictions, references that the verifier refuses, and test problems among them.
+    """
     mapping = dict(parse_column(pair) for pair in columns or [])
     quiet()
-    from handrail.check import as_seen, overview
+    from handrail.check import as_seen, judged, overlap, overview
     from handrail.sources import load
 
     settings = load_config(config) if config else None
-    loaded = load(data, mapping or (settings.data.columns if settings else {}))
+    mapping = mapping or (settings.data.columns if settings else {})
+    loaded = load(data, mapping)
+    grader = settings.verifier if settings else VerifierConfig(name=fitting_verifier(data))
+    if verifier:
+        grader = grader.model_copy(update={"name": verifier})
     for line in overview(loaded, data):
         show(line)
+    with console.status("grading the references"):
+        found = list(judged(loaded.problems, grader))
+    for line in found:
+        show(line)
+    for source in [*(against or []), *(settings.eval.sets.values() if settings else [])]:
+        for line in overlap(loaded.problems, source, mapping):
+            show(line)
     if settings is None and model is None:
         show(f"\nfirst problem ({loaded.problems[0].id}), as text; add --model to see it as a model does:\n{loaded.problems[0].prompt}")
         return
@@ -146,6 +162,11 @@ def check_command(
     for caption, text in as_seen(settings, loaded.problems):
         show(f"\n{caption}")
         console.print(text, style="cyan", highlight=False, markup=False, soft_wrap=True)
+
+
+def fitting_verifier(source: str) -> str:
+    kind = source.partition(":")[0]
+    return kind if kind in ("task", "reasoning-gym") else "math"
 
 
 def parse_column(pair: str) -> tuple[str, str]:

@@ -295,6 +295,33 @@ def test_check_says_what_was_understood(handrail: Handrail, tmp_path: Path) -> N
         assert part in done.out
 
 
+def test_check_finds_contradicting_references_and_test_problems(handrail: Handrail, tmp_path: Path) -> None:
+    rows = [
+        {"id": "right", "prompt": "What is 3 + 4?", "answer": "7", "references": ["3 + 4 = 7\n#### 7"]},
+        {"id": "wrong", "prompt": "What is 5 + 4?", "answer": "9", "references": ["5 + 4 = 8\n#### 8", "5 + 4 = 9\n#### 9"]},
+        {"id": "unread", "prompt": "What is the capital of France?", "answer": "Paris", "references": ["It is Paris."]},
+    ]
+    held_out = [
+        {"prompt": "  what is 3+4", "answer": "7"},
+        {"prompt": "What is 3 - 4?", "answer": "-1"},
+        {"prompt": "WHAT IS\nTHE ＣＡＰＩＴＡＬ of “France” ?", "answer": "Paris"},
+    ]
+    mine, test = jsonl(tmp_path / "mine.jsonl", rows), jsonl(tmp_path / "test.jsonl", held_out)
+    done = handrail("check", str(mine), "--against", str(test), "--against", "task:house-rules?n=4")
+    assert done.code == 0, done.err
+    assert "verifier 'math': it accepts 2 of 4 references" in done.out
+    assert f"warning: 1 references contradict their answer, first {mine}, line 2 (answer '9')" in done.out
+    assert f"warning: 1 references are unverified, first {mine}, line 3: ValueError: math-verify cannot read" in done.out
+    found = f"warning: 2 of the 3 problems of {test} are in here, up to case, spacing and punctuation"
+    assert f"{found}, first {test}, line 1 as {mine}, line 1" in done.out
+    assert "task:house-rules?n=4: none of its 4 problems is in here" in done.out
+    done = handrail("check", str(mine), "--verifier", "normalised")
+    assert "verifier 'normalised': it accepts 2 of 4 references" in done.out and "unverified" not in done.out
+    assert_refused(handrail("check", str(mine), "--verifier", "mathh"), "there is no verifier 'mathh'; did you mean 'math'?")
+    config = configured(tmp_path, data={"train": str(mine)}, eval={"sets": {"held out": str(test)}}, verifier={"name": "math"})
+    assert found in handrail("check", str(mine), "--config", str(config)).out
+
+
 def test_check_takes_a_column_map(handrail: Handrail, tmp_path: Path) -> None:
     file = str(jsonl(tmp_path / "mine.jsonl", [{"task": "[bold]1 + 1 =", "result": {"value": 2}}]))
     assert_refused(handrail("check", file), "mine.jsonl, line 1, field prompt: there is no column 'prompt'")
