@@ -75,12 +75,12 @@ def train_command(
 
 @app.command("compare")
 def compare_command(
-    config: Annotated[Path, typer.Argument(help="A TOML file, with or without a [compare] section, see examples/demo.toml.")],
+    config: Annotated[Path, typer.Argument(help="A TOML file, with or without a \\[compare] section, see examples/demo.toml.")],
     settings: Settings = None,
     output: Annotated[Path | None, typer.Option(help="By default runs/ and the file's name.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or a GPU.")] = None,
-    methods: Annotated[str, typer.Option(help="A run for each of these methods, with commas between, in place of [compare.runs].")] = "",
-    runs: Annotated[str, typer.Option(help="Only these of [compare.runs], with commas between.")] = "",
+    methods: Annotated[str, typer.Option(help="A run for each of these methods, with commas between, in place of \\[compare.runs].")] = "",
+    runs: Annotated[str, typer.Option(help="Only these of \\[compare.runs], with commas between.")] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="So many seeds, from train.seed on, in place of compare.seeds.")] = None,
 ) -> None:
     """Train several methods from the same start on the same problems, and say which differ. The first one is what others are held against.

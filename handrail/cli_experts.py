@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from handrail.cli_options import ConfigFile, Data, Settings, configured
 from handrail.errors import UserError
+from handrail.files import writable, write_whole
 from handrail.progress import console, quiet, show
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def judge_command(
     settings: Settings = None,
 ) -> None:
     """How well a judge finds the first wrong step: references as they are, and with one number of one step changed."""
+    if output:
+        writable(output)
     experts, problems = opened(data, config, settings)
     from handrail.guidance.judge_report import labelled, report
 
@@ -66,7 +69,7 @@ def judge_command(
         figure = "nothing to measure by" if share is None else "{mean:.1%} [{low:.1%}, {high:.1%}], n = {n}".format(**share)
         show(f"{name.replace('_', ' '):14}{figure}")
     if output:
-        output.write_text("".join(json.dumps(failure) + "\n" for failure in found["failures"]), encoding="utf-8")
+        write_whole(output, "".join(json.dumps(failure) + "\n" for failure in found["failures"]))
     show_calls(experts)
 
 

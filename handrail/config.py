@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -169,6 +170,15 @@ class EndpointConfig(Section):
     """So many failed questions in a row pause the run, with a checkpoint."""
 
     @model_validator(mode="after")
+    def _secretless(self) -> EndpointConfig:
+        # The configuration is written into every run directory.
+        if re.search(r"//[^/]*@|\?", self.base_url):
+            raise ValueError("base_url holds a name, a password or parameters; keep secrets in the environment variable of api_key_env")
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
+            raise ValueError("api_key_env is not the name of an environment variable; put the key into one, and its name here")
+        return self
+
+    @model_validator(mode="after")
     def _priced(self) -> EndpointConfig:
         if self.max_cost is not None and None in (self.input_price, self.output_price):
             raise ValueError("max_cost needs input_price and output_price")
@@ -270,9 +280,11 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        kinds = get_args(field.annotation) or (field.annotation,) if field else ()  # a section that may be missing is a union
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not sections:
             return []
-        model = field.annotation
+        model = sections[0]
     return list(model.model_fields)
 
 

@@ -19,6 +19,20 @@ from handrail.errors import UserError
 SUMS = "checksums.json"
 
 
+def writable(file: Path) -> Path:
+    """``file``, with the directory that it is to stand in. Raises UserError if it cannot be written."""
+    if file.is_dir():
+        raise UserError(f"{file} is a directory; name a file in it")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(file if file.exists() else file.parent, os.W_OK) else "no permission"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise UserError(f"{file} cannot be written ({reason}); choose another --output")
+    return file
+
+
 def write_whole(file: Path, text: str) -> None:
     """Writes ``file`` aside and renames it, so that it holds the old text or the new one."""
     aside = file.with_name(f".{file.name}")

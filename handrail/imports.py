@@ -28,7 +28,7 @@ def load_attribute(name: str, field: str) -> Any:
 
 def _load_module(name: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # last, so that nothing but the named module is taken from there
     return importlib.import_module(name)
 
 

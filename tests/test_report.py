@@ -97,8 +97,9 @@ def test_a_directory_without_a_run_is_refused_in_one_sentence(
     code, error = handrail(tmp_path)
     assert code == 2 and "holds neither a run (metrics.jsonl) nor a comparison" in error and error.count("\n") == 1
     write_run(tmp_path / "run", [step(1, 1)])
-    code, error = handrail(tmp_path / "run", "--output", tmp_path / "no/such/place.html")
-    assert code == 2 and "place.html cannot be written (No such file or directory); choose another --output" in error
+    assert handrail(tmp_path / "run", "--output", tmp_path / "a/new/place.html") == (0, "") and (tmp_path / "a/new/place.html").exists()
+    code, error = handrail(tmp_path / "run", "--output", tmp_path / "run/metrics.jsonl/place.html")
+    assert code == 2 and "place.html cannot be written (File exists); choose another --output" in error
     assert handrail(tmp_path / "run") == (0, "") and (tmp_path / "run/report.html").read_text().startswith("<!doctype html>")
 
 

@@ -45,7 +45,7 @@ class Endpoint:
         self.config = config
         self.counts: Counter[str] = Counter()
         self.spent = Spent()
-        self._name = f"{config.model} at {re.sub('//[^/]*@', '//', config.base_url)}"
+        self._name = f"{config.model} at {config.base_url}"
         self._key = os.environ.get(config.api_key_env, "").strip()
         if not re.match(r"https?://[^/]", config.base_url):
             raise UserError(f"endpoint.base_url should look like http://localhost:8000/v1, not {config.base_url!r}")

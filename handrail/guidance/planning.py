@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from handrail.errors import UserError
+from handrail.files import writable, write_whole
 from handrail.guidance.planner import Planner, leaks
 from handrail.problems import Problem
 
@@ -22,7 +22,7 @@ def derive(problems: Sequence[Problem], planner: Planner, output: Path, progress
     Plans that stand in ``output`` or beside it in ``.partial`` already are kept, so that a stopped run goes on where it was; a
     problem's own plan is kept where the planner has none for it.
     """
-    partial = output.with_name(output.name + ".partial")
+    partial = writable(output).with_name(output.name + ".partial")
     plans = known(output) | known(partial)
     todo = [problem for problem in problems if problem.references and key(problem) not in plans]
     counts = Counter(planned=0, kept=sum(key(problem) in plans for problem in problems), leaking=0, no_plan=0, no_reference=0)
@@ -38,10 +38,7 @@ def derive(problems: Sequence[Problem], planner: Planner, output: Path, progress
                     stream.write(line(problem, plan))
             stream.flush()
             progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
-    aside = output.with_name(f".{output.name}")
-    rows = [line(problem, plans.get(key(problem)) or problem.plan) for problem in problems]
-    aside.write_text("".join(rows), encoding="utf-8")
-    os.replace(aside, output)
+    write_whole(output, "".join(line(problem, plans.get(key(problem)) or problem.plan) for problem in problems))
     partial.unlink()
     return counts
 

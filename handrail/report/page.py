@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from handrail import __version__
 from handrail.compare import aggregate
-from handrail.errors import UserError
+from handrail.files import writable, write_whole
 from handrail.report import charts, series
 from handrail.report.charts import Line, Style
 from handrail.report.chunks import chunks
@@ -48,11 +48,8 @@ class Chart(NamedTuple):
 def write_report(directory: Path, output: Path | None = None) -> Path:
     """Writes the report of ``directory`` and returns where. Raises UserError if there is no run in it, or it cannot be written."""
     page = render(read(directory))
-    file = output or directory / "report.html"
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}); choose another --output") from error
+    file = writable(output or directory / "report.html")
+    write_whole(file, page)
     return file
 
 

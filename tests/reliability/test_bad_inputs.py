@@ -1,0 +1,156 @@
+"""Bad input of every kind: one sentence that says what is wrong, where, and what to do; exit code 2; nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from handrail.backbones import locate
+from tests.conftest import Handrail
+from tests.test_cli import ROWS, configured, jsonl
+
+RUN = ("train", "run.toml", "--output", "out")
+COMPARE = ("compare", "run.toml", "--output", "out")
+MODEL = "builtin:house-tiny"
+EVAL = ("eval", MODEL, "data.jsonl", "--set", "rollout.max_tokens=8")
+ENDPOINT = "endpoint={base_url='http://localhost:1/v1', model='m'"
+
+# What stands where the words begin with a file's name is in ``lay_out``.
+CASES: list[tuple[tuple[str, ...], str]] = [
+    # The command line
+    (("train", "missing.toml"), "there is no configuration file missing.toml"),
+    (("train", "folder"), "folder cannot be read"),
+    (("train", "latin.toml"), "latin.toml cannot be read"),
+    (("train", "broken.toml"), "broken.toml is not TOML"),
+    ((*RUN, "--set", "train.steps"), "--set takes section.key=value, not 'train.steps'"),
+    ((*RUN, "--set", "train.stepz=1"), "there is no setting train.stepz; did you mean 'steps'?"),
+    ((*RUN[:-1], "a file"), "a file is a file; choose another --output"),
+    ((*RUN[:-1], "another run", "--resume"), "another run holds a run of another configuration"),
+    ((*RUN[:-1], "another run"), "another run already holds a run; continue it with --resume"),
+    ((*COMPARE, "--methods", "grpo,lufy"), "there is no method 'lufy'; did you mean 'luffy'?"),
+    ((*COMPARE, "--methods", "grpo", "--runs", "A"), "give one of them"),
+    ((*COMPARE, "--runs", "A"), "[compare.runs] has no 'A'"),
+    (COMPARE, "has no [compare.runs]"),
+    ((*COMPARE, "--set", "compare.runs={A={train={stepz=1}}}"), "compare.runs.A: there is no setting train.stepz"),
+    ((*COMPARE, "--methods", "grpo", "--set", "compare.seeds=[1, 1]"), "two runs would be written into"),
+    (("methods", "sorrt"), "there is no method 'sorrt'; did you mean 'sort'?"),
+    (("backbone", "measure", "builtin:house-huge"), "there is no built-in backbone 'house-huge'"),
+    (("backbone", "make", "huge", "--output", "out"), "there is no recipe 'huge'"),
+    (("model", "fetch", "smollm3", "--output", "out"), "there is no model 'smollm3'"),
+    (("report", "folder"), "folder"),
+    (("report", "nowhere"), "nowhere"),
+    (("suite", "--suite", "broken.toml", "--output", "out"), "broken.toml cannot be read as TOML"),
+    (("suite", "--suite", "run.toml", "--output", "out"), "run.toml: "),
+    (("plan", "data.jsonl", "--output", "folder"), "folder"),
+    (("check", "data.jsonl", "--column", "prompt"), "--column takes our_field=their_column, not 'prompt'"),
+    (("check", "data.jsonl", "--column", "promt=prompt"), "the column map has the unknown field 'promt'"),
+    (("check", "data.jsonl", "--verifier", "exakt"), "there is no verifier 'exakt'; did you mean 'exact'?"),
+    (("check", "data.jsonl", "--against", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
+    ((*EVAL, "--output", "a file"), "a file is a file"),
+    ((*EVAL, "--output", "folder"), "folder holds something else; choose another --output"),
+    (("eval", "nowhere/model", "data.jsonl", "--output", "out"), "model.path: nowhere/model"),
+    (("probe", MODEL, "nowhere.jsonl", "--output", "out"), "nowhere.jsonl: there is no such file"),
+    (("judge", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
+    # Settings
+    ((*RUN, "--set", "train.steps=0"), "train.steps: input should be greater than or equal to 1, not 0"),
+    ((*RUN, "--set", "train.learning_rate=inf"), "train.learning_rate: input should be a finite number"),
+    ((*RUN, "--set", "train.betas=[0.9]"), "train.betas: list should have at least 2 items"),
+    ((*RUN, "--set", "rollout.group_size=0"), "rollout.group_size: "),
+    ((*RUN, "--set", "model.dtype=float16"), "model.dtype: input should be 'float32' or 'bfloat16', not 'float16'"),
+    ((*RUN, "--set", "model.attention=fancy"), "fancy"),
+    ((*RUN, "--set", "lora={rank=0}"), "lora.rank: "),
+    ((*RUN, "--set", "lora={targets=['nothing']}"), "lora.targets"),
+    ((*RUN, "--set", "sampler.name=tgi"), "sampler.name: input should be 'transformers' or 'vllm', not 'tgi'"),
+    ((*RUN, "--set", "method.name=sort", "--set", "method.alpha=2.0"), "method.alpha"),
+    ((*RUN, "--set", "method.name=nowhere.py:Mine"), "method.name: nowhere.py cannot be imported"),
+    ((*RUN, "--set", "method.name=mine.py:Mine"), "method.name: mine.py has no 'Mine'"),
+    ((*RUN, "--set", "method.name=raises.py:Mine"), "method.name: raises.py cannot be imported: ZeroDivisionError"),
+    ((*RUN, "--set", "verifier.name=mine.py:VALUE"), "verifier.name: mine.py:VALUE is not a function"),
+    ((*RUN, "--set", "verifier.extract=("), "is not a regular expression"),
+    ((*RUN, "--set", "verifier.timeout=0"), "verifier.timeout: "),
+    ((*RUN, "--set", "method={name='scope', judge='llm'}"), "needs a section [endpoint]"),
+    ((*RUN, "--set", "method={name='scope', judge='prm'}"), "experts.prm"),
+    ((*RUN, "--set", f"{ENDPOINT}, max_cost=1.0}}"), "max_cost needs input_price and output_price"),
+    ((*RUN, "--set", "endpoint={base_url='https://me:hunter2@host/v1', model='m'}"), "base_url holds a name, a password or parameters"),
+    ((*RUN, "--set", f"{ENDPOINT}, api_key='sk-hunter2'}}"), "there is no setting endpoint.api_key; did you mean 'api_key_env'?"),
+    ((*RUN, "--set", f"{ENDPOINT}, api_key_env='sk-hunter2'}}"), "api_key_env is not the name of an environment variable"),
+    # Models
+    ((*RUN, "--set", "model.path=empty model"), "it has no config.json"),
+    ((*RUN, "--set", "model.path=half a model"), "model.path: half a model"),
+    ((*RUN, "--set", "model.path=pickled model"), "model.path: pickled model"),
+    ((*RUN, "--set", "model.path=text.gguf"), "model.path: text.gguf"),
+    ((*RUN, "--set", "model.path=a file"), "model.path: a file"),
+    # Data
+    ((*RUN, "--set", "data.train=nothing.jsonl"), "nothing.jsonl: it is empty"),
+    ((*RUN, "--set", "data.train=broken.jsonl"), "broken.jsonl, line 2: it is not JSON"),
+    ((*RUN, "--set", "data.train=latin.jsonl"), "latin.jsonl, line 1: it is not UTF-8"),
+    ((*RUN, "--set", "data.train=number.jsonl"), "number.jsonl, line 1, field prompt: "),
+    ((*RUN, "--set", "data.train=twice.jsonl"), "twice.jsonl, line 2, field id: another row has the same one"),
+    ((*RUN, "--set", "data.train=unknown.jsonl"), "unknown.jsonl"),
+    ((*RUN, "--set", "data.train=text.parquet"), "text.parquet: it cannot be read as parquet"),
+    ((*RUN, "--set", "data.train=data.csv"), "files ending in '.csv' are not read"),
+    ((*RUN, "--set", "data.train=folder"), "folder: this directory holds neither parquet files nor"),
+    ((*RUN, "--set", "data.train=long.jsonl"), "long.jsonl, line 1, field prompt: "),
+    ((*RUN, "--set", "data.train=chat.jsonl"), "chat.jsonl, line 1, field prompt: it is chat messages"),
+    ((*RUN, "--set", "data.train=task:house-rulez"), "there is no task 'house-rulez'"),
+    ((*RUN, "--set", "data.train=task:house-rules?level=medium"), "level is 'medium'; it must be one of easy, hard"),
+    ((*RUN, "--set", "data.train=reasoning-gym:countdwn"), "reasoning-gym has no family 'countdwn'; did you mean one of countdown"),
+    ((*RUN, "--set", "data.train=[]"), "data.train: "),
+    ((*RUN, "--set", "eval.sets={held='broken.jsonl'}"), "broken.jsonl, line 2"),
+    ((*RUN, "--set", "data.train=[{path='data.jsonl', probe='nowhere.jsonl'}]"), "nowhere.jsonl"),
+]
+
+
+def lay_out(here: Path) -> None:
+    configured(here)
+    for name in ("folder", "empty model", "half a model", "pickled model", "another run"):
+        (here / name).mkdir()
+    texts = {
+        "a file": "text",
+        "folder/notes.txt": "text",
+        "broken.toml": "[model\n",
+        "mine.py": "VALUE = 3\n",
+        "raises.py": "1 / 0\n",
+        "data.csv": "prompt,answer\n",
+        "text.gguf": "GGUF?",
+        "text.parquet": "PAR?",
+        "nothing.jsonl": "\n",
+        "broken.jsonl": json.dumps(ROWS[0]) + "\n{'prompt': 1}\n",
+        "half a model/config.json": '{"model_type":',
+    }
+    for name, text in texts.items():
+        (here / name).write_text(text)
+    for name in ("latin.toml", "latin.jsonl"):
+        (here / name).write_bytes("# é\n".encode("latin-1"))
+    jsonl(here / "number.jsonl", [{"prompt": 3, "answer": "1"}])
+    jsonl(here / "twice.jsonl", [{"id": "a", "prompt": "1", "answer": "1"}, {"id": "a", "prompt": "2", "answer": "2"}])
+    jsonl(here / "unknown.jsonl", [{"frage": "?", "antwort": "!"}])
+    jsonl(here / "long.jsonl", [{"prompt": "1 + " * 200 + "1 =", "answer": "201"}])
+    jsonl(here / "chat.jsonl", [{"prompt": [{"role": "user", "content": "1 + 1 ="}], "answer": "2"}])
+    shutil.copytree(locate(MODEL), here / "pickled model", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    (here / "pickled model/pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (here / "another run/metrics.jsonl").write_text('{"step": 0}\n')
+    (here / "another run/config.toml").write_text((here / "run.toml").read_text() + "\n[method]\nname = 'sort'\n")
+
+
+def there(here: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(here)): path.read_bytes() if path.is_file() else b"" for path in here.rglob("*")}
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(CASES) == len(set(CASES)) >= 60
+
+
+@pytest.mark.parametrize(("arguments", "words"), CASES, ids=[" ".join(arguments)[-60:] for arguments, _ in CASES])
+def test_bad_input_is_one_sentence_and_changes_nothing(arguments: tuple[str, ...], words: str, handrail: Handrail, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    before = there(tmp_path)
+    done = handrail(*arguments)
+    assert done.code == 2, done
+    assert words in done.err, done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and "Traceback" not in done.err
+    assert "hunter2" not in done.err + done.out
+    assert there(tmp_path) == before
