@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import tomli_w
 from safetensors import SafetensorError
@@ -43,6 +46,14 @@ class RunDirectory:
             keep_until(self.skipped, resume_from)
         append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.writes:
+            with suppress(OSError):  # what stands in the way has been said already
+                self.board.close()
 
     @staticmethod
     def claim(path: Path, config: Config, resume: bool) -> None:
@@ -87,7 +98,6 @@ class RunDirectory:
         return whole_lines(file)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
-        self.board.close()
         write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def sync(self) -> None:
@@ -160,14 +170,20 @@ def keep_until(file: Path, step: int | None) -> None:
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """A block that writes the run directory ``path``. Raises Paused where its disk is full, UserError where it cannot be written."""
+    before = threading.excepthook
+    # TensorBoard's thread fails where this one does.
+    threading.excepthook = lambda thread: None if isinstance(thread.exc_value, OSError) else before(thread)
     try:
         yield
     except (OSError, SafetensorError) as error:
         if no_room(error):
             raise Paused(f"no room left in {path}; what was checkpointed is whole: make room, then go on with --resume") from error
-        where = Path(str(getattr(error, "filename", "") or "."))
+        name = getattr(error, "filename", None)
+        where = Path(os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ".")
         if not where.is_relative_to(path):
             raise
         if isinstance(error, FileNotFoundError):
             raise UserError(f"{where} is gone: {path} was deleted or renamed while it was being written") from error
         raise UserError(f"{where} cannot be written ({getattr(error, 'strerror', error)}); choose another --output") from error
+    finally:
+        threading.excepthook = before

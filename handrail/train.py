@@ -108,23 +108,34 @@ class Run:
         c = self.config.train
         newest = checkpoint.newest_intact(directory / "checkpoints", last_step(directory)) if resume else None
         done = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler, self.method) if newest else None
-        main = self.accelerator.is_main_process
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
         complete = (directory / "summary.json").exists()
         if complete and (done or 0) >= c.steps:
             raise UserError(f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
-        out = RunDirectory(directory, self.config, done, writes=main)
-        before = out.read(out.metrics)[1:]
-        budget, watch = Budget(c, before, out.read(out.timings)[1:]), Watch(before)
-        spent = self.agreed(budget.spent)
-        if complete and spent:
-            raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
-        if done is None:
-            clock = Clock()
-            metrics = self.evaluate(0, out, clock)
-            out.log(0, metrics, clock.seconds)
-            progress(0, c.steps, metrics, clock.seconds)
-        for step in range((done or 0) + 1, 0 if spent else c.steps + 1):
+        with RunDirectory(directory, self.config, done, writes=self.accelerator.is_main_process) as out:
+            before = out.read(out.metrics)[1:]
+            budget = Budget(c, before, out.read(out.timings)[1:])
+            spent = self.agreed(budget.spent)
+            if complete and spent:
+                raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
+            if done is None:
+                clock = Clock()
+                metrics = self.evaluate(0, out, clock)
+                out.log(0, metrics, clock.seconds)
+                progress(0, c.steps, metrics, clock.seconds)
+            self.steps(range((done or 0) + 1, 0 if spent else c.steps + 1), out, budget, Watch(before), progress)
+            result: dict[str, Any] = {}
+            if self.accelerator.is_main_process:
+                with whole_directory(directory / "model") as aside:
+                    self.policy.save(aside)
+                result = summary(out, self.config, self.method, budget.spent)
+                out.summarise(result)
+            return dict(self.agreed(result))
+
+    def steps(self, numbers: range, out: RunDirectory, budget: Budget, watch: Watch, progress: Progress) -> None:
+        """These steps, or fewer if the budget is spent before."""
+        c = self.config.train
+        for step in numbers:
             metrics, clock = self.step(step, out)
             budget.spend(metrics, clock.seconds)
             if warning := watch(metrics):
@@ -138,13 +149,6 @@ class Run:
                 self.checkpoint(step, out)
             if last:
                 break
-        result: dict[str, Any] = {}
-        if main:
-            with whole_directory(directory / "model") as aside:
-                self.policy.save(aside)
-            result = summary(out, self.config, self.method, budget.spent)
-            out.summarise(result)
-        return dict(self.agreed(result))
 
     def checkpoint(self, step: int, out: RunDirectory) -> None:
         """Written by the main process; the others wait for it."""

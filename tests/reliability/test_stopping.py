@@ -14,16 +14,8 @@ from handrail.config import load_config
 from handrail.errors import Paused, UserError
 from handrail.files import locked
 from handrail.interrupts import Interrupts
+from tests.reliability.kills import killed_and_resumed
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What an undisturbed run leaves behind."""
-    directory = tmp_path_factory.mktemp("whole")
-    code, said = finished(start("train", job(directory), "--output", directory / "run"))
-    assert code == 0, said
-    return left_behind(directory / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -137,3 +129,8 @@ def test_a_killed_worker_is_a_sentence(tmp_path: Path) -> None:
     os.kill(workers(process.pid)[0], signal.SIGKILL)
     code, said = finished(process)
     assert code == 75 and "was killed, perhaps for want of memory" in said and "Traceback" not in said
+
+
+def test_a_run_killed_again_and_again_leaves_behind_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    moments, same = killed_and_resumed(tmp_path, kills=3, steps=40)
+    assert moments.total() == 3 and same

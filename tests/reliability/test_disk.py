@@ -1,0 +1,175 @@
+"""Full and read-only disks, jumping clocks, deleted and damaged files: a defined end each, and nothing lost."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from handrail import train
+from handrail.checkpoint import checkpoints
+from handrail.config import Config, load_config
+from handrail.errors import Paused, UserError
+from handrail.files import damage
+from handrail.interrupts import Interrupts
+from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
+
+Mount = Callable[[str], Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """A disk of its own, mounted with options such as a size; skips where this user may mount none."""
+    there = tmp_path / "disk"
+
+    def mounted(options: str) -> Path:
+        there.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", there], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        return there
+
+    yield mounted
+    with contextlib.suppress(OSError):
+        subprocess.run(["umount", "--lazy", there], capture_output=True)
+
+
+def words(said: str) -> str:
+    return " ".join(said.split())
+
+
+def test_a_full_disk_stops_the_run_with_its_checkpoints_whole(mount: Mount, tmp_path: Path, whole: dict[str, str]) -> None:
+    file, run = job(tmp_path), mount("size=30m") / "run"
+    command = ("train", file, "--output", run, "--set", "train.keep_last=100")
+    code, said = finished(start(*command))
+    kept = checkpoints(run / "checkpoints")
+    assert code == 75 and kept and "Traceback" not in said
+    assert f"no room for the checkpoint of step {len(kept) + 1}: it takes about " in words(said), said
+    assert f"{kept[-1]} is whole; make room, then go on with --resume" in words(said)
+    assert not any(map(damage, kept)) and not list((run / "checkpoints").glob(".*"))
+    subprocess.run(["mount", "-o", "remount,size=500m", tmp_path / "disk"], check=True)
+    code, said = finished(start(*command, "--resume"))
+    assert code == 0, said
+    assert left_behind(run) == whole
+
+
+def test_a_disk_that_is_full_of_lines_stops_the_run_too(mount: Mount, tmp_path: Path) -> None:
+    run = mount("size=200k") / "run"
+    with pytest.raises(Paused, match="no room left in .*what was checkpointed is whole: make room, then go on with --resume"):
+        train(settings(tmp_path, "train.checkpoint_every=0", "train.samples_every=1"), run)
+
+
+def test_a_read_only_disk_is_one_sentence(mount: Mount, tmp_path: Path) -> None:
+    disk = mount("size=10m,ro")
+    with pytest.raises(UserError, match="cannot be written .*choose another --output"):
+        train(settings(tmp_path), disk / "run")
+
+
+JUMPING = """
+import itertools, time
+real, jumps = time.time, itertools.cycle([0, 3600, -86400, 1e6, -1e6])
+time.time = lambda: real() + next(jumps)
+"""
+
+
+def test_a_jumping_clock_changes_nothing(tmp_path: Path, whole: dict[str, str]) -> None:
+    file = job(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(JUMPING)
+    code, said = finished(start("train", file, "--output", tmp_path / "run", environment={"PYTHONPATH": str(tmp_path)}))
+    assert code == 0, said
+    assert left_behind(tmp_path / "run") == whole
+    assert "-" not in (tmp_path / "run/timings.jsonl").read_text().replace("e-", "")  # no negative seconds
+
+
+def test_a_directory_deleted_under_a_run_is_one_sentence(tmp_path: Path) -> None:
+    file, run = job(tmp_path, train={"steps": 1000}), tmp_path / "run"
+    process = start("train", file, "--output", run)
+    wait_for(lambda: steps(run) >= 2)
+    run.rename(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "elsewhere")
+    code, said = finished(process)
+    assert code == 2 and f"{run} was deleted or renamed while it was being written" in words(said), said
+    assert "Traceback" not in said
+
+
+def settings(directory: Path, *changes: str) -> Config:
+    return load_config(job(directory), list(changes))
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A run that was asked to stop after its fourth step, with checkpoints of its last three."""
+
+    def stop(step: int, *_: object) -> None:
+        if step == 4:
+            Interrupts.ask("a test")
+
+    with pytest.raises(Paused):
+        train(settings(tmp_path, "train.keep_last=3"), tmp_path / "run", progress=stop)
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["step-000002", "step-000003", "step-000004"]
+    return tmp_path / "run"
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """As ``whole``, from this process: another number of threads may round differently."""
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("undisturbed")
+    train(settings(directory), directory / "run")
+    return left_behind(directory / "run")
+
+
+def test_a_damaged_checkpoint_is_named_and_skipped(stopped: Path, undisturbed: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    fourth, third = stopped / "checkpoints/step-000004", stopped / "checkpoints/step-000003"
+    flip(fourth / "optimizer.safetensors")
+    (third / "state.json").unlink()
+    (stopped / "checkpoints/.step-000005").mkdir()  # what a killed run was writing
+    train(settings(stopped.parent, "train.keep_last=3"), stopped, resume=True)
+    (record,) = [record.getMessage() for record in caplog.records if record.name == "handrail"]
+    assert f"{fourth} cannot be used: optimizer.safetensors differs from its checksum" in record
+    assert f"{third} cannot be used: state.json is missing; going on from {stopped / 'checkpoints/step-000002'}" in record
+    assert left_behind(stopped) == undisturbed
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(stopped: Path) -> None:
+    for path in checkpoints(stopped / "checkpoints"):
+        (path / "checksums.json").write_text("{")
+    before = steps(stopped)
+    with pytest.raises(UserError, match="checksums.json cannot be read .*restore one from a copy, or begin anew with another --output"):
+        train(settings(stopped.parent), stopped, resume=True)
+    assert steps(stopped) == before
+
+
+def test_a_line_cut_off_by_the_end_is_written_anew(stopped: Path, undisturbed: dict[str, str]) -> None:
+    file = stopped / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-40])
+    train(settings(stopped.parent), stopped, resume=True)  # from step 3: of step 4, the metrics know nothing
+    assert left_behind(stopped) == undisturbed
+
+
+def test_a_damaged_line_in_the_middle_is_named(stopped: Path) -> None:
+    file = stopped / "metrics.jsonl"
+    rows = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*rows[:2], '{"step": 2, "rew\n', *rows[3:]]))
+    with pytest.raises(
+        UserError, match=r"metrics.jsonl, line 3: it is damaged; restore it from a copy, or delete it to do without that step"
+    ):
+        train(settings(stopped.parent), stopped, resume=True)
+    file.write_text("".join([*rows[:2], *rows[3:]]))
+    assert train(settings(stopped.parent), stopped, resume=True)["steps"] == 7
+
+
+def test_keep_every_keeps_more_than_the_newest(tmp_path: Path) -> None:
+    train(settings(tmp_path, "train.keep_last=1", "train.keep_every=3"), tmp_path / "run")
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["step-000003", "step-000006", "step-000008"]
