@@ -13,6 +13,7 @@ from rich.progress import Progress
 from handrail.cli_options import DATA, ConfigFile, Data, Settings, configured
 from handrail.config import Config
 from handrail.errors import UserError
+from handrail.files import write_whole
 from handrail.names import slug
 from handrail.progress import console, quiet, show
 
@@ -44,7 +45,7 @@ def eval_command(
             parsed, sets, samples, seed, limit, directory, lambda name, done, n: shown.update(tasks[name], completed=done, total=n)
         )  # fmt: skip
     console.print(evaluation_table(summary))
-    (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_whole(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     show(f"summary: {directory / 'summary.json'}")
 
 

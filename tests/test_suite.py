@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handrail.evidence.claims import Claim, Evidence, Row, claims
+from handrail.evidence.claims import Claim, Evidence, Row, _answered, claims
 from handrail.evidence.differences import Difference, over_seeds
 from handrail.evidence.suite import (
     Cell,
@@ -106,6 +106,19 @@ def test_the_search_takes_the_best_rate_and_of_equals_the_lower(tiny: Path) -> N
 
 def row(low: float, high: float) -> Row:
     return Row("here", Difference("", "A", "B", (low + high) / 2, low, high, [], 1))
+
+
+def test_a_claims_average_is_over_settings_seed_by_seed() -> None:
+    nothing = {1: {"p": 0.0, "q": 0.0}, 2: {"p": 0.0, "q": 0.0}, 3: {"p": 1.0, "q": 1.0}}
+    here = ({1: {"p": 1.0, "q": 0.0}, 2: {"p": 1.0, "q": 1.0}, 3: {"p": 1.0, "q": 1.0}}, nothing)
+    there = ({1: {"p": 0.0, "q": 0.0}, 2: {"p": 1.0, "q": 0.0}}, nothing)
+    rows, planned, average = _answered({"here": here, "there": there, "not yet": ({}, nothing)}, "A", "B")
+    assert [row.setting for row in rows] == ["here", "there"] and planned == 3 and average is not None
+    # Seed 1: halves of 1/2 and 0; seed 2: of 1 and 1/2; of seed 3 one setting knows nothing.
+    assert average.difference.per_seed == [0.25, 0.75] and average.difference.mean == 0.5
+    half = 12.706 * (0.5 / 2**0.5) / 2**0.5  # Student's 97.5 % point with one degree of freedom
+    assert half > 1 and (average.difference.low, average.difference.high) == (-1.0, 1.0)  # it says nothing, and no more than is possible
+    assert _answered({"here": here}, "A", "B")[2] is None
 
 
 @pytest.mark.parametrize(

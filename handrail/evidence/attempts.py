@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from handrail.backbones import locate
 from handrail.config import Config
 from handrail.errors import UserError
+from handrail.files import write_whole
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.seeds import derive
@@ -62,7 +63,7 @@ class Attempting:
         size = max(1, self.config.rollout.batch_size // self.samples)
         done = written(file)
         done = done[: len(done) if len(done) == len(problems) else len(done) // size * size]
-        file.write_text("".join(map(line, done)), encoding="utf-8")
+        write_whole(file, "".join(map(line, done)))
         progress(len(done), len(problems))
         with file.open("a", encoding="utf-8") as stream:
             for start in range(len(done), len(problems), size):
@@ -95,11 +96,17 @@ def line(attempts: Attempts) -> str:
 
 
 def written(file: Path) -> list[Attempts]:
-    """The attempts in ``file``; a line that was being written when the process died is none."""
+    """The attempts in ``file``; a line that was being written when the process died is none. Raises UserError for a damaged one."""
     if not file.exists():
         return []
-    rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines(keepends=True) if text.endswith("\n")]
-    return [Attempts(row["id"], [Attempt(**attempt) for attempt in row["attempts"]]) for row in rows]
+    out = []
+    for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(text)
+            out.append(Attempts(row["id"], [Attempt(**attempt) for attempt in row["attempts"]]))
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{file}, line {number}: it is damaged; delete it and all below it, which are then sampled again") from None
+    return out
 
 
 def claim(directory: Path, config: Config, what: dict[str, Any]) -> None:
@@ -124,7 +131,7 @@ def claim(directory: Path, config: Config, what: dict[str, Any]) -> None:
         raise UserError(f"{directory} holds something else; choose another --output")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(settings, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --output") from error
 

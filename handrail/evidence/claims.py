@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from handrail.evidence.differences import Difference, Rewards, over_seeds, paired
@@ -29,16 +30,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """``says`` is the papers' sentence, ``how`` what was measured, ``planned`` in how many settings it will be."""
+    """``says`` is the papers' sentence, ``how`` what was measured, ``planned`` in how many settings it will be; ``average`` is over those
+    that there are, None of a single one."""
 
     says: str
     how: str
     rows: list[Row]
     planned: int
+    average: Row | None = None
 
     @property
     def answer(self) -> str:
-        """In words, for all settings together."""
+        """In words, setting by setting."""
         so_far = f", of {self.planned} planned" if len(self.rows) < self.planned else ""
         counts = {answer: sum(row.answer == answer for row in self.rows) for answer in ("holds", "fails", "undecided")}
         for answer in ("holds", "fails"):
@@ -82,7 +85,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     def better(says: str, a: str, b: str, sets: Sequence[str] = evidence.suite.in_domain, where: str = "in-domain") -> None:
         if evidence.has(a, b) and sets:
             how = f"{where} accuracy of {a} minus that of {b}, same seeds and problems"
-            made.append(Claim(says, how, _rows(evidence, a, b, sets), len(evidence.settings)))
+            made.append(Claim(says, how, *_compared(evidence, a, b, sets)))
 
     better("GRPO stalls on problems that all rollouts fail, where SORT does not.", "SORT", "GRPO")
     better("GRPO stalls on problems that all rollouts fail, where LUFFY does not.", "LUFFY", "GRPO")
@@ -100,35 +103,49 @@ def claims(evidence: Evidence) -> list[Claim]:
     return made
 
 
-def _rows(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> list[Row]:
-    level = 1 - 0.05 / len(evidence.settings)
-    rows = []
-    for backbone, style in evidence.settings:
-        ours, theirs = (evidence.rewards(backbone, style, method, sets) for method in (a, b))
-        if ours.keys() & theirs.keys():
-            rows.append(Row(f"{backbone}, {style}", paired("", a, b, ours, theirs, level)))
-    return rows
+def _compared(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> tuple[list[Row], int, Row | None]:
+    """A row for each setting, how many there will be, and their average."""
+    pairs = {
+        f"{backbone}, {style}": (evidence.rewards(backbone, style, a, sets), evidence.rewards(backbone, style, b, sets))
+        for backbone, style in evidence.settings
+    }
+    return _answered(pairs, a, b)
+
+
+def _answered(pairs: Mapping[str, tuple[Rewards, Rewards]], a: str, b: str, most: float = 1.0) -> tuple[list[Row], int, Row | None]:
+    """``pairs``: for each setting, the rewards of ``a`` and those of ``b``."""
+    level = 1 - 0.05 / len(pairs)
+    there = {setting: both for setting, both in pairs.items() if both[0].keys() & both[1].keys()}
+    rows = [Row(setting, paired("", a, b, ours, theirs, level, most)) for setting, (ours, theirs) in there.items()]
+    return rows, len(pairs), _average(list(there.values()), a, b, most)
+
+
+def _average(pairs: Sequence[tuple[Rewards, Rewards]], a: str, b: str, most: float) -> Row | None:
+    """The mean over settings of what every seed and problem came to, of the seeds that all settings have."""
+    seeds = set.intersection(*(set(rewards) for both in pairs for rewards in both)) if len(pairs) > 1 else set()
+    if not seeds:
+        return None
+    ours, theirs = (
+        {seed: {problem: fmean(both[side][seed][problem] for both in pairs) for problem in pairs[0][side][seed]} for seed in seeds}
+        for side in (0, 1)
+    )
+    return Row("average", paired("", a, b, ours, theirs, most=most))
 
 
 def _largest_on_weakest(evidence: Evidence) -> Claim:
     """A difference of differences: what SORT gains over GRPO on the weakest backbone, less what it gains on each other one."""
     suite = evidence.suite
     weakest, *others = suite.backbones
-    planned = len(suite.styles) * len(others)
-    level = 1 - 0.05 / planned
 
     def gain(backbone: str, style: str) -> Rewards:
         ours, theirs = (evidence.rewards(backbone, style, method, suite.in_domain) for method in ("SORT", "GRPO"))
         return {seed: {key: ours[seed][key] - theirs[seed][key] for key in ours[seed]} for seed in ours.keys() & theirs.keys()}
 
-    rows = []
-    for style in suite.styles:
-        for other in others:
-            small, large = gain(weakest, style), gain(other, style)
-            if small.keys() & large.keys():
-                rows.append(Row(f"{weakest} against {other}, {style}", paired("", weakest, other, small, large, level, most=2.0)))
+    pairs = {
+        f"{weakest} against {other}, {style}": (gain(weakest, style), gain(other, style)) for style in suite.styles for other in others
+    }
     how = "the gain there minus the gain on the other backbone"
-    return Claim("SORT's gain over GRPO is largest on the weakest backbone.", how, rows, planned)
+    return Claim("SORT's gain over GRPO is largest on the weakest backbone.", how, *_answered(pairs, weakest, "the others", most=2.0))
 
 
 def _diversity(evidence: Evidence) -> list[Claim]:
@@ -144,7 +161,11 @@ def _diversity(evidence: Evidence) -> list[Claim]:
             if ours.keys() & theirs.keys():
                 found = over_seeds("", "SCOPE", other, ours, theirs, 1 - 0.05 / len(evidence.settings))
                 rows.append(Row(f"{backbone}, {style}", found))
+        average = None
+        if len(rows) > 1 and len({len(row.difference.per_seed) for row in rows}) == 1:
+            means = dict(enumerate(map(fmean, zip(*(row.difference.per_seed for row in rows), strict=True))))
+            average = Row("average", over_seeds("", "SCOPE", other, means, dict.fromkeys(means, 0.0)))
         if rows:
             how = f"1 − self-BLEU of rollouts in the last tenth of training, SCOPE minus {other}, over seeds"
-            made.append(Claim(f"SCOPE keeps rollouts more diverse than {other} does.", how, rows, len(evidence.settings)))
+            made.append(Claim(f"SCOPE keeps rollouts more diverse than {other} does.", how, rows, len(evidence.settings), average))
     return made

@@ -13,6 +13,7 @@ from handrail.config import Config
 from handrail.diversity import diversity, measures_of
 from handrail.evidence.attempts import Attempting, Attempts, claim
 from handrail.evidence.estimators import interval, ks, maj_at_k, pass_at_k, votes
+from handrail.files import locked
 from handrail.lengths import check_lengths
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import digest
@@ -38,10 +39,11 @@ def evaluate_sets(
         contents = {name: digest(each) for name, each in problems.items()}
         claim(directory, config, {"sets": dict(sets), "problems": contents, "limit": limit, "samples": samples, "seed": seed})
         attempting = Attempting(config, policy, verifier, samples, seed)
-        return {
-            name: evaluation(attempting.at(each, name, directory / f"{name}.jsonl", partial(progress, name)))
-            for name, each in problems.items()
-        }
+        with locked(directory):
+            return {
+                name: evaluation(attempting.at(each, name, directory / f"{name}.jsonl", partial(progress, name)))
+                for name, each in problems.items()
+            }
 
 
 def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:

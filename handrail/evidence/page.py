@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from handrail.compare import over_seeds
-from handrail.evidence.claims import Evidence, Row, claims
+from handrail.evidence.claims import Claim, Evidence, Row, claims
 from handrail.evidence.suite import Result, Suite, chosen_rates, planned
 
 Cells = list[str]
@@ -28,8 +28,8 @@ def page(suite: Suite, results: Sequence[Result], weights: Mapping[str, Any], co
         seeds=" and ".join(
             [", ".join(map(str, suite.seeds[:-1])), str(suite.seeds[-1])] if len(suite.seeds) > 1 else map(str, suite.seeds)
         ),
-        overview=[[claim.says, f"**{claim.answer}**"] for claim in made],
-        claims=[{"says": claim.says, "how": claim.how, "rows": list(map(claim_row, claim.rows))} for claim in made],
+        overview=[[claim.says, f"**{claim.average.answer}**" if claim.average else "", claim.answer] for claim in made],
+        claims=[{"says": claim.says, "how": claim.how, "rows": rows_of(claim)} for claim in made],
         weights=weights_table(weights) if weights else None,
         accuracies=[
             {"title": f"{backbone}, {style} references", **accuracies(evidence, backbone, style)}
@@ -38,6 +38,10 @@ def page(suite: Suite, results: Sequence[Result], weights: Mapping[str, Any], co
         ],
         search=search_table(suite, results) if len(suite.learning_rates) > 1 else None,
     )
+
+
+def rows_of(claim: Claim) -> list[Cells]:
+    return [claim_row(row) for row in [*claim.rows, *([claim.average] if claim.average else [])]]
 
 
 def claim_row(row: Row) -> Cells:

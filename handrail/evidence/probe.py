@@ -20,6 +20,7 @@ from handrail.evidence.estimators import ks, pass_at_k
 from handrail.evidence.evaluation import estimated
 from handrail.evidence.faults import Reference, faults, other_verifiers, references
 from handrail.evidence.recommend import SURPRISING, recommendation
+from handrail.files import locked, write_whole
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem, digest
 from handrail.sources import load_problems
@@ -79,14 +80,15 @@ def probe(
             )
         claim(directory, config, {"source": source, "problems": digest(problems), "limit": limit, "rollouts": rollouts, "seed": seed})
         attempting = Attempting(config, policy, verifier, rollouts, seed)
-        attempts = {each.id: each for each in attempting.at(sampled, "probe", directory / "attempts.jsonl", progress)}
+        with locked(directory):
+            attempts = {each.id: each for each in attempting.at(sampled, "probe", directory / "attempts.jsonl", progress)}
     probed = [Probed(problem, attempts.get(problem.id), graded.get(problem.id, []), found[problem.id]) for problem in problems]
     result = figures(probed, rollouts)
     if result["faults"].get("reference_rejected") or result["faults"].get("unverifiable"):
         result["other_verifiers"] = other_verifiers(problems, config.verifier)
     result["recommendation"] = recommendation(result)
-    (directory / "problems.jsonl").write_text("".join(each.line() for each in probed), encoding="utf-8")
-    (directory / "probe.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(directory / "problems.jsonl", "".join(each.line() for each in probed))
+    write_whole(directory / "probe.json", json.dumps(result, indent=1) + "\n")
     return result
 
 

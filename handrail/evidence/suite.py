@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from handrail.backbones import locate
 from handrail.compare import mean_of_known, run_all
 from handrail.config import Config, Section, explain
 from handrail.errors import UserError
+from handrail.files import locked, write_whole
 from handrail.jobs import Job, merged, runnable
 from handrail.names import slug
 
@@ -191,9 +191,7 @@ def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[
     file = output / "results.jsonl"
     results = {result.cell.label: result for result in read_results(file)}
     if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):  # a line that was being written
-        aside = file.with_name(f".{file.name}")
-        aside.write_text("".join(map(line, results.values())), encoding="utf-8")
-        os.replace(aside, file)
+        write_whole(file, "".join(map(line, results.values())))
     total = planned(suite)
 
     def run(cells: Sequence[Cell]) -> None:
@@ -218,9 +216,10 @@ def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[
                 harvest(each)
         run_all([each for each in todo if each.name not in results], workers, finished=harvest)
 
-    if len(suite.learning_rates) > 1:
-        run(list(search_cells(suite)))
-    run(list(evidence_cells(suite, chosen_rates(suite, list(results.values())))))
+    with locked(output):
+        if len(suite.learning_rates) > 1:
+            run(list(search_cells(suite)))
+        run(list(evidence_cells(suite, chosen_rates(suite, list(results.values())))))
 
 
 def current(suite: Suite, results: Sequence[Result]) -> list[Result]:
