@@ -24,16 +24,13 @@ log = logging.getLogger("handrail")
 def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> None:
     """Writes ``root/step-NNNNNN``, whole or not at all, then deletes those that ``config`` does not keep.
 
-    Does nothing where it is there already. Raises Paused if the disk is full, and UserError if a weight is not finite; what was
+    Raises Paused if the disk is full, and UserError if a weight is not finite; what was
     checkpointed before is then still there.
     """
     if not all(bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad):
         raise UserError(f"a weight is not finite after step {step}, so it is not checkpointed; {anew(root)}")
-    final = root / f"step-{step:06d}"
-    if final.exists() and not damage(final):
-        return
     try:
-        with whole_directory(final) as aside:
+        with whole_directory(root / f"step-{step:06d}") as aside:
             policy.save_state(aside / "model")
             entries = optimizer.state_dict()["state"].items()
             moments = {f"{index}.{name}": value.contiguous() for index, entry in entries for name, value in entry.items()}

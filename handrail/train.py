@@ -102,12 +102,14 @@ class Run:
         schedule = "constant_with_warmup" if c.schedule == "constant" else c.schedule
         self.scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps)
         self.skipped = 0
+        self.checkpointed: int | None = None
         self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
 
     def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
         newest = checkpoint.newest_intact(directory / "checkpoints", last_step(directory)) if resume else None
         done = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler, self.method) if newest else None
+        self.checkpointed = done
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
         complete = (directory / "summary.json").exists()
         if complete and (done or 0) >= c.steps:
@@ -152,9 +154,10 @@ class Run:
 
     def checkpoint(self, step: int, out: RunDirectory) -> None:
         """Written by the main process; the others wait for it."""
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and step != self.checkpointed:
             out.sync()
             checkpoint.save(out.checkpoints, step, self.config.train, self.policy, self.optimizer, self.scheduler, self.method)
+        self.checkpointed = step
         self.accelerator.wait_for_everyone()
 
     def agreed(self, value: Any) -> Any:

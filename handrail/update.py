@@ -21,16 +21,17 @@ from handrail.trajectory import Group, Origin, Trajectory
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an update did: loss and gradient norms over all processes (none if nothing had a gradient), and this process's tokens.
-
-    ``skipped`` where a gradient was not finite, so that nothing was updated.
-    """
+    """What an update did: loss and gradient norms over all processes (none if nothing had a gradient), and this process's tokens."""
 
     figures: dict[str, float]
-    skipped: bool
     tokens_trained: int
     tokens_off_policy: int  # of those trained, the ones that the policy did not sample
     tokens_dropped: int
+
+    @property
+    def skipped(self) -> bool:
+        """Whether a loss or gradient was not finite, so that nothing was updated."""
+        return "update/skipped" in self.figures
 
 
 class Update:
@@ -49,7 +50,6 @@ class Update:
         }
         passes = {origin: int(max(self.gathered(len(batches)))) for origin, batches in parts.items()}
         active = [origin for origin in parts if passes[origin]]
-        skipped = False
         before: list[torch.Tensor] = []
         for origin in active:
             loss = self.backward(parts[origin], passes[origin])
@@ -59,16 +59,15 @@ class Update:
             before = [gradient.clone() for gradient in gradients] if origin != active[-1] else []
         if active:
             figures["grad_norm/all"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
-            skipped = not (math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]))
-            if skipped:  # one bad batch must not end in a model of NaN
-                figures = {"update/skipped": 1.0}
-            else:
+            if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
                 self.optimizer.step()
                 self.policy.changed()
+            else:  # one bad batch must not end in a model of NaN
+                figures = {"update/skipped": 1.0}
             self.optimizer.zero_grad()
         trained = sum(len(row.trajectory) for row in live)
         off_policy = sum(origin is not Origin.POLICY for row in live for origin in row.trajectory.origin)
-        return Outcome(figures, skipped, trained, off_policy, sum(len(row.trajectory) for row in rows) - trained)
+        return Outcome(figures, trained, off_policy, sum(len(row.trajectory) for row in rows) - trained)
 
     def rows(self, groups: Sequence[Group]) -> list[Row]:
         """Every trajectory with its normalisers, which count the rows that will be dropped."""

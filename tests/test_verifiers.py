@@ -170,6 +170,7 @@ INTEGRAL = Problem("0", "?", "x**2 + C", metadata={"source_dataset": "simple_int
         (INTEGRAL, "integrate(2*x, x)", 0),
         (INTEGRAL, "Integral (2*x, x)", 0),
         (INTEGRAL, "[integrate][0](2*x, x)", 0),
+        (INTEGRAL, "(integrate#+\n(2*x, x))", 0),
     ],
 )
 def test_an_answer_is_what_was_asked_for_and_no_program(problem: Problem, completion: str, reward: float) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from handrail import train
-from handrail.config import load_config
+from handrail.config import EvalConfig, load_config
 from handrail.errors import Paused, UserError
 from handrail.files import locked
 from handrail.interrupts import Interrupts
+from handrail.methods.grpo import Grpo
+from handrail.policy.learning import LearningPolicy
+from handrail.problems import Problem
+from handrail.tools import Tools
+from handrail.trajectory import Group
 from tests.reliability.kills import killed_and_resumed
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
 
@@ -49,15 +55,31 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     assert -code in (signal.SIGINT, signal.SIGTERM) and "Traceback" not in said
 
 
+class Asked(Grpo):
+    """Is asked to stop while its third token is drawn."""
+
+    name = "asked"
+    polls = 0
+
+    def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
+        assert isinstance(tools.policy, LearningPolicy)
+        poll = tools.policy.poll
+
+        def counted() -> None:
+            Asked.polls += 1
+            if Asked.polls == 3:
+                Interrupts.ask("a test")
+            poll()
+
+        tools.policy.poll = counted
+        return super().rollout(problems, tools)
+
+
 def test_a_stop_is_granted_between_two_tokens(tmp_path: Path) -> None:
-    config = load_config(job(tmp_path, rollout={"max_tokens": 48}))
-
-    def ask(step: int, *_: object) -> None:
-        Interrupts.ask("a test")
-
+    config = load_config(job(tmp_path)).model_copy(update={"eval": EvalConfig()})
     with pytest.raises(Paused, match="stopped by a test; step 0 is checkpointed"):
-        train(config, tmp_path / "run", progress=ask)
-    assert steps(tmp_path / "run") == 1
+        train(config, tmp_path / "run", method=Asked)
+    assert Asked.polls == 3 and steps(tmp_path / "run") == 1
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
