@@ -155,6 +155,7 @@ def test_reasoning_gyms_consolation_for_wrong_answers_is_kept_on_request_only() 
 
 
 TWENTY_FOUR = Problem("0", "Make 24 of 2, 3, 4, 1.", "2*3*4*1", metadata={"source_dataset": "puzzle24", "numbers": [2, 3, 4, 1]})
+COUNTDOWN = Problem("0", "Make 7 of 3, 4.", "3+4", metadata={"source_dataset": "countdown", "numbers": [3, 4], "target": 7})
 INTEGRAL = Problem("0", "?", "x**2 + C", metadata={"source_dataset": "simple_integration", "variable": "x", "integrand": "2*x"})
 
 
@@ -183,11 +184,10 @@ def test_a_completion_is_never_run_as_a_program_that_does_harm(calls: bool, tmp_
     there.write_text("")
     answers = [f"__import__('os').system('touch {sneaked}')", f"open('{sneaked}', 'w')", f"__import__('os').remove('{there}')"]
     if not calls:  # what stops it where a library can be made to run text that we do not suspect
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         (tmp_path / "sitecustomize.py").write_text("import handrail.verifiers\nhandrail.verifiers.calls = lambda answer: False\n")
         monkeypatch.syspath_prepend(tmp_path)
     with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
-        verdicts = pool.grade([(TWENTY_FOUR, answer) for answer in [*answers, "4*3*2*1"]])
+        verdicts = pool.grade([(COUNTDOWN, answer) for answer in [*answers, "4+3"]])
     assert [verdict.reward for verdict in verdicts] == [0, 0, 0, 1]
     assert there.exists() and not sneaked.exists()
 
