@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from handrail import __version__
 from handrail.config import Config, EndpointConfig, load_config
 from handrail.errors import Paused, UserError
-from handrail.files import no_room, sync, write_whole
+from handrail.files import locked, no_room, sync, write_whole
 
 
 class RunDirectory:
@@ -68,6 +68,14 @@ class RunDirectory:
             raise UserError(f"{path} holds a finished run without checkpoints; choose another --output")
         if what_is_learnt(load_config(path / "config.toml")) != what_is_learnt(config):
             raise UserError(f"{path} holds a run of another configuration; resume it with its own, or choose another --output")
+
+    @classmethod
+    @contextmanager
+    def owned(cls, path: Path, config: Config, resume: bool) -> Iterator[None]:
+        """Keeps other runs out, with one look more at what has become of ``path`` since it was claimed. Raises UserError as ``claim``."""
+        with locked(path):
+            cls.claim(path, config, resume)
+            yield
 
     def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
         if not self.writes:

@@ -20,7 +20,7 @@ from handrail.config import Config, load_config
 from handrail.diversity import diversity, measures
 from handrail.errors import Paused, UserError
 from handrail.evaluate import Accuracy, evaluate, mean_reward
-from handrail.files import locked, whole_directory
+from handrail.files import whole_directory
 from handrail.guidance.experts import Experts
 from handrail.interrupts import Interrupts
 from handrail.lengths import check_lengths
@@ -68,8 +68,8 @@ def train(
     RunDirectory.claim(directory, config, resume)
     with Interrupts("stopping with a checkpoint") as interrupts, VerifierPool(config.verifier) as verifier:
         run = Run(config, method, verifier, interrupts)
-        with explained(directory), locked(directory) if run.accelerator.is_main_process else nullcontext():
-            RunDirectory.claim(directory, config, resume)  # once more: it may have changed hands meanwhile
+        # One process alone: another may get here only when the first one has begun to write.
+        with explained(directory), RunDirectory.owned(directory, config, resume) if run.accelerator.is_main_process else nullcontext():
             return run.to_the_end(directory, resume, progress)
 
 
