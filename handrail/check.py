@@ -31,6 +31,15 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
         yield "warning: no references, so no method but grpo has anything to guide with"
 
 
+def refusal(problems: Sequence[Problem], verifier: VerifierPool, tolerated: float = 0.05) -> str | None:
+    """A warning if the verifier pays nothing for more than this share of the references: the commonest silent bug of data."""
+    flat = [(problem, text) for problem in problems for text in problem.references[:1]]
+    refused = [problem for (problem, _), verdict in zip(flat, verifier.grade(flat), strict=True) if not verdict.reward]
+    if len(refused) <= tolerated * len(flat):
+        return None
+    return f"the verifier refuses {len(refused)} of the first {len(flat)} references, first {place(refused[0])}; see handrail check"
+
+
 def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:
     """What the verifier makes of the references, which ought to end in their problem's answer. Raises UserError for no verifier."""
     flat = [(problem, text) for problem in problems for text in problem.references]

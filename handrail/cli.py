@@ -15,7 +15,7 @@ from rich.table import Table
 from handrail.cli_evaluate import eval_command, probe_command
 from handrail.cli_experts import judge_command, plan_command
 from handrail.cli_model import app as model
-from handrail.cli_options import Data, Settings
+from handrail.cli_options import Data, Settings, fitting_verifier
 from handrail.cli_report import report_command
 from handrail.cli_suite import suite_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, load_config
@@ -162,11 +162,6 @@ def check_command(
     for caption, text in as_seen(settings, loaded.problems):
         show(f"\n{caption}")
         console.print(text, style="cyan", highlight=False, markup=False, soft_wrap=True)
-
-
-def fitting_verifier(source: str) -> str:
-    kind = source.partition(":")[0]
-    return kind if kind in ("task", "reasoning-gym") else "math"
 
 
 def parse_column(pair: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from handrail.cli_options import DATA, ConfigFile, Data, Settings, configured
+from handrail.cli_options import DATA, ConfigFile, Data, Settings, configured, fitting_verifier
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.files import write_whole
@@ -45,6 +45,7 @@ def eval_command(
             parsed, sets, samples, seed, limit, directory, lambda name, done, n: shown.update(tasks[name], completed=done, total=n)
         )  # fmt: skip
     console.print(evaluation_table(summary))
+    show(f"graded by the verifier {parsed.verifier.name!r}")
     write_whole(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     show(f"summary: {directory / 'summary.json'}")
 
@@ -73,6 +74,7 @@ def probe_command(
         )  # fmt: skip
     kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in found["kinds"].items() if n)
     show(f"{found['problems']} problems, {rollouts} rollouts each: {kinds}")
+    show(f"graded by the verifier {parsed.verifier.name!r}")
     show("; ".join(f"{name} {as_figures(estimate)}" for name, estimate in found["pass"].items()))
     console.print(probe_table(found))
     if lengths := found.get("reference_tokens"):
@@ -97,9 +99,11 @@ def opened(model: str, data: list[str] | None, config: Path | None, settings: li
     quiet()
     if not data and not config:
         raise UserError("there is nothing to measure on; name the data, or a --config with eval.sets")
-    parsed = configured(config, settings, model={"path": model}, data={"train": list(data or [])})
+    sets = named(data or [])
+    fitting = {"name": fitting_verifier(*sets.values())}
+    parsed = configured(config, settings, model={"path": model}, data={"train": list(sets.values())}, verifier=fitting)
     parsed = parsed.model_copy(update={"model": parsed.model.model_copy(update={"path": model})})
-    sets = named(data) if data else parsed.eval.sets
+    sets = sets or parsed.eval.sets
     if not sets:
         raise UserError(f"{config}: eval.sets is empty; name the data to measure on")
     return parsed, sets

@@ -16,6 +16,7 @@ from transformers import get_scheduler
 
 from handrail import checkpoint
 from handrail.budget import Budget
+from handrail.check import refusal
 from handrail.config import Config, load_config
 from handrail.diversity import diversity, measures
 from handrail.errors import Paused, UserError
@@ -41,6 +42,9 @@ from handrail.trajectory import Group
 from handrail.update import Outcome, Update
 from handrail.verifier_pool import VerifierPool
 from handrail.watch import Watch
+
+LOOKED_AT = 64
+"""How many references of each source are graded before training begins."""
 
 Progress = Callable[[int, int, dict[str, Any], dict[str, float]], None]
 
@@ -81,16 +85,21 @@ class Run:
             raise UserError("rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0")
         self.config = config
         self.method = build(config.method, config.rollout, method)
-        sources = [load_kept(source, config.data.columns) for source in config.data.train]
+        self.sources = [load_kept(source, config.data.columns) for source in config.data.train]
+        if self.method.needs_references and not any(problem.references for source in self.sources for problem in source):
+            raise UserError(
+                f"{config.method['name']} learns from references, and no training problem has one; name their column in data.columns, "
+                "or take a method without them"
+            )
         self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
-        self.schedule = Schedule(sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
+        self.schedule = Schedule(self.sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
         self.accelerator = Accelerator(cpu=config.model.device == "cpu")
         self.verifier, self.interrupts = verifier, interrupts
         self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
         self.policy.poll = interrupts.check
         self.experts = Experts(config, self.accelerator, self.policy)
         self.method.prepare(self.experts)
-        check_lengths(self.policy, [problem for source in sources for problem in source])
+        check_lengths(self.policy, [problem for source in self.sources for problem in source])
         check_lengths(self.policy, [problem for held_out in self.held_out.values() for problem in held_out], references=False)
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         c = config.train
@@ -123,6 +132,8 @@ class Run:
             if done is None:
                 clock = Clock()
                 metrics = self.evaluate(0, out, clock)
+                if warning := refusal([problem for source in self.sources for problem in source[:LOOKED_AT]], self.verifier):
+                    metrics["warning"] = warning
                 out.log(0, metrics, clock.seconds)
                 progress(0, c.steps, metrics, clock.seconds)
             self.steps(range((done or 0) + 1, 0 if spent else c.steps + 1), out, budget, Watch(before), progress)

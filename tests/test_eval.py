@@ -103,6 +103,12 @@ def test_eval_on_the_command_line(handrail: Handrail) -> None:
     assert summary["known"]["problems"] == 6
 
 
+def test_the_verifier_is_by_default_who_fits_the_data(handrail: Handrail) -> None:
+    done = handrail("eval", "builtin:house-tiny", f"known={EASY}&split=test&n=8", "--samples", "1", *SETTINGS[-2:], "--output", "out")
+    assert "graded by the verifier 'task'" in done.out
+    assert json.loads(Path("out/summary.json").read_text())["known"]["pass@1"]["mean"] > 0.8
+
+
 def test_greedy(handrail: Handrail) -> None:
     command = ["eval", "builtin:house-tiny", f"known={EASY}&split=test&n=8", "--samples", "1", *SETTINGS, "--set", "rollout.temperature=0"]
     files = []

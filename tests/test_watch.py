@@ -17,10 +17,11 @@ from handrail.methods.grpo import Grpo
 from handrail.methods.luffy import Luffy
 from handrail.objective import Streams
 from handrail.policy.learning import LearningPolicy
+from handrail.sources import load_problems
 from handrail.tools import Tools
 from handrail.trajectory import Group
 from handrail.watch import Watch
-from tests.conftest import config
+from tests.conftest import HARD, config
 
 HEALTHY = {"reward": 0.3, "entropy": 1.0, "length": 40.0, "truncated": 0.1, "rollouts": 64}
 
@@ -66,6 +67,19 @@ def test_a_resumed_run_has_said_it_already() -> None:
     assert Watch(before[:-5])(HEALTHY | {"entropy": 0.0}) is None  # the mean of the last ten is not low yet
     watch = Watch(before[:24])
     assert watch(HEALTHY | {"entropy": 0.0}) is not None
+
+
+@pytest.mark.parametrize(("wrong", "words"), [(0, None), (1, None), (8, "the verifier refuses 8 of the first 32 references")])
+def test_a_verifier_that_refuses_references_is_named_before_training(wrong: int, words: str | None, tmp_path: Path) -> None:
+    problems = load_problems(f"{HARD}&n=32")
+    rows = [
+        {"prompt": problem.prompt, "answer": "1 2" if place < wrong else problem.answer, "reference": problem.references[0]}
+        for place, problem in enumerate(problems)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(config(data={"train": str(tmp_path / "data.jsonl")}, train={"steps": 1}), tmp_path / "run")
+    first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert words in first["warning"] if words else "warning" not in first
 
 
 class Broken(Luffy):

@@ -64,6 +64,11 @@ class Method:
         self.settings = settings or self.Settings()
         self.rollout_config = rollout or RolloutConfig()
 
+    @property
+    def needs_references(self) -> bool:
+        """Whether it cannot do its work where no problem has a reference."""
+        return False
+
     def prepare(self, experts: Experts) -> None:
         """Takes the experts it will ask, once, before anything is sampled or written. Raises UserError where one cannot be had."""
 

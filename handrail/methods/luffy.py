@@ -44,6 +44,10 @@ class Luffy(Method):
     status = "published"
     Settings = LuffySettings
 
+    @property
+    def needs_references(self) -> bool:
+        return True
+
     def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
         groups: dict[int, Group] = {}
         for guided, samples in ((True, self.rollout_config.group_size - 1), (False, self.rollout_config.group_size)):

@@ -98,6 +98,10 @@ class Scope(Method):
         assert isinstance(self.settings, ScopeSettings)
         return self.settings
 
+    @property
+    def needs_references(self) -> bool:
+        return "reference" in (self.scope.judge, self.scope.mode) or self.scope.corrector in ("reference", "policy")
+
     def prepare(self, experts: Experts) -> None:
         s = self.scope
         self.judge = None if s.judge == "random" else experts.judge(s.judge, s.step_end)

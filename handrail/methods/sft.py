@@ -34,6 +34,10 @@ class Imitating(Method):
     """What methods with demonstrations share: adding references, and the normaliser of their weights."""
 
     @property
+    def needs_references(self) -> bool:
+        return True
+
+    @property
     def imitation(self) -> ImitationSettings:
         assert isinstance(self.settings, ImitationSettings)
         return self.settings

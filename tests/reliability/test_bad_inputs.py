@@ -99,6 +99,10 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*RUN, "--set", "data.train=task:house-rules?level=medium"), "level is 'medium'; it must be one of easy, hard"),
     ((*RUN, "--set", "data.train=reasoning-gym:countdwn"), "reasoning-gym has no family 'countdwn'; did you mean one of countdown"),
     ((*RUN, "--set", "data.train=[]"), "data.train: "),
+    *(
+        ((*RUN, "--set", "data.train=bare.jsonl", "--set", f"method={method}"), "learns from references, and no training problem has one")
+        for method in ("{name='luffy'}", "{name='sort'}", "{name='grpo+sft'}", "{name='scope'}")
+    ),
     ((*RUN, "--set", "eval.sets={held='broken.jsonl'}"), "broken.jsonl, line 2"),
     ((*RUN, "--set", "data.train=[{path='data.jsonl', probe='nowhere.jsonl'}]"), "nowhere.jsonl"),
 ]
@@ -125,6 +129,7 @@ def lay_out(here: Path) -> None:
         (here / name).write_text(text)
     for name in ("latin.toml", "latin.jsonl"):
         (here / name).write_bytes("# é\n".encode("latin-1"))
+    jsonl(here / "bare.jsonl", [{"prompt": "1 + 1 =", "answer": "2"}])
     jsonl(here / "number.jsonl", [{"prompt": 3, "answer": "1"}])
     jsonl(here / "twice.jsonl", [{"id": "a", "prompt": "1", "answer": "1"}, {"id": "a", "prompt": "2", "answer": "2"}])
     jsonl(here / "unknown.jsonl", [{"frage": "?", "antwort": "!"}])
