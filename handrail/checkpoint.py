@@ -42,7 +42,7 @@ def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, opt
         if not no_room(error):
             raise
         raise Paused(no_room_for(root, step, policy)) from error
-    prune(root, config)
+    prune(root, step, config)
 
 
 def no_room_for(root: Path, step: int, policy: LearningPolicy) -> str:
@@ -63,11 +63,17 @@ def anew(root: Path) -> str:
     return f"lower train.learning_rate in a new run{keep}"
 
 
-def prune(root: Path, config: TrainConfig) -> None:
-    """Deletes all but the newest ``keep_last`` checkpoints and those at multiples of ``keep_every``."""
-    for old in checkpoints(root)[: -config.keep_last]:
+def prune(root: Path, step: int, config: TrainConfig) -> None:
+    """Deletes all but the newest ``keep_last`` checkpoints up to ``step`` and those at multiples of ``keep_every``.
+
+    Later ones could not be used when the run went on from before them.
+    """
+    there = checkpoints(root)
+    for old in [path for path in there if step_of(path) <= step][: -config.keep_last]:
         if not (config.keep_every and step_of(old) % config.keep_every == 0):
             shutil.rmtree(old)
+    for later in [path for path in there if step_of(path) > step]:
+        shutil.rmtree(later)
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -80,10 +86,10 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def newest_intact(root: Path, until: int) -> Path | None:
+def newest_intact(root: Path, until: int, every: int) -> Path | None:
     """The newest undamaged checkpoint of a step up to ``until``; None if there never was one. Says which it skips, and why.
 
-    Raises UserError if there are checkpoints but none that can be used.
+    Raises UserError if there are checkpoints but none that can be used, or none at all where one was written ``every`` so many steps.
     """
     skipped: list[str] = []
     for path in reversed(checkpoints(root)):
@@ -95,6 +101,8 @@ def newest_intact(root: Path, until: int) -> Path | None:
         skipped.append(f"{path} cannot be used: {what}")
     if skipped:
         raise UserError(f"{'; '.join(skipped)}; restore one from a copy, or begin anew with another --output")
+    if 0 < every < until:
+        raise UserError(f"{root} has no checkpoint of the {until} steps there were; restore one, or begin anew with another --output")
     return None
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from handrail.errors import UserError
 
@@ -45,9 +44,10 @@ def write_whole(file: Path, text: str) -> None:
 @contextlib.contextmanager
 def whole_directory(final: Path) -> Iterator[Path]:
     """A directory to write into, which takes ``final``'s place when the block is left; not on an error."""
-    aside = final.with_name(f".{final.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside, old = final.with_name(f".{final.name}"), final.with_name(f".{final.name}.old")
+    for left_over in (aside, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    make(aside)
     try:
         yield aside
         for path in [*aside.rglob("*"), aside]:
@@ -56,9 +56,18 @@ def whole_directory(final: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     if final.exists():  # a rename does not replace a directory that holds something
-        shutil.rmtree(final)
+        final.rename(old)
     aside.rename(final)
     sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def make(directory: Path) -> None:
+    """Makes ``directory`` and those above it, so that they are still there after a power cut."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -76,7 +85,7 @@ def write_sums(directory: Path) -> None:
 
 
 def sums(directory: Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SUMS)
+    files = sorted(path for path in directory.rglob("[!.]*") if path.is_file() and path.name != SUMS)
     return {str(file.relative_to(directory)): digest(file) for file in files}
 
 
@@ -86,22 +95,22 @@ def digest(file: Path) -> str:
 
 
 def damage(directory: Path) -> str:
-    """What is wrong with a directory that has checksums; nothing if it is intact."""
+    """What is wrong with a directory that has checksums; nothing if it is intact. Hidden files do not count."""
     try:
         written = dict(json.loads((directory / SUMS).read_text(encoding="utf-8")))
         there = sums(directory)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         return f"{SUMS} cannot be read ({type(error).__name__})" if (directory / SUMS).exists() else f"it has no {SUMS}"
-    for name in written:
-        if there.get(name) != written[name]:
+    for name in sorted(written.keys() | there.keys()):
+        if there.get(name) != written.get(name):
             return f"{name} differs from its checksum" if name in there else f"{name} is missing"
-    return ""
+    return "" if written else f"{SUMS} names no file"
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """``directory``, made if need be, as this process's own to write. Raises UserError if another process has it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make(directory)
     lock = FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -115,6 +124,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 def no_room(error: BaseException) -> bool:
     """Whether ``error`` says that a disk, or a user's share of it, is full."""
+    full = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, SafetensorError) and any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+        return error.errno in full
+    return any(os.strerror(code) in str(error) for code in full)  # safetensors and tokenizers raise errors of their own

@@ -39,9 +39,9 @@ class RunDirectory:
         if not writes:
             return
         path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True)))
         for file in self.files:
             keep_until(file, resume_from)
+        write_whole(path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True, exclude={"compare"})))
         if self.skipped.exists():
             keep_until(self.skipped, resume_from)
         append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
@@ -57,15 +57,19 @@ class RunDirectory:
 
     @staticmethod
     def claim(path: Path, config: Config, resume: bool) -> None:
-        """Raises UserError if ``path`` is no directory, or holds a run that is not to be resumed."""
+        """Raises UserError if ``path`` is no directory, or holds a run that is not to be resumed, or anything else."""
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; choose another --output")
         if not (path / "metrics.jsonl").exists():
+            if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+                raise UserError(f"{path} has no metrics.jsonl and holds something else; choose another --output")
             return
         if not resume:
             raise UserError(f"{path} already holds a run; continue it with --resume, or choose another --output")
         if not (path / "checkpoints").exists() and (path / "summary.json").exists():
             raise UserError(f"{path} holds a finished run without checkpoints; choose another --output")
+        if last_step(path) < 0:  # killed at its very start
+            return
         if what_is_learnt(load_config(path / "config.toml")) != what_is_learnt(config):
             raise UserError(f"{path} holds a run of another configuration; resume it with its own, or choose another --output")
 
@@ -105,12 +109,16 @@ class RunDirectory:
             return []
         return whole_lines(file)
 
+    def reopen(self) -> None:
+        """A run that goes on has not ended: what an earlier end wrote is void."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
     def summarise(self, summary: Mapping[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def sync(self) -> None:
         """Has the lines written so far on the disk, before a checkpoint that belongs to them."""
-        for file in self.files:
+        for file in filter(Path.exists, [*self.files, self.skipped]):
             sync(file)
 
 
@@ -183,9 +191,13 @@ def explained(path: Path) -> Iterator[None]:
     threading.excepthook = lambda thread: None if isinstance(thread.exc_value, OSError) else before(thread)
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (UserError, Paused):
+        raise
+    except Exception as error:
         if no_room(error):
             raise Paused(f"no room left in {path}; what was checkpointed is whole: make room, then go on with --resume") from error
+        if not isinstance(error, OSError | SafetensorError):
+            raise
         name = getattr(error, "filename", None)
         where = Path(os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ".")
         if not where.is_relative_to(path):

@@ -116,7 +116,7 @@ class Run:
 
     def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
-        newest = checkpoint.newest_intact(directory / "checkpoints", last_step(directory)) if resume else None
+        newest = checkpoint.newest_intact(directory / "checkpoints", last_step(directory), c.checkpoint_every) if resume else None
         done = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler, self.method) if newest else None
         self.checkpointed = done
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
@@ -129,6 +129,8 @@ class Run:
             spent = self.agreed(budget.spent)
             if complete and spent:
                 raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
+            if self.accelerator.is_main_process:
+                out.reopen()
             if done is None:
                 clock = Clock()
                 metrics = self.evaluate(0, out, clock)

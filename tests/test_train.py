@@ -20,6 +20,7 @@ from handrail import Group, Method, Origin, Problem, Tools, Trajectory, UserErro
 from handrail.config import Config
 from handrail.methods import METHODS
 from handrail.methods.sort import Sort
+from handrail.policy.learning import LearningPolicy
 from handrail.train import split
 from tests.conftest import EASY, HARD, config
 
@@ -92,6 +93,15 @@ def test_a_run_stopped_between_its_last_checkpoint_and_its_end_is_ended(tmp_path
     shutil.rmtree(tmp_path / "model")
     again = train(settings, tmp_path, resume=True)
     assert again == summary and (tmp_path / "model").exists()
+
+
+def test_a_run_made_longer_and_killed_before_its_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(small(train={"steps": 1, "checkpoint_every": 1}), tmp_path)
+    longer = small(train={"steps": 2, "checkpoint_every": 1})
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(LearningPolicy, "save", lambda *_: 1 / 0)
+        train(longer, tmp_path, resume=True)
+    assert train(longer, tmp_path, resume=True)["steps"] == 2
 
 
 def test_a_run_ends_with_its_budget_of_seconds(tmp_path: Path) -> None:

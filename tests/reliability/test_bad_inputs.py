@@ -30,6 +30,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*RUN[:-1], "a file"), "a file is a file; choose another --output"),
     ((*RUN[:-1], "another run", "--resume"), "another run holds a run of another configuration"),
     ((*RUN[:-1], "another run"), "another run already holds a run; continue it with --resume"),
+    ((*RUN[:-1], "folder"), "folder has no metrics.jsonl and holds something else; choose another --output"),
     ((*COMPARE, "--methods", "grpo,lufy"), "there is no method 'lufy'; did you mean 'luffy'?"),
     ((*COMPARE, "--methods", "grpo", "--runs", "A"), "give one of them"),
     ((*COMPARE, "--runs", "A"), "[compare.runs] has no 'A'"),

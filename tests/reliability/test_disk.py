@@ -142,6 +142,38 @@ def test_a_damaged_checkpoint_is_named_and_skipped(stopped: Path, undisturbed: d
     assert left_behind(stopped) == undisturbed
 
 
+@pytest.mark.parametrize("sums", ["{}", "[]", "5", "null", '{"model": 1}', '{"state.json": null}'])
+def test_checksums_that_vouch_for_nothing_are_damage(sums: str, stopped: Path) -> None:
+    (stopped / "checkpoints/step-000004/checksums.json").write_text(sums)
+    assert damage(stopped / "checkpoints/step-000004") and not damage(stopped / "checkpoints/step-000003")
+
+
+def test_what_is_checkpointed_after_a_damaged_one_is_kept(stopped: Path, undisturbed: dict[str, str]) -> None:
+    for step in (3, 4):
+        flip(stopped / f"checkpoints/step-{step:06d}/optimizer.safetensors")
+    with pytest.raises(Paused, match="step 3 is checkpointed"):
+        train(settings(stopped.parent, "train.keep_last=1"), stopped, resume=True, progress=lambda *_: Interrupts.ask("a test"))
+    assert [path.name for path in checkpoints(stopped / "checkpoints")] == ["step-000003"]
+    train(settings(stopped.parent), stopped, resume=True)
+    assert left_behind(stopped) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("checkpoints", "has no checkpoint of the 4 steps there were; restore one, or begin anew with another --output"),
+        ("metrics.jsonl", "has no metrics.jsonl and holds something else; choose another --output"),
+        ("config.toml", "there is no configuration file"),
+    ],
+)
+def test_a_run_that_lacks_a_part_is_not_begun_anew(gone: str, words: str, stopped: Path) -> None:
+    shutil.rmtree(stopped / gone) if (stopped / gone).is_dir() else (stopped / gone).unlink()
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=words):
+        train(settings(stopped.parent), stopped, resume=True)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(stopped: Path) -> None:
     for path in checkpoints(stopped / "checkpoints"):
         (path / "checksums.json").write_text("{")
