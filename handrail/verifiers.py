@@ -17,6 +17,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, SupportsFloat
 
+from handrail import gym_answers
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.imports import load_attribute
@@ -32,13 +33,6 @@ TRAILING = string.punctuation + " "
 LEADING = "".join(set(TRAILING) - set("+-."))
 # Fraction("1e999999999") would compute the power.
 LARGE_EXPONENT = re.compile(r"e[+-]?[\d_]{4}")
-# reasoning-gym evaluates these families' answers as Python, which could call, import and compute what was asked for.
-EVALUATED_FAMILIES = (
-    "binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24", "simple_integration",
-    "spiral_matrix", "string_insertion",
-)  # fmt: skip
-FUNCTIONS = r"(?:a?(?:sin|cos|tan|cot|sec|csc)h?|exp|log|ln|sqrt|abs|Abs)"
-CALL = re.compile(rf"(?<![\w.]){FUNCTIONS}\s*\(|(?P<other>[\w.)\]}}\"'][\s\\]*\()")
 # reasoning-gym compares these families' grids as tuples, which JSON turns into lists.
 GRID_FAMILIES = ("arc_agi", "rearc")
 
@@ -119,18 +113,7 @@ def reasoning_gym(problem: Problem, completion: str) -> float:
         metadata = metadata | {"output": tuple(tuple(row) for row in metadata["output"])}
     question = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
     entry = {"question": question, "answer": problem.answer, "metadata": metadata}
-    answer = final_answer(completion)
-    if metadata["source_dataset"] in EVALUATED_FAMILIES and calls(answer):
-        return 0.0
-    if metadata["source_dataset"] == "puzzle24" and sorted(map(int, re.findall(r"\d+", answer))) != sorted(metadata["numbers"]):
-        return 0.0  # the family takes any four numbers
-    return _family_score(metadata["source_dataset"])(answer, entry)
-
-
-def calls(answer: str) -> bool:
-    """Whether Python would call something in it, but for the functions of school mathematics."""
-    # A comment can stand between a name and what it is called with.
-    return "#" in answer or any(match["other"] for match in CALL.finditer(answer))
+    return _scored(metadata["source_dataset"], final_answer(completion), entry)
 
 
 def task(problem: Problem, completion: str) -> float:
@@ -140,7 +123,12 @@ def task(problem: Problem, completion: str) -> float:
     if not marked or family is None:
         return exact(problem, answer) if marked else 0.0
     entry = {"question": problem.prompt, "answer": problem.metadata["gym_answer"], "metadata": problem.metadata}
-    return _family_score(family.family)(family.spoken(answer.split()), entry)
+    return _scored(family.family, family.spoken(answer.split()), entry)
+
+
+def _scored(family: str, answer: str, entry: dict[str, Any]) -> float:
+    seen = gym_answers.shown(family, answer, entry)
+    return 0.0 if seen is None else _family_score(family)(seen, entry)
 
 
 @lru_cache

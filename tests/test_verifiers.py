@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.problems import Problem
+from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
 from handrail.verifiers import exact, normalised, reader, resolve
 
@@ -148,14 +149,17 @@ def test_reasoning_gym(family: str) -> None:
 
 
 def test_reasoning_gyms_consolation_for_wrong_answers_is_kept_on_request_only() -> None:
-    entry = reasoning_gym.create_dataset("gsm_symbolic", size=1, seed=1)[0]
-    problem = Problem("0", entry["question"], entry["answer"], metadata=entry["metadata"])
-    rewards = [resolve(VerifierConfig(name="reasoning-gym", partial_credit=partial))(problem, "#### -1") for partial in (None, False, True)]
-    assert rewards == [0.0, 0.0, 0.01]
+    rewards = [resolve(VerifierConfig(name="reasoning-gym", partial_credit=partial))(COUNTDOWN, "3") for partial in (None, False, True)]
+    assert rewards == [0.0, 0.0, 0.05]
 
 
 TWENTY_FOUR = Problem("0", "Make 24 of 2, 3, 4, 1.", "2*3*4*1", metadata={"source_dataset": "puzzle24", "numbers": [2, 3, 4, 1]})
 COUNTDOWN = Problem("0", "Make 7 of 3, 4.", "3+4", metadata={"source_dataset": "countdown", "numbers": [3, 4], "target": 7})
+SUM = Problem("0", "?", "1.0 + 2.0i", metadata={"source_dataset": "complex_arithmetic", "result": [1.0, 2.0]})
+QUARTER = Problem("0", "?", "0.25", metadata={"source_dataset": "coin_flip"})
+HALTING = Problem("0", "?", "False", metadata={"source_dataset": "game_of_life_halting"})
+APPLES = Problem("0", "?", "57", metadata={"source_dataset": "gsm_symbolic"})
+QUEENS = Problem("0", "?", "Q", metadata={"source_dataset": "n_queens", "valid_answers": ["Q"], "solution": [["Q"]]})
 INTEGRAL = Problem("0", "?", "x**2 + C", metadata={"source_dataset": "simple_integration", "variable": "x", "integrand": "2*x"})
 
 
@@ -166,6 +170,28 @@ INTEGRAL = Problem("0", "?", "x**2 + C", metadata={"source_dataset": "simple_int
         (TWENTY_FOUR, "(4*3*(2))*1", 1),
         (TWENTY_FOUR, "6*4*1*1", 0),  # other numbers
         (TWENTY_FOUR, "int('24') if 2*3*4*1 else 0", 0),
+        (TWENTY_FOUR, "2*3*4**1", 0),
+        (TWENTY_FOUR, "4!*1**(2*3)", 0),
+        (TWENTY_FOUR, "3*(4+1)*2-6", 0),
+        (COUNTDOWN, "(4 + 3)", 1),
+        (COUNTDOWN, "3|4", 0),
+        (COUNTDOWN, "True*3+4", 0),
+        (SUM, "1 + 2j", 1),
+        (SUM, "nan", 0),
+        (SUM, "nan + nani", 0),
+        (QUARTER, "1/4", 1),
+        (QUARTER, "0", 0),
+        (QUARTER, "0.2", 0),
+        (QUARTER, "1/0", 0),
+        (HALTING, "false", 1),
+        (HALTING, "True", 0),
+        (HALTING, "no", 0),
+        (APPLES, "57 apples", 1),
+        (APPLES, "$57.00", 1),
+        (APPLES, "-57", 0),
+        (APPLES, "maybe 57, but then 12, so 99", 0),
+        (QUEENS, "Q", 1),
+        (INTEGRAL, "x**2 + oo", 0),
         (INTEGRAL, "x**2 + C", 1),
         (INTEGRAL, "x**2 + C + sin(x)**2 + cos(x)**2", 1),
         (INTEGRAL, "integrate(2*x, x)", 0),
@@ -178,13 +204,26 @@ def test_an_answer_is_what_was_asked_for_and_no_program(problem: Problem, comple
     assert resolve(VerifierConfig(name="reasoning-gym"))(problem, completion) == reward
 
 
+@pytest.mark.parametrize(("answer", "reward"), [("[['Q']]", 0.5), ("entry['metadata']['solution']", 0), ("[[q for q in 'Q']]", 0)])
+def test_an_answer_names_nothing_of_the_scorers(answer: str, reward: float) -> None:
+    assert resolve(VerifierConfig(name="reasoning-gym", partial_credit=True))(QUEENS, answer) == reward
+
+
+def test_what_is_no_number_is_no_answer_to_a_built_in_task() -> None:
+    for problem in load_problems("task:complex-arithmetic?n=3"):
+        rewards = [resolve(VerifierConfig(name="task"))(problem, f"# {answer}") for answer in (problem.answer, "nan nan", "nan 0", "1 nan")]
+        assert rewards == [1, 0, 0, 0]
+
+
 @pytest.mark.parametrize("calls", [True, False])
 def test_a_completion_is_never_run_as_a_program_that_does_harm(calls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, sneaked = tmp_path / "there", tmp_path / "sneaked"
     there.write_text("")
     answers = [f"__import__('os').system('touch {sneaked}')", f"open('{sneaked}', 'w')", f"__import__('os').remove('{there}')"]
     if not calls:  # what stops it where a library can be made to run text that we do not suspect
-        (tmp_path / "sitecustomize.py").write_text("import handrail.verifiers\nhandrail.verifiers.calls = lambda answer: False\n")
+        (tmp_path / "sitecustomize.py").write_text(
+            "from handrail import gym_answers\ngym_answers.shown = lambda family, answer, entry: answer\n"
+        )
         monkeypatch.syspath_prepend(tmp_path)
     with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
         verdicts = pool.grade([(COUNTDOWN, answer) for answer in [*answers, "4+3"]])
@@ -359,6 +398,7 @@ PARENT = """
 import os, signal, sys, threading
 from handrail.config import VerifierConfig
 from handrail.problems import Problem
+from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
 
 pool = VerifierPool(VerifierConfig(name=sys.argv[1], timeout=60))

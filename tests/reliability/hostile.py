@@ -1,6 +1,7 @@
 """Completions written to break a verifier, and what came of them: ``python -m tests.reliability.hostile``.
 
-Grades the corpus with every built-in verifier and some of reasoning-gym's families, then as many generated completions as ``--fuzz`` says.
+First asks every family of reasoning-gym for what it pays for constants. Then grades the corpus with every built-in verifier and some of
+these families, then as many generated completions as ``--fuzz`` says.
 None holds the answer, so none may earn anything. Prints a line a verifier: verdicts, how many were not reached and why, the slowest in
 seconds, the most memory a worker had in MiB, rewards paid.
 """
@@ -17,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from handrail.config import VerifierConfig
+from handrail.errors import UserError
 from handrail.problems import Problem
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
+from handrail.verifiers import resolve
 
 ANSWER = "7391468205"
 FORMS = ["{}", r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "so 1 + 1 = 2 # {}", "The answer is ${}$.", "$$ {} $$"]
@@ -97,6 +100,56 @@ def fuzzed(n: int, seed: int) -> Iterator[str]:
         yield "".join(rng.choice(pieces) + rng.choice(("", "", " ")) for _ in range(rng.randint(1, 40)))
 
 
+CONSTANTS = (
+    *(
+        "nan",
+        "nan nan",
+        "nan + nani",
+        "inf",
+        "oo",
+        "zoo",
+        "0",
+        "1",
+        "-1",
+        "0.5",
+        "True",
+        "False",
+        "yes",
+        "None",
+        "[]",
+        "{}",
+        "()",
+        "''",
+        "a",
+    ),
+    *("oracle_answer", "entry['answer']", "entry['metadata']['solution']", "entry['metadata']['valid_answers'][0]", "answer", "self"),
+)
+
+
+def negated(answer: str) -> str:
+    return answer[1:] if answer.startswith("-") else f"-{answer}"
+
+
+def overpaid(family: str, n: int = 4) -> list[str]:
+    """Constants that are paid in full for problems with different answers, and answers that are paid with the wrong sign."""
+    found = load_problems(f"reasoning-gym:{family}?size={n}&seed=5")
+    verifier = resolve(VerifierConfig(name="reasoning-gym"))
+    paid = [constant for constant in CONSTANTS if len({each.answer for each in found if verifier(each, constant) > 0}) > 1]
+    numeric = [each for each in found if re.fullmatch(r"-?\d*[1-9]\d*", each.answer)]
+    return paid + [f"{negated(each.answer)} for {each.answer}" for each in numeric if verifier(each, negated(each.answer)) > 0]
+
+
+def sweep() -> None:
+    from reasoning_gym.factory import DATASETS
+
+    for family in sorted(DATASETS):
+        try:
+            if paid := overpaid(family):
+                print(f"{family}: pays {', '.join(paid)}", flush=True)
+        except UserError as error:
+            print(f"{family}: not asked: {error}", flush=True)
+
+
 FAMILIES = ("countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "n_queens", "spiral_matrix", "gsm_symbolic")
 
 
@@ -142,6 +195,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=1.0)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
+    if not options.only:
+        sweep()
     hostile, graded = corpus(), problems()
     for place, (label, (name, problem)) in enumerate(graded.items()):
         if options.only in label:
