@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-import string
 from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
@@ -21,16 +20,15 @@ from handrail import gym_answers
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.imports import load_attribute
+from handrail.math_answers import ADDED, agree, expressions
 from handrail.problems import Problem
 from handrail.tasks.gym import BY_NAME
 
 Verifier = Callable[[Problem, str], float]
 
-# An unescaped $ or a word says: prose with mathematics in it; so do line ends and the ; and # of our own tasks.
-PROSE = re.compile(r"(?<!\\)\$|[#;\n]|(?<![\\{A-Za-z])[A-Za-z]{3,}")
-# A number's sign and its leading point are punctuation that counts.
-TRAILING = string.punctuation + " "
-LEADING = "".join(set(TRAILING) - set("+-."))
+# Around an answer: punctuation that changes nothing. Signs, brackets and relations do.
+LEADING, TRAILING = ' "*`:=#', ' ."*`,;:!?%'
+ENCLOSING = {"()", "[]", "{}", "''", "__"}
 # Fraction("1e999999999") would compute the power.
 LARGE_EXPONENT = re.compile(r"e[+-]?[\d_]{4}")
 # reasoning-gym compares these families' grids as tuples, which JSON turns into lists.
@@ -95,13 +93,15 @@ def math(problem: Problem, completion: str) -> float:
     the problem's."""
     from math_verify import verify
 
-    gold = _expressions(problem.answer)
+    gold = expressions(problem.answer)
     if not gold:
         raise ValueError(f"math-verify cannot read the problem's answer {problem.answer!r}; try the verifier 'normalised'")
     marked = _marked(completion)
-    found = _expressions(completion if marked is None else marked)
+    found = expressions(completion if marked is None else marked)
+    if ADDED.search(final_answer(completion)) and not ADDED.search(problem.answer):
+        return 0.0  # a second number in words, which math-verify does not read
     # timeout_seconds: math-verify's own deadline is a Python signal handler, which waits for C code to return.
-    return float(_worked_out(found, gold) and verify(gold, found, timeout_seconds=None))
+    return float(agree(found, gold) and verify(gold, found, timeout_seconds=None))
 
 
 def reasoning_gym(problem: Problem, completion: str) -> float:
@@ -152,7 +152,7 @@ def _math_spelling(text: str) -> str | None:
     from sympy import Number, Rational
 
     marked = _marked(text)
-    for expression in _expressions(text if marked is None else marked):
+    for expression in expressions(text if marked is None else marked):
         # 0.5 and 1/2 are one answer; by its digits, as the float 0.1 is not a tenth.
         return str(Rational(str(expression)) if isinstance(expression, Number) and expression.is_finite else expression)
     return None
@@ -208,54 +208,23 @@ def _last_boxed(text: str) -> str | None:
 
 def _normal(text: str) -> Fraction | str:
     text = " ".join(text.casefold().replace("$", "").split())
-    bare = text.lstrip(LEADING).rstrip(TRAILING) or text
+    bare = _bare(text)
     number = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", bare)
     try:
-        value = bare if LARGE_EXPONENT.search(number) else Fraction(number)
+        value = bare if LARGE_EXPONENT.search(number) or "_" in number else Fraction(number)
     except (ValueError, ZeroDivisionError):
         return bare
     undone = "/" in number and isinstance(value, Fraction) and value.denominator == 1  # 84/2 is a question, 42 its answer
     return bare if undone else value
 
 
-def _expressions(text: str) -> list[Any]:
-    """What math-verify reads in ``text``, which it takes for LaTeX only between dollar signs."""
-    from math_verify import parse
-
-    if not PROSE.search(text):
-        expressions: list[Any] = parse(f"${text}$", parsing_timeout=None)
-        if any(not isinstance(expression, str) for expression in expressions):
-            return expressions
-    return list(parse(text, parsing_timeout=None))
-
-
-def _worked_out(found: list[Any], gold: list[Any]) -> bool:
-    """Whether the answer ``found`` says no less than ``gold``: where that is a number, a number; never an integral, sum or limit yet to be
-    taken. Otherwise the question itself, 6*7, would be a right answer to it."""
-    from sympy import Derivative, Integer, Integral, Limit, Number, Product, Sum
-
-    open_ones = (Integral, Derivative, Limit, Sum, Product)
-    expressions = [each for each in found if not isinstance(each, str)]
-    if any(hasattr(each, "has") and each.has(*open_ones) for each in expressions):
-        return any(hasattr(each, "has") and each.has(*open_ones) for each in gold)
-    if not isinstance(gold[0], Number):
-        return True
-    fraction = isinstance(gold[0], Integer) and any("\\frac" in each for each in found if isinstance(each, str))
-    return not fraction and all(map(_is_written_number, expressions))
-
-
-def _is_written_number(expression: Any) -> bool:
-    """A number, a percentage, a number in scientific notation, or an equation that ends in one."""
-    from sympy import Equality, Mul, Number, Pow, Rational, UnevaluatedExpr
-
-    if isinstance(expression, Equality):
-        return _is_written_number(expression.rhs)
-    if isinstance(expression, Mul):
-        numbers = [part for part in expression.args if isinstance(part, Number) and part != -1]
-        units = [part for part in expression.args if not isinstance(part, Number)]
-        percent = UnevaluatedExpr(Rational(1, 100))
-        return len(numbers) == 1 and len(units) <= 1 and all(unit == percent or isinstance(unit, Pow) and unit.base == 10 for unit in units)
-    return isinstance(expression, Number)
+def _bare(text: str) -> str:
+    for _ in range(3):
+        text = text.lstrip(LEADING).rstrip(TRAILING) or text
+        if len(text) < 3 or text[0] + text[-1] not in ENCLOSING or "," in text:  # (0, 1] is not [0, 1)
+            break
+        text = text[1:-1]
+    return text
 
 
 def _last_match(pattern: re.Pattern[str], completion: str) -> str | None:

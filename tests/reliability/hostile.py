@@ -22,7 +22,6 @@ from handrail.errors import UserError
 from handrail.problems import Problem
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
-from handrail.verifiers import resolve
 
 ANSWER = "7391468205"
 FORMS = ["{}", r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "so 1 + 1 = 2 # {}", "The answer is ${}$.", "$$ {} $$"]
@@ -130,24 +129,26 @@ def negated(answer: str) -> str:
     return answer[1:] if answer.startswith("-") else f"-{answer}"
 
 
-def overpaid(family: str, n: int = 4) -> list[str]:
+def overpaid(family: str, pool: VerifierPool, n: int = 4) -> list[str]:
     """Constants that are paid in full for problems with different answers, and answers that are paid with the wrong sign."""
     found = load_problems(f"reasoning-gym:{family}?size={n}&seed=5")
-    verifier = resolve(VerifierConfig(name="reasoning-gym"))
-    paid = [constant for constant in CONSTANTS if len({each.answer for each in found if verifier(each, constant) > 0}) > 1]
     numeric = [each for each in found if re.fullmatch(r"-?\d*[1-9]\d*", each.answer)]
-    return paid + [f"{negated(each.answer)} for {each.answer}" for each in numeric if verifier(each, negated(each.answer)) > 0]
+    asked = [(each, text) for text in CONSTANTS for each in found] + [(each, negated(each.answer)) for each in numeric]
+    paid = [pair for pair, verdict in zip(asked, pool.grade(asked), strict=True) if verdict.reward]
+    answers = {text: {each.answer for each, paid_for in paid if paid_for == text} for _, text in paid}
+    return [text for text in answers if len(answers[text]) > 1 or text not in CONSTANTS]
 
 
 def sweep() -> None:
     from reasoning_gym.factory import DATASETS
 
-    for family in sorted(DATASETS):
-        try:
-            if paid := overpaid(family):
-                print(f"{family}: pays {', '.join(paid)}", flush=True)
-        except UserError as error:
-            print(f"{family}: not asked: {error}", flush=True)
+    with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
+        for family in sorted(DATASETS):
+            try:
+                paid = overpaid(family, pool)
+                print(f"{family}: pays {', '.join(paid) or 'nothing'}", flush=True)
+            except UserError as error:
+                print(f"{family}: not asked: {error}", flush=True)
 
 
 FAMILIES = ("countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "n_queens", "spiral_matrix", "gsm_symbolic")
