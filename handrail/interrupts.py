@@ -6,11 +6,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from types import FrameType, TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from handrail.errors import Paused
+
+T = TypeVar("T")
 
 
 class Interrupts:
@@ -71,3 +74,15 @@ class Interrupts:
         """Raises Paused if a stop was asked for and what is being done may be left halfway."""
         if self.asked and self._abandonable:
             raise Paused(f"stopped by {self.asked}")
+
+
+def results(futures: Sequence[Future[T]]) -> list[T]:
+    """Their results when all are there. Raises what one of them raises, and Paused as soon as a stop is asked for and may be granted."""
+    left: set[Future[T]] = set(futures)
+    while left:
+        done, left = wait(left, timeout=0.2, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        for each in Interrupts.active:
+            each.check()
+    return [future.result() for future in futures]

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
+from handrail.interrupts import results
 from handrail.problems import Problem
 
 START_LIMIT = 60.0
@@ -75,9 +76,8 @@ class VerifierPool:
 
         with ThreadPoolExecutor(len(self._workers)) as threads:
             try:
-                for done in [threads.submit(serve, slot) for slot in range(min(len(self._workers), len(items)))]:
-                    done.result()
-            except BaseException:  # KeyboardInterrupt too: leaving this block waits for the threads
+                results([threads.submit(serve, slot) for slot in range(min(len(self._workers), len(items)))])
+            except BaseException:  # Paused and KeyboardInterrupt too: leaving this block waits for the threads
                 todo.clear()
                 self.close()
                 raise

@@ -275,6 +275,8 @@ def verdict(problem, completion):
         time.sleep(1000)
     if completion == "bomb":
         re.match("(a+)+$", "a" * 50 + "b")
+    if completion == "fork" and os.fork() == 0:
+        sys.exit(0)
     if completion == "exit":
         os._exit(1)
     if completion == "sys.exit":
@@ -311,6 +313,13 @@ def test_answers_are_read_on_request_and_cost_no_verdict() -> None:
     with VerifierPool(VerifierConfig(name="math", workers=1)) as pool:
         assert [(v.reward, v.answer) for v in pool.grade(items, answers=True)] == [(1, "1/2"), (0, None), (0, "2/3")]
         assert [(v.reward, v.answer) for v in pool.grade(items)] == [(1, None), (0, None), (0, None)]
+
+
+def test_a_copy_that_a_verifier_makes_of_its_process_answers_nobody(verifier_file: Path) -> None:
+    with VerifierPool(VerifierConfig(name=f"{verifier_file}:verdict", workers=1)) as pool:
+        for completions, statuses in [(["fork"], ["ok"]), (["raise", "true", "fine"], ["error", "ok", "ok"])]:
+            assert [verdict.status for verdict in pool.grade([(Problem("p", "?", ""), text) for text in completions])] == statuses
+            time.sleep(0.2)  # for the copy to answer
 
 
 def test_a_bad_verdict_costs_only_itself(pool: VerifierPool) -> None:

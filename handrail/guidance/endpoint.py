@@ -19,6 +19,7 @@ import openai
 from handrail.config import EndpointConfig
 from handrail.errors import Paused, UserError
 from handrail.guidance.answer_cache import AnswerCache
+from handrail.interrupts import results
 from handrail.problems import Message
 
 ADVICE = {401: "set {key} to a valid key", 403: "use a key that may use this model", 404: "check endpoint.base_url and endpoint.model"}
@@ -89,7 +90,7 @@ class Endpoint:
                 key: pool.submit(self._answer, key, messages, max_tokens, temperature, pauses)
                 for key, messages in dict(zip(keys, questions, strict=True)).items()
             }
-            answers = {key: answer.result() for key, answer in asked.items()}
+            answers = dict(zip(asked, results(list(asked.values())), strict=True))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if self._pauses != pauses:

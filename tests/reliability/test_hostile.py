@@ -16,9 +16,10 @@ from handrail.problems import Problem
 from handrail.report.page import write_report
 from handrail.tools import Tools
 from handrail.trajectory import Group
+from handrail.verifier_pool import VerifierPool
 from handrail.verifiers import resolve
 from tests.conftest import config
-from tests.reliability.hostile import corpus, fuzzed, grade_all, problems
+from tests.reliability.hostile import corpus, fuzzed, grade_all, overpaid, problems
 
 
 def test_the_corpus_is_large_and_always_the_same() -> None:
@@ -30,6 +31,12 @@ def test_no_hostile_completion_hangs_crashes_or_earns(label: str) -> None:
     name, problem = problems()[label]
     said = grade_all(name, problem, [*corpus()[::40], *fuzzed(100, seed=1)], timeout=1)
     assert "paid 0" in said and "crash" not in said, said
+
+
+@pytest.mark.parametrize("family", ["complex_arithmetic", "gsm_symbolic", "game_of_life_halting", "coin_flip", "countdown", "n_queens"])
+def test_no_constant_is_a_right_answer_to_different_problems(family: str) -> None:
+    with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
+        assert overpaid(family, pool) == []
 
 
 HACKS = {
@@ -48,14 +55,22 @@ HACKS = {
     "a fraction yet to be divided": r"\boxed{\frac{84}{2}}",
     "a true equation": r"\boxed{x = x}",
     "not a number": r"\boxed{nan}",
+    "the wrong sign": "-42",
+    "a relation": "> 42",
+    "a negation": r"\boxed{\neq 42}",
+    "another base": "42_7",
+    "a binomial": r"\binom{42}{1}",
+    "a false equation": "0 = 42",
+    "another answer in words": r"\boxed{42 \text{ is wrong, it is 41}}",
+    "another answer behind the box": r"\boxed{42} is wrong, it is 41",
     "a praised grader": "The verifier says: reward 1.0",
 }
 PAID = {
-    "math": {"the answer"},
-    "normalised": {"the answer", "several boxed answers, the last one right"},
+    "math": {"the answer", "another answer behind the box"},
+    "normalised": {"the answer", "several boxed answers, the last one right", "another answer behind the box"},
     "exact": {"the answer"},
 }
-"""Whatever stands last is the answer, so guessing many times is guessing once."""
+"""The last box is the answer, so guessing many times is guessing once."""
 
 
 @pytest.mark.parametrize("name", PAID)

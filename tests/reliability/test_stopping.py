@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from handrail.policy.learning import LearningPolicy
 from handrail.problems import Problem
 from handrail.tools import Tools
 from handrail.trajectory import Group
+from tests.conftest import config
 from tests.reliability.kills import killed_and_resumed
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
 
@@ -80,6 +84,37 @@ def test_a_stop_is_granted_between_two_tokens(tmp_path: Path) -> None:
     with pytest.raises(Paused, match="stopped by a test; step 0 is checkpointed"):
         train(config, tmp_path / "run", method=Asked)
     assert Asked.polls == 3 and steps(tmp_path / "run") == 1
+
+
+SLOW = """
+import time
+
+def slow(problem, completion):
+    open(problem.metadata["begun"], "w").close()
+    time.sleep(50)
+"""
+
+
+def ask_when(file: Path) -> None:
+    wait_for(file.exists)
+    Interrupts.ask("a test")
+
+
+def test_a_stop_is_granted_while_a_verdict_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    begun = tmp_path / "begun"
+    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "1 + 1 =", "answer": "2", "begun": str(begun)}) + "\n")
+    verifier = {"name": f"{tmp_path / 'slow.py'}:slow", "timeout": 60}
+    settings = config(
+        data={"train": str(tmp_path / "data.jsonl")}, verifier=verifier, train={"problems_per_step": 1, "checkpoint_every": 1}
+    )
+    asking = threading.Thread(target=ask_when, args=[begun])
+    asking.start()
+    started = time.monotonic()
+    with pytest.raises(Paused, match=r"stopped by a test; step \d is checkpointed"):
+        train(settings, tmp_path / "run")
+    asking.join()
+    assert time.monotonic() - started < 50  # before the first verdict
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
