@@ -27,8 +27,7 @@ def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, opt
     Raises Paused if the disk is full, and UserError if a weight is not finite; what was
     checkpointed before is then still there.
     """
-    if not all(bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad):
-        raise UserError(f"a weight is not finite after step {step}, so it is not checkpointed; {anew(root)}")
+    require_finite(root, step, policy)
     try:
         with whole_directory(root / f"step-{step:06d}") as aside:
             policy.save_state(aside / "model")
@@ -43,6 +42,12 @@ def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, opt
             raise
         raise Paused(no_room_for(root, step, policy)) from error
     prune(root, step, config)
+
+
+def require_finite(root: Path, step: int, policy: LearningPolicy) -> None:
+    """Raises UserError if a weight that is trained is not finite."""
+    if not all(bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad):
+        raise UserError(f"a weight is not finite after step {step}, so it is not kept; {anew(root)}")
 
 
 def no_room_for(root: Path, step: int, policy: LearningPolicy) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -238,15 +238,23 @@ def backbone_measure(
 
 
 def main() -> None:
-    """Entry point: a UserError is one sentence and exit code 2; a run that was paused exits with 75."""
+    """Entry point: a UserError, or a file that the system refuses, is one sentence and exit code 2; a paused run exits with 75."""
     try:
         app()
     except Paused as pause:
         Console(stderr=True, soft_wrap=True).print(str(pause), style="yellow", highlight=False, markup=False)
         sys.exit(RESUME_ME)
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", highlight=False, markup=False)
-        sys.exit(2)
+        refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        refuse(f"{error.filename} cannot be read or written ({error.strerror}); name another")
+
+
+def refuse(sentence: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"error: {sentence}", style="red", highlight=False, markup=False)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

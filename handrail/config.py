@@ -112,9 +112,9 @@ class VerifierConfig(Section):
     """``math`` (math-verify), ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own ``module:function``."""
     extract: str | None = None
     """A regular expression; the last match's first group is the completion's answer (``exact`` and ``normalised``)."""
-    timeout: float = Field(5.0, gt=0)
+    timeout: float = Field(5.0, gt=0, le=86_400)
     """Seconds for one verdict; past it the worker is killed, and the completion is unverified and earns nothing."""
-    memory_gib: float = Field(4.0, gt=0)
+    memory_gib: float = Field(4.0, ge=0.1)
     """GiB of memory that a worker may take; what needs more gets no verdict."""
     workers: int = Field(2, ge=1)
     partial_credit: bool | None = None
@@ -150,7 +150,7 @@ class EndpointConfig(Section):
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; the key itself is never written anywhere."""
     concurrency: int = Field(8, ge=1)
-    timeout: float = Field(60.0, gt=0)
+    timeout: float = Field(60.0, gt=0, le=86_400)
     retries: int = Field(4, ge=0)
     """Further tries, with back-off, on 408, 409, 429, 5xx, time-outs and cut connections."""
     answer_tokens: int = Field(4096, ge=1)
@@ -195,7 +195,7 @@ class TrainConfig(Section):
     problems_per_step: int = Field(16, ge=1)
     updates_per_step: int = Field(1, ge=1)
     """Optimiser updates a step, each on an equal part of its problems."""
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float = Field(1e-6, gt=0, le=10)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
@@ -295,7 +295,7 @@ def set_value(tree: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set takes section.key=value, not {assignment!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
     *sections, key = name.strip().split(".")
     for section in sections:
@@ -315,6 +315,8 @@ def load_config(path: str | Path, assignments: list[str] | None = None) -> Confi
         raise UserError(f"{path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from error
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read") from None
     for assignment in assignments or []:
         set_value(tree, assignment)
     return parse_config(tree, str(path))

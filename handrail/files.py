@@ -110,7 +110,10 @@ def damage(directory: Path) -> str:
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """``directory``, made if need be, as this process's own to write. Raises UserError if another process has it."""
-    make(directory)
+    try:
+        make(directory)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be made ({error.strerror}); choose another --output") from error
     lock = FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()

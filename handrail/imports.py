@@ -19,7 +19,7 @@ def load_attribute(name: str, field: str) -> Any:
     where, _, attribute = name.rpartition(":")
     try:
         module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{field}: {where} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise UserError(f"{field}: {where} has no {attribute!r}")

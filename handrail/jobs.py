@@ -30,7 +30,10 @@ class Job:
     @property
     def summary(self) -> dict[str, Any] | None:
         file = self.directory / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        except ValueError:
+            raise UserError(f"{file} is damaged; delete it, and the run is ended again") from None
 
     @property
     def final_rewards(self) -> dict[str, dict[str, float]]:

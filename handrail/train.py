@@ -141,6 +141,7 @@ class Run:
             self.steps(range((done or 0) + 1, 0 if spent else c.steps + 1), out, budget, Watch(before), progress)
             result: dict[str, Any] = {}
             if self.accelerator.is_main_process:
+                checkpoint.require_finite(out.checkpoints, c.steps, self.policy)
                 with whole_directory(directory / "model") as aside:
                     self.policy.save(aside)
                 result = summary(out, self.config, self.method, budget.spent)

@@ -137,7 +137,9 @@ class Poisoned(Grpo):
         return super().credit(groups, tools)
 
 
-def test_weights_that_are_not_finite_are_not_checkpointed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a weight is not finite after step 1, so it is not checkpointed"):
-        train(config(train={"checkpoint_every": 1, "samples_every": 0}), tmp_path, method=Poisoned)
+@pytest.mark.parametrize("every", [0, 1])
+def test_weights_that_are_not_finite_are_not_kept(every: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a weight is not finite after step 1, so it is not kept"):
+        train(config(train={"steps": 1, "checkpoint_every": every, "samples_every": 0}), tmp_path, method=Poisoned)
+    assert not (tmp_path / "model").exists()
     assert not list((tmp_path / "checkpoints").glob("step-*"))
