@@ -204,6 +204,8 @@ INTEGRAL = Problem("0", "?", "x**2 + C", metadata={"source_dataset": "simple_int
         (TWENTY_FOUR, "6*4*1*1", 0),  # other numbers
         (TWENTY_FOUR, "int('24') if 2*3*4*1 else 0", 0),
         (TWENTY_FOUR, "2*3*4**1", 0),
+        (TWENTY_FOUR, "2*3)*(4*1", 0),
+        (TWENTY_FOUR, "4/2*3/(1-1)", 0),
         (TWENTY_FOUR, "4!*1**(2*3)", 0),
         (TWENTY_FOUR, "3*(4+1)*2-6", 0),
         (COUNTDOWN, "(4 + 3)", 1),
