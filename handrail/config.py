@@ -114,7 +114,7 @@ class VerifierConfig(Section):
     """A regular expression; the last match's first group is the completion's answer (``exact`` and ``normalised``)."""
     timeout: float = Field(5.0, gt=0, le=86_400)
     """Seconds for one verdict; past it the worker is killed, and the completion is unverified and earns nothing."""
-    memory_gib: float = Field(4.0, ge=0.1)
+    memory_gib: float = Field(4.0, ge=0.05)
     """GiB of memory that a worker may take; what needs more gets no verdict."""
     workers: int = Field(2, ge=1)
     partial_credit: bool | None = None

@@ -59,9 +59,9 @@ def _is_literal_or_no_expression(answer: str) -> bool:
     """Whether evaluating it can name nothing, such as the scorer's own variables."""
     try:
         ast.parse(answer.strip(), mode="eval")
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # as for the scorer
         return True
-    with suppress(ValueError):
+    with suppress(ValueError, TypeError, RecursionError, MemoryError):
         ast.literal_eval(answer.strip())
         return True
     return False

@@ -151,12 +151,16 @@ def sweep() -> None:
                 print(f"{family}: not asked: {error}", flush=True)
 
 
-FAMILIES = ("countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "n_queens", "spiral_matrix", "gsm_symbolic")
+SEEDS = {
+    **dict.fromkeys(("countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "n_queens", "spiral_matrix"), 3),
+    "gsm_symbolic": 8,  # 735, which no piece of the generated completions holds
+}
 
 
 def problems() -> dict[str, tuple[str, Problem]]:
     """What is graded: a verifier's name and a problem whose answer no completion gives."""
-    made = {f"reasoning-gym:{name}": ("reasoning-gym", load_problems(f"reasoning-gym:{name}?size=1&seed=3")[0]) for name in FAMILIES}
+    families = {name: load_problems(f"reasoning-gym:{name}?size=1&seed={seed}")[0] for name, seed in SEEDS.items()}
+    made = {f"reasoning-gym:{name}": ("reasoning-gym", problem) for name, problem in families.items()}
     general = {name: (name, Problem("0", "?", ANSWER)) for name in ("math", "exact", "normalised", "task")}
     return {**general, "math, an expression": ("math", Problem("0", "?", r"\frac{x^3 - 7391}{4682 y}")), **made}
 
