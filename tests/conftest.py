@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from handrail.verifier_pool import VerifierPool
 
 HARD = "task:house-rules?level=hard&house=3"
 EASY = "task:house-rules?level=easy"
+
+# A shell starts what it puts into the background with SIGINT ignored, which the runs that tests interrupt would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def config(**changes: Any) -> Config:
