@@ -14,6 +14,9 @@ from handrail.problems import Problem
 from handrail.sources import Loaded, describe, load_problems
 from handrail.verifier_pool import VerifierPool
 
+TOLERATED = 0.05
+"""The share of references that a verifier may refuse before it is said to be at fault, or the data."""
+
 
 def overview(loaded: Loaded, source: str) -> Iterator[str]:
     """What was understood, a fact a line."""
@@ -31,11 +34,11 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
         yield "warning: no references, so no method but grpo has anything to guide with"
 
 
-def refusal(problems: Sequence[Problem], verifier: VerifierPool, tolerated: float = 0.05) -> str | None:
-    """A warning if the verifier pays nothing for more than this share of the references: the commonest silent bug of data."""
+def refusal(problems: Sequence[Problem], verifier: VerifierPool) -> str | None:
+    """A warning if the verifier pays nothing for more than TOLERATED of the references: the commonest silent bug of data."""
     flat = [(problem, text) for problem in problems for text in problem.references[:1]]
     refused = [problem for (problem, _), verdict in zip(flat, verifier.grade(flat), strict=True) if not verdict.reward]
-    if len(refused) <= tolerated * len(flat):
+    if len(refused) <= TOLERATED * len(flat):
         return None
     return f"the verifier refuses {len(refused)} of the first {len(flat)} references, first {place(refused[0])}; see handrail check"
 

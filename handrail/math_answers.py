@@ -85,9 +85,12 @@ def _same_numbers(found: list[Any], gold: list[Any]) -> bool:
     )
 
 
-def _values(read: list[Any]) -> list[complex]:
+def _values(read: list[Any]) -> list[Any]:
+    """As mpmath's numbers, for a float ends at 10^308."""
+    from mpmath import mpmathify
+
     numbers = [_right(each) for each in read if not isinstance(each, str)]
-    return [complex(each.doit().evalf()) for each in numbers if getattr(each, "is_number", False) and getattr(each, "is_finite", False)]
+    return [mpmathify(each.doit().evalf()) for each in numbers if getattr(each, "is_number", False) and getattr(each, "is_finite", False)]
 
 
 def _written(read: list[Any]) -> str:

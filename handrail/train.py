@@ -134,7 +134,8 @@ class Run:
             if done is None:
                 clock = Clock()
                 metrics = self.evaluate(0, out, clock)
-                if warning := refusal([problem for source in self.sources for problem in source[:LOOKED_AT]], self.verifier):
+                looked_at = [problem for source in self.sources for problem in source[:LOOKED_AT]]
+                if self.accelerator.is_main_process and (warning := refusal(looked_at, self.verifier)):
                     metrics["warning"] = warning
                 out.log(0, metrics, clock.seconds)
                 progress(0, c.steps, metrics, clock.seconds)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from handrail.check import TOLERATED
+
 SURPRISING = 0.01
 """A reference token whose probability is below it is one that the model would hardly ever write."""
 
@@ -15,7 +17,7 @@ def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
     tried = sum(kinds.values()) - kinds["not_sampled"]
     refused = found["faults"].get("reference_rejected", 0)
     first = []
-    if refused > 0.05 * found["with_reference"]:
+    if refused > TOLERATED * found["with_reference"]:
         first = [f"First of all: the verifier refuses {refused} of {found['with_reference']} references; mend the verifier, or the data."]
     method, reasons = _method(found, kinds["all_wrong"], tried)
     if kinds["all_right"] > tried / 2:
