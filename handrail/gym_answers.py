@@ -33,7 +33,7 @@ def shown(family: str, answer: str, entry: Mapping[str, Any]) -> str | None:
         case "countdown":
             admitted = bool(OPERATIONS.fullmatch(answer))
         case "puzzle24":  # the family takes any four numbers, and 24.5 for 24
-            same = sorted(map(int, re.findall(r"\d+", answer))) == sorted(metadata["numbers"])
+            same = sorted(re.findall(r"\d+", answer)) == sorted(map(str, metadata["numbers"]))
             admitted = same and bool(OPERATIONS.fullmatch(answer)) and _is_24(answer)
         case "complex_arithmetic":  # it takes what is not a number for one at no distance
             admitted = bool(COMPLEX_NUMBER.fullmatch(answer))

@@ -86,11 +86,12 @@ def _same_numbers(found: list[Any], gold: list[Any]) -> bool:
 
 
 def _values(read: list[Any]) -> list[Any]:
-    """As mpmath's numbers, for a float ends at 10^308."""
-    from mpmath import mpmathify
+    """As mpmath's numbers, for a float ends at 10^308; not a number where sympy finds none."""
+    from mpmath import mpmathify, nan
 
     numbers = [_right(each) for each in read if not isinstance(each, str)]
-    return [mpmathify(each.doit().evalf()) for each in numbers if getattr(each, "is_number", False) and getattr(each, "is_finite", False)]
+    finite = [each.doit().evalf() for each in numbers if getattr(each, "is_number", False) and getattr(each, "is_finite", False)]
+    return [mpmathify(each) if each.is_finite else nan for each in finite]
 
 
 def _written(read: list[Any]) -> str:
