@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Literal
 
 from handrail.problems import Problem
 from handrail.seeds import derive
@@ -12,23 +14,37 @@ HELD_OUT = 5
 """Every fifth template is one of split ``test``: 17 of 85."""
 
 
-def problems(n: int = 1000, seed: int = 0, split: Split = "train") -> list[Problem]:
+Level = Literal["all", "short"]
+LINES, LARGEST = 3, 50
+"""Of level ``short``: the worked solution's steps at most, and the largest of its numbers, which are whole ones."""
+DRAWN = {"all": 2 * HELD_OUT, "short": 100 * HELD_OUT}
+"""How many problems of the family are drawn for one that is kept; most are never made."""
+
+
+def problems(n: int = 1000, seed: int = 0, split: Split = "train", level: Level = "all") -> list[Problem]:
     """``n`` distinct problems of the templates of ``split``, with the worked solutions that the family carries."""
-    return list(_generate(n, seed, split))
+    return list(_generate(n, seed, split, level))
 
 
-def _generate(n: int, seed: int, split: Split) -> Iterator[Problem]:
+def is_short(solution: str) -> bool:
+    """Whether a worked solution is of level ``short``; its last line names the answer."""
+    numbers = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", solution)]
+    steps = solution.strip().splitlines()[:-1]
+    return len(steps) <= LINES and all(number.is_integer() and number <= LARGEST for number in numbers)
+
+
+def _generate(n: int, seed: int, split: Split, level: Level) -> Iterator[Problem]:
     from reasoning_gym import create_dataset
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
 
     test = set(tasks_ok[::HELD_OUT])
-    data = create_dataset("gsm_symbolic", seed=derive("gsm-symbolic", seed) % 2**40, size=2 * HELD_OUT * n + 200)
+    data = create_dataset("gsm_symbolic", seed=derive("gsm-symbolic", seed) % 2**40, size=DRAWN[level] * n + 200)
     seen: set[str] = set()
     for index, template in enumerate(data.task_indices):
         if (template in test) != (split == "test"):
             continue
         entry = data[index]
-        if entry["question"] in seen:
+        if entry["question"] in seen or level == "short" and not is_short(entry["metadata"]["answer_cot"]):
             continue
         seen.add(entry["question"])
         metadata = {**entry["metadata"], "template": template}
