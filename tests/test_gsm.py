@@ -56,3 +56,10 @@ def test_short_is_of_three_steps_and_small_whole_numbers(solution: str, short: b
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(UserError, match="level"):
         load_problems("task:gsm-symbolic?n=5&level=tiny")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_as_many_as_a_level_allows_are_there_and_more_are_refused(split: str) -> None:
+    assert len(load_problems(f"task:gsm-symbolic?n=2000&level=short&split={split}")) == 2000
+    with pytest.raises(UserError, match="2000|2,000|2001"):
+        load_problems(f"task:gsm-symbolic?n=2001&level=short&split={split}")

@@ -36,7 +36,7 @@ def _gym(family: gym.Family) -> Task:
 
 TASKS = {
     "house-rules": Task(house_rules.problems, _house_rules_ranges),
-    "gsm-symbolic": Task(gsm.problems, lambda options: {"n": range(1, 20_001)}),
+    "gsm-symbolic": Task(gsm.problems, lambda options: {"n": range(1, gsm.MOST[options["level"]] + 1)}),
     **{name: _gym(family) for name, family in gym.FAMILIES.items()},
 }
 

@@ -12,13 +12,13 @@ from handrail.tasks.house_rules import Split
 
 HELD_OUT = 5
 """Every fifth template is one of split ``test``: 17 of 85."""
-
-
 Level = Literal["all", "short"]
 LINES, LARGEST = 3, 50
 """Of level ``short``: the worked solution's steps at most, and the largest of its numbers, which are whole ones."""
 DRAWN = {"all": 2 * HELD_OUT, "short": 100 * HELD_OUT}
 """How many problems of the family are drawn for one that is kept; most are never made."""
+MOST = {"all": 20_000, "short": 2_000}
+"""How many distinct problems a level is asked for at most."""
 
 
 def problems(n: int = 1000, seed: int = 0, split: Split = "train", level: Level = "all") -> list[Problem]:
