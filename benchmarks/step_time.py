@@ -25,6 +25,7 @@ import torch
 from transformers.utils import logging
 
 from handrail.config import Config, ModelConfig, parse_config
+from handrail.interrupts import Interrupts
 from handrail.policy.loading import load_model
 from handrail.problems import Problem
 from handrail.run_directory import RunDirectory
@@ -90,7 +91,7 @@ class Handrail:
     """Steps of the real loop."""
 
     def __init__(self, config: Config, directory: Path, verifier: VerifierPool) -> None:
-        self.run, self.number = Run(config, None, verifier), 0
+        self.run, self.number = Run(config, None, verifier, Interrupts("stopping")), 0
         self.out = RunDirectory(directory, config, None)
 
     def step(self) -> Times:

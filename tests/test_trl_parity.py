@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks import step_time
 from handrail import Group
 from handrail.batch import Inputs, pack
 from handrail.config import RolloutConfig
@@ -24,6 +25,14 @@ from handrail.update import Update
 from tests.conftest import config
 
 LENGTH = 16
+
+
+def test_the_benchmark_measures_both(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_time, "measured_apart", lambda who, arguments: 2.0**20)  # two more processes
+    step_time.main(["--rounds", "1", "--problems", "2", "--group-size", "2", "--tokens", "4", "--dead", "0.5"])
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert {"grpo", "luffy", "sort", "TRL"} <= rows.keys()
+    assert all(rows[name][7] == "16" for name in ("grpo", "luffy", "sort", "TRL"))  # tokens sampled: 2 · 2 · 4
 
 
 def gradient(model: Any) -> dict[str, torch.Tensor]:

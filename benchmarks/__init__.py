@@ -1,0 +1,1 @@
+"""What is measured beside the tests; each file says how it is run."""
