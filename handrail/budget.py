@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,11 @@ class Budget:
         """Takes one step off."""
         self.tokens += metrics["tokens/sampled"]
         self.seconds += training_seconds(seconds)
+
+    def last_step(self, step: int) -> int:
+        """The number of the last step, as far as can be told from those up to ``step``."""
+        uses = ((self.config.token_budget, self.tokens), (self.config.seconds_budget, self.seconds))
+        return min([self.config.steps, *(max(step, math.ceil(limit * step / used)) for limit, used in uses if limit and used)])
 
     @property
     def spent(self) -> Literal["", "tokens", "seconds"]:

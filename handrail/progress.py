@@ -54,7 +54,7 @@ class Bars:
             return
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=steps, status="")
-        self.bars.update(self.tasks[name], completed=step, status=text)
+        self.bars.update(self.tasks[name], completed=step, total=steps, status=text)
 
 
 @contextmanager

@@ -58,8 +58,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains as ``config`` says, writes the run directory ``output`` and returns its summary.
 
-    ``method`` stands in for the configured one, with its own settings unless the configuration names it; ``progress`` is
-    called after every step with its metrics and seconds. SIGINT or SIGTERM stops the run with a checkpoint; a second one at once.
+    ``method`` stands in for the configured one, with its own settings unless the configuration names it; ``progress`` is called
+    after every step with its number, the last one's as far as a budget lets it be foretold, its metrics and its seconds by part.
+    SIGINT or SIGTERM stops the run with a checkpoint; a second one at once.
     Raises UserError, before anything is written, for whatever cannot be used, and Paused where the run was stopped to be resumed.
     """
     if not isinstance(config, Config):
@@ -161,7 +162,7 @@ class Run:
             if last or (self.config.eval.every and step % self.config.eval.every == 0):
                 metrics |= self.evaluate(step, out, clock)
             out.log(step, metrics, clock.seconds)
-            progress(step, c.steps, metrics, clock.seconds)
+            progress(step, budget.last_step(step), metrics, clock.seconds)
             if c.checkpoint_every and (step % c.checkpoint_every == 0 or last):
                 self.checkpoint(step, out)
             if last:
@@ -194,7 +195,7 @@ class Run:
             metrics = StepMetrics(groups)
             with clock("guide"):
                 groups = self.method.guide(groups, tools)
-        if self.policy.sampler and self.config.train.updates_per_step > 1:
+        if self.policy.draws_otherwise and self.config.train.updates_per_step > 1:
             with clock("update"):
                 groups = self.policy.anchored(groups)
         for part in split(groups, self.config.train.updates_per_step):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from handrail import UserError, train
+from handrail.budget import Budget
 from handrail.resources import Clock, Forecast, spoken
 from tests.conftest import Handrail, config
 from tests.models import save_chat_model
@@ -16,21 +18,31 @@ from tests.test_cli import configured
 SECONDS = {"sample": 2.0, "verify": 0.5, "update": 1.5}
 
 
-def test_the_forecast_counts_steps_and_evaluations_or_the_budget() -> None:
-    tokens = {"tokens/sampled": 100}
+def test_the_forecast_counts_steps_and_evaluations() -> None:
     forecast = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))
     assert forecast(0, 31, {}, {"evaluate": 30.0}) is None
-    said = forecast(1, 31, tokens, SECONDS)
+    said = forecast(1, 31, {}, SECONDS)
     assert (
         said
         and said.startswith("first step: 4.0 s (sample 2.0, update 1.5), at most ")
         and said.endswith("about 4 min for the 30 steps left")
     )
-    assert forecast(2, 31, tokens, SECONDS) is None  # 30·4 + (3 + 1)·30 = 240 s
-    said = Forecast(config(train={"token_budget": 1000}))(1, 500, tokens, SECONDS)
-    assert said and said.endswith("about 40 s for the 10 steps left")
-    said = Forecast(config(train={"seconds_budget": 60.0}))(1, 500, tokens, SECONDS)
-    assert said and "about 60 s" in said
+    assert forecast(2, 31, {}, SECONDS) is None  # 30·4 + (3 + 1)·30 = 240 s
+    resumed = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))(1, 31, {}, SECONDS)
+    assert resumed and resumed.endswith("about 2 min for the 30 steps left, evaluation aside")
+    bare = Forecast(config())(1, 31, {}, SECONDS)
+    assert bare and bare.endswith("about 2 min for the 30 steps left")
+
+
+def test_the_last_step_under_a_budget_is_foretold_from_all_steps_so_far() -> None:
+    before = [{"tokens/sampled": tokens} for tokens in (100, 300)]
+    budget = Budget(config(train={"steps": 50, "token_budget": 2000}).train, before, [SECONDS] * 2)
+    assert budget.last_step(2) == 10  # 200 tokens a step
+    budget.spend({"tokens/sampled": 1600}, SECONDS)
+    assert budget.last_step(3) == 3 and budget.spent == "tokens"
+    assert Budget(config(train={"steps": 50, "seconds_budget": 60.0}).train, before, [SECONDS] * 2).last_step(2) == 15
+    assert Budget(config(train={"steps": 5, "token_budget": 2000}).train, before, [SECONDS] * 2).last_step(2) == 5
+    assert Budget(config(train={"steps": 50, "token_budget": 2000}).train, [], []).last_step(1) == 50  # nothing sampled yet
 
 
 def test_durations_are_spoken() -> None:
@@ -41,6 +53,19 @@ def test_durations_are_spoken() -> None:
 def test_out_of_memory_names_what_to_lower(part: str, named: str) -> None:
     with pytest.raises(UserError, match=f"out of memory .*{named}"), Clock()(part):
         torch.empty(10**16)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when")]
+)
+def test_a_model_that_does_not_fit_is_said_in_a_sentence(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Accelerator, model: object) -> object:
+        raise error
+
+    monkeypatch.setattr(Accelerator, "prepare", full)
+    with pytest.raises(UserError, match="out of memory while loading the model"):
+        train(config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_errors_are_left_alone() -> None:

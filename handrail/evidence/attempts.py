@@ -14,6 +14,7 @@ from handrail.backbones import locate
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.files import write_whole
+from handrail.memory import enough_memory
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.seeds import derive
@@ -76,7 +77,8 @@ class Attempting:
         return done
 
     def _graded(self, problems: Sequence[Problem]) -> list[Attempts]:
-        drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in problems], self.samples)
+        with enough_memory("sample"):
+            drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in problems], self.samples)
         items = [(problem, rollout.text) for problem, rollouts in zip(problems, drawn, strict=True) for rollout in rollouts]
         verdicts = iter(self.verifier.grade(items, answers=True))
         out = []
