@@ -56,7 +56,8 @@ class Update:
             figures["loss"] = figures.get("loss", 0.0) + loss
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             figures[f"grad_norm/{origin}"] = distance(gradients, before)
-            before = [gradient.clone() for gradient in gradients] if origin != active[-1] else []
+            # Kept on the CPU: for a metric alone, a GPU should not have to hold a second gradient.
+            before = [gradient.to("cpu", copy=True) for gradient in gradients] if origin != active[-1] else []
         if active:
             figures["grad_norm/all"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
             if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
