@@ -107,6 +107,22 @@ def test_the_gradient_is_that_of_rows_read_alone_whether_prompts_are_shared_or_n
         torch.testing.assert_close(apart[name], value, atol=2e-5 * scale + 1e-7, rtol=1e-4)
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_the_model_that_synchronises_is_called_once_whatever_the_length(length: int, words: Path, tmp_path: Path) -> None:
+    policy = made(ATTENTION["grouped queries"], words, tmp_path)
+    calls = []
+
+    def synchronising(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        return policy.bare_model(*arguments, **named)
+
+    rows = [list(range(50, 50 + length)), list(range(60, 60 + length))]
+    logp, _ = policy.forward(Inputs.of([PROMPTS[1]] * 2, rows), model=synchronising)
+    assert len(calls) == 1
+    for row, found in zip(rows, logp, strict=True):
+        torch.testing.assert_close(found, alone(policy, PROMPTS[1], row))
+
+
 def test_a_completion_does_not_depend_on_when_others_leave(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
     drawn = []

@@ -69,6 +69,22 @@ def test_a_reference_ends_in_the_end_token(chat_model: Path) -> None:
     assert policy.tokenizer.decode(tokens) == "2 + 3 = 5<|end|>"
 
 
+@pytest.mark.parametrize("closing", ["", "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"])
+def test_a_turn_ends_as_the_template_ends_it_whatever_the_tokenizer_ends_a_text_with(
+    closing: str, chat_model: Path, tmp_path: Path
+) -> None:
+    model, words = AutoModelForCausalLM.from_pretrained(chat_model), AutoTokenizer.from_pretrained(chat_model)
+    turn_end, words.eos_token = words.eos_token_id, "<|system|>"
+    words.chat_template += closing
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    policy = policy_of(tmp_path, rollout={"max_tokens": 24})
+    assert policy.end == turn_end and policy.ends == {turn_end, words.eos_token_id}
+    torch.manual_seed(1)
+    assert turn_end in {row.completion[-1] for row in policy.sample(prompts(policy)[:1], 32)[0] if row.finished}
+
+
 def prompts(policy: TransformersPolicy) -> list[list[int]]:
     return [policy.encode_prompt(Problem("p", text, "")) for text in ("2?", "What is 2 + 3?", "what is two and three and three and two?")]
 

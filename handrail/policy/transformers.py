@@ -16,6 +16,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from handrail.batch import Inputs, by_budget
 from handrail.config import Config
 from handrail.errors import UserError
+from handrail.memory import enough_memory
 from handrail.policy.attention import share_on_cpu
 from handrail.policy.decoding import Drawn, decode, positions
 from handrail.policy.loading import load_model
@@ -38,17 +39,18 @@ class TransformersPolicy:
         self.poll: Callable[[], None] = lambda: None
         """Called between the tokens of what is sampled; what it raises ends the sampling."""
         model, self.tokenizer = load_model(config.model, field, self.kept_in)
-        ends = model.generation_config.eos_token_id
-        self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        if accelerator.device.type == "cpu" and config.model.attention == "auto":
-            share_on_cpu(model)
-        self.shares_prompts = can_share_prompts(model)
-        self.model = self._prepared(model)
-        self.temperature = config.rollout.temperature or 1.0
         self.chat = bool(self.tokenizer.chat_template) if config.data.chat is None else config.data.chat
         if self.chat and not self.tokenizer.chat_template:
             raise UserError(f"data.chat is on, but the tokenizer of {config.model.path} has no chat template; set data.chat = false")
         self.end = self._turn_end()
+        ends = model.generation_config.eos_token_id
+        self.ends = {self.end, self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        if accelerator.device.type == "cpu" and config.model.attention == "auto":
+            share_on_cpu(model)
+        self.shares_prompts = can_share_prompts(model)
+        with enough_memory("load"):
+            self.model = self._prepared(model)
+        self.temperature = config.rollout.temperature or 1.0
 
     @property
     def kept_in(self) -> str:
@@ -110,21 +112,25 @@ class TransformersPolicy:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _turn_end(self) -> int:
-        """The end token that the chat template puts behind the assistant's words; it need not be the tokenizer's."""
+        """The special token that the chat template puts behind the assistant's words; it need not be the tokenizer's end token."""
+        eos = int(self.tokenizer.eos_token_id)
         if self.chat:
-            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-            rendered = self.tokenizer.encode(self.tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
-            last = next((token for token in reversed(rendered) if token in self.ends), None)
-            if last is not None:
-                return int(last)
-        return int(self.tokenizer.eos_token_id)
+            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "answered"}]
+            behind = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answered")[2]
+            special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+            return next((token for token in self.tokenizer.encode(behind, add_special_tokens=False) if token in special), eos)
+        return eos
+
+    @property
+    def drawn_at_once(self) -> int:
+        return self.config.rollout.batch_size
 
     def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int | None = None) -> list[list[Trajectory]]:
         rollout = self.config.rollout
         flat = [prompt for prompt in prompts for _ in range(n)]
         drawn: list[Trajectory] = []
-        for at in range(0, len(flat), rollout.batch_size):
-            part = flat[at : at + rollout.batch_size]
+        for at in range(0, len(flat), self.drawn_at_once):
+            part = flat[at : at + self.drawn_at_once]
             drawn += map(self._trajectory, part, self._draw(part, max_tokens or rollout.max_tokens))
         return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
 
@@ -151,7 +157,7 @@ class TransformersPolicy:
     def _logits(self, inputs: Inputs, model: Any) -> list[Tensor]:
         """Those that predict the completions' tokens, [B, T, V] in pieces of T. Only these are ever computed."""
         mask, width = inputs.whole_mask, inputs.completion.shape[1]
-        if not (self.shares_prompts and inputs.share_prompts):
+        if width == 1 or not (self.shares_prompts and inputs.share_prompts):
             out = model(
                 input_ids=inputs.whole, attention_mask=mask, position_ids=positions(mask), logits_to_keep=width + 1, use_cache=False
             )
@@ -162,8 +168,6 @@ class TransformersPolicy:
             input_ids=inputs.prompt, attention_mask=inputs.prompt_mask, position_ids=positions(inputs.prompt_mask),
             past_key_values=cache, use_cache=True, logits_to_keep=1,
         ).logits[inputs.prompt_of]  # fmt: skip
-        if width == 1:
-            return [first]
         cache.reorder_cache(inputs.prompt_of)
         rest = model(
             input_ids=inputs.completion[:, :-1], attention_mask=mask[:, :-1],
