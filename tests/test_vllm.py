@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from tests.models import save_chat_model
 
@@ -77,6 +77,19 @@ def test_it_takes_the_trainers_weights_after_every_update_and_learns_like_transf
     assert all(row["sampler/gap"] < 1e-4 for row in theirs)
     for rows in (ours, theirs):
         assert rewards(rows)[0] < 0.1 and fmean(rewards(rows)[-3:]) > 0.9
+
+
+def test_experts_that_a_checkpoint_holds_one_by_one_arrive(root: Path) -> None:
+    words = AutoTokenizer.from_pretrained(root / "model")
+    mixture = MixtralConfig(
+        vocab_size=len(words), hidden_size=128, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=4, max_position_embeddings=256, eos_token_id=words.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MixtralForCausalLM(mixture).save_pretrained(root / "mixture")
+    words.save_pretrained(root / "mixture")
+    rows = trained(root / "mixed", model={"path": str(root / "mixture")}, train={"steps": 2})
+    assert all(row["sampler/gap"] < 1e-3 for row in rows)
 
 
 def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transformers(root: Path) -> None:

