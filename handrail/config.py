@@ -254,6 +254,12 @@ class Config(Section):
     endpoint: EndpointConfig | None = None
     compare: CompareConfig = CompareConfig()
 
+    @model_validator(mode="after")
+    def _samples_as_kept(self) -> Config:
+        if self.lora and self.sampler.name == "transformers" and self.sampler.dtype not in ("auto", self.model.dtype):
+            raise ValueError("with [lora] the trained model itself samples, in model.dtype; leave sampler.dtype out")
+        return self
+
     @property
     def sampling_dtype(self) -> str:
         return self.model.dtype if self.sampler.dtype == "auto" else self.sampler.dtype

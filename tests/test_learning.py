@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from accelerate import Accelerator
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
 
 from handrail import Group, Method, UserError, train
 from handrail.batch import Inputs
+from handrail.config import LoraConfig
+from handrail.policy.adapters import with_adapter
 from handrail.policy.decoding import CopySampler
 from handrail.policy.learning import LearningPolicy
 from handrail.policy.loading import load_model
@@ -26,6 +29,7 @@ from tests.test_golden import ScriptedGrpo
 from tests.test_train import Scripted, lines
 
 LORA = {"rank": 4, "alpha": 8.0}
+TINY_OPT: dict[str, Any] = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +82,53 @@ def test_an_adapter_over_bfloat16_weights_learns_in_float32(tmp_path: Path) -> N
     train(changed, tmp_path / "run", method=Repairing)
     adapter = load_file(tmp_path / "run/model/adapter_model.safetensors")
     assert {value.dtype for value in adapter.values()} == {torch.float32}
-    losses = [row["loss"] for row in lines(tmp_path / "run/metrics.jsonl")[1:]]
-    assert losses[-1] < losses[0]
+    rows = lines(tmp_path / "run/metrics.jsonl")[1:]
+    assert rows[-1]["loss"] < rows[0]["loss"] and all(0 < row["sampler/gap"] < 0.1 for row in rows)  # drawn without the trainer's rounding
+    policy = LearningPolicy(changed, Accelerator(cpu=True))
+    assert policy.correction == 2 and set(policy.sample([[5, 6, 7]], 1)[0][0].old) == {None}
+
+
+def test_an_adapter_samples_in_the_precision_of_its_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the trained model itself samples, in model.dtype; leave sampler.dtype out"):
+        config(lora=LORA, model={"dtype": "bfloat16"}, sampler={"dtype": "float32"})
 
 
 def test_targets_that_name_no_layer_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lora.targets = \['nowhere'\]"):
         train(config(lora={"targets": ["nowhere"]}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_layer_whose_weights_are_anothers_too_takes_no_adapter() -> None:
+    tied, untied = (
+        AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, tie_word_embeddings=tied))
+        for tied in (True, False)
+    )
+    targets = LoraConfig(targets=["q_proj", "lm_head"])
+    with pytest.raises(UserError, match="lm_head shares its weights"):
+        with_adapter(tied, targets, "base", 0)
+    with_adapter(untied, targets, "base", 0)
+
+
+def test_an_adapter_that_peft_wrote_has_its_models_tokenizer(chat_model: Path, tmp_path: Path) -> None:
+    train(config(model={"path": str(chat_model)}, lora=LORA, rollout={"max_tokens": 8}, train={"steps": 1}), tmp_path / "run")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "run/model" / file).unlink()
+    _, words = load_model(config(model={"path": str(tmp_path / "run/model")}).model)
+    assert words.chat_template
+
+
+def test_a_model_whose_defaults_contradict_themselves_is_saved(chat_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(chat_model, tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": 0}')
+    train(
+        config(
+            model={"path": str(tmp_path / "model")}, lora={**LORA, "save": "merged"}, rollout={"max_tokens": 8},
+            train={"steps": 1, "checkpoint_every": 0},
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+    assert (tmp_path / "run/model/model.safetensors").exists()
 
 
 def test_an_adapter_that_is_no_safetensors_is_not_read(tmp_path: Path) -> None:
@@ -141,6 +184,21 @@ def test_checkpointing_really_computes_activations_again(chat_model: Path) -> No
     assert calls == [1, 2]
 
 
+@pytest.mark.parametrize("kind", [GPT2Config(n_embd=32, n_layer=2, n_head=4), OPTConfig(**TINY_OPT)])
+def test_checkpointed_activations_are_those_of_the_model_that_sampled_without_dropout(kind: Any, chat_model: Path, tmp_path: Path) -> None:
+    words = AutoTokenizer.from_pretrained(chat_model)
+    kind.vocab_size, kind.eos_token_id, kind.pad_token_id, kind.bos_token_id = len(words), words.eos_token_id, None, None
+    AutoModelForCausalLM.from_config(kind).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    inputs, found = Inputs.of([[5, 6]], [[7, 8]]), []
+    for again in (False, True):
+        policy = LearningPolicy(config(model={"path": str(tmp_path), "gradient_checkpointing": again}), Accelerator(cpu=True))
+        logp, _ = policy.forward(inputs)
+        logp.sum().backward()
+        found.append((logp.detach(), next(policy.bare_model.parameters()).grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_the_divergence_is_from_the_model_as_it_was_and_holds_the_learner_back(lora: dict[str, Any] | None, tmp_path: Path) -> None:
     extra = {"lora": lora} if lora else {}
@@ -172,6 +230,10 @@ def test_in_bfloat16_a_copy_samples_and_follows_the_learner(tmp_path: Path) -> N
     train(config(**{**changes, "train": {**changes["train"], "steps": 1, "checkpoint_every": 1}}), tmp_path / "parts", method=Repairing)
     train(config(**changes), tmp_path / "parts", method=Repairing, resume=True)
     assert lines(tmp_path / "parts/metrics.jsonl") == lines(tmp_path / "run/metrics.jsonl")
+    policy = LearningPolicy(config(**changes), Accelerator(cpu=True))
+    assert isinstance(policy.sampler, CopySampler) and {p.dtype for p in policy.sampler.model.parameters()} == {torch.bfloat16}
+    copied, ours = (model.model.rotary_emb.inv_freq for model in (policy.sampler.model, policy.bare_model))
+    assert torch.equal(copied, ours)  # in bfloat16 distant positions would be others
     frozen = {**changes, "sampler": {"most_gap": 0.1}}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"sampler's log-probabilities are .* nats from"):
         patch.setattr(CopySampler, "take", lambda self, weights: None)  # it stays behind

@@ -20,7 +20,10 @@ from handrail.seeds import derive
 
 
 def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
-    """``model`` with new adapters in float32, the same for the same ``seed``. Raises UserError if ``lora.targets`` names no layer."""
+    """``model`` with new adapters in float32, the same for the same ``seed``.
+
+    Raises UserError if ``lora.targets`` names no layer, or one whose weights are another's too: merged, the adapter would change both.
+    """
     torch.manual_seed(derive(seed, "lora") % 2**32)
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
@@ -28,6 +31,10 @@ def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
         adapted = get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"lora.targets = {config.targets!r}: {str(error).splitlines()[0]}") from error
+    tied = {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and name in tied:
+            raise UserError(f"lora.targets = {config.targets!r}: {name} shares its weights with another layer; leave it out")
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 

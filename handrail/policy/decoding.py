@@ -148,7 +148,9 @@ class CopySampler:
     """Samples from a bfloat16 copy of a float32 model: to cast all weights anew for every token would cost more than the token."""
 
     def __init__(self, model: Any, temperature: float, ends: set[int], device: torch.device) -> None:
-        self.model = copy.deepcopy(model).to(device, torch.bfloat16).requires_grad_(False).eval()
+        self.model = copy.deepcopy(model).to(device).requires_grad_(False).eval()
+        for parameter in self.model.parameters():  # not the buffers: positions need all digits of the rotary frequencies
+            parameter.data = parameter.data.bfloat16()
         self.temperature, self.ends = temperature, ends
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from handrail.backbones import locate
 from handrail.batch import Inputs
@@ -20,7 +22,7 @@ from handrail.policy.adapters import load_adapter, merged, with_adapter
 from handrail.policy.decoding import CopySampler, Drawn
 from handrail.policy.loading import load_model
 from handrail.policy.transformers import TransformersPolicy
-from handrail.policy.vllm import VllmSampler
+from handrail.policy.vllm import INSTEAD, VllmSampler
 from handrail.trajectory import Group, Origin, Trajectory
 
 COMPARED = 2
@@ -34,10 +36,13 @@ class LearningPolicy(TransformersPolicy):
         """``keep_start``: the model as it is now stays at hand, see ``frozen``. Raises UserError where the model cannot be had."""
         self.keep_start = keep_start
         self.start: Any = None
+        self.checkpointed: list[nn.Module] = []
         self.sampler: VllmSampler | CopySampler | None = None
         super().__init__(config, accelerator)
         if config.sampler.name == "vllm":
-            self.sampler = VllmSampler(config, self.bare_model, self.ends)
+            if accelerator.num_processes > 1:
+                raise UserError(f'sampler.name is "vllm", which samples in a single process, not in {accelerator.num_processes}; {INSTEAD}')
+            self.sampler = VllmSampler(config, self.bare_base, self.ends)
         self.handed_over = False
 
     @property
@@ -45,11 +50,23 @@ class LearningPolicy(TransformersPolicy):
         return self.config.model.dtype if self.config.lora else "float32"
 
     @property
+    def bare_base(self) -> Any:
+        """The model below the adapters, if there are any."""
+        return self.bare_model.get_base_model() if self.config.lora else self.bare_model
+
+    @property
+    def draws_otherwise(self) -> bool:
+        """Whether rollouts are drawn with other probabilities than the trainer computes: by another program, or with other rounding."""
+        return self.sampler is not None or self.config.model.dtype == "bfloat16"
+
+    @property
     def correction(self) -> float:
         """The cap of importance weights, where it is not this model that samples; 0 for none."""
-        return self.config.sampler.correction if self.sampler else 0.0
+        return self.config.sampler.correction if self.draws_otherwise else 0.0
 
     def _prepared(self, model: Any) -> Any:
+        # Some published models state a temperature without do_sample, which is refused on saving.
+        model.generation_config.do_sample = True
         reduced = self.config.sampling_dtype == "bfloat16" and self.kept_in == "float32"
         if reduced and self.config.sampler.name == "transformers":
             self.sampler = CopySampler(model, self.config.rollout.temperature, self.ends, self.accelerator.device)
@@ -59,13 +76,14 @@ class LearningPolicy(TransformersPolicy):
             self.start = copy.deepcopy(model).to(self.accelerator.device).requires_grad_(False).eval()
         if self.config.model.gradient_checkpointing:
             self.shares_prompts = False  # what is not kept cannot be shared
-            no_dropout(model)
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.checkpointed = [without_dropout(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         return self.accelerator.prepare(model)
 
     def forward(self, inputs: Inputs, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
-        # transformers checkpoints activations in training mode only; otherwise without dropout, as it was sampled.
-        self.model.train(self.config.model.gradient_checkpointing and torch.is_grad_enabled())
+        self.model.eval()  # without dropout and the like, as it was sampled
+        for layer in self.checkpointed:  # transformers checkpoints activations in training mode only
+            layer.training = torch.is_grad_enabled()
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.model.dtype == "bfloat16"):
             return super().forward(inputs, with_entropy, model)
 
@@ -85,9 +103,13 @@ class LearningPolicy(TransformersPolicy):
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor once, by transformers' names, with adapters merged in."""
-        base = self.bare_model.get_base_model() if self.config.lora else self.bare_model
+        base = self.bare_base
         named = merged(base) if self.config.lora else base.state_dict().items()
         return ((name, value.detach()) for name, value in named if name not in base.all_tied_weights_keys)
+
+    @property
+    def drawn_at_once(self) -> int:
+        return sys.maxsize if isinstance(self.sampler, VllmSampler) else super().drawn_at_once  # vLLM makes its own batches
 
     def _draw(self, prompts: list[list[int]], max_tokens: int) -> list[Drawn]:
         if self.sampler is None:
@@ -99,7 +121,7 @@ class LearningPolicy(TransformersPolicy):
 
     def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
         trajectory = super()._trajectory(prompt, drawn)
-        return replace(trajectory, old=[None] * len(trajectory)) if self.sampler else trajectory
+        return replace(trajectory, old=[None] * len(trajectory)) if self.draws_otherwise else trajectory
 
     def gap(self, groups: Sequence[Group]) -> dict[str, float]:
         """How far the sampler's log-probabilities of the first rollouts are from this model's; nothing where it samples itself.
@@ -107,7 +129,7 @@ class LearningPolicy(TransformersPolicy):
         Raises UserError where rounding cannot explain it.
         """
         rollouts = [rollout for group in groups for rollout in group.rollouts][:COMPARED]
-        if self.sampler is None or not rollouts:
+        if not self.draws_otherwise or not rollouts:
             return {}
         scored = torch.cat(self.score([rollout.prompt for rollout in rollouts], [rollout.completion for rollout in rollouts]))
         gap = (scored - torch.tensor([logp for rollout in rollouts for logp in rollout.behaviour])).abs().mean().item()
@@ -134,18 +156,14 @@ class LearningPolicy(TransformersPolicy):
     def save(self, directory: Path) -> None:
         """Writes model and tokenizer so that transformers loads them, or the adapter so that peft does."""
         if self.config.lora and self.config.lora.save == "merged":
-            base = self.bare_model.get_base_model()
-            base.save_pretrained(directory, state_dict=dict(self.weights()))
+            self.bare_base.save_pretrained(directory, state_dict=dict(self.weights()))
             self.tokenizer.save_pretrained(directory)
         else:
             self.save_state(directory)
 
     def save_state(self, directory: Path) -> None:
         """Writes what learns, and the tokenizer."""
-        model = self.bare_model
-        # Some published models state a temperature without do_sample, which is refused on saving.
-        model.generation_config.do_sample = True
-        model.save_pretrained(directory)
+        self.bare_model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
     def load_state(self, directory: Path) -> None:
@@ -164,9 +182,9 @@ class LearningPolicy(TransformersPolicy):
             )
 
 
-def no_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010
+def without_dropout(layer: nn.Module) -> nn.Module:
+    """``layer`` without the dropout that it applies itself; that of its parts depends on their own mode."""
+    for name, value in vars(layer).items():
+        if "dropout" in name and isinstance(value, float):
+            setattr(layer, name, 0.0)
+    return layer

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from handrail.backbones import locate
 from handrail.config import ModelConfig
 from handrail.errors import UserError
+from handrail.memory import enough_memory
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -29,7 +30,8 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
     if path.suffix == ".gguf" and not path.is_file():
         raise UserError(f"{field}: there is no file {config.path}")
     try:
-        model, tokenizer = _reader(path)(config, dtype)
+        with enough_memory("load"):
+            model, tokenizer = _reader(path)(config, dtype)
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -78,6 +80,7 @@ def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
     if not (Path(config.path) / ADAPTER_WEIGHTS).is_file():  # peft would go on to unpickle another file
         raise UserError(f"model.path: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors")
     base = json.loads((Path(config.path) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    model, _ = load_model(config.model_copy(update={"path": base}), f"the adapter {config.path} needs its model", dtype)
-    tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = load_model(config.model_copy(update={"path": base}), f"the adapter {config.path} needs its model", dtype)
+    if (Path(config.path) / "tokenizer_config.json").is_file():  # peft alone writes none
+        tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     return PeftModel.from_pretrained(model, config.path).merge_and_unload(), tokenizer
