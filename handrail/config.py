@@ -79,8 +79,9 @@ class SamplerConfig(Section):
     correction: float = Field(2.0, ge=0)
     """Tokens are weighted by how much likelier the trainer finds them than the sampler did, at most by this (truncated importance
     sampling); 0 weighs none. Where the trained model itself samples, there is nothing to correct."""
-    most_gap: float = Field(0.5, gt=0)
-    """The run stops where the sampler's log-probabilities are further from the trainer's, in nats, a mean over tokens."""
+    most_gap: float | None = Field(None, gt=0)
+    """The run stops where the sampler's log-probabilities are further from the trainer's, in nats, a mean over tokens; by default 0.5, or
+    0.01 where both compute in float32."""
 
 
 class DataConfig(Section):
@@ -259,6 +260,11 @@ class Config(Section):
         if self.lora and self.sampler.name == "transformers" and self.sampler.dtype not in ("auto", self.model.dtype):
             raise ValueError("with [lora] the trained model itself samples, in model.dtype; leave sampler.dtype out")
         return self
+
+    @property
+    def most_gap(self) -> float:
+        exact = self.model.dtype == self.sampling_dtype == "float32"
+        return self.sampler.most_gap or (0.01 if exact else 0.5)
 
     @property
     def sampling_dtype(self) -> str:

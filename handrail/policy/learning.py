@@ -133,7 +133,7 @@ class LearningPolicy(TransformersPolicy):
             return {}
         scored = torch.cat(self.score([rollout.prompt for rollout in rollouts], [rollout.completion for rollout in rollouts]))
         gap = (scored - torch.tensor([logp for rollout in rollouts for logp in rollout.behaviour])).abs().mean().item()
-        if not gap <= self.config.sampler.most_gap:
+        if not gap <= self.config.most_gap:
             raise UserError(
                 f"the sampler's log-probabilities are {gap:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does not "
                 'sample from the model that is trained; set sampler.name = "transformers", or raise sampler.most_gap for mere rounding'

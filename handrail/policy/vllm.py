@@ -34,8 +34,6 @@ class VllmSampler:
             ) from error
         self.config, self.model, self.ends = config.rollout, model, sorted(ends)
         on_cpu = model.device.type == "cpu"
-        if on_cpu:
-            keep_plain_layers()
         with TemporaryDirectory() as directory:
             model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
             try:
@@ -49,16 +47,12 @@ class VllmSampler:
                 raise UserError(f"sampler: vLLM cannot run {config.model.path}: {str(error).strip().splitlines()[0]}") from error
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Goes on with these weights, by their names in transformers. Raises UserError where vLLM does not take them all."""
+        """Goes on with these weights, by their names in transformers. Raises UserError where vLLM does not take them."""
         published = revert_weight_conversion(self.model, dict(weights)).items()  # named and cut as in published checkpoints
         try:
-            (left,) = self.llm.apply_model(
-                lambda model: sorted({name for name, _ in model.named_parameters()} - model.load_weights(published))
-            )
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published})
         except Exception as error:  # vLLM's loaders raise what they like
             raise UserError(f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}") from error
-        if left:
-            raise UserError(f"sampler: vLLM found no weights for {len(left)} of its tensors, {left[0]} for one; {INSTEAD}")
         self.llm.reset_prefix_cache()
 
     def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None]) -> list[Drawn]:
@@ -77,12 +71,3 @@ class VllmSampler:
             logp = [float(each[token].logprob) for token, each in zip(tokens, output.logprobs, strict=True)]
             drawn.append(Drawn(tokens, logp, [], output.finish_reason == "stop"))
         return drawn
-
-
-def keep_plain_layers() -> None:
-    """On a CPU vLLM packs linear layers anew when it has loaded them, and would go on with the packed ones after a hand-over."""
-    from vllm import _custom_ops
-    from vllm.model_executor.layers import utils
-
-    _custom_ops._supports_onednn = False
-    utils.check_cpu_sgl_kernel = lambda *_: False
