@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from transformers.utils import logging
 
 from handrail.config import Config, ModelConfig, parse_config
 from handrail.interrupts import Interrupts
+from handrail.memory import peak_resident
 from handrail.policy.loading import load_model
 from handrail.problems import Problem
 from handrail.run_directory import RunDirectory
@@ -182,7 +182,7 @@ def peak_memory(who: str, model: Path, problems: Path, options: argparse.Namespa
             ours.step()
             ours.step()
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
-    print(f"peak {torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}")
+    print(f"peak {torch.cuda.max_memory_allocated() if on_gpu else peak_resident()}")
 
 
 def measured_apart(who: str, arguments: list[str]) -> float:
