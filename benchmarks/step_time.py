@@ -47,16 +47,16 @@ def reward(problem: Problem, completion: str) -> float:
     return graded(completion, problem.answer == "dead")
 
 
-def rewards(prompts: list[Any], completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+def rewards(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
     """What TRL calls."""
-    texts = [completion if isinstance(completion, str) else completion[0]["content"] for completion in completions]
-    return [graded(text, each == "dead") for text, each in zip(texts, answer, strict=True)]
+    return [graded(text, each == "dead") for text, each in zip(completions, answer, strict=True)]
 
 
 def endless(path: str, directory: Path) -> Path:
     """A copy of a model that hardly ever ends a completion: its end token is a new one, as likely as a logit of zero makes it."""
     model, tokenizer = load_model(ModelConfig(path=path, device="cpu"))
     tokenizer.add_special_tokens({"eos_token": NEVER})
+    tokenizer.chat_template = None  # its own end of a turn would end completions
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.get_input_embeddings().weight.data[-1] = 0
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -109,8 +109,6 @@ def trl_trainer(model: Path, problems: Path, options: argparse.Namespace, direct
 
     rows = [json.loads(line) for line in problems.read_text().splitlines()]
     loaded, tokenizer = load_model(ModelConfig(path=str(model), device="cpu"))
-    if tokenizer.chat_template:
-        rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
     arguments = GRPOConfig(
         output_dir=str(directory), use_cpu=options.device == "cpu", bf16=False, gradient_checkpointing=False, report_to=[],
         per_device_train_batch_size=options.problems * options.group_size, num_generations=options.group_size,
