@@ -78,7 +78,7 @@ class SamplerConfig(Section):
     """GiB of memory for vLLM's keys and values."""
     correction: float = Field(2.0, ge=0)
     """Tokens are weighted by how much likelier the trainer finds them than the sampler did, at most by this (truncated importance
-    sampling); 0 weighs none. Where the trained model itself samples, there is nothing to correct."""
+    sampling); 0 weighs none. Where the trained model itself samples in float32, there is nothing to correct."""
     most_gap: float | None = Field(None, gt=0)
     """The run stops where the sampler's log-probabilities are further from the trainer's, in nats, a mean over tokens; by default 0.5, or
     0.01 where both compute in float32."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from handrail.errors import UserError
 
 ADVICE = {
-    "load": 'loading the model; set model.dtype = "bfloat16", add [lora], or take a smaller model',
+    "load": 'loading the model; train with [lora] and model.dtype = "bfloat16", or take a smaller model',
     "sample": "sampling; lower rollout.batch_size (completions drawn at once), rollout.max_tokens or sampler.cache_gib",
     "guide": "guiding; lower rollout.batch_size or train.micro_batch_tokens (tokens scored at once)",
     "update": 'updating; lower train.micro_batch_tokens, set model.gradient_checkpointing = true or model.dtype = "bfloat16", add [lora]',

@@ -88,7 +88,7 @@ def test_an_adapter_over_bfloat16_weights_learns_in_float32(tmp_path: Path) -> N
     assert policy.correction == 2 and set(policy.sample([[5, 6, 7]], 1)[0][0].old) == {None}
 
 
-def test_an_adapter_samples_in_the_precision_of_its_model(tmp_path: Path) -> None:
+def test_an_adapter_samples_in_the_precision_of_its_model() -> None:
     with pytest.raises(UserError, match="the trained model itself samples, in model.dtype; leave sampler.dtype out"):
         config(lora=LORA, model={"dtype": "bfloat16"}, sampler={"dtype": "float32"})
 

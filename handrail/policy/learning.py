@@ -61,7 +61,7 @@ class LearningPolicy(TransformersPolicy):
 
     @property
     def correction(self) -> float:
-        """The cap of importance weights, where it is not this model that samples; 0 for none."""
+        """The cap of importance weights, where rollouts are drawn otherwise; 0 for none."""
         return self.config.sampler.correction if self.draws_otherwise else 0.0
 
     def _prepared(self, model: Any) -> Any:
@@ -124,7 +124,7 @@ class LearningPolicy(TransformersPolicy):
         return replace(trajectory, old=[None] * len(trajectory)) if self.draws_otherwise else trajectory
 
     def gap(self, groups: Sequence[Group]) -> dict[str, float]:
-        """How far the sampler's log-probabilities of the first rollouts are from this model's; nothing where it samples itself.
+        """How far the sampler's log-probabilities of the first rollouts are from this model's; nothing where they are not drawn otherwise.
 
         Raises UserError where rounding cannot explain it.
         """
