@@ -18,6 +18,9 @@ from handrail.methods.base import Method
 from handrail.policy.learning import LearningPolicy
 from handrail.trajectory import Group, Origin, Trajectory
 
+APART_EVERY = 10
+"""Every how many steps rows are taken apart by who wrote them: prompts are then read again, and a second gradient is kept."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -41,23 +44,24 @@ class Update:
         self.method, self.policy, self.accelerator, self.optimizer, self.config = method, policy, accelerator, optimizer, config
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
 
-    def __call__(self, groups: Sequence[Group]) -> Outcome:
+    def __call__(self, groups: Sequence[Group], apart: bool = False) -> Outcome:
+        """``apart``: rows go through the model by who wrote them, for the gradient norm of each kind."""
         rows = self.rows(groups)
         live = [row for row in rows if row.is_live]
         figures: dict[str, float] = {}
-        parts = {
-            origin: list(pack(part, self.config.micro_batch_tokens, self.policy.shares_prompts)) for origin, part in by_origin(live).items()
-        }
+        together = by_origin(live) if apart else {"all": live}
+        parts = {origin: list(pack(part, self.config.micro_batch_tokens, self.policy.shares_prompts)) for origin, part in together.items()}
         passes = {origin: int(max(self.gathered(len(batches)))) for origin, batches in parts.items()}
         active = [origin for origin in parts if passes[origin]]
         before: list[torch.Tensor] = []
         for origin in active:
             loss = self.backward(parts[origin], passes[origin])
             figures["loss"] = figures.get("loss", 0.0) + loss
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            figures[f"grad_norm/{origin}"] = distance(gradients, before)
-            # Kept on the CPU: for a metric alone, a GPU should not have to hold a second gradient.
-            before = [gradient.to("cpu", copy=True) for gradient in gradients] if origin != active[-1] else []
+            if apart:
+                gradients = [p.grad for p in self.parameters if p.grad is not None]
+                figures[f"grad_norm/{origin}"] = distance(gradients, before)
+                # Kept on the CPU: for a metric alone, a GPU should not have to hold a second gradient.
+                before = [gradient.to("cpu", copy=True) for gradient in gradients] if origin != active[-1] else []
         if active:
             figures["grad_norm/all"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
             if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):

@@ -92,7 +92,7 @@ def test_scope_repairs_with_a_judge_and_a_corrector_behind_a_server(mode: str, t
     hot = {"max_tokens": 48, "group_size": 8, "temperature": 2.0}
     with OpenAiServer(expert) as server:
         rows = run(server, tmp_path, method=method, data={"train": f"{EASY}&n=64"}, rollout=hot)
-    assert any("scope/repaired" in row and row["grad_norm/repaired"] > 0 for row in rows)
+    assert any("scope/repaired" in row and row["tokens/off_policy"] > 0 and row["grad_norm/all"] > 0 for row in rows)
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     assert any("teacher" in row["origin"] and "policy" in row["origin"] and row["reward"] == 1 for row in samples)
 

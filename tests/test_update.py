@@ -50,7 +50,7 @@ def groups(policy: LearningPolicy) -> list[Group]:
 
 
 def gradients(
-    method: Method, policy: LearningPolicy, groups: list[Group], budget: int = 10**6, drop: bool = True
+    method: Method, policy: LearningPolicy, groups: list[Group], budget: int = 10**6, drop: bool = True, apart: bool = False
 ) -> tuple[list[torch.Tensor], dict[str, float]]:
     """The gradient that one update would apply, and its figures; the policy is left as it was."""
     twin = copy.copy(policy)
@@ -66,7 +66,7 @@ def gradients(
     if not drop:
         rows = update.rows
         update.rows = lambda credited: [replace(row, bonus=1e-300) for row in rows(credited)]  # type: ignore[method-assign,assignment]
-    outcome = update(groups)
+    outcome = update(groups, apart)
     return seen, outcome.figures
 
 
@@ -103,10 +103,10 @@ def test_micro_batches_do_not_change_the_gradient(
 ) -> None:
     method, groups = credited(name, settings, groups, tools)
     whole, figures = gradients(method, policy, groups)
-    for budget in (1, 60, 150):
-        parts, split_figures = gradients(method, policy, groups, budget)
+    for budget, apart in ((1, False), (60, False), (150, False), (150, True)):
+        parts, split_figures = gradients(method, policy, groups, budget, apart=apart)
         assert_equal(parts, whole)
-        assert split_figures == pytest.approx(figures, rel=1e-3)
+        assert {name: split_figures[name] for name in figures} == pytest.approx(figures, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "settings"), METHOD_SETTINGS)
@@ -168,6 +168,10 @@ def test_luffys_update_equals_a_float64_sum_over_single_rows(policy: LearningPol
     ]
     found, _ = gradients(method, policy, method.credit(guided, tools), budget=100)
     assert_equal(found, autograd_reference(policy, terms))
+    _, figures = gradients(method, policy, method.credit(guided, tools), apart=True)
+    for origin, kind in (("policy", "unclipped"), ("guided", "shaped")):
+        alone = autograd_reference(policy, [term for term in terms if term[2] == kind])
+        assert figures[f"grad_norm/{origin}"] == pytest.approx(float(torch.nn.utils.get_total_norm(alone)), rel=1e-3)
 
 
 def test_sorts_update_equals_a_float64_sum_over_single_rows(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
