@@ -39,7 +39,7 @@ from handrail.seeds import derive
 from handrail.sources import load_problems
 from handrail.tools import Tools
 from handrail.trajectory import Group
-from handrail.update import APART_EVERY, Outcome, Update
+from handrail.update import Outcome, Update, taken_apart
 from handrail.verifier_pool import VerifierPool
 from handrail.watch import Watch
 
@@ -204,7 +204,7 @@ class Run:
             if self.wants_samples(number):
                 out.sample(sample_rows(number, part, self.method, self.policy))
             with clock("update"):
-                outcome = self.update(part, apart=number % APART_EVERY == 1)
+                outcome = self.update(part, taken_apart(number))
             metrics.updated(part, outcome)
             self.watch_skips(number, part, outcome, out)
         self.scheduler.step()

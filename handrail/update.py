@@ -125,6 +125,10 @@ class Update:
         return list(self.accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)).tolist())
 
 
+def taken_apart(step: int) -> bool:
+    return (step - 1) % APART_EVERY == 0
+
+
 def by_origin(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by who wrote their tokens, always the same keys in the same order."""
     parts: dict[str, list[Row]] = {"policy": [], "guided": [], "repaired": []}

@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 
@@ -64,7 +65,8 @@ def curve(method: type[Method], output: Path) -> list[dict[str, Any]]:
     """Ten steps on hard and easy problems; figures to six digits."""
     sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
     schedule = {"steps": 10, "problems_per_step": 4, "updates_per_step": 2, "learning_rate": 3e-4, "schedule": "linear", "samples_every": 0}
-    train(config(data={"train": sources}, train=schedule), output, method=method)
+    with patch("handrail.update.APART_EVERY", 1):  # every norm in every step
+        train(config(data={"train": sources}, train=schedule), output, method=method)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()} for row in rows]
 
