@@ -1,4 +1,4 @@
-"""When a run has had its share: of steps, of sampled tokens, or of seconds."""
+"""When a run has had its share: of steps, of sampled tokens, or of seconds; and how the learning rate falls with it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ class Budget:
         """The number of the last step, as far as can be told from those up to ``step``."""
         uses = ((self.config.token_budget, self.tokens), (self.config.seconds_budget, self.seconds))
         return min([self.config.steps, *(max(step, math.ceil(limit * step / used)) for limit, used in uses if limit and used)])
+
+    def learning_rate(self, step: int) -> float:
+        """That of ``step``: it rises over the warm-up, then falls with the share of steps, idle ones too, or of tokens that is spent."""
+        c = self.config
+        before = step - 1
+        rise = min(1.0, before / c.warmup_steps) if c.warmup_steps else 1.0
+        of_steps = (before - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
+        of_tokens = self.tokens / c.token_budget if c.token_budget else 0.0
+        share = min(1.0, max(0.0, of_steps, of_tokens))
+        fall = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+        return c.learning_rate * rise * fall[c.schedule]
 
     @property
     def spent(self) -> Literal["", "tokens", "seconds"]:

@@ -21,7 +21,7 @@ from handrail.policy.learning import LearningPolicy
 log = logging.getLogger("handrail")
 
 
-def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> None:
+def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, optimizer: Any, method: Method) -> None:
     """Writes ``root/step-NNNNNN``, whole or not at all, then deletes those that ``config`` does not keep.
 
     Raises Paused if the disk is full, and UserError if a weight is not finite; what was
@@ -34,7 +34,7 @@ def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, opt
             entries = optimizer.state_dict()["state"].items()
             moments = {f"{index}.{name}": value.contiguous() for index, entry in entries for name, value in entry.items()}
             save_file(moments, aside / "optimizer.safetensors")
-            state = {"step": step, "scheduler": scheduler.state_dict(), "method": method.state()}
+            state = {"step": step, "method": method.state()}
             (aside / "state.json").write_text(json.dumps(state, indent=1, default=float))
             write_sums(aside)
     except Exception as error:
@@ -111,7 +111,7 @@ def newest_intact(root: Path, until: int, every: int) -> Path | None:
     return None
 
 
-def load(path: Path, policy: LearningPolicy, optimizer: Any, scheduler: Any, method: Method) -> int:
+def load(path: Path, policy: LearningPolicy, optimizer: Any, method: Method) -> int:
     """Restores what ``save`` wrote and returns the step it was written after. Raises UserError if the model is another one."""
     policy.load_state(path / "model")
     state = json.loads((path / "state.json").read_text())
@@ -120,8 +120,5 @@ def load(path: Path, policy: LearningPolicy, optimizer: Any, scheduler: Any, met
         index, _, name = key.partition(".")
         entries.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-    scheduler.load_state_dict(state["scheduler"])
-    for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-        group["lr"] = rate  # the scheduler restores its count, not what it had set
     method.load_state(state["method"])
     return int(state["step"])

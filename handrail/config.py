@@ -198,6 +198,7 @@ class TrainConfig(Section):
     """Optimiser updates a step, each on an equal part of its problems."""
     learning_rate: float = Field(1e-6, gt=0, le=10)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls to 0: with the share of steps or of token_budget that is spent, whichever is more."""
     warmup_steps: int = Field(0, ge=0)
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
     epsilon: float = Field(1e-8, gt=0)
@@ -228,8 +229,10 @@ class TrainConfig(Section):
     def _ends(self) -> TrainConfig:
         if self.token_budget and self.seconds_budget:
             raise ValueError("token_budget and seconds_budget are both set; choose one")
-        if self.schedule != "constant" and (self.token_budget or self.seconds_budget):
-            raise ValueError(f'the schedule {self.schedule} goes by steps, so a budget would cut it off; set schedule = "constant"')
+        if self.schedule != "constant" and self.seconds_budget:
+            raise ValueError(
+                f'the schedule {self.schedule} goes by steps or tokens, not by seconds; set token_budget, or schedule = "constant"'
+            )
         return self
 
 

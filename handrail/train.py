@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from transformers import get_scheduler
 
 from handrail import checkpoint
 from handrail.budget import Budget
@@ -107,10 +105,6 @@ class Run:
         betas = (c.betas[0], c.betas[1])
         optimizer = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon)
         self.optimizer = self.accelerator.prepare(optimizer)
-        # The schedule counts steps, also those without signal, in which the optimiser rests.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        schedule = "constant_with_warmup" if c.schedule == "constant" else c.schedule
-        self.scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps)
         self.skipped = 0
         self.checkpointed: int | None = None
         self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
@@ -118,7 +112,7 @@ class Run:
     def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
         newest = checkpoint.newest_intact(directory / "checkpoints", last_step(directory), c.checkpoint_every) if resume else None
-        done = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler, self.method) if newest else None
+        done = checkpoint.load(newest, self.policy, self.optimizer, self.method) if newest else None
         self.checkpointed = done
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
         complete = (directory / "summary.json").exists()
@@ -154,6 +148,8 @@ class Run:
         """These steps, or fewer if the budget is spent before."""
         c = self.config.train
         for step in numbers:
+            for group in self.optimizer.param_groups:
+                group["lr"] = budget.learning_rate(step)
             metrics, clock = self.step(step, out)
             budget.spend(metrics, clock.seconds)
             if warning := watch(metrics):
@@ -172,7 +168,7 @@ class Run:
         """Written by the main process; the others wait for it."""
         if self.accelerator.is_main_process and step != self.checkpointed:
             out.sync()
-            checkpoint.save(out.checkpoints, step, self.config.train, self.policy, self.optimizer, self.scheduler, self.method)
+            checkpoint.save(out.checkpoints, step, self.config.train, self.policy, self.optimizer, self.method)
         self.checkpointed = step
         self.accelerator.wait_for_everyone()
 
@@ -207,7 +203,6 @@ class Run:
                 outcome = self.update(part, taken_apart(number))
             metrics.updated(part, outcome)
             self.watch_skips(number, part, outcome, out)
-        self.scheduler.step()
 
         tools.counts.update(self.experts.take_counts())
         return metrics.result(self.accelerator, tools.counts) | gap, clock

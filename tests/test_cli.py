@@ -111,7 +111,7 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
         ("data.chat=true", ["data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"]),
         ("eval.sets={'../../x'='data.jsonl'}", ["eval.sets"]),
         ("train={token_budget=100, seconds_budget=5.0}", ["train: token_budget and seconds_budget are both set; choose one"]),
-        ("train={schedule='cosine', token_budget=100}", ["train: the schedule cosine goes by steps, so a budget would cut it off"]),
+        ("train={schedule='cosine', seconds_budget=5.0}", ["train: the schedule cosine goes by steps or tokens, not by seconds"]),
         ("rollout.temperature=0", ["rollout.temperature is 0"]),
         ("model.path=builtin:house-prm", ["model.path: builtin:house-prm is a reward model"]),
         ("model.path=builtin:huge", ["model.path: there is no built-in backbone 'huge'; there are: house-prm, house-tiny"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import get_scheduler
 
 from handrail import UserError, train
 from handrail.budget import Budget
@@ -32,6 +33,30 @@ def test_the_forecast_counts_steps_and_evaluations() -> None:
     assert resumed and resumed.endswith("about 2 min for the 30 steps left, evaluation aside")
     bare = Forecast(config())(1, 31, {}, SECONDS)
     assert bare and bare.endswith("about 2 min for the 30 steps left")
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_learning_rate_is_that_of_transformers_schedules(schedule: str, warmup: int) -> None:
+    settings = config(train={"steps": 10, "learning_rate": 0.5, "schedule": schedule, "warmup_steps": warmup}).train
+    theirs = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    scheduler = get_scheduler({"constant": "constant_with_warmup"}.get(schedule, schedule), theirs, warmup, 10)
+    budget = Budget(settings, [], [])
+    for step in range(1, 11):
+        assert budget.learning_rate(step) == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
+        theirs.step()
+        scheduler.step()
+
+
+def test_a_learning_rate_falls_with_tokens_or_steps_whichever_is_further() -> None:
+    settings = config(train={"steps": 10, "token_budget": 1000, "learning_rate": 0.8, "schedule": "linear"}).train
+    budget = Budget(settings, [], [])
+    assert budget.learning_rate(1) == 0.8
+    budget.spend({"tokens/sampled": 250}, SECONDS)
+    assert budget.learning_rate(2) == pytest.approx(0.6)  # a quarter of the tokens, a tenth of the steps
+    assert budget.learning_rate(8) == pytest.approx(0.24)  # seven tenths of the steps
+    budget.spend({"tokens/sampled": 750}, SECONDS)
+    assert budget.learning_rate(3) == 0.0
 
 
 def test_the_last_step_under_a_budget_is_foretold_from_all_steps_so_far() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,12 @@ def test_every_method_goes_through_the_loop_and_moves_the_model(name: str, tmp_p
     assert any((before[key] - after[key]).abs().max() > 1e-5 for key in before)
 
 
-@pytest.mark.parametrize("method", [{"name": "luffy"}, {"name": "sort", "weights": "random"}])
-def test_stopped_and_resumed_equals_never_stopped_to_the_bit(method: dict[str, Any], tmp_path: Path) -> None:
-    settings = small(
-        method=method, train={"steps": 6, "checkpoint_every": 2, "schedule": "cosine", "warmup_steps": 2, "updates_per_step": 2}
-    )
+@pytest.mark.parametrize(
+    ("method", "budget"), [({"name": "luffy"}, {}), ({"name": "sort", "weights": "random"}, {}), ({"name": "sort"}, {"token_budget": 5000})]
+)
+def test_stopped_and_resumed_equals_never_stopped_to_the_bit(method: dict[str, Any], budget: dict[str, int], tmp_path: Path) -> None:
+    schedule = {"schedule": "cosine", "warmup_steps": 2, "updates_per_step": 2}
+    settings = small(method=method, train={"steps": 6, "checkpoint_every": 2, **schedule, **budget})
     train(settings, tmp_path / "whole")
 
     class Stop(Exception):
@@ -217,6 +219,22 @@ def test_warm_up_holds_under_a_constant_schedule_too(tmp_path: Path) -> None:
         after = weights(tmp_path / str(warmup))
         changed[warmup] = max(float((before[key] - after[key]).abs().max()) for key in before)
     assert changed[1000] < 0.01 * changed[0]
+
+
+def test_a_learning_rate_falls_with_the_tokens_of_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def noted(self: torch.optim.AdamW, closure: None = None) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    budget = {"steps": 50, "token_budget": 2000, "schedule": "linear", "learning_rate": 1e-3}
+    train(small(method={"name": "sort"}, train=budget, eval={"sets": {}}), tmp_path / "run")
+    sampled = [0, *(line["tokens/sampled"] for line in lines(tmp_path / "run/metrics.jsonl")[1:])]
+    assert len(rates) == len(sampled) - 1 > 2
+    assert rates == pytest.approx([1e-3 * (1 - before / 2000) for before in accumulate(sampled[:-1])])
 
 
 class BestOnly(Method):
