@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def plan_command(
     data: Data,
     output: Annotated[Path, typer.Option(help="The JSONL file to write: the problems, each with its plan. Goes on where it was stopped.")],
-    planner: Annotated[Literal["rule", "policy", "endpoint"], typer.Option(help="Who writes the plans.")] = "rule",
+    planner: Annotated[Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Who writes the plans.")] = "rule",
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:

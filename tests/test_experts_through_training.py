@@ -80,6 +80,20 @@ def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
     assert any("sort/no_plan" in row for row in rows)
 
 
+def test_sort_learns_from_an_outline_as_from_the_same_words_in_a_column(tmp_path: Path) -> None:
+    with (tmp_path / "data.jsonl").open("w") as stream:
+        for problem in load_problems(f"{HARD}&n=16"):
+            plan = re.sub(r"[0-9]+", "...", problem.references[0])
+            row = {"prompt": problem.prompt, "answer": problem.answer, "reference": problem.references[0], "plan": plan}
+            stream.write(json.dumps(row) + "\n")
+    rows = {}
+    for planner in ("outline", "column", "rule"):
+        train(config(method={"name": "sort", "planner": planner}, data={"train": str(tmp_path / "data.jsonl")}), tmp_path / planner)
+        rows[planner] = lines(tmp_path / planner)
+    assert rows["outline"] == rows["column"] != rows["rule"]
+    assert rows["outline"][0]["groups/rescued"] > 0 and "sort/no_plan" not in rows["outline"][0]
+
+
 def test_a_plan_that_leaks_weighs_nothing(tmp_path: Path) -> None:
     with OpenAiServer(lambda messages: "The answer is " + PROBLEMS[messages[-1]["content"].split("\n")[3]].answer) as server:
         rows = run(server, tmp_path, method={"name": "sort", "planner": "endpoint"})

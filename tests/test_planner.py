@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handrail.guidance.planner import leaks, make_plan, skeleton
+from handrail.guidance.planner import DataPlannerName, leaks, make_plan, outline, skeleton
 from handrail.problems import Problem
 from handrail.sources import load_problems
 
@@ -47,6 +47,19 @@ def test_a_solution_becomes_its_operations(solution: str, plan: str | None) -> N
     assert skeleton(solution) == plan
 
 
+@pytest.mark.parametrize(
+    ("solution", "plan"),
+    [
+        ("He sold 48/2 = <<48/2=24>>24 clips.\n#### 1,072.5", "He sold .../... = ... clips.\n#### ..."),
+        ("x = -3 or $x^2 = 9$", "x = -... or $x^... = ...$"),
+        ("By symmetry it is Paris.", None),
+        ("", None),
+    ],
+)
+def test_an_outline_is_the_solution_without_its_numbers(solution: str, plan: str | None) -> None:
+    assert outline(solution) == plan
+
+
 number = st.one_of(st.integers(0, 10**9).map(str), st.integers(0, 10**9).map("{:,}".format), st.floats(0, 1e6).map("{:.2f}".format))
 operator = st.sampled_from(["+", "-", "−", "*", "×", "·", "/", "÷", " x ", r" \times ", r" \cdot ", r" \div "])
 side = st.tuples(number, st.lists(st.tuples(operator, number), min_size=1)).map(
@@ -65,6 +78,7 @@ def test_a_plan_has_a_line_for_every_equation_and_no_digit(equations: list[str])
 @given(st.text("0123456789+-*/x=.,;%$ \nab"))
 def test_no_text_makes_a_plan_with_a_digit(text: str) -> None:
     assert not re.search(r"\d", skeleton(text) or "")
+    assert not re.search(r"\d", outline(text) or "")
 
 
 def problem(answer: str = "24", reference: str = "4 * 5 = 20\n20 + 4 = 24", prompt: str = "Four rows of 5 and another 4?") -> Problem:
@@ -105,13 +119,16 @@ def test_chat_prompts_are_read_too() -> None:
 
 def test_auto_prefers_the_users_plan_and_falls_back_on_the_rule() -> None:
     own = Problem("p", "?", "24", ("4 * 6 = 24",), plan="think")
-    assert [make_plan(own, own.references[0], planner) for planner in ("auto", "column", "rule")] == ["think", "think", "multiply"]
+    assert [make_plan(own, own.references[0], planner) for planner in ("auto", "column", "rule", "outline")] == [
+        "think", "think", "multiply", "... * ... = ...",
+    ]  # fmt: skip
     none = problem()
     assert [make_plan(none, none.references[0], planner) for planner in ("auto", "column")] == ["multiply\nadd", None]
 
 
-def test_real_worked_solutions_nearly_all_have_a_plan_and_none_leaks() -> None:
+@pytest.mark.parametrize("planner", ["rule", "outline"])
+def test_real_worked_solutions_nearly_all_have_a_plan_and_none_leaks(planner: DataPlannerName) -> None:
     problems = load_problems("reasoning-gym:gsm_symbolic?n=200&seed=3")
-    plans = [make_plan(each, each.references[0], "rule") for each in problems]
+    plans = [make_plan(each, each.references[0], planner) for each in problems]
     assert sum(plan is not None for plan in plans) >= 190  # all 200 when this was written
     assert not any(leaks(plan, each) for each, plan in zip(problems, plans, strict=True) if plan)

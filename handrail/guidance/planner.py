@@ -11,7 +11,7 @@ from handrail.guidance.conversations import plan_conversation, spoken
 from handrail.policy import Policy
 from handrail.problems import Problem
 
-DataPlannerName = Literal["auto", "column", "rule"]
+DataPlannerName = Literal["auto", "column", "rule", "outline"]
 
 NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?")
 # A 5-day trip and 7 days/week hold no operator.
@@ -53,6 +53,12 @@ def skeleton(solution: str) -> str | None:
     return "\n".join(lines) or None
 
 
+def outline(solution: str) -> str | None:
+    """A worked solution in its own words, with ``...`` for every number; None if it has none to leave out."""
+    blanked, numbers_left_out = NUMBER.subn("...", CALCULATOR_NOTE.sub("", solution))
+    return blanked if numbers_left_out else None
+
+
 class Planner(Protocol):
     """Whoever can say how a worked solution proceeds. A plan may give the answer away: whoever uses one asks ``leaks`` first."""
 
@@ -84,7 +90,9 @@ class PolicyPlanner:
 
 
 def make_plan(problem: Problem, reference: str, planner: DataPlannerName) -> str | None:
-    """The plan of a problem: its own (``column``), its reference's skeleton (``rule``), or whichever exists first (``auto``)."""
+    """A problem's own plan (``column``), its reference's ``skeleton`` (``rule``) or ``outline``, its own or else the rule's (``auto``)."""
+    if planner == "outline":
+        return outline(reference)
     plan = problem.plan if planner != "rule" else None
     if planner != "column":
         plan = plan or skeleton(reference)

@@ -20,7 +20,7 @@ class SortSettings(GrpoSftSettings):
     """w = p0^(1−α)·p1^α: 0 ignores the plan (DFT's weight), 1 takes the plan's probability alone."""
     planner: PlannerName = "auto"
     """Where plans come from: the data's ``plan`` column, the ``rule`` that reads a reference's operations, or ``auto``, whichever there
-    is first; the ``policy`` itself, anew at every repair; the ``endpoint``."""
+    is first; the reference's ``outline``, its words without its numbers; the ``policy`` itself, anew at every repair; the ``endpoint``."""
     plan_tokens: int = Field(256, ge=1)
     """The longest plan that the policy writes."""
     normalise_weights: bool = False
