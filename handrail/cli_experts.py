@@ -35,7 +35,7 @@ def plan_command(
     with Progress(console=console) as shown:
         task = shown.add_task("plans")
         counts = derive(
-            problems, experts.planner(planner, 256), output, lambda done, n: shown.update(task, completed=done, total=n)
+            problems, experts.planner(planner, 256), planner, output, lambda done, n: shown.update(task, completed=done, total=n)
         )  # fmt: skip
     words = {"planned": "planned", "kept": "kept from before", "leaking": "left out for giving a value away", "no_plan": "without a plan",
              "no_reference": "without a reference"}  # fmt: skip

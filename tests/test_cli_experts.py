@@ -50,7 +50,7 @@ def test_plans_by_rule_make_data_that_is_read_back(
     assert "7 problems: 6 planned, 1 without a reference" in capsys.readouterr().out
     before, after = load_problems(str(data)), load_problems(str(tmp_path / "planned.jsonl"))
     assert [(p.id, p.prompt, p.answer, p.references, p.metadata) for p in after] == [
-        (p.id, p.prompt, p.answer, p.references, p.metadata) for p in before
+        (p.id, p.prompt, p.answer, p.references, {**p.metadata, **({"planner": "rule"} if p.references else {})}) for p in before
     ]
     assert [problem.plan for problem in after] == [*(skeleton(row["reference"]) for row in ROWS), None]
     assert sorted(tmp_path.iterdir()) == [data, tmp_path / "planned.jsonl"]
@@ -81,6 +81,35 @@ def test_plans_of_a_server_go_on_where_they_were_stopped(
     plans = [problem.plan for problem in load_problems(str(tmp_path / "planned.jsonl"))]
     assert plans == [PLAN, None, PLAN, PLAN, PLAN, PLAN, None]
     assert len(calls) == 4 + 4  # the leaking one came from the cache the second time
+
+
+def test_another_planners_plans_are_neither_taken_for_its_own_nor_overwritten(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = tmp_path / "planned.jsonl"
+    assert run(monkeypatch, "plan", data, "--output", planned) == 0
+    before = planned.read_bytes()
+    assert run(monkeypatch, "plan", data, "--planner", "outline", "--output", planned) == 2
+    assert "planned.jsonl, line 1: its plan is not by outline; choose another --output" in capsys.readouterr().err
+    assert planned.read_bytes() == before
+    outlines = tmp_path / "outlines.jsonl"
+    for _ in range(2):  # the second time, all are kept
+        assert run(monkeypatch, "plan", planned, "--planner", "outline", "--output", outlines) == 0
+    assert "6 kept from before" in capsys.readouterr().out
+    assert [(p.plan, p.metadata.get("planner")) for p in load_problems(str(outlines))] == [
+        *[("... + ... = ...\n... * ... = ...", "outline")] * 6,
+        (None, None),
+    ]
+
+
+def test_a_problems_own_plan_stays_where_the_planner_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, planned = tmp_path / "data.jsonl", tmp_path / "planned.jsonl"
+    rows = [{"prompt": "Which city?", "answer": "Paris", "reference": "The capital, so Paris", "plan": "think"}, ROWS[0]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        assert run(monkeypatch, "plan", data, "--output", planned) == 0
+        found = [(p.plan, p.metadata.get("planner")) for p in load_problems(str(planned))]
+        assert found == [("think", None), ("add\ndouble", "rule")]
 
 
 def test_a_planner_that_cannot_be_is_one_sentence(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,14 +16,15 @@ from handrail.problems import Problem
 BATCH = 64
 
 
-def derive(problems: Sequence[Problem], planner: Planner, output: Path, progress: Callable[[int, int], None]) -> Counter[str]:
-    """Writes the problems with a plan each to ``output`` (JSONL) and counts plans, leaks and failures.
+def derive(problems: Sequence[Problem], planner: Planner, by: str, output: Path, progress: Callable[[int, int], None]) -> Counter[str]:
+    """Writes the problems with a plan each to ``output`` (JSONL) and counts plans, leaks and failures. ``by`` is the planner's name.
 
-    Plans that stand in ``output`` or beside it in ``.partial`` already are kept, so that a stopped run goes on where it was; a
-    problem's own plan is kept where the planner has none for it.
+    Its plans that stand in ``output`` or beside it in ``.partial`` already are kept, so that a stopped run goes on where it was; a
+    problem's own plan is kept where the planner has none for it. Raises UserError where ``output`` holds other planners' plans.
     """
     partial = writable(output).with_name(output.name + ".partial")
-    plans = known(output) | known(partial)
+    own = {key(problem): problem.plan for problem in problems}
+    plans = known(output, by, own) | known(partial, by, own)
     todo = [problem for problem in problems if problem.references and key(problem) not in plans]
     counts = Counter(planned=0, kept=sum(key(problem) in plans for problem in problems), leaking=0, no_plan=0, no_reference=0)
     counts["no_reference"] = sum(not problem.references for problem in problems)
@@ -33,12 +34,12 @@ def derive(problems: Sequence[Problem], planner: Planner, output: Path, progress
             for problem, plan in zip(batch, planner.plans([(problem, problem.references[0]) for problem in batch]), strict=True):
                 kind = "no_plan" if plan is None else "leaking" if leaks(plan, problem) else "planned"
                 counts[kind] += 1
-                if kind == "planned":
+                if plan and kind == "planned":
                     plans[key(problem)] = plan
-                    stream.write(line(problem, plan))
+                    stream.write(line(problem, plan, by))
             stream.flush()
             progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
-    write_whole(output, "".join(line(problem, plans.get(key(problem)) or problem.plan) for problem in problems))
+    write_whole(output, "".join(line(problem, plans.get(key(problem)), by) for problem in problems))
     partial.unlink()
     return counts
 
@@ -54,28 +55,35 @@ def key(problem: Problem) -> str:
     return json.dumps([problem.prompt, problem.references])
 
 
-def line(problem: Problem, plan: str | None) -> str:
-    """The problem as a line of JSONL that is read back as the same problem, with ``plan`` for its own.
+def line(problem: Problem, plan: str | None, by: str) -> str:
+    """The problem as a line of JSONL that is read back as the same problem, with the ``plan`` that a planner has made in place of its own.
 
     Metadata that JSON does not know, such as fractions, become text, as they do on the way to a verifier.
     """
-    own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references), "plan": plan}
+    planned = {"plan": plan, "planner": by} if plan else {"plan": problem.plan}
+    own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references), **planned}
     return json.dumps({**problem.metadata, **{field: value for field, value in own.items() if value}}, default=str) + "\n"
 
 
-def known(file: Path) -> dict[str, str | None]:
-    """The plans in a file that was written before. Raises UserError if it holds anything else."""
+def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
+    """The plans that one planner has written to a file before; there may be the problems' ``own`` too.
+
+    Raises UserError if the file holds anything else.
+    """
     if not file.exists():
         return {}
-    plans: dict[str, str | None] = {}
+    plans: dict[str, str] = {}
     for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             entry = json.loads(text)
             asked = json.dumps([entry["prompt"], entry.get("reference", [])])
-            if entry.get("plan") and entry["answer"]:
-                plans[asked] = entry["plan"]
+            plan, planner = (entry["answer"] and entry.get("plan")), entry.get("planner")
         except (ValueError, KeyError, AttributeError):
             if file.suffix == ".partial":  # a line that was being written when the run died
                 continue
             raise UserError(f"{file}, line {number}: this is no problem with a plan; choose another --output") from None
+        if plan and planner == by:
+            plans[asked] = plan
+        elif plan and plan != own.get(asked):
+            raise UserError(f"{file}, line {number}: its plan is not by {by}; choose another --output")
     return plans
