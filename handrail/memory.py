@@ -12,10 +12,11 @@ from handrail.errors import UserError
 
 ADVICE = {
     "load": 'loading the model; train with [lora] and model.dtype = "bfloat16", or take a smaller model',
-    "sample": "sampling; lower rollout.batch_size (completions drawn at once), rollout.max_tokens or sampler.cache_gib",
+    "sample": "sampling; lower rollout.batch_size (completions drawn at once) or sampler.cache_gib, or in a new run rollout.max_tokens",
     "guide": "guiding; lower rollout.batch_size or train.micro_batch_tokens (tokens scored at once)",
-    "update": 'updating; lower train.micro_batch_tokens, set model.gradient_checkpointing = true or model.dtype = "bfloat16", add [lora]',
-    "evaluate": "evaluating; lower rollout.batch_size (completions drawn at once) or rollout.max_tokens",
+    "update": "updating; lower train.micro_batch_tokens, set model.gradient_checkpointing = true, or in a new run "
+    'model.dtype = "bfloat16" or [lora]',
+    "evaluate": "evaluating; lower rollout.batch_size (completions drawn at once), or in a new run rollout.max_tokens",
 }
 
 

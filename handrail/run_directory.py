@@ -123,8 +123,8 @@ class RunDirectory:
 
 
 def what_is_learnt(config: Config) -> dict[str, Any]:
-    """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, and where
-    and how a server is asked."""
+    """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, how much
+    is computed at once, and where and how a server is asked."""
     book_keeping = {
         "steps",
         "token_budget",
@@ -137,7 +137,10 @@ def what_is_learnt(config: Config) -> dict[str, Any]:
     }
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {
-        "train": book_keeping,
+        "train": {*book_keeping, "micro_batch_tokens"},
+        "model": {"gradient_checkpointing"},
+        "rollout": {"batch_size"},
+        "sampler": {"cache_gib"},
         "eval": True,
         "compare": True,
         "verifier": {"timeout", "memory_gib", "workers"},
