@@ -30,7 +30,8 @@ class Budget:
         return min([self.config.steps, *(max(step, math.ceil(limit * step / used)) for limit, used in uses if limit and used)])
 
     def learning_rate(self, step: int) -> float:
-        """That of ``step``: it rises over the warm-up, then falls with the share of steps, idle ones too, or of tokens that is spent."""
+        """That of ``step``. It rises from 0 over the warm-up's steps, and falls with the share of the steps behind the warm-up (idle ones
+        too) or of all tokens that is spent, whichever is more."""
         c = self.config
         before = step - 1
         rise = min(1.0, before / c.warmup_steps) if c.warmup_steps else 1.0

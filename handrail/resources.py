@@ -42,6 +42,8 @@ class Forecast:
             return None
         self.said = True
         every, left = self.config.eval.every, steps - step
+        if not left:
+            return None
         each = training_seconds(seconds)
         total = left * each + ((left // every if every else 0) + 1) * (self.evaluation or 0.0)
         parts = ", ".join(f"{part} {seconds[part]:.1f}" for part in ("sample", "update") if part in seconds)

@@ -119,9 +119,9 @@ class Run:
         if complete and (done or 0) >= c.steps:
             raise UserError(f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
         with RunDirectory(directory, self.config, done, writes=self.accelerator.is_main_process) as out:
-            before = out.read(out.metrics)[1:]
-            budget = Budget(c, before, out.read(out.timings)[1:])
-            spent = self.agreed(budget.spent)
+            before, timings = self.agreed((out.read(out.metrics)[1:], out.read(out.timings)[1:]))
+            budget = Budget(c, before, timings)
+            spent = budget.spent
             if complete and spent:
                 raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
             if self.accelerator.is_main_process:
@@ -148,9 +148,11 @@ class Run:
         """These steps, or fewer if the budget is spent before."""
         c = self.config.train
         for step in numbers:
+            rate = budget.learning_rate(step)
             for group in self.optimizer.param_groups:
-                group["lr"] = budget.learning_rate(step)
+                group["lr"] = rate
             metrics, clock = self.step(step, out)
+            metrics["learning_rate"] = rate
             budget.spend(metrics, clock.seconds)
             if warning := watch(metrics):
                 metrics["warning"] = warning

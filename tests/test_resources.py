@@ -31,6 +31,7 @@ def test_the_forecast_counts_steps_and_evaluations() -> None:
     assert forecast(2, 31, {}, SECONDS) is None  # 30·4 + (3 + 1)·30 = 240 s
     resumed = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))(1, 31, {}, SECONDS)
     assert resumed and resumed.endswith("about 2 min for the 30 steps left, evaluation aside")
+    assert Forecast(config())(31, 31, {}, SECONDS) is None  # nothing is left
     bare = Forecast(config())(1, 31, {}, SECONDS)
     assert bare and bare.endswith("about 2 min for the 30 steps left")
 

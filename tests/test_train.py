@@ -195,6 +195,18 @@ def test_a_run_is_resumed_with_its_own_configuration_only_but_may_be_made_longer
     assert train(small(train={"steps": 3, "checkpoint_every": 1}), tmp_path / "run", resume=True)["steps"] == 3
 
 
+def test_a_run_that_ran_out_of_memory_goes_on_with_less_at_once(tmp_path: Path) -> None:
+    settings = {"train": {"steps": 1, "checkpoint_every": 1}, "method": {"name": "luffy"}}
+    train(small(**settings), tmp_path / "run")
+    less = {
+        "train": {"steps": 2, "checkpoint_every": 1, "micro_batch_tokens": 200},
+        "model": {"gradient_checkpointing": True},
+        "rollout": {"batch_size": 3},
+        "sampler": {"cache_gib": 1.0},
+    }
+    assert train(small(**{**settings, **less}), tmp_path / "run", resume=True)["steps"] == 2
+
+
 def test_a_step_without_signal_says_so_and_leaves_the_model_alone(tmp_path: Path) -> None:
     notes: list[str] = []
     settings = small(train={"steps": 4, "problems_per_step": 1}, rollout={"group_size": 2, "max_tokens": 48}, eval={"sets": {}})
@@ -235,6 +247,7 @@ def test_a_learning_rate_falls_with_the_tokens_of_a_budget(tmp_path: Path, monke
     sampled = [0, *(line["tokens/sampled"] for line in lines(tmp_path / "run/metrics.jsonl")[1:])]
     assert len(rates) == len(sampled) - 1 > 2
     assert rates == pytest.approx([1e-3 * (1 - before / 2000) for before in accumulate(sampled[:-1])])
+    assert [line["learning_rate"] for line in lines(tmp_path / "run/metrics.jsonl")[1:]] == rates
 
 
 class BestOnly(Method):
@@ -286,17 +299,31 @@ class Scripted(Sort):
         return replace(reference, origin=[Origin.POLICY] * len(reference), behaviour=list(logp.tolist()))
 
 
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
+TWO = """
+import os, sys, torch
+from handrail import train
+from tests.test_train import Scripted, scripted
+
+def note(step, steps, metrics, seconds):
+    with open(f"{sys.argv[1]}-{os.environ['RANK']}.rates", "a") as file:
+        file.write(f"{metrics.get('learning_rate')} ")
+
+torch.set_num_threads(1)
+train(scripted(steps=1), sys.argv[1], method=Scripted, progress=note)
+train(scripted(), sys.argv[1], resume=True, method=Scripted, progress=note)
+"""
+
+
+def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
-    script.write_text(
-        "import sys, torch\nfrom handrail import train\nfrom tests.test_train import Scripted, scripted\n"
-        "torch.set_num_threads(1)\ntrain(scripted(), sys.argv[1], method=Scripted)\n"
-    )
+    script.write_text(TWO)
     train(scripted(), tmp_path / "one", method=Scripted)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "two")]
     environment = {**os.environ, "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    rates = [(tmp_path / f"two-{rank}.rates").read_text().split() for rank in range(2)]
+    assert rates[0] == rates[1] and len(set(rates[0])) == 4  # none at step 0, then falling
     one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
     assert len(one) == len(two) == 4 and one[1]["groups/mixed"] and one[1]["groups/rescued"]
     for left, right in zip(one, two, strict=True):
@@ -305,8 +332,9 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
             assert right[key] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-6)), key
 
 
-def scripted() -> Config:
+def scripted(steps: int = 3) -> Config:
     return config(
         rollout={"group_size": 3, "max_tokens": 48}, data={"train": f"{HARD}&n=64"},
-        train={"steps": 3, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300, "updates_per_step": 1},
+        train={"steps": steps, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300, "updates_per_step": 1,
+               "schedule": "linear", "token_budget": 800, "checkpoint_every": 1},
     )  # fmt: skip
