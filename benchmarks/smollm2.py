@@ -25,8 +25,8 @@ WINDOW = 5
 def keep(comparison: Path) -> None:
     """Copies the metrics of the runs that have ended."""
     for summary in sorted(comparison.glob("*/seed-*/summary.json")):
-        metrics = (summary.parent / "metrics.jsonl").read_text()
-        (DOCS / f"{summary.parent.parent.name}.jsonl").write_text(metrics)
+        name, seed = summary.parent.parent.name, summary.parent.name
+        (DOCS / f"{name}-{seed}.jsonl").write_text((summary.parent / "metrics.jsonl").read_text())
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -75,7 +75,8 @@ def main() -> None:
     DOCS.mkdir(exist_ok=True)
     for comparison in sys.argv[1:]:
         keep(Path(comparison))
-    runs = {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in sorted(DOCS.glob("*.jsonl"))}
+    files = {file.stem.replace("-seed-", ", seed "): file for file in sorted(DOCS.glob("*.jsonl"))}
+    runs = {name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in files.items()}
     with matplotlib.rc_context({"svg.hashsalt": "handrail"}):
         picture(runs).savefig("docs/images/smollm2.svg", metadata={"Date": None})
     print(table(runs))

@@ -217,13 +217,9 @@ def main(arguments: list[str]) -> None:
             times = alternating(model, problems, options, root / f"{share}")
             print(f"\n{options.model}, {options.problems} × {options.group_size} completions, {share:.0%} of groups dead")
             print_table(times)
-        if not options.memory_of:
-            peaks = {who: measured_apart(who, [*arguments, "--dead", str(shares[0])]) for who in ("TRL", "grpo")}
-            ratio = peaks["grpo"] / peaks["TRL"]
-            print(
-                "\npeak memory of the process, or of the GPU: " + ", ".join(f"{who} {peak / 2**20:.0f} MiB" for who, peak in peaks.items())
-            )
-            print(f"{ratio:.2f} of TRL's")
+        peaks = {who: measured_apart(who, [*arguments, "--dead", str(shares[0])]) for who in ("TRL", "grpo")}
+        print("\npeak memory of the process, or of the GPU: " + ", ".join(f"{who} {peak / 2**20:.0f} MiB" for who, peak in peaks.items()))
+        print(f"{peaks['grpo'] / peaks['TRL']:.2f} of TRL's")
 
 
 def print_table(times: dict[str, Times]) -> None:

@@ -200,6 +200,7 @@ class TrainConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate falls to 0: with the share of steps or of token_budget that is spent, whichever is more."""
     warmup_steps: int = Field(0, ge=0)
+    """Over so many steps the learning rate rises, from 0 in the first one, which therefore teaches nothing."""
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
     epsilon: float = Field(1e-8, gt=0)
     """AdamW's; a larger one moves weights with small gradients less."""

@@ -126,6 +126,12 @@ def test_auto_prefers_the_users_plan_and_falls_back_on_the_rule() -> None:
     assert [make_plan(none, none.references[0], planner) for planner in ("auto", "column")] == ["multiply\nadd", None]
 
 
+def test_an_outline_leaks_an_answer_that_is_not_a_number() -> None:
+    asked = problem(answer="Paris", reference="2 candidates are left, and 1 is Paris")
+    plan = make_plan(asked, asked.references[0], "outline")
+    assert plan == "... candidates are left, and ... is Paris" and leaks(plan, asked)
+
+
 @pytest.mark.parametrize("planner", ["rule", "outline"])
 def test_real_worked_solutions_nearly_all_have_a_plan_and_none_leaks(planner: DataPlannerName) -> None:
     problems = load_problems("reasoning-gym:gsm_symbolic?n=200&seed=3")
