@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,11 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "words"), CASES, ids=[" ".join(arguments)[-60:] for arguments, _ in CASES])
-def test_bad_input_is_one_sentence_and_changes_nothing(arguments: tuple[str, ...], words: str, handrail: Handrail, tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    arguments: tuple[str, ...], words: str, handrail: Handrail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the user's modules: Python's own writing is none of ours
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     lay_out(tmp_path)
     before = there(tmp_path)
     done = handrail(*arguments)
