@@ -1,6 +1,6 @@
 """What docs/smollm2.md shows, from the comparison that it names: the metrics of every run, a picture of them, and the table on stdout.
 
-python -m benchmarks.smollm2 runs/smollm2-gsm     # once more for each directory that holds some of the runs
+python -m benchmarks.smollm2 runs/smollm2-gsm     # without a directory: from the metrics kept before
 """
 
 from __future__ import annotations
