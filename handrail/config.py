@@ -305,13 +305,22 @@ def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def set_value(tree: dict[str, Any], assignment: str) -> None:
-    """Applies one ``section.key=value``; the value is TOML, or else taken as a string. Raises UserError if it is no assignment."""
+    """Apply one ``section.key=value``; the value is TOML or, if it does not begin as TOML does, plain text.
+
+    Raises UserError if it is no assignment, or if the value begins with a quote, bracket or brace and is not TOML.
+    """
     name, equals, text = assignment.partition("=")
     if not equals or not name.strip():
         raise UserError(f"--set takes section.key=value, not {assignment!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        if text.lstrip()[:1] in set("\"'[{"):
+            reason = str(error).partition(" (at ")[0]  # the column counts from what we put before the value
+            raise UserError(
+                f"--set {name.strip()}: the value begins with {text.lstrip()[0]} and is not TOML ({reason}); "
+                "write text as \"...\" with backslashes doubled, or as '...' to keep them as they are"
+            ) from error
         value = text
     *sections, key = name.strip().split(".")
     for section in sections:

@@ -131,7 +131,7 @@ def recognise(columns: Iterable[str]) -> Layout:
 
 def to_problem(fields: Fields, metadata: dict[str, Any], default_id: str) -> Problem:
     """A problem of checked fields. Raises BadRow."""
-    plan, id = fields.get("plan"), fields.get("id")
+    plan, id = _filled(fields.get("plan")), _filled(fields.get("id"))
     return Problem(
         id=default_id if id is None else _text_or_number("id", id),
         prompt=_prompt(fields["prompt"]),
@@ -151,7 +151,7 @@ def _text(field: str, value: object, wanted: str = "text") -> str:
     if not isinstance(value, str):
         raise BadRow(field, f"it is {_kind(value)}", f"make it {wanted}")
     if not value.strip():
-        raise BadRow(field, "it is empty", "fill it in, or leave the row out" if field in REQUIRED else "fill it in, or leave it out")
+        raise BadRow(field, "it is empty", "fill it in, or leave the row out")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -186,14 +186,18 @@ def _prompt(value: object) -> str | list[Message]:
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
+def _filled(value: object) -> object | None:
+    """None for blank text too: a CSV or Parquet file cannot leave an optional column out of one row."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
 def _references(field: str, fields: Fields) -> list[str]:
-    value = fields.get(field)
+    value = _filled(fields.get(field))
     if value is None:
         return []
     if not isinstance(value, list):
         return [_text(field, value, "text or a list of texts")]
-    if not value:
-        raise BadRow(field, "the list is empty", "leave the field out where there is no reference")
-    if not all(isinstance(part, str) for part in value):
+    parts = [part for part in map(_filled, value) if part is not None]
+    if not all(isinstance(part, str) for part in parts):
         raise BadRow(field, "the list holds something that is not text", "write every reference as text")
-    return [_text(field, part) for part in value]
+    return [_text(field, part) for part in parts]

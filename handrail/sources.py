@@ -303,6 +303,8 @@ def _options(source: str) -> tuple[str, dict[str, str]]:
             raise UserError(f"{source}: '{part}' is not an option; write key=value, with & between options")
         if key in options:
             raise UserError(f"{source}: the option '{key}' is given twice; leave one out")
+        if value[:1] in set("\"'[{"):
+            raise UserError(f"{source}: the option '{key}' has the value {value}; write it without quotes or brackets")
         options[key] = value
     return name, options
 

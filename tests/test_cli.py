@@ -16,6 +16,7 @@ import tomli_w
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from handrail.backbones import locate
+from handrail.config import load_config
 from tests.conftest import Done, Handrail
 
 ROWS: list[dict[str, Any]] = [
@@ -54,6 +55,21 @@ def assert_refused(done: Done, *parts: str, output: Path = Path("out")) -> None:
 
 
 # Configurations
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"verifier.extract='#### (\d+)'", r"#### (\d+)"),
+        (r'verifier.extract="#### (\\d+)"', r"#### (\d+)"),
+        (r"verifier.extract=#### (\d+)", r"#### (\d+)"),
+        (r"verifier.extract=(\d+)\n", r"(\d+)\n"),
+        ('verifier.extract=say "(.+)"', 'say "(.+)"'),
+        (r'verifier.extract="(.+)\n"', "(.+)\n"),
+    ],
+)
+def test_a_value_is_toml_or_plain_text(written: str, read: str, tmp_path: Path) -> None:
+    assert load_config(configured(tmp_path), [written]).verifier.extract == read
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,36 @@ def test_luffy(write: Any) -> None:
     assert second.references == ()
 
 
+OPTIONAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"reference": []}, {"reference": ["r"]}),
+    ({"references": []}, {"references": ["r"]}),
+    ({"references": [None, ""]}, {"references": ["r"]}),
+    ({"reference": [" "]}, {"reference": ["r"]}),
+    ({"reference": ""}, {"reference": "r"}),
+    ({"plan": ""}, {"plan": "p"}),
+    ({"plan": " \n"}, {"plan": "p"}),
+    ({"id": ""}, {"id": "i"}),
+]
+
+
+@pytest.mark.parametrize(("empty", "filled"), OPTIONAL)
+@pytest.mark.parametrize("write", [lambda rows: jsonl(*rows), parquet])
+def test_an_optional_column_may_be_empty(empty: dict[str, Any], filled: dict[str, Any], write: Any) -> None:
+    source = write([{**GOOD, **empty}, {**GOOD, **filled}])
+    bare, full = load_problems(source)
+    assert bare == Problem(f"{source}:1", "1 + 1?", "2")
+    assert (full.references, full.plan, full.id) != ((), None, f"{source}:2")
+
+
+def test_empty_parts_of_a_list_are_no_references() -> None:
+    assert load_problems(jsonl({**GOOD, "reference": ["", "a", None, " "]}))[0].references == ("a",)
+
+
+@pytest.mark.parametrize("target", [[], "", [{"role": "assistant", "content": ""}]])
+def test_luffys_empty_target_is_no_reference(target: object) -> None:
+    assert load_problems(jsonl({**LUFFY, "target": target}))[0].references == ()
+
+
 def test_luffy_text_target() -> None:
     assert load_problems(jsonl({**LUFFY, "target": "so 2"}))[0].references == ("so 2",)
 
@@ -339,12 +369,9 @@ BAD_ROWS: list[tuple[object, str, str]] = [
     ({**GOOD, "answer": ["2"]}, "answer", "it is a list"),
     ({**GOOD, "answer": float("nan")}, "answer", "it is NaN or infinite"),
     ({**GOOD, "answer": float("-inf")}, "answer", "it is NaN or infinite"),
-    ({**GOOD, "reference": []}, "reference", "the list is empty; leave the field out"),
     ({**GOOD, "references": ["a", 5]}, "references", "the list holds something that is not text"),
-    ({**GOOD, "reference": ["a", ""]}, "reference", "it is empty"),
     ({**GOOD, "reference": {"a": 1}}, "reference", "it is an object; make it text or a list of texts"),
     ({**GOOD, "plan": 3}, "plan", "it is a number; make it text"),
-    ({**GOOD, "plan": ""}, "plan", "it is empty; fill it in, or leave it out"),
     ({**GOOD, "id": {}}, "id", "it is an object"),
 ]
 
@@ -362,7 +389,6 @@ def test_bad_row(row: object, field: str, what: str) -> None:
         ({"question": "p", "answer": "just 5"}, "answer: its text does not end in '#### ANSWER'"),
         ({"prompt": "p", "solution": r"\boxed{5"}, r"answer: its last \boxed{ is never closed"),
         ({"prompt": "p", "solution": r"\boxed{}"}, "answer: it is empty"),
-        ({**LUFFY, "target": []}, "reference: the list is empty"),
         ({**LUFFY, "target": [{"role": "assistant"}]}, "reference: the list holds something that is not text"),
         ({**LUFFY, "reward_model": {}}, "answer: there is no column 'reward_model.ground_truth'"),
     ],
