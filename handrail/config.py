@@ -27,14 +27,18 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """Where problems come from, and how large a share of every step they fill."""
+    """A source of training problems, and its share of every step."""
 
     path: str
+    """A data file, a directory, a dataset, ``task:NAME?key=value`` or ``reasoning-gym:FAMILY?key=value``."""
     share: float = Field(1.0, gt=0)
+    """The source's share of the problems of a step, relative to the shares of the other sources."""
     probe: str | None = None
-    """The ``problems.jsonl`` of a ``handrail probe`` of this source; of its problems only those that ``keep`` names are trained on."""
+    """The ``problems.jsonl`` that ``handrail probe`` wrote for this source; only its problems of the kinds in
+    ``keep`` are trained on."""
     keep: list[Literal["all_wrong", "mixed", "all_right", "faulty"]] = Field(["all_wrong", "mixed"], min_length=1)
-    """``faulty`` stands for every problem with a fault, whatever its rollouts did."""
+    """The kinds of probed problems to train on; ``faulty`` means every problem with a fault, whatever its
+    rollouts did."""
 
 
 def _one_source(value: Any) -> Any:
@@ -43,132 +47,172 @@ def _one_source(value: Any) -> Any:
 
 
 class ModelConfig(Section):
+    """The model to train."""
+
     path: str
-    """A Hugging Face model directory or name, a GGUF file, an adapter's directory, or ``builtin:NAME`` (see ``handrail backbone list``)."""
+    """A Hugging Face model directory or hub name, a GGUF file, an adapter's directory, or ``builtin:NAME``
+    (``handrail backbone list``)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in. Weights that learn are kept and saved in float32: in bfloat16, small updates would round away."""
+    """Number type for computing; trained weights are always kept and saved in float32, because bfloat16
+    rounds small updates away."""
     device: Literal["auto", "cpu"] = "auto"
+    """``auto`` uses a GPU if there is one; ``cpu`` never does."""
     attention: str = "auto"
-    """``eager``, ``sdpa``, ``flash_attention_2`` or another that transformers knows; ``auto`` leaves the choice to it."""
+    """Attention implementation by its transformers name (``eager``, ``sdpa``, ``flash_attention_2``);
+    ``auto`` lets transformers choose."""
     gradient_checkpointing: bool = False
-    """Compute activations again on the way back instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass, which takes less memory and more time."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model; turn this on only if you trust the model's author."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (LoRA, arXiv 2106.09685) by peft: only they learn, and the model's own weights are kept in ``model.dtype``."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685), by peft. If this section is present, only the adapters are trained; the model's own
+    weights stay in ``model.dtype``."""
 
     rank: int = Field(16, ge=1)
+    """Rank of each adapter."""
     alpha: float = Field(32.0, gt=0)
-    """The adapters' output is scaled by alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     targets: str | list[str] = "all-linear"
-    """The layers that get one, by the ends of their names; ``all-linear`` is every linear layer but the head."""
+    """Layers that get an adapter, by the ends of their names; ``all-linear`` means every linear layer except
+    the output layer."""
     save: Literal["adapter", "merged"] = "adapter"
-    """What ``model/`` holds in the end: the adapter alone, or a whole model with it merged in."""
+    """What ``model/`` holds after training: the adapter alone, or the whole model with the adapter merged
+    in."""
 
 
 class SamplerConfig(Section):
-    """Who samples rollouts."""
+    """The engine that samples rollouts."""
 
     name: Literal["transformers", "vllm"] = "transformers"
-    """``transformers`` samples with the model that is trained; ``vllm`` with vLLM in the same process, which takes its weights."""
+    """``transformers`` samples with the model in training; ``vllm`` runs vLLM in the same process and copies
+    the weights to it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What it computes in; by default as ``model.dtype``."""
+    """Number type that the sampler computes in; ``auto`` means ``model.dtype``."""
     cache_gib: float = Field(2.0, gt=0)
-    """GiB of memory for vLLM's keys and values."""
+    """Memory for vLLM's KV cache, in GiB."""
     correction: float = Field(2.0, ge=0)
-    """Tokens are weighted by how much likelier the trainer finds them than the sampler did, at most by this (truncated importance
-    sampling); 0 weighs none. Where the trained model itself samples in float32, there is nothing to correct."""
+    """Cap of the importance weights (trainer's over sampler's probability of a token) that correct for a
+    sampler that differs from the trainer; 0 turns the correction off, and a float32 model that samples for
+    itself needs none."""
     most_gap: float | None = Field(None, gt=0)
-    """The run stops where the sampler's log-probabilities are further from the trainer's, in nats, a mean over tokens; by default 0.5, or
-    0.01 where both compute in float32."""
+    """Stop the run if the sampler's and the trainer's log-probabilities differ by more than this, in nats, as
+    a mean over tokens; the default is 0.01 if both compute in float32, else 0.5."""
 
 
 class DataConfig(Section):
+    """The training data, and how its prompts are written."""
+
     train: Annotated[list[Source], BeforeValidator(_one_source), Field(min_length=1)]
-    """One source or several, with shares: ``[{path = "hard.jsonl", share = 3}, {path = "easy.jsonl"}]``."""
+    """One source, or a list of sources with shares: ``[{path = "hard.jsonl", share = 3}, {path =
+    "easy.jsonl"}]``."""
     columns: dict[str, str] = {}
-    """Our field -> the data's column, for layouts that are not recognised: ``{prompt = "question"}``."""
+    """The data's column for each of our fields, if the layout is not recognised: ``{prompt =
+    "question"}``."""
     chat: bool | None = None
-    """Wrap a text prompt as a user message of the chat template; by default exactly when the tokenizer has one."""
+    """Wrap a text prompt in the tokenizer's chat template, as the user's message; by default on if the
+    tokenizer has a template."""
     system: str | None = None
-    """A system message for chat models."""
+    """System message for chat models; a prompt that brings its own system message keeps it."""
     prompt_template: str = Field("{prompt}", pattern=r"\{prompt\}")
-    """What a text prompt is written into."""
+    """Template for text prompts: the prompt replaces ``{prompt}``."""
     plan_template: str = Field("{prompt}\n\nPlan:\n{plan}", pattern=r"(?s)\{prompt\}.*\{plan\}|\{plan\}.*\{prompt\}")
-    """How a plan is shown to the policy where a method scores a reference with its plan (SORT)."""
+    """Template for a prompt with its plan, which SORT uses to score a reference."""
 
 
 class EvalConfig(Section):
+    """Evaluation on held-out problems."""
+
     sets: dict[Annotated[str, Field(pattern=r"^[\w. =-]+$")], str] = {}
-    """Name -> source of held-out problems; evaluated before the first step, at the end and every ``every`` steps."""
+    """Held-out sources by name; each is evaluated before the first step, after the last one, and every
+    ``eval.every`` steps."""
     every: int = Field(0, ge=0)
+    """Steps between evaluations; 0 evaluates only before and after training."""
     limit: int = Field(256, ge=1)
-    """At most so many problems of each set, the first ones."""
+    """Most problems to evaluate of each set, from its beginning."""
     samples: int = Field(1, ge=1)
+    """Completions of each held-out problem."""
 
 
 class VerifierConfig(Section):
+    """The verifier, which grades completions."""
+
     name: str = "math"
-    """``math`` (math-verify), ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own ``module:function``."""
+    """``math``, ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own
+    ``module:function``."""
     extract: str | None = None
-    """A regular expression; the last match's first group is the completion's answer (``exact`` and ``normalised``)."""
+    """Regular expression that finds the answer in a completion: the verifier sees the first group of the last
+    match."""
     timeout: float = Field(5.0, gt=0, le=86_400)
-    """Seconds for one verdict; past it the worker is killed, and the completion is unverified and earns nothing."""
+    """Seconds for one verdict; a worker that takes longer is killed, and its completion is unverified and
+    earns nothing."""
     memory_gib: float = Field(4.0, ge=0.05)
-    """GiB of memory that a worker may take; what needs more gets no verdict."""
+    """Memory of one worker, in GiB; a completion that needs more gets no verdict."""
     workers: int = Field(2, ge=1)
+    """Processes that grade in parallel."""
     partial_credit: bool | None = None
-    """Keep scores between 0 and 1; otherwise a score short of 1 is 0. By default on, but off for ``reasoning-gym`` and
-    ``task``, where wrong answers may earn a hundredth."""
+    """Keep scores between 0 and 1 instead of counting them as 0; by default on, except for ``reasoning-gym``
+    and ``task``, whose scorers may give a wrong answer a hundredth."""
 
 
 class RolloutConfig(Section):
+    """Rollouts: the completions that the policy samples."""
+
     group_size: int = Field(8, ge=1)
+    """Completions in the group of each problem; LUFFY counts the reference as one of them."""
     max_tokens: int = Field(256, ge=1)
+    """Longest completion in tokens; a longer one is cut off."""
     temperature: float = Field(1.0, ge=0)
-    """0 always takes the likeliest token: to evaluate, not to train."""
+    """Sampling temperature; 0 always takes the likeliest token, which suits evaluation but not training."""
     require_end: bool = True
-    """A completion cut off at ``max_tokens`` earns nothing, whatever it says."""
+    """A completion that is cut off at ``max_tokens`` earns nothing, whatever it says."""
     batch_size: int = Field(256, ge=1)
-    """Sequences sampled at once."""
+    """Sequences sampled at once; lower it if memory runs out."""
 
 
 class ExpertsConfig(Section):
-    """The models that methods take advice from, where a method names them."""
+    """Other models that a method asks for advice, if its settings name them."""
 
     prm: str = ""
-    """A process reward model's directory or ``builtin:NAME``, for the step judge ``prm``."""
+    """Process reward model for the step judge ``prm``: a directory or ``builtin:NAME``."""
     teacher: str = ""
-    """A causal language model's directory or name, for the corrector ``model``."""
+    """Causal language model for the corrector ``model``: a directory or hub name."""
 
 
 class EndpointConfig(Section):
-    """A server that speaks the OpenAI chat-completions protocol, for judges, correctors and planners."""
+    """A server with the OpenAI chat-completions protocol, for judges, correctors and planners."""
 
     base_url: str
+    """Address of the server, without password and parameters."""
     model: str
+    """Name of the model on the server."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; the key itself is never written anywhere."""
+    """Environment variable that holds the API key; the key itself is never written anywhere."""
     concurrency: int = Field(8, ge=1)
+    """Questions asked at the same time."""
     timeout: float = Field(60.0, gt=0, le=86_400)
+    """Seconds to wait for an answer."""
     retries: int = Field(4, ge=0)
-    """Further tries, with back-off, on 408, 409, 429, 5xx, time-outs and cut connections."""
+    """Further attempts, with growing pauses, after status 408, 409, 429 or 5xx, a timeout or a lost
+    connection."""
     answer_tokens: int = Field(4096, ge=1)
-    """The longest answer, a model's reasoning included; a longer one counts as none."""
+    """Longest answer in tokens, the model's reasoning included; a longer answer counts as none."""
     max_calls: int | None = Field(None, ge=1)
+    """Budget of requests; once it is spent, further questions go unanswered."""
     max_tokens: int | None = Field(None, ge=1)
-    """Of all calls together, prompts and answers."""
+    """Budget of tokens, prompts and answers together; once it is spent, further questions go unanswered."""
     max_cost: float | None = Field(None, gt=0)
-    """In the currency of the prices; needs both."""
+    """Budget of money, in the currency of the two prices, which it needs; once it is spent, further questions
+    go unanswered."""
     input_price: float | None = Field(None, ge=0)
-    """For a million prompt tokens."""
+    """Price of a million prompt tokens."""
     output_price: float | None = Field(None, ge=0)
-    """For a million answer tokens."""
+    """Price of a million answer tokens."""
     cache: str = "runs/endpoint-cache.sqlite"
-    """Answers by content of the question; shared by all runs."""
+    """File that keeps every answer, so that no run asks the same question twice."""
     pause_after: int = Field(10, ge=1)
-    """So many failed questions in a row pause the run, with a checkpoint."""
+    """Pause the run, with a checkpoint, after this many failed questions in a row."""
 
     @model_validator(mode="after")
     def _secretless(self) -> EndpointConfig:
@@ -187,38 +231,48 @@ class EndpointConfig(Section):
 
 
 class TrainConfig(Section):
+    """Training: length, batch, optimizer (AdamW), checkpoints."""
+
     steps: int = Field(200, ge=1)
-    """At most so many; a budget may end the run before."""
+    """Number of steps; a budget may end the run earlier."""
     token_budget: int | None = Field(None, ge=1)
-    """The run ends with the step in which so many tokens have been sampled."""
+    """End the run after the step in which the number of sampled tokens reaches this."""
     seconds_budget: float | None = Field(None, gt=0)
-    """The run ends with the step in which so many seconds have been spent on training, evaluation aside."""
+    """End the run after the step in which the seconds of training, without evaluation, reach this."""
     problems_per_step: int = Field(16, ge=1)
+    """Problems of each step, one group of completions each."""
     updates_per_step: int = Field(1, ge=1)
-    """Optimiser updates a step, each on an equal part of its problems."""
+    """Optimizer updates of each step, each on an equal part of the step's problems."""
     learning_rate: float = Field(1e-6, gt=0, le=10)
+    """Highest learning rate, which follows the warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls to 0: with the share of steps or of token_budget that is spent, whichever is more."""
+    """How the learning rate falls to 0 as steps or token_budget are used up, whichever is further;
+    ``constant`` does not fall."""
     warmup_steps: int = Field(0, ge=0)
-    """Over so many steps the learning rate rises, from 0 in the first one, which therefore teaches nothing."""
+    """Steps in which the learning rate rises from 0; the first of them has rate 0 and changes nothing."""
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
+    """AdamW's β1 and β2."""
     epsilon: float = Field(1e-8, gt=0)
-    """AdamW's; a larger one moves weights with small gradients less."""
+    """AdamW's ε; a larger one slows down the weights with small gradients."""
     weight_decay: float = Field(0.01, ge=0)
+    """AdamW's weight decay."""
     grad_clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
     most_skipped: int = Field(5, ge=1)
-    """An update whose gradient is not finite is skipped; so many in a row end the run."""
+    """End the run after this many skipped updates in a row; an update is skipped if its gradient is not
+    finite."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Padded tokens of one forward and backward pass; bounds the memory for logits."""
+    """Most tokens of one forward and backward pass, padding included; lower it if memory runs out."""
     seed: int = 0
+    """Seed of all randomness in the run."""
     checkpoint_every: int = Field(50, ge=0)
     """Steps between checkpoints; 0 keeps only the final model."""
     keep_last: int = Field(2, ge=1)
-    """So many of the newest checkpoints are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int = Field(0, ge=0)
-    """Checkpoints of steps that are a multiple of this are kept too; 0 keeps no others."""
+    """Keep also the checkpoints of every step that is a multiple of this; 0 keeps no others."""
     samples_every: int = Field(10, ge=0)
-    """Steps between those whose trajectories are written to samples.jsonl; 0 writes none."""
+    """Steps between those whose trajectories are written to ``samples.jsonl``; 0 writes none."""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainConfig:
@@ -238,17 +292,19 @@ class TrainConfig(Section):
 
 
 class CompareConfig(Section):
-    """What ``handrail compare`` runs: each entry changes settings of the file it stands in."""
+    """The runs of ``handrail compare``."""
 
     seeds: list[int] = Field([0], min_length=1)
+    """Seeds; every run is trained once with each."""
     runs: dict[str, dict[str, Any]] = {}
+    """Runs by name; each changes some settings of this file: ``LUFFY = {method = {name = "luffy"}}``."""
 
 
 class Config(Section):
     model: ModelConfig
     data: DataConfig
     method: dict[str, Any] = {"name": "grpo"}
-    """``name`` and the settings of that method (``handrail methods NAME``)."""
+    """Name of the method (``handrail methods``) and its settings (``handrail methods NAME``)."""
     verifier: VerifierConfig = VerifierConfig()
     rollout: RolloutConfig = RolloutConfig()
     sampler: SamplerConfig = SamplerConfig()

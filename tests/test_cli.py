@@ -289,7 +289,7 @@ def test_a_methods_card_has_its_settings_and_defaults(handrail: Handrail) -> Non
     done = handrail("methods", "luffy")
     assert done.code == 0 and "arXiv 2504.14945 · status: published" in done.out
     (line,) = [line for line in done.out.splitlines() if "gamma" in line and "0.1" in line]
-    assert "The constant of f" in line
+    assert "Constant of f" in line
 
 
 def test_an_unknown_method_has_a_suggestion(handrail: Handrail) -> None:

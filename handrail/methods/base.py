@@ -28,28 +28,30 @@ class MethodSettings(Section):
     """Settings of one method."""
 
     name: str = ""
+    """Name of the method, or ``file.py:Name`` for one of your own."""
 
 
 class GrpoSettings(MethodSettings):
     normalise_std: bool = True
-    """Divide the advantage by the group's standard deviation + 1e-4; off in Dr.GRPO."""
+    """Divide the advantage by the standard deviation of the group's rewards + 1e-4; Dr.GRPO does not."""
     clip: bool = True
-    """Whether the ratio is clipped at all."""
+    """Clip the importance ratio."""
     clip_low: float = Field(0.2, ge=0, le=1)
-    """The ratio's lower clip is 1 − clip_low."""
+    """Lower bound of the clipped ratio: 1 − clip_low."""
     clip_high: float = Field(0.2, ge=0)
-    """The ratio's upper clip is 1 + clip_high; DAPO takes 0.28."""
+    """Upper bound of the clipped ratio: 1 + clip_high; DAPO takes 0.28."""
     ratio: Ratio = "token"
-    """Importance ratio of each token, or one for the sequence (GSPO; it wants clips near 3e-4 and 4e-4)."""
+    """One importance ratio per token, or one per sequence (GSPO, with clips near 3e-4 and 4e-4)."""
     normaliser: Normaliser = "sequence"
-    """Mean of sequence means (GRPO), mean over all tokens of the update (DAPO), or a constant maximum length (Dr.GRPO)."""
+    """How token losses are averaged: mean of sequence means (GRPO), mean over all tokens of the update
+    (DAPO), or divided by the constant ``rollout.max_tokens`` (Dr.GRPO)."""
     skip_dead_groups: bool = False
-    """Leave groups without signal out of the normaliser too (DAPO); otherwise they count as zeros."""
+    """Leave groups without signal out of the average too (DAPO); otherwise they count as zeros."""
     kl: float = Field(0.0, ge=0)
-    """β: coefficient of the divergence from the model as it was before training; if not 0, that model is kept beside the one that
-    learns (with [lora], the model without its adapter), and no trajectory can be dropped."""
+    """β, the coefficient of the KL divergence from the starting model. If it is not 0, that model is kept in
+    memory too (with ``[lora]``, the model without its adapter), and no trajectory can be dropped."""
     entropy_bonus: float = Field(0.0, ge=0)
-    """Coefficient of the tokens' entropy in the objective; if not 0, no trajectory can be dropped."""
+    """Coefficient of the tokens' entropy in the objective; if it is not 0, no trajectory can be dropped."""
 
 
 class Method:

@@ -17,17 +17,21 @@ from handrail.trajectory import Group, Origin
 
 class LuffySettings(GrpoSettings):
     normalise_std: bool = False
-    """Eq. 4 divides by the group's standard deviation; the paper's experiments and released code do not."""
+    """Divide the advantage by the standard deviation of the group's rewards + 1e-4, as eq. 4 does; the
+    paper's experiments and released code do not."""
     clip: bool = False
-    """Clip the rollouts' ratio. Eq. 6 prints a clip; the final configuration drops it. References are never clipped."""
+    """Clip the rollouts' importance ratio, as eq. 6 does; the paper's final configuration does not.
+    References are never clipped."""
     normaliser: Normaliser = "constant"
-    """As for grpo: sequence, token, or the constant maximum length that the paper takes."""
+    """How token losses are averaged, as for grpo; the paper divides by the constant
+    ``rollout.max_tokens``."""
     entropy_bonus: float = Field(0.01, ge=0)
-    """0.01 in the paper; .001, differently normalised, in its code. If not 0, no trajectory can be dropped."""
+    """Coefficient of the tokens' entropy: 0.01 in the paper; 0.001, differently averaged, in its code. If it
+    is not 0, no trajectory can be dropped."""
     shaping: Shape = "p/(p+c)"
-    """f of a reference token's probability; ``p`` is plain mixed-policy GRPO."""
+    """Shaping function f of a reference token's probability p; ``p`` is mixed-policy GRPO without shaping."""
     gamma: float = Field(0.1, gt=0)
-    """The constant of f: c in p/(p+c), the exponent e in p^e."""
+    """Constant of f: c in p/(p+c), the exponent e in p^e; the other functions have none."""
 
 
 class Luffy(Method):

@@ -26,38 +26,46 @@ from handrail.trajectory import Group, Origin, Trajectory
 
 class ScopeSettings(GrpoSettings):
     normalise_std: bool = False
-    """Divide the advantage by the repaired group's standard deviation + 1e-4."""
+    """Divide the advantage by the standard deviation of the repaired group's rewards + 1e-4."""
     clip_high: float = Field(0.28, ge=0)
-    """The upper clip of the policy's own tokens is 1 + clip_high; what a corrector wrote is never clipped."""
+    """Upper bound of the clipped ratio of the policy's own tokens: 1 + clip_high; a corrector's tokens are
+    never clipped."""
     normaliser: Normaliser = "token"
-    """As for grpo: sequence, token, or the constant maximum length."""
+    """How token losses are averaged, as for grpo."""
     judge: JudgeName | Literal["random"] = "rule"
-    """Who finds the first wrong step: ``rule`` (arithmetic), ``reference`` (its results), ``prm`` (experts.prm), ``llm`` (endpoint);
-    ``random`` is an ablation."""
+    """Judge that finds the first wrong step: ``rule`` checks the arithmetic, ``reference`` compares with the
+    reference's results, ``prm`` is the model ``experts.prm``, ``llm`` asks the endpoint; ``random`` is an
+    ablation."""
     corrector: CorrectorName = "reference"
-    """Who repairs it: the ``reference``, the ``policy`` shown it, a ``model`` (experts.teacher), an ``endpoint``."""
+    """Corrector that repairs it: ``reference`` takes the reference's step, ``policy`` is the policy with the
+    reference in its prompt, ``model`` is ``experts.teacher``, ``endpoint`` asks the endpoint."""
     mode: Literal["step", "suffix", "reference"] = "step"
-    """The corrector writes one step and the policy goes on; or writes to the end; or one step, shown the reference, that may not leak."""
+    """``step``: the corrector writes one step and the policy goes on; ``suffix``: the corrector writes to the
+    end; ``reference``: the corrector sees the reference, writes one step, and may not give the answer
+    away."""
     threshold: float = Field(0.5, gt=0, le=1)
-    """τ: the first step that scores below it is the first wrong one."""
+    """τ: the first step with a lower score is the first wrong step."""
     least_right: float = Field(0.3, ge=0, lt=1)
-    """ρ: the least share of a rollout's steps before the first wrong one."""
+    """ρ: a rollout is repaired only if at least this share of its steps comes before the first wrong one."""
     repairs: int = Field(1, ge=1)
-    """M: how many rollouts of a group are repaired, those with the largest share of right steps first."""
+    """M: number of rollouts of a group to repair, those with the largest share of right steps first."""
     tries: int = Field(4, ge=1)
-    """N: how often a repair is tried until the verifier accepts it."""
+    """N: number of attempts at a repair, until the verifier accepts one."""
     step_tokens: int = Field(256, ge=1)
-    """The longest step that a corrector writes."""
+    """Longest step of a corrector, in tokens."""
     step_end: str | None = None
-    """A regular expression for what ends a step; by default blank lines, or else lines, semicolons, sentences."""
+    """Regular expression for the end of a step; by default steps end at blank lines, or else at lines,
+    semicolons or sentences."""
     no_prefix: Literal["skip", "reference"] = "skip"
-    """What becomes of a rollout whose very first step is wrong: nothing, or the whole reference stands in for it."""
+    """What to do with a rollout whose very first step is wrong: leave it as it is, or replace it by the whole
+    reference."""
     placing: Literal["replace", "append"] = "replace"
-    """Whether a repaired rollout takes the failed one's place, or stands beside it, so that a group with one failure keeps its signal."""
+    """Replace the failed rollout by the repaired one, or append it, so that a group with a single failure
+    keeps its signal."""
     shaping: Shape = "p/(p+c)"
-    """f of a corrector token's probability; ``p`` is no shaping."""
+    """Shaping function f of the probability p of a corrector's token; ``p`` means no shaping."""
     gamma: float = Field(0.1, gt=0)
-    """The constant of f: c in p/(p+c), the exponent e in p^e."""
+    """Constant of f: c in p/(p+c), the exponent e in p^e; the other functions have none."""
 
 
 @dataclass(frozen=True)

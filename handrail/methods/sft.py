@@ -23,11 +23,11 @@ Divisor = Literal["all", "failed"]
 
 class ImitationSettings(MethodSettings):
     strength: float = Field(1.0, ge=0)
-    """λ, what the imitation loss is multiplied by."""
+    """λ, the factor of the imitation loss."""
     mean: Mean = "token"
-    """Every reference token weighs the same, or every reference."""
+    """Weigh all reference tokens alike, or all references."""
     divide_by: Divisor = "failed"
-    """Divide by all problems of the update, or only by those with a demonstration."""
+    """Divide the imitation loss by all problems of the update, or only by those that imitate a reference."""
 
 
 class Imitating(Method):
@@ -137,9 +137,10 @@ class SftOnFailures(Sft):
 
 class GrpoSftSettings(GrpoSettings, ImitationSettings):
     mean: Mean = "sequence"
-    """Every reference token weighs the same, or every reference."""
+    """Weigh all reference tokens alike, or all references."""
     divide_by: Divisor = "all"
-    """Divide by all problems of the update, so that repair fades with failures, or only by those with a demonstration."""
+    """Divide the imitation loss by all problems of the update, so that it fades as failures become rare, or
+    only by those that imitate a reference."""
 
 
 class GrpoSft(Imitating):

@@ -17,22 +17,26 @@ from handrail.trajectory import Group
 
 class SortSettings(GrpoSftSettings):
     alpha: float = Field(0.5, ge=0, le=1)
-    """w = p0^(1−α)·p1^α: 0 ignores the plan (DFT's weight), 1 takes the plan's probability alone."""
+    """α in the weight w = p0^(1−α)·p1^α of a token, with p0 its probability and p1 that with the plan in the
+    prompt: 0 ignores the plan (DFT's weight), 1 uses p1 alone."""
     planner: PlannerName = "auto"
-    """Where plans come from: the data's ``plan`` column, the ``rule`` that reads a reference's operations, or ``auto``, whichever there
-    is first; the reference's ``outline``, its words without its numbers; the ``policy`` itself, anew at every repair; the ``endpoint``."""
+    """Source of the plans: ``column``, the data's plan column; ``rule``, the operations in a reference;
+    ``auto``, the first of these two that there is; ``outline``, the reference's words without its numbers;
+    ``policy``, which writes a new one for every repair; ``endpoint``."""
     plan_tokens: int = Field(256, ge=1)
-    """The longest plan that the policy writes."""
+    """Longest plan of the policy, in tokens."""
     normalise_weights: bool = False
-    """Divide the weights of a reference by their mean, so that only their shape counts."""
+    """Divide the weights of a reference's tokens by their mean, so that only their ratios matter."""
     hard_mask: bool = False
-    """Train only the tokens that the plan makes likelier, p1 > p0."""
+    """Train only those tokens that the plan makes likelier: p1 > p0."""
     weights_at: Literal["update", "rollout"] = "update"
-    """Score the reference right before each optimiser update, or once when the groups are sampled."""
+    """When to score the reference: right before each optimizer update, or once, when the groups are
+    sampled."""
     weights: Literal["plan", "uniform", "shuffled-plan", "solution", "random"] = "plan"
-    """``plan`` is SORT. Ablations: no weighting, another problem's plan, the whole solution as plan, own weights at random places."""
+    """How tokens are weighted: ``plan`` is SORT; the ablations are equal weights, the plan of another
+    problem, the whole solution as plan, and SORT's weights in random order."""
     repair: Literal["all-wrong", "all"] = "all-wrong"
-    """Which groups get the repair update; ``all`` is an ablation."""
+    """Groups that get the repair update; ``all`` is an ablation."""
 
 
 class Sort(Imitating):
