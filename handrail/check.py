@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from accelerate import Accelerator
-
 from handrail.config import Config, VerifierConfig
 from handrail.contamination import contaminated
-from handrail.lengths import check_lengths
-from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.sources import Loaded, describe, load_problems
 from handrail.verifier_pool import VerifierPool
@@ -85,6 +81,12 @@ def overlap(problems: Sequence[Problem], against: str, columns: Mapping[str, str
 
 def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]]:
     """The first problem as the model sees it, as (caption, text). Raises UserError if any problem exceeds the context."""
+    # Not above: loading torch takes longer than everything that is checked without a model.
+    from accelerate import Accelerator
+
+    from handrail.lengths import check_lengths
+    from handrail.policy.transformers import TransformersPolicy
+
     policy = TransformersPolicy(config, Accelerator(cpu=True))
     first = problems[0]
     prompt = policy.encode_prompt(first)

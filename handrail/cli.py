@@ -131,7 +131,6 @@ def check_command(
     Warns of duplicates, contradictions, references that the verifier refuses, and test problems among them.
     """
     mapping = dict(parse_column(pair) for pair in columns or [])
-    quiet()
     from handrail.check import as_seen, judged, overlap, overview
     from handrail.sources import load
 
@@ -159,6 +158,7 @@ def check_command(
         settings = Config(model=ModelConfig(path=model or ""), data=DataConfig(train=[Source(path=data)]), rollout=short)
     elif model:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})})
+    quiet()  # here, because it loads transformers, which nothing above needs
     for caption, text in as_seen(settings, loaded.problems):
         show(f"\n{caption}")
         console.print(text, style="cyan", highlight=False, markup=False, soft_wrap=True)

@@ -311,6 +311,15 @@ def test_check_says_what_was_understood(handrail: Handrail, tmp_path: Path) -> N
         assert part in done.out
 
 
+def test_check_without_a_model_loads_no_model_library(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "mine.jsonl", ROWS)
+    code = (
+        "import sys; from handrail.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "assert not {'torch', 'transformers', 'accelerate', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, "check", str(file)], check=True, capture_output=True)
+
+
 def test_check_finds_contradicting_references_and_test_problems(handrail: Handrail, tmp_path: Path) -> None:
     rows = [
         {"id": "right", "prompt": "What is 3 + 4?", "answer": "7", "references": ["3 + 4 = 7\n#### 7"]},
