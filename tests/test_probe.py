@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from handrail import train
 from handrail.errors import UserError
 from handrail.evidence.attempts import Attempt, Attempts
+from handrail.evidence.claims import Evidence
 from handrail.evidence.faults import Reference
 from handrail.evidence.probe import Probed, figures, groups, probe
-from handrail.evidence.recommend import recommendation
+from handrail.evidence.recommend import FOREIGN, SURPRISING, recommendation
+from handrail.evidence.suite import load_suite, read_results
+from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem, digest
 from handrail.sources import load_problems
 from tests.conftest import EASY, HARD, Handrail, config
@@ -121,17 +128,41 @@ def seen(wrong: int, mixed: int, right: int, helped: int | None = None, strange:
     [
         (seen(5, 90, 5), "grpo", 4, "Only 5 of 100 problems failed"),
         (seen(5, 15, 80), "grpo", 8, "80 problems succeeded in every rollout"),
-        (seen(90, 10, 0), "luffy", 8, "90 of 100 problems failed in all of 8 rollouts (90%)"),
+        (seen(90, 10, 0), "grpo+sft", 8, "90 of 100 problems failed in all of 8 rollouts (90%)"),
         (seen(90, 10, 0, strange=0.3), "sort", 8, "30% of the references' tokens have a probability below 1%"),
         (seen(90, 10, 0, helped=20), "grpo", 8, "add references"),
-        (seen(60, 40, 0, reference_rejected=30), "luffy", 4, "First of all: the verifier refuses 30 of 100 references"),
-        (seen(60, 40, 0), "luffy", 4, "With groups of 4, 70% of the rollouts"),
+        (seen(60, 40, 0, reference_rejected=30), "grpo+sft", 4, "First of all: the verifier refuses 30 of 100 references"),
+        (seen(60, 40, 0), "grpo+sft", 4, "With groups of 4, 70% of the rollouts"),
     ],
 )
 def test_recommendations(found: dict[str, Any], method: str, size: int, words: str) -> None:
     advice = recommendation(found)
     assert (advice["method"], advice["group_size"]) == (method, size)
     assert words in " ".join(advice["reasons"])
+
+
+@pytest.mark.parametrize("style", ["clean", "foreign"])
+def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: str) -> None:
+    """Measured where docs/evidence.md was: the suite's own references and model, then its own results."""
+    suite = load_suite()
+    policy = TransformersPolicy(config(model={"path": suite.backbones["middle"], "device": "cpu"}), Accelerator(cpu=True))
+    sources = [source["path"].format(style=style, problems=1).replace("n=600", "n=8") for source in suite.base["data"]["train"]]
+    problems = [problem for source in sources for problem in load_problems(source)]
+    texts = [policy.encode_completion(problem.references[0]) for problem in problems]
+    scores = torch.cat(policy.score([policy.encode_prompt(problem) for problem in problems], texts))
+    strange = (scores < math.log(SURPRISING)).float().mean().item()
+    assert strange < FOREIGN / 4 if style == "clean" else strange > FOREIGN * 1.25
+
+    evidence = Evidence(suite, read_results(Path(__file__).parent.parent / "docs/evidence/results.jsonl"))
+
+    def compromise(method: str) -> float:
+        """The mean of what was learned and what was kept."""
+        runs = [run for backbone in suite.backbones for run in evidence.runs(backbone, style, method)]
+        return fmean(run.mean(sets) for run in runs for sets in (suite.in_domain, suite.out_of_domain))
+
+    names = {settings["method"]["name"]: name for name, settings in reversed(suite.methods.items())}
+    advised = recommendation(seen(90, 10, 0, strange=strange))["method"]
+    assert compromise(names[advised]) > max(map(compromise, suite.methods)) - 0.01
 
 
 def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
@@ -180,7 +211,7 @@ def test_probe_on_the_command_line(handrail: Handrail) -> None:
     settings = ["--set", "verifier.name=exact", "--set", r"verifier.extract=# ([\d ]+)$", "--set", "rollout.max_tokens=48"]
     done = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "4", "--output", "out", *settings)
     assert done.code == 0, done.err
-    assert "6 problems, 4 rollouts each: 6 all wrong" in done.out and 'start with method.name = "luffy"' in done.out
+    assert "6 problems, 4 rollouts each: 6 all wrong" in done.out and 'start with method.name = "grpo+sft"' in done.out
     again = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "8", "--output", "out", *settings)
     assert again.code == 2 and "another rollouts" in again.err
     room = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--output", "none")

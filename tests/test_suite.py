@@ -10,6 +10,7 @@ import pytest
 
 from handrail.evidence.claims import Claim, Evidence, Row, _answered, claims
 from handrail.evidence.differences import Difference, over_seeds
+from handrail.evidence.page import glance
 from handrail.evidence.suite import (
     Cell,
     Result,
@@ -156,6 +157,13 @@ def test_claims_by_hand(tiny: Path) -> None:
         ("weak against strong, clean", 0.25, [0.25, 0.25])
     ]
     assert "weakest" in largest.says
+
+
+def test_what_was_learned_and_kept_is_a_mean_over_backbones_and_seeds(tiny: Path) -> None:
+    suite = load_suite(tiny).model_copy(update={"backbones": {"weak": "w", "strong": "s"}, "styles": ["clean"]})
+    found = glance(made(suite, {("weak", "GRPO"): [0, 0.25], ("strong", "GRPO"): [0.5, 0.75]}))
+    assert found["header"] == ["method", "clean: in-domain", "clean: out-of-domain"]
+    assert found["rows"] == [["*before training*", "0.0", "100.0"], ["GRPO", "37.5", "100.0"], ["SORT", "", ""]]
 
 
 def test_diversity_is_compared_over_seeds() -> None:

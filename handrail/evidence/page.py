@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,6 +30,7 @@ def page(suite: Suite, results: Sequence[Result], weights: Mapping[str, Any], co
         ),
         overview=[[claim.says, f"**{claim.average.answer}**" if claim.average else "", claim.answer] for claim in made],
         claims=[{"says": claim.says, "how": claim.how, "rows": rows_of(claim)} for claim in made],
+        glance=glance(evidence) if suite.out_of_domain else None,
         weights=weights_table(weights) if weights else None,
         accuracies=[
             {"title": f"{backbone}, {style} references", **accuracies(evidence, backbone, style)}
@@ -56,6 +57,27 @@ def weights_table(weights: Mapping[str, Any]) -> dict[str, Any]:
         [setting, *("{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found[name]) for name in names)] for setting, found in weights.items()
     ]
     return {"header": ["backbone, style", *names], "rows": rows}
+
+
+def glance(evidence: Evidence) -> dict[str, Any]:
+    """What each method learned and kept: accuracy on each kind of benchmark, mean over all backbones and seeds."""
+    suite = evidence.suite
+    columns = [
+        (f"{style}: {kind}", style, sets)
+        for style in suite.styles
+        for kind, sets in (("in-domain", suite.in_domain), ("out-of-domain", suite.out_of_domain))
+    ]
+
+    def row(name: str, methods: Sequence[str], accuracy: Callable[[Result, Sequence[str]], float]) -> Cells:
+        cells = [name]
+        for _, style, sets in columns:
+            runs = [run for method in methods for place in suite.backbones for run in evidence.runs(place, style, method)]
+            cells.append(f"{100 * fmean(accuracy(run, sets) for run in runs):.1f}" if runs else "")
+        return cells
+
+    before = row("*before training*", list(suite.methods), lambda run, sets: fmean(run.start[name] for name in sets))
+    rows = [row(method, [method], Result.mean) for method in suite.methods]
+    return {"header": ["method", *(title for title, _, _ in columns)], "rows": [before, *rows]}
 
 
 def accuracies(evidence: Evidence, backbone: str, style: str) -> dict[str, Any]:
