@@ -151,9 +151,11 @@ class VerifierConfig(Section):
     """Memory of one worker, in GiB; a completion that needs more gets no verdict."""
     workers: int = Field(2, ge=1)
     """Processes that grade in parallel."""
+    correct_from: float = Field(1.0, gt=0, le=1)
+    """A completion is correct if its score is at least this; below it is wrong, whatever it is paid."""
     partial_credit: bool | None = None
-    """Keep scores between 0 and 1 instead of counting them as 0; by default on, except for ``reasoning-gym``
-    and ``task``, whose scorers may give a wrong answer a hundredth."""
+    """Pay the score itself instead of 1 for correct and 0 for wrong; by default on, except for
+    ``reasoning-gym`` and ``task``, whose scorers may give a wrong answer a hundredth."""
 
 
 class RolloutConfig(Section):

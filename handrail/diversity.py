@@ -31,17 +31,17 @@ def diversity(measured: Sequence[Mapping[str, float | None]]) -> dict[str, float
 
 def measures(group: Group, step_end: str | None = None) -> dict[str, float | None]:
     """Every measure of what the policy itself wrote in one group; ``step_end`` is the regular expression that ends a step."""
-    return measures_of([rollout.text for rollout in group.rollouts], [rollout.reward for rollout in group.rollouts], step_end)
+    return measures_of([rollout.text for rollout in group.rollouts], [rollout.correct for rollout in group.rollouts], step_end)
 
 
-def measures_of(texts: Sequence[str], rewards: Sequence[float], step_end: str | None = None) -> dict[str, float | None]:
+def measures_of(texts: Sequence[str], correct: Sequence[bool | None], step_end: str | None = None) -> dict[str, float | None]:
     """The same of a model's completions of one problem."""
     steps = [split_steps(text, step_end) for text in texts]
     values = (
         distinct_n(texts),
         self_bleu_diversity(texts),
         distinct_prefixes(steps),
-        distinct_derivations(texts, rewards, step_end),
+        distinct_derivations(texts, correct, step_end),
     )
     return dict(zip(NAMES, values, strict=True))
 
@@ -76,9 +76,9 @@ def distinct_prefixes(steps: Sequence[Sequence[str]], k: int = 1) -> float | Non
     return len(prefixes) / len(steps) if len(steps) > 1 else None
 
 
-def distinct_derivations(texts: Sequence[str], rewards: Sequence[float], step_end: str | None = None) -> int | None:
-    """The number of distinct derivations among the completions whose reward is 1."""
-    right = {derivation(text, step_end) for text, reward in zip(texts, rewards, strict=True) if reward == 1}
+def distinct_derivations(texts: Sequence[str], correct: Sequence[bool | None], step_end: str | None = None) -> int | None:
+    """The number of distinct derivations among the correct completions."""
+    right = {derivation(text, step_end) for text, is_correct in zip(texts, correct, strict=True) if is_correct}
     return len(right) if len(texts) > 1 else None
 
 

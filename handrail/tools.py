@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from handrail.policy import Policy
 from handrail.problems import Problem
 from handrail.trajectory import Group, Trajectory
-from handrail.verifier_pool import VerifierPool
+from handrail.verifier_pool import CUT_OFF, VerifierPool
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,22 @@ class Tools:
         return Trajectory.reference(self.policy.encode_prompt(problem), self.policy.encode_completion(text), text)
 
     def grade(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
-        """The trajectories with the verifier's reward; one that was cut off earns nothing where an end is required."""
+        """The trajectories with the verifier's reward and verdict. One that was cut off is wrong if ``require_end``, and earns nothing."""
         complete = [member.finished or not self.require_end for _, member in pairs]
         verdicts = self.verifier.grade([(problem, member.text) for (problem, member), ok in zip(pairs, complete, strict=True) if ok])
         for verdict in verdicts:
             if verdict.status != "ok":
                 self.counts.update(["verifier/unverified", f"verifier/{verdict.status}"])
-        rewards = (verdict.reward for verdict in verdicts)
-        return [replace(member, reward=next(rewards) if ok else 0.0) for (_, member), ok in zip(pairs, complete, strict=True)]
+        reached = iter(verdicts)
+        graded = [next(reached) if ok else CUT_OFF for ok in complete]
+        return [replace(member, reward=verdict.reward, correct=verdict.correct) for (_, member), verdict in zip(pairs, graded, strict=True)]
+
+    def grade_references(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
+        """``grade``, with a count of the references that are wrong and of those without a verdict."""
+        graded = self.grade(pairs)
+        self.counts["guide/reference_rejected"] += sum(reference.correct is False for reference in graded)
+        self.counts["guide/reference_unverified"] += sum(reference.correct is None for reference in graded)
+        return graded
 
     def verify(self, groups: Sequence[Group]) -> list[Group]:
         """Groups with every trajectory graded."""

@@ -25,6 +25,7 @@ class Trajectory:
     A trajectory whose credits and weights are all exactly zero never reaches the model.
     ``old`` is the trainer's own log-probability under the weights that sampled each token, where another program sampled it; None where
     it was not computed, and empty where ``behaviour`` is just that.
+    ``correct`` is the verifier's verdict (``verifier.correct_from``), whatever the ``reward``; None if ungraded or unverified.
     ``judged`` holds the steps that a judge scored, from the first on, with their scores; None where no judge said anything.
     """
 
@@ -36,6 +37,7 @@ class Trajectory:
     entropy: list[float] = field(default_factory=list)
     finished: bool = True
     reward: float = 0.0
+    correct: bool | None = None
     credit: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
     judged: list[tuple[str, float | None]] | None = None
@@ -108,14 +110,25 @@ class Group:
 
     @property
     def all_wrong(self) -> bool:
-        """Every rollout earned nothing. Never true of a group without rollouts."""
-        rollouts = self.rollouts
-        return bool(rollouts) and all(trajectory.reward == 0 for trajectory in rollouts)
+        """True if a rollout is known to be wrong and none to be correct, whatever they are paid."""
+        verdicts = {rollout.correct for rollout in self.rollouts}
+        return False in verdicts and True not in verdicts
 
     @property
     def all_right(self) -> bool:
-        rollouts = self.rollouts
-        return bool(rollouts) and all(trajectory.reward == 1 for trajectory in rollouts)
+        """True if a rollout is known to be correct and none to be wrong."""
+        verdicts = {rollout.correct for rollout in self.rollouts}
+        return True in verdicts and False not in verdicts
+
+    @property
+    def mixed(self) -> bool:
+        """True if a rollout is known to be correct and another to be wrong."""
+        return {True, False} <= {rollout.correct for rollout in self.rollouts}
+
+    @property
+    def dead(self) -> bool:
+        """True if all rewards are equal, so that rewards alone (GRPO) give no signal, whether the rollouts are wrong or correct."""
+        return len({trajectory.reward for trajectory in self.trajectories}) <= 1
 
     @property
     def has_signal(self) -> bool:

@@ -28,13 +28,20 @@ EXIT_LIMIT = 1.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """``status`` is ok, or says why the completion is unverified, with the ``detail``; its ``reward`` is then 0. ``answer`` is what the
-    completion answers."""
+    """``status`` is ok or cut off, or says why the completion is unverified, with the ``detail``: ``reward`` 0, ``correct`` None.
+
+    ``correct`` is True if the score is at least ``verifier.correct_from``. ``answer`` is what the completion answers.
+    """
 
     reward: float
-    status: Literal["ok", "timeout", "crash", "error"]
+    status: Literal["ok", "cut off", "timeout", "crash", "error"]
     detail: str = ""
     answer: str | None = None
+    correct: bool | None = None
+
+
+CUT_OFF = Verdict(0.0, "cut off", correct=False)
+"""On a completion cut off at ``rollout.max_tokens`` if ``rollout.require_end``, without asking the verifier."""
 
 
 class VerifierPool:
@@ -103,7 +110,7 @@ class VerifierPool:
             self._discard(slot)
         if "error" in said:
             return Verdict(0.0, "error", said["error"], said.get("answer"))
-        return Verdict(said["reward"], "ok", answer=said.get("answer"))
+        return Verdict(said["reward"], "ok", answer=said.get("answer"), correct=said["reward"] >= self._config.correct_from)
 
     def _worker(self, slot: int) -> _Worker:
         """The worker of ``slot``, started if there is none."""

@@ -47,8 +47,8 @@ def resolve(config: VerifierConfig) -> Verifier:
 
     def graded(problem: Problem, completion: str) -> float:
         found = cut(completion)
-        reward = 0.0 if found is None else _reward(grade(problem, found))
-        return reward if partial or reward == 1 else 0.0
+        score = 0.0 if found is None else _reward(grade(problem, found))
+        return score if partial else float(score >= config.correct_from)
 
     return graded
 

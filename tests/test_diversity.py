@@ -21,7 +21,7 @@ SACREBLEU = BLEU(effective_order=True, tokenize="none")
 
 
 def group(texts: list[str], rewards: list[float], reference: str | None = None) -> Group:
-    rollouts = [Trajectory([1], [], text, [], [], reward=reward) for text, reward in zip(texts, rewards, strict=True)]
+    rollouts = [Trajectory([1], [], text, [], [], reward=reward, correct=reward == 1) for text, reward in zip(texts, rewards, strict=True)]
     references = [] if reference is None else [Trajectory.reference([1], [2], reference)]
     return Group(Problem("p", "?", "!"), rollouts + references)
 
@@ -116,22 +116,22 @@ def test_distinct_prefixes_are_counted_per_completion(steps: list[list[str]], k:
     ],
 )
 def test_what_makes_two_derivations_one(one: str, other: str, same: bool) -> None:
-    assert derivations([one, other], [1, 1]) == (1 if same else 2)
+    assert derivations([one, other], [True, True]) == (1 if same else 2)
 
 
 def test_only_correct_completions_have_a_derivation_that_counts() -> None:
     texts = ["1 + 1 = 2", "2 = 2", "1 + 1 = 2", "4 - 2 = 2"]
-    assert derivations(texts, [1, 1, 1, 1]) == 3
-    assert derivations(texts, [1, 0, 1, 0.5]) == 1
-    assert derivations(texts, [0, 0, 0, 0]) == 0
-    assert derivations(texts[:1], [1]) is None and derivations([], []) is None
+    assert derivations(texts, [True] * 4) == 3
+    assert derivations(texts, [True, False, True, None]) == 1
+    assert derivations(texts, [False] * 4) == 0
+    assert derivations(texts[:1], [True]) is None and derivations([], []) is None
 
 
 def test_steps_end_where_the_caller_says() -> None:
     pieces = group(["a | b", "a | c"], [1, 1])
     assert measures(pieces)["distinct_first_steps"] == 1
     assert measures(pieces, r"\| ")["distinct_first_steps"] == 1 / 2
-    assert derivations(["x = 1 | so 2", "x = 1 | so 3"], [1, 1], r"\| ") == 1
+    assert derivations(["x = 1 | so 2", "x = 1 | so 3"], [True, True], r"\| ") == 1
 
 
 def test_diversity_is_the_mean_over_the_groups_in_which_a_measure_has_a_meaning() -> None:

@@ -17,7 +17,7 @@ SETTINGS = ["--set", "verifier.name=exact", "--set", r"verifier.extract=# ([\d ]
 
 
 def attempts(name: str, *rewards_and_answers: tuple[float, str | None]) -> Attempts:
-    return Attempts(name, [Attempt("x y z", 3, True, reward, answer, "ok") for reward, answer in rewards_and_answers])
+    return Attempts(name, [Attempt("x y z", 3, True, reward, reward == 1, answer, "ok") for reward, answer in rewards_and_answers])
 
 
 def test_figures_by_hand() -> None:

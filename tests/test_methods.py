@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from handrail.config import RolloutConfig
+from handrail.config import RolloutConfig, VerifierConfig
 from handrail.errors import UserError
 from handrail.methods import METHODS, build
 from handrail.methods.base import Method
@@ -19,6 +20,7 @@ from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.tools import Tools
 from handrail.trajectory import Group, Origin, Trajectory
+from handrail.verifier_pool import VerifierPool
 from tests.conftest import prepared
 
 PROBLEM = Problem("p", "77 A 8 ?", "70", ("77 + 8 = 85 , 85 * 2 = 70 # 70",), "add then double")
@@ -33,7 +35,9 @@ def make(name: str, tools: Tools | None = None, **settings: Any) -> Method:
 def group(policy: TransformersPolicy, rewards: list[float], problem: Problem = PROBLEM) -> Group:
     prompt, completion = policy.encode_prompt(problem), policy.encode_completion("# 1")
     members = [
-        Trajectory(prompt, completion, "# 1", [Origin.POLICY] * len(completion), [0.0] * len(completion), reward=reward)
+        Trajectory(
+            prompt, completion, "# 1", [Origin.POLICY] * len(completion), [0.0] * len(completion), reward=reward, correct=reward == 1
+        )
         for reward in rewards
     ]
     return Group(problem, members)
@@ -76,8 +80,44 @@ def test_sorts_settings_change_the_weights_as_they_say(tools: Tools) -> None:
 def test_sort_repairs_all_wrong_groups_only(policy: TransformersPolicy, tools: Tools) -> None:
     groups = [group(policy, [0, 0, 0]), group(policy, [0, 1, 0]), group(policy, [1, 1, 1]), group(policy, [0, 0.5, 0])]
     guided = make("sort", tools).guide(groups, tools)
-    assert [len(g.demonstrations) for g in guided] == [1, 0, 0, 0]
+    assert [len(g.demonstrations) for g in guided] == [1, 0, 0, 1]
     assert [len(g.demonstrations) for g in make("sort", tools, repair="all").guide(groups, tools)] == [1, 1, 1, 1]
+
+
+def test_an_unverified_rollout_is_neither_wrong_nor_right(policy: TransformersPolicy, tools: Tools) -> None:
+    def judged(*verdicts: bool | None) -> Group:
+        bare = group(policy, [0.1] * len(verdicts))
+        members = [replace(member, correct=verdict) for member, verdict in zip(bare.trajectories, verdicts, strict=True)]
+        return replace(bare, trajectories=members)
+
+    def kind(found: Group) -> list[bool]:
+        return [found.all_wrong, found.mixed, found.all_right]
+
+    assert kind(judged(False, None)) == [True, False, False]
+    assert kind(judged(True, None)) == [False, False, True]
+    assert kind(judged(True, False, None)) == [False, True, False]
+    assert kind(judged(None, None)) == kind(judged()) == [False] * 3
+    guided = make("sort", tools).guide([judged(False, None), judged(None, None)], tools)
+    assert [len(g.demonstrations) for g in guided] == [1, 0]
+
+
+def test_wrong_and_dead_are_two_things(policy: TransformersPolicy, tools: Tools) -> None:
+    unequal, equal = group(policy, [0.1, 0.2]), group(policy, [0.1, 0.1])
+    assert unequal.all_wrong and equal.all_wrong
+    assert [unequal.dead, equal.dead] == [False, True]
+    credited = make("grpo").credit([unequal, equal], tools)
+    assert [g.has_signal for g in credited] == [True, False]
+    assert [len(g.demonstrations) for g in make("sft-on-failures").guide([unequal, equal], tools)] == [1, 1]
+
+
+def test_a_reference_without_a_verdict_neither_joins_a_group_nor_repairs_one(policy: TransformersPolicy, tmp_path: Path) -> None:
+    (tmp_path / "raising.py").write_text("def verdict(problem, completion): return problem['answer']")
+    with VerifierPool(VerifierConfig(name=f"{tmp_path}/raising.py:verdict", workers=1)) as raising:
+        tools = Tools(policy, raising)
+        groups = [group(policy, [0, 0])]
+        assert len(make("luffy").guide(groups, tools)[0].trajectories) == 2
+        assert make("sort", tools).guide(groups, tools)[0].demonstrations == []
+    assert tools.counts["guide/reference_unverified"] == 2 and not tools.counts["guide/reference_rejected"]
 
 
 def test_a_repair_is_its_all_wrong_groups_only_signal(policy: TransformersPolicy, tools: Tools) -> None:

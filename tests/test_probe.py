@@ -76,7 +76,7 @@ def test_planted_faults_are_found_and_no_others(tmp_path: Path) -> None:
 
 
 def attempts(name: str, *rewards: float) -> Attempts:
-    return Attempts(name, [Attempt("", 1, True, reward, None, "ok") for reward in rewards])
+    return Attempts(name, [Attempt("", 1, True, reward, reward == 1, None, "ok") for reward in rewards])
 
 
 def test_shares_of_dead_groups_by_hand() -> None:

@@ -64,8 +64,9 @@ def rollout(tools: Tools, problem: Problem, text: str, reward: float = 0.0, fini
     completion = tools.policy.encode_completion(text, end=finished)
     behaviour: list[float | None] = [-0.25 - at for at in range(len(completion))]
     return Trajectory(
-        tools.policy.encode_prompt(problem), completion, text, [POLICY] * len(completion), behaviour, finished=finished, reward=reward
-    )
+        tools.policy.encode_prompt(problem), completion, text, [POLICY] * len(completion), behaviour, finished=finished, reward=reward,
+        correct=reward == 1,
+    )  # fmt: skip
 
 
 def wrong_from(problem: Problem, step: int) -> str:

@@ -35,7 +35,7 @@ def rollout(policy: LearningPolicy, text: str, reward: float, prompt: str = "77 
     (logp,) = policy.score([prompt_ids], [completion])
     # A little off-policy, so that ratios are not all 1.
     behaviour = [value - 0.1 * (-1) ** place for place, value in enumerate(logp.tolist())]
-    return Trajectory(prompt_ids, completion, text, [Origin.POLICY] * len(completion), behaviour, reward=reward)
+    return Trajectory(prompt_ids, completion, text, [Origin.POLICY] * len(completion), behaviour, reward=reward, correct=reward == 1)
 
 
 @pytest.fixture

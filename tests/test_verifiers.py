@@ -357,6 +357,16 @@ def test_a_bad_verdict_costs_only_itself(pool: VerifierPool) -> None:
     assert verdicts["segfault"].detail == "the verifier's process was killed by signal 11"
 
 
+def test_one_threshold_says_what_is_correct(pool: VerifierPool, verifier_file: Path) -> None:
+    items = [(Problem("p", "?", "!"), text) for text in ("fine", "true", "raise")]  # a quarter, 1, an error
+    assert [verdict.correct for verdict in pool.grade(items)] == [False, True, None]
+    lenient = VerifierConfig(name=f"{verifier_file}:verdict", correct_from=0.25, workers=1)
+    with VerifierPool(lenient) as other:
+        assert [(verdict.correct, verdict.reward) for verdict in other.grade(items)] == [(True, 0.25), (True, 1), (None, 0)]
+    with VerifierPool(lenient.model_copy(update={"partial_credit": False})) as other:
+        assert [(verdict.correct, verdict.reward) for verdict in other.grade(items)] == [(True, 1), (True, 1), (None, 0)]
+
+
 def test_a_worker_that_has_been_near_its_ceiling_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "leaking.py"
     file.write_text(

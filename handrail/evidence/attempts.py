@@ -18,19 +18,25 @@ from handrail.memory import enough_memory
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from handrail.seeds import derive
-from handrail.verifier_pool import VerifierPool
+from handrail.trajectory import Trajectory
+from handrail.verifier_pool import CUT_OFF, Verdict, VerifierPool
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One completion; ``answer`` is what the verifier read in it, for votes, and ``status`` its verdict's or ``cut off``."""
+    """One completion; ``answer`` is what the verifier read in it, for votes, and ``status`` its verdict's or ``cut off``.
+
+    ``correct`` is None if it is unverified; ``detail`` then says why.
+    """
 
     text: str
     tokens: int
     finished: bool
     reward: float
+    correct: bool | None
     answer: str | None
     status: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,16 @@ class Attempts:
         return [attempt.reward for attempt in self.attempts]
 
     @property
+    def verified(self) -> list[Attempt]:
+        return [attempt for attempt in self.attempts if attempt.correct is not None]
+
+    @property
+    def correct(self) -> list[bool | None]:
+        return [attempt.correct for attempt in self.attempts]
+
+    @property
     def right(self) -> int:
-        return sum(reward == 1 for reward in self.rewards)
+        return sum(attempt.correct is True for attempt in self.attempts)
 
 
 @dataclass(frozen=True)
@@ -85,12 +99,16 @@ class Attempting:
         for problem, rollouts in zip(problems, drawn, strict=True):
             attempts = []
             for rollout in rollouts:
-                verdict = next(verdicts)
-                counts = rollout.finished or not self.config.rollout.require_end
-                reward, status = (verdict.reward, verdict.status) if counts else (0.0, "cut off")
-                attempts.append(Attempt(rollout.text, len(rollout), rollout.finished, reward, verdict.answer if counts else None, status))
+                attempts.append(self._attempt(rollout, next(verdicts)))
             out.append(Attempts(problem.id, attempts))
         return out
+
+    def _attempt(self, rollout: Trajectory, verdict: Verdict) -> Attempt:
+        if not rollout.finished and self.config.rollout.require_end:
+            verdict = CUT_OFF
+        return Attempt(
+            rollout.text, len(rollout), rollout.finished, verdict.reward, verdict.correct, verdict.answer, verdict.status, verdict.detail
+        )
 
 
 def line(attempts: Attempts) -> str:

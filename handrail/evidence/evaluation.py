@@ -66,7 +66,7 @@ def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
     out["tokens"] = estimated([sum(attempt.tokens for attempt in result.attempts) / n for result in results])
     out["cut_off"] = estimated([sum(not attempt.finished for attempt in result.attempts) / n for result in results])
     out["unverified"] = sum(attempt.status not in ("ok", "cut off") for attempt in attempts)
-    out |= diversity([measures_of([attempt.text for attempt in result.attempts], result.rewards) for result in results]) if n > 1 else {}
+    out |= diversity([measures_of([attempt.text for attempt in result.attempts], result.correct) for result in results]) if n > 1 else {}
     return out
 
 

@@ -109,9 +109,9 @@ class Method:
 
     def advantages(self, group: Group) -> Group:
         """Equal rewards give exactly zero, by comparison of the rewards and not of a rounded deviation."""
-        rewards = [trajectory.reward for trajectory in group.trajectories]
-        if len(set(rewards)) <= 1:
+        if group.dead:
             return replace(group, trajectories=[trajectory.credited(0.0) for trajectory in group.trajectories])
+        rewards = [trajectory.reward for trajectory in group.trajectories]
         scale = 1 / (stdev(rewards) + STD_EPSILON) if self.grpo.normalise_std else 1.0
         base = mean(rewards)
         return replace(group, trajectories=[t.credited((t.reward - base) * scale) for t in group.trajectories])

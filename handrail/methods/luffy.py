@@ -38,7 +38,8 @@ class Luffy(Method):
     """LUFFY: the reference joins the group as its G-th trajectory.
 
     rollout: G − 1 samples of each problem (G where it has no reference).
-    guide: the reference joins the group, graded by the same verifier; one graded wrong gets a negative advantage.
+    guide: the reference joins the group, graded by the same verifier; one graded wrong gets a negative advantage, an unverified one
+        stays out.
     credit: R − mean R over all G, without the standard deviation.
     surrogate: f(π)·A on reference tokens, f(p) = p/(p + γ); r·A on the policy's own, unclipped.
     """
@@ -63,11 +64,12 @@ class Luffy(Method):
         references = [tools.reference(group.problem) for group in groups]
         tools.counts["guide/no_reference"] += references.count(None)
         pairs = zip(groups, references, strict=True)
-        graded = tools.grade([(group.problem, reference) for group, reference in pairs if reference])
-        tools.counts["guide/reference_rejected"] += sum(reference.reward == 0 for reference in graded)
+        graded = tools.grade_references([(group.problem, reference) for group, reference in pairs if reference])
         joining = iter(graded)
+        references = [next(joining) if reference else None for reference in references]
         return [
-            replace(group, trajectories=[*group.trajectories, next(joining)]) if reference else group
+            # A reference without a verdict would get the advantage of a wrong one.
+            group if reference is None or reference.correct is None else replace(group, trajectories=[*group.trajectories, reference])
             for group, reference in zip(groups, references, strict=True)
         ]
 

@@ -214,7 +214,7 @@ class Scope(Method):
         drafts = fitting
         solutions = self.finished([opening for _, opening in drafts], tools)
         graded = tools.grade([(attempt.draft.problem, solution) for (attempt, _), solution in zip(drafts, solutions, strict=True)])
-        return [(attempt, solution) for (attempt, _), solution in zip(drafts, graded, strict=True) if solution.reward > 0]
+        return [(attempt, solution) for (attempt, _), solution in zip(drafts, graded, strict=True) if solution.correct]
 
     def corrections(self, attempts: list[Attempt], number: int, tools: Tools) -> list[Correction | None]:
         partly = [attempt.draft for attempt in attempts if attempt.draft.kept]
@@ -277,8 +277,8 @@ class Scope(Method):
 
 
 def failures(groups: Sequence[Group]) -> Iterator[tuple[int, int, Trajectory]]:
-    """Group, place and trajectory of every rollout that earned nothing."""
+    """Group, place and trajectory of every rollout known to be wrong."""
     for index, group in enumerate(groups):
         for place, rollout in enumerate(group.trajectories):
-            if rollout.is_rollout and rollout.reward == 0:
+            if rollout.is_rollout and rollout.correct is False:
                 yield index, place, rollout

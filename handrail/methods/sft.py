@@ -121,7 +121,7 @@ class SftOnFailures(Sft):
     """SFT on failed prompts only.
 
     rollout: G samples of each problem, which only decide who has failed.
-    guide: the reference of a group whose every rollout failed becomes a demonstration.
+    guide: the reference of an all-wrong group becomes a demonstration.
     credit: weight 1 on every reference token, nothing on the rollouts.
     surrogate: log π.
     """

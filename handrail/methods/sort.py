@@ -43,7 +43,7 @@ class Sort(Imitating):
     """SORT-style: all-wrong groups get a repair update on the reference, weighted by what a plan helps to predict.
 
     rollout: G samples of each problem.
-    guide: in groups whose every rollout failed, the reference, if the verifier accepts it, becomes a demonstration.
+    guide: in all-wrong groups, the reference, if the verifier accepts it, becomes a demonstration.
     credit: GRPO's for the rollouts; w_t = sg p0^(1−α)·p1^α on the reference, p1 with the plan in the prompt; a missing
         or leaking plan gives w = p0.
     surrogate: GRPO's, plus w·log π on the reference, a mean over its tokens and all problems of the update, times λ.
@@ -79,15 +79,10 @@ class Sort(Imitating):
 
     @staticmethod
     def accepted(groups: list[Group], tools: Tools) -> list[Group]:
-        """Drops references that the verifier refuses: a repair must not teach a wrong solution."""
-        graded = iter(tools.grade([(group.problem, member) for group in groups for member in group.demonstrations]))
-        out = []
-        for group in groups:
-            members = [next(graded) for _ in group.demonstrations]
-            kept = [member for member in members if member.reward > 0]
-            tools.counts["guide/reference_rejected"] += len(members) - len(kept)
-            out.append(replace(group, demonstrations=kept))
-        return out
+        """Drop references that the verifier does not accept: a repair must not teach a wrong solution."""
+        graded = iter(tools.grade_references([(group.problem, member) for group in groups for member in group.demonstrations]))
+        members = [[next(graded) for _ in group.demonstrations] for group in groups]
+        return [replace(group, demonstrations=[m for m in mine if m.correct]) for group, mine in zip(groups, members, strict=True)]
 
     def planned(self, groups: list[Group], tools: Tools) -> list[Group]:
         """The groups, those with a repair with the plan that it is weighted by: None where there is none or it gives the answer away."""
