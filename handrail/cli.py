@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from handrail import __version__
 from handrail.cli_evaluate import eval_command, probe_command
 from handrail.cli_experts import judge_command, plan_command
 from handrail.cli_model import app as model
-from handrail.cli_options import Data, Settings, fitting_verifier
+from handrail.cli_options import Data, Settings, fitting_verifier, help_alone
 from handrail.cli_report import report_command
+from handrail.cli_settings import config_command, methods_command
 from handrail.cli_suite import suite_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, load_config
 from handrail.errors import Paused, UserError
@@ -24,30 +24,18 @@ from handrail.progress import bars, console, quiet, show
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train on problems the policy cannot solve yet."
-)
-backbone = typer.Typer(no_args_is_help=True, help="The built-in tiny models.")
-app.add_typer(backbone, name="backbone")
-app.add_typer(model, name="model")
-app.command("probe")(probe_command)
-app.command("eval")(eval_command)
-app.command("plan")(plan_command)
-app.command("suite")(suite_command)
-app.command("judge")(judge_command)
-app.command("report")(report_command)
+backbone = typer.Typer(invoke_without_command=True, callback=help_alone, help="Tiny models that come with Handrail.")
 
-Columns = Annotated[list[str] | None, typer.Option("--column", help="our_field=their_column; may be repeated.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: our_field=their_column. May be repeated.")]
 
 
-@app.command("train")
 def train_command(
-    config: Annotated[Path, typer.Argument(help="A TOML file, see examples/.")],
+    config: Annotated[Path, typer.Argument(help="Configuration file (TOML); handrail init writes one.")],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="The run directory; by default runs/ and the file's name.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run directory.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Run directory to write (default: runs/ and the file's name).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run directory.")] = False,
 ) -> None:
-    """Train one model by one method, and write a run directory."""
+    """Train a model with one method and write a run directory."""
     parsed = load_config(config, settings)
     directory = output or Path("runs") / config.stem
     quiet()
@@ -73,19 +61,19 @@ def train_command(
     show(f"model: {directory / 'model'}")
 
 
-@app.command("compare")
 def compare_command(
-    config: Annotated[Path, typer.Argument(help="A TOML file, with or without a \\[compare] section, see examples/demo.toml.")],
+    config: Annotated[Path, typer.Argument(help="Configuration file (TOML); its section \\[compare] may list the runs.")],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="By default runs/ and the file's name.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or a GPU.")] = None,
-    methods: Annotated[str, typer.Option(help="A run for each of these methods, with commas between, in place of \\[compare.runs].")] = "",
-    runs: Annotated[str, typer.Option(help="Only these of \\[compare.runs], with commas between.")] = "",
-    seeds: Annotated[int | None, typer.Option(min=1, help="So many seeds, from train.seed on, in place of compare.seeds.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory to write (default: runs/ and the file's name).")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")] = None,
+    methods: Annotated[str, typer.Option(help="Compare these methods, separated by commas, instead of \\[compare.runs].")] = "",
+    runs: Annotated[str, typer.Option(help="Only these of \\[compare.runs], separated by commas.")] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, from train.seed on, instead of compare.seeds.")] = None,
 ) -> None:
-    """Train several methods from the same start on the same problems, and say which differ. The first one is what others are held against.
+    """Train several methods from the same model on the same problems and say which differ.
 
-    Ends with a table, paired differences, a plot and summary.json; goes on where it was stopped.
+    The first run is the baseline. Results: a table, paired differences, a plot, summary.json.
+    The same command continues a comparison that was stopped.
     """
     parsed = load_config(config, settings)
     directory = output or Path("runs") / config.stem
@@ -117,18 +105,18 @@ def compare_command(
     show(f"to look at every step and token: handrail report {directory}")
 
 
-@app.command("check")
 def check_command(
     data: Data,
     columns: Columns = None,
-    model: Annotated[str | None, typer.Option(help="Show the first problem, and check all lengths, as this model sees them.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Take model, templates, lengths, verifier and held-out sets from this one.")] = None,
-    verifier: Annotated[str | None, typer.Option(help="Who grades the references; by default who fits the source, or math.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="A source whose problems should not be in here; may be repeated.")] = None,
+    model: Annotated[str | None, typer.Option(help="Show the first problem as this model sees it, and check all lengths.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Take model, templates, lengths, verifier and held-out sets from this file.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="Verifier that grades the references (default: the one that fits the data).")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="Held-out data, which must not be in the source. May be repeated.")] = None,
 ) -> None:
-    """Validate a data source and show what was understood.
+    """Validate a data source and show how it is read.
 
-    Warns of duplicates, contradictions, references that the verifier refuses, and test problems among them.
+    It warns of duplicates, contradictions, references that the verifier refuses,
+    and of held-out problems in the source.
     """
     mapping = dict(parse_column(pair) for pair in columns or [])
     from handrail.check import as_seen, judged, overlap, overview
@@ -161,7 +149,7 @@ def check_command(
     quiet()  # here, because it loads transformers, which nothing above needs
     for caption, text in as_seen(settings, loaded.problems):
         show(f"\n{caption}")
-        console.print(text, style="cyan", highlight=False, markup=False, soft_wrap=True)
+        console.print(text, style="cyan", soft_wrap=True)
 
 
 def parse_column(pair: str) -> tuple[str, str]:
@@ -171,30 +159,9 @@ def parse_column(pair: str) -> tuple[str, str]:
     return field, column
 
 
-@app.command("methods")
-def methods_command(name: Annotated[str | None, typer.Argument(help="Print this method's card.")] = None) -> None:
-    """List the methods with their source and status, or print one's card."""
-    from handrail.methods import METHODS, find
-
-    if name is None:
-        table = Table("method", "status", "source", "what it is")
-        for key, cls in METHODS.items():
-            table.add_row(key, cls.status, cls.source, (inspect.getdoc(cls) or "").splitlines()[0])
-        console.print(table)
-        return
-    cls = find(name)
-    console.print(f"[bold]{escape(cls.name or name)}[/bold] · {escape(cls.source)} · status: {cls.status}\n")
-    console.print(inspect.getdoc(cls) or "", highlight=False, markup=False)
-    table = Table("setting", "default", "meaning", title="\nsettings, under [method]", title_justify="left")
-    for key, field in cls.Settings.model_fields.items():
-        if key != "name":
-            table.add_row(key, repr(field.default), escape(" ".join((field.description or "").split())))
-    console.print(table)
-
-
 @backbone.command("list")
 def backbone_list() -> None:
-    """The built-in backbones."""
+    """List the built-in models."""
     from handrail.backbones import locate, names
 
     for name in names():
@@ -204,11 +171,11 @@ def backbone_list() -> None:
 
 @backbone.command("make")
 def backbone_make(
-    name: Annotated[str, typer.Argument(help="Which recipe.")],
-    output: Annotated[Path, typer.Option(help="The model directory to write.")],
-    seed: int = 0,
+    name: Annotated[str, typer.Argument(help="Name of the recipe.")],
+    output: Annotated[Path, typer.Option(help="Model directory to write.")],
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
 ) -> None:
-    """Train a built-in backbone from scratch, as the shipped one was."""
+    """Train a built-in model from scratch, as the shipped one was."""
     quiet()
     from handrail.backbones.make import RECIPES, make
     from handrail.backbones.make_prm import make_prm
@@ -225,16 +192,51 @@ def backbone_make(
 
 @backbone.command("measure")
 def backbone_measure(
-    model: Annotated[str, typer.Argument(help="A model directory or builtin:NAME.")] = "builtin:house-tiny",
-    n: Annotated[int, typer.Option(min=1, help="Held-out problems of each level.")] = 512,
+    model: Annotated[str, typer.Argument(help="Model directory or builtin:NAME.")] = "builtin:house-tiny",
+    n: Annotated[int, typer.Option(min=1, help="Held-out problems per level.")] = 512,
 ) -> None:
-    """How good a backbone is on easy and hard problems, and how much of its luck on hard ones is insight; or, of a process reward
-    model, how well it finds first wrong steps."""
+    """Measure a built-in model.
+
+    Language model: accuracy on easy and hard problems, and how much of it is insight.
+    Process reward model: how well it finds the first wrong step.
+    """
     quiet()
     from handrail.backbones.measure import measure
 
     for line in measure(model, n):
-        console.print(line, highlight=False)
+        console.print(line)
+
+
+app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback(invoke_without_command=True)
+def handrail(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Train language models on problems that they cannot solve yet."""
+    if version:
+        show(f"handrail {__version__}")
+        raise typer.Exit
+    help_alone(context)
+
+
+PANELS: dict[str, dict[str, Callable[..., Any] | typer.Typer]] = {
+    "Before training": {"check": check_command, "probe": probe_command},
+    "Training and results": {
+        "train": train_command, "compare": compare_command, "eval": eval_command, "report": report_command,
+    },
+    "Experts": {"plan": plan_command, "judge": judge_command},
+    "Look up": {"methods": methods_command, "config": config_command},
+    "Models and experiments": {"model": model, "backbone": backbone, "suite": suite_command},
+}  # fmt: skip
+for panel, commands in PANELS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(command)
 
 
 def main() -> None:

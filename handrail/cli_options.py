@@ -9,10 +9,16 @@ import typer
 
 from handrail.config import Config, load_config, parse_config, set_value
 
-DATA = "a file, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value"
-Data = Annotated[str, typer.Argument(help=DATA.capitalize() + ".")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says; may be repeated.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="Take everything that is not given here from this configuration.")]
+DATA = "a file, a directory, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value"
+Data = Annotated[str, typer.Argument(help=f"Data source: {DATA}.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. May be repeated.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Take all other settings from this configuration file.")]
+
+
+def help_alone(context: typer.Context) -> None:
+    """A command group named alone shows its help and succeeds."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def configured(config: Path | None, settings: list[str] | None, **defaults: Any) -> Config:

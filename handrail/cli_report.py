@@ -11,10 +11,10 @@ from handrail.progress import quiet, show
 
 
 def report_command(
-    directory: Annotated[Path, typer.Argument(help="What handrail train or handrail compare wrote; unfinished runs too.")],
-    output: Annotated[Path | None, typer.Option(help="The HTML file to write; by default report.html in the directory.")] = None,
+    directory: Annotated[Path, typer.Argument(help="Directory that handrail train or handrail compare wrote, finished or not.")],
+    output: Annotated[Path | None, typer.Option(help="HTML file to write (default: report.html in the directory).")] = None,
 ) -> None:
-    """Write one HTML file to look at: results, learning curves, groups, trajectories token by token, settings."""
+    """Write one HTML page: results, learning curves, groups, trajectories token by token, settings."""
     quiet()
     from handrail.report.page import write_report
 

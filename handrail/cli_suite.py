@@ -16,16 +16,16 @@ from handrail.progress import quiet, show
 
 
 def suite_command(
-    output: Annotated[Path | None, typer.Option(help="Where results.jsonl is kept; by default runs/suite, or runs/suite-quick.")] = None,
-    page: Annotated[Path | None, typer.Option(help="The page of Markdown to write; by default evidence.md beside the results.")] = None,
-    suite: Annotated[Path | None, typer.Option(help="A suite of your own, laid out like handrail/evidence/suite.toml.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small part of it; its settings are not searched for.")] = False,
-    write_only: Annotated[bool, typer.Option("--write-only", help="Run nothing; write the page from the results there are.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or a GPU.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory of results.jsonl (default: runs/suite, or runs/suite-quick).")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown page to write (default: evidence.md next to the results).")] = None,
+    suite: Annotated[Path | None, typer.Option(help="Your own suite, laid out like handrail/evidence/suite.toml.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a small part of it, without a search for settings.")] = False,
+    write_only: Annotated[bool, typer.Option("--write-only", help="Run nothing; write the page from the existing results.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")] = None,
 ) -> None:
-    """Hold the papers' claims against backbones × benchmarks × methods × reference styles × seeds, and write what came of it.
+    """Test the papers' claims on several models, benchmarks, methods, reference styles and seeds.
 
-    Goes on where it was stopped.
+    Write the answers to a page of Markdown. The same command continues a suite that was stopped.
     """
     quiet()
     from handrail.evidence.page import page as written

@@ -104,7 +104,7 @@ class SamplerConfig(Section):
 class DataConfig(Section):
     """The training data, and how its prompts are written."""
 
-    train: Annotated[list[Source], BeforeValidator(_one_source), Field(min_length=1)]
+    train: Annotated[list[Source], BeforeValidator(_one_source, str | list[str | Source]), Field(min_length=1)]
     """One source, or a list of sources with shares: ``[{path = "hard.jsonl", share = 3}, {path =
     "easy.jsonl"}]``."""
     columns: dict[str, str] = {}
@@ -117,7 +117,7 @@ class DataConfig(Section):
     """System message for chat models; a prompt that brings its own system message keeps it."""
     prompt_template: str = Field("{prompt}", pattern=r"\{prompt\}")
     """Template for text prompts: the prompt replaces ``{prompt}``."""
-    plan_template: str = Field("{prompt}\n\nPlan:\n{plan}", pattern=r"(?s)\{prompt\}.*\{plan\}|\{plan\}.*\{prompt\}")
+    plan_template: str = Field("{prompt}\n\nPlan:\n{plan}", pattern=r"\{prompt\}[\s\S]*\{plan\}|\{plan\}[\s\S]*\{prompt\}")
     """Template for a prompt with its plan, which SORT uses to score a reference."""
 
 

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 LINES = 20
-console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes, one speaks
+# Of several processes, one speaks. No markup: it would swallow [lora], or a method called "SORT [alpha=0]".
+console = Console(quiet=os.environ.get("RANK", "0") != "0", markup=False, highlight=False)
 
 
 def show(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def status(metrics: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,30 @@ def test_a_verifier_of_ones_own_may_be_called_like_a_module_of_python(handrail: 
 # Looking around
 
 
+@pytest.mark.parametrize("group", [(), ("model",), ("backbone",)])
+def test_a_command_without_arguments_shows_its_help_and_succeeds(group: tuple[str, ...], handrail: Handrail) -> None:
+    done = handrail(*group)
+    assert done.code == 0 and "Usage: " in done.out and done.err == ""
+    assert done.out == handrail(*group, "--help").out == handrail(*group, "-h").out
+
+
+def test_an_unknown_command_is_refused_with_a_suggestion(handrail: Handrail) -> None:
+    done = handrail("trian")
+    assert done.code == 2 and "No such command 'trian'" in done.err and "train" in done.err
+
+
+def test_the_version_is_the_packages(handrail: Handrail) -> None:
+    assert handrail("--version").out == f"handrail {metadata.version('handrail')}\n"
+
+
+def test_a_shell_completes_commands() -> None:
+    typed = {"_HANDRAIL_COMPLETE": "complete_bash", "COMP_WORDS": "handrail co", "COMP_CWORD": "1"}
+    script = "import sys; sys.argv[0] = 'handrail'; from handrail.cli import main; main()"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env={**os.environ, **typed}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["compare", "config"]
+
+
 def test_methods_are_listed_with_source_and_status(handrail: Handrail) -> None:
     done = handrail("methods")
     assert done.code == 0
@@ -288,7 +313,7 @@ def test_methods_are_listed_with_source_and_status(handrail: Handrail) -> None:
 def test_a_methods_card_has_its_settings_and_defaults(handrail: Handrail) -> None:
     done = handrail("methods", "luffy")
     assert done.code == 0 and "arXiv 2504.14945 · status: published" in done.out
-    (line,) = [line for line in done.out.splitlines() if "gamma" in line and "0.1" in line]
+    (line,) = [line for line in done.out.splitlines() if "gamma" in line and "number > 0" in line]
     assert "Constant of f" in line
 
 

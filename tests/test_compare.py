@@ -126,7 +126,7 @@ ROW: dict[str, Any] = {
 
 
 def test_the_table_shows_names_with_brackets_as_they_are() -> None:
-    console = Console(width=200, record=True)
+    console = Console(width=200, record=True, markup=False)
     console.print(comparison_table({"SORT [alpha=0]": ROW, "[/b]": ROW}, ["hard [x]"]))
     text = console.export_text()
     for part in ("SORT [alpha=0]", "[/b]", "hard [x] (start 25.0%)", "50.0% [40.0%, 60.0%]", "no rollouts"):
@@ -137,7 +137,7 @@ def test_the_second_table_shows_what_was_learnt_from_and_diversity_where_it_was_
     measured = {**ROW, "off_policy": 0.031, "salvaged": None, "hard [x]": {**ROW["hard [x]"], "diversity": {"distinct_4": {"end": 0.25}}}}
     table = guidance_table({"SCOPE": measured}, ["hard [x]"])
     assert table is not None
-    console = Console(width=120, record=True)
+    console = Console(width=120, record=True, markup=False)
     console.print(table)
     text = console.export_text()
     assert all(part in text for part in ("SCOPE", "hard [x]", "3.1%", "0.250", "–"))

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from handrail.jobs import Job
@@ -19,16 +18,14 @@ def comparison_table(methods: Mapping[str, Any], sets: list[str]) -> Table:
     table = Table(title="held-out accuracy after training, mean over seeds [95 % interval]", title_justify="left")
     table.add_column("method")
     for name in sets:
-        table.add_column(f"{escape(name)} (start {next(iter(methods.values()))[name]['start']:.1%})", justify="right")
+        table.add_column(f"{name} (start {next(iter(methods.values()))[name]['start']:.1%})", justify="right")
     for title in ("groups all wrong\nfirst → last", "problems\nrescued", "steps without\nsignal", "seconds"):
         table.add_column(title, justify="right")
     for method, row in methods.items():
         accuracies = [f"{row[name]['mean']:.1%} [{row[name]['low']:.1%}, {row[name]['high']:.1%}]" for name in sets]
         ends = [row["all_wrong"][end] for end in ("first", "last")]
         dead = "no rollouts" if None in ends else " → ".join(f"{end:.0%}" for end in ends)
-        table.add_row(
-            escape(method), *accuracies, dead, f"{row['rescued']:.0f}", f"{row['steps_without_signal']:.0f}", f"{row['seconds']:.0f}"
-        )
+        table.add_row(method, *accuracies, dead, f"{row['rescued']:.0f}", f"{row['steps_without_signal']:.0f}", f"{row['seconds']:.0f}")
     return table
 
 
@@ -54,19 +51,19 @@ def guidance_table(methods: Mapping[str, Any], sets: list[str]) -> Table | None:
     for measure in measured:
         table.add_column(MEASURES[measure], justify="right")
     for method, row in methods.items():
-        first = [escape(method), *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("off_policy", "salvaged"))]
+        first = [method, *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("off_policy", "salvaged"))]
         if not measured:
             table.add_row(*first)
         for name in sets if measured else []:
             values = [row[name]["diversity"].get(measure, {}).get("end") for measure in measured]
-            table.add_row(*first, escape(name), *("–" if value is None else f"{value:.3f}" for value in values))
+            table.add_row(*first, name, *("–" if value is None else f"{value:.3f}" for value in values))
             first = [""] * 3
     return table
 
 
 def evaluation_table(sets: Mapping[str, Any]) -> Table:
     """A line a figure, a column a set."""
-    table = Table("", *(f"{escape(name)}\n{figures['problems']} × {figures['samples']}" for name, figures in sets.items()))
+    table = Table("", *(f"{name}\n{figures['problems']} × {figures['samples']}" for name, figures in sets.items()))
     keys = dict.fromkeys(key for figures in sets.values() for key in figures)
     for key in keys:
         if key not in ("problems", "samples"):
