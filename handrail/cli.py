@@ -21,6 +21,7 @@ from handrail.cli_suite import suite_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, load_config
 from handrail.errors import Paused, UserError
 from handrail.progress import bars, console, quiet, show
+from handrail.resuming import compare_directory, run_directory
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -37,7 +38,7 @@ def train_command(
 ) -> None:
     """Train a model with one method and write a run directory."""
     parsed = load_config(config, settings)
-    directory = output or Path("runs") / config.stem
+    directory = output or run_directory(config)
     quiet()
     from handrail.resources import Forecast
     from handrail.train import train
@@ -76,7 +77,7 @@ def compare_command(
     The same command continues a comparison that was stopped.
     """
     parsed = load_config(config, settings)
-    directory = output or Path("runs") / config.stem
+    directory = output or compare_directory(config)
     quiet()
     from handrail.compare import compare
     from handrail.jobs import by_methods, choose, jobs, with_seeds

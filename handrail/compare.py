@@ -139,7 +139,7 @@ def _run(job: Job) -> None:
         raise Paused("not begun")
     disable_progress_bar()
     train(
-        job.config, job.directory, resume=job.directory.exists(),
+        job.config, job.directory, resume=(job.directory / "metrics.jsonl").exists(),
         progress=lambda step, steps, metrics, seconds: _Worker.messages.put((job.label, step, steps, metrics)),
     )  # fmt: skip
 

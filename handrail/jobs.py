@@ -12,6 +12,7 @@ from handrail.config import Config, load_config, parse_config
 from handrail.errors import UserError
 from handrail.methods import build
 from handrail.names import slug
+from handrail.resuming import differences
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def jobs(config: Config, output: Path) -> list[Job]:
             job = Job(name, seed, changed, output / slug(name) / f"seed-{seed}")
             if any(other.directory == job.directory for other in out):
                 raise UserError(f"compare: two runs would be written into {job.directory}; rename one, or list each seed once")
-            if job.config_written not in (None, changed):
-                raise UserError(f"{job.directory} holds a run of another configuration; choose another --output")
+            there = job.config_written
+            if there and (other := differences(there.model_dump(), changed.model_dump())):
+                raise UserError(f"{job.directory} holds a run of another configuration: {other}; choose another --output")
             out.append(job)
     return out
 

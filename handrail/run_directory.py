@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import threading
@@ -18,9 +19,13 @@ from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
 from handrail import __version__
-from handrail.config import Config, EndpointConfig, load_config
+from handrail.checkpoint import newest_intact
+from handrail.config import Config, load_config
 from handrail.errors import Paused, UserError
 from handrail.files import locked, no_room, sync, write_whole
+from handrail.resuming import differences, no_run_in, what_is_learnt
+
+log = logging.getLogger("handrail")
 
 
 class RunDirectory:
@@ -57,12 +62,14 @@ class RunDirectory:
 
     @staticmethod
     def claim(path: Path, config: Config, resume: bool) -> None:
-        """Raises UserError if ``path`` is no directory, or holds a run that is not to be resumed, or anything else."""
+        """Raises UserError if ``path`` is no directory, holds no run to resume, one that is not to be resumed, or anything else."""
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; choose another --output")
         if not (path / "metrics.jsonl").exists():
             if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
                 raise UserError(f"{path} has no metrics.jsonl and holds something else; choose another --output")
+            if resume and not (path / ".lock").exists():  # which a run killed at its very start leaves behind
+                raise UserError(no_run_in(path))
             return
         if not resume:
             raise UserError(f"{path} already holds a run; continue it with --resume, or choose another --output")
@@ -70,8 +77,11 @@ class RunDirectory:
             raise UserError(f"{path} holds a finished run without checkpoints; choose another --output")
         if last_step(path) < 0:  # killed at its very start
             return
-        if what_is_learnt(load_config(path / "config.toml")) != what_is_learnt(config):
-            raise UserError(f"{path} holds a run of another configuration; resume it with its own, or choose another --output")
+        own = path / "config.toml"
+        if changed := differences(what_is_learnt(load_config(own)), what_is_learnt(config)):
+            raise UserError(
+                f"{path} holds a run of another configuration: {changed}; resume it with its own, {own}, or choose another --output"
+            )
 
     @classmethod
     @contextmanager
@@ -122,33 +132,6 @@ class RunDirectory:
             sync(file)
 
 
-def what_is_learnt(config: Config) -> dict[str, Any]:
-    """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, how much
-    is computed at once, and where and how a server is asked."""
-    book_keeping = {
-        "steps",
-        "token_budget",
-        "seconds_budget",
-        "checkpoint_every",
-        "keep_last",
-        "keep_every",
-        "samples_every",
-        "most_skipped",
-    }
-    asking = set(EndpointConfig.model_fields) - {"model"}
-    same: dict[str, Any] = {
-        "train": {*book_keeping, "micro_batch_tokens"},
-        "model": {"gradient_checkpointing"},
-        "rollout": {"batch_size"},
-        "sampler": {"cache_gib"},
-        "eval": True,
-        "compare": True,
-        "verifier": {"timeout", "memory_gib", "workers"},
-        "endpoint": asking,
-    }
-    return config.model_dump(exclude=same)
-
-
 def versions() -> dict[str, str]:
     """What computes: Python and the packages whose releases may change a figure."""
     packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "math-verify", "reasoning-gym", "numpy")
@@ -178,6 +161,21 @@ def last_step(path: Path) -> int:
     """The last step that the metrics of the run in ``path`` know; -1 if they know none."""
     rows = whole_lines(path / "metrics.jsonl")
     return int(rows[-1]["step"]) if rows else -1
+
+
+def newest_checkpoint(path: Path) -> Path | None:
+    """The newest intact checkpoint of the run in ``path``; None, which it says, if the run was stopped before its first one.
+
+    Raises UserError as ``newest_intact``.
+    """
+    done = last_step(path)
+    if done < 0:
+        return None
+    # Every so many steps one was written, whatever a resumption now asks for.
+    newest = newest_intact(path / "checkpoints", done, load_config(path / "config.toml").train.checkpoint_every)
+    if newest is None:
+        log.warning("%s was stopped after step %d and before its first checkpoint, so it starts again at step 0", path, done)
+    return newest
 
 
 def keep_until(file: Path, step: int | None) -> None:

@@ -30,7 +30,8 @@ from handrail.policy.learning import LearningPolicy
 from handrail.probed import load_kept
 from handrail.problems import Problem
 from handrail.resources import Clock
-from handrail.run_directory import RunDirectory, explained, last_step
+from handrail.resuming import run_directory
+from handrail.run_directory import RunDirectory, explained, newest_checkpoint
 from handrail.samples import batch_rows, sample_rows
 from handrail.schedule import Schedule
 from handrail.seeds import derive
@@ -62,7 +63,7 @@ def train(
     Raises UserError, before anything is written, for whatever cannot be used, and Paused where the run was stopped to be resumed.
     """
     if not isinstance(config, Config):
-        output = output or Path("runs") / Path(config).stem
+        output = output or run_directory(config)
         config = load_config(config)
     if method is not None:
         settings = config.method if config.method.get("name") == method.name else {}
@@ -111,7 +112,7 @@ class Run:
 
     def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
-        newest = checkpoint.newest_intact(directory / "checkpoints", last_step(directory), c.checkpoint_every) if resume else None
+        newest = newest_checkpoint(directory) if resume else None
         done = checkpoint.load(newest, self.policy, self.optimizer, self.method) if newest else None
         self.checkpointed = done
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.

@@ -259,4 +259,4 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_summary_and_is_not_run_twi
     assert code == 2 and "give one of them" in err
 
     code, out, err = handrail("--set", "train.steps=3")
-    assert code == 2 and "holds a run of another configuration; choose another --output" in err and not out
+    assert code == 2 and "another configuration: train.steps is 2 there and 3 here; choose another --output" in err and not out
