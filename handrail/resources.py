@@ -38,13 +38,12 @@ class Forecast:
 
     def __call__(self, step: int, steps: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> str | None:
         self.evaluation = seconds.get("evaluate", self.evaluation)
-        if step == 0 or self.said:
+        if self.said or not (each := training_seconds(seconds)):  # nothing was trained: before the first step, or the resumed one
             return None
         self.said = True
         every, left = self.config.eval.every, steps - step
         if not left:
             return None
-        each = training_seconds(seconds)
         total = left * each + ((left // every if every else 0) + 1) * (self.evaluation or 0.0)
         parts = ", ".join(f"{part} {seconds[part]:.1f}" for part in ("sample", "update") if part in seconds)
         aside = ", evaluation aside" if self.evaluation is None else ""  # resumed: none was seen yet

@@ -58,7 +58,8 @@ def train(
     """Trains as ``config`` says, writes the run directory ``output`` and returns its summary.
 
     ``method`` stands in for the configured one, with its own settings unless the configuration names it; ``progress`` is called
-    after every step with its number, the last one's as far as a budget lets it be foretold, its metrics and its seconds by part.
+    after every step with its number, the last one's as far as a budget lets it be foretold, its metrics and its seconds by part; first
+    with step 0, or when a run goes on, with the step it goes on from and the last evaluation.
     SIGINT or SIGTERM stops the run with a checkpoint; a second one at once.
     Raises UserError, before anything is written, for whatever cannot be used, and Paused where the run was stopped to be resumed.
     """
@@ -120,7 +121,8 @@ class Run:
         if complete and (done or 0) >= c.steps:
             raise UserError(f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
         with RunDirectory(directory, self.config, done, writes=self.accelerator.is_main_process) as out:
-            before, timings = self.agreed((out.read(out.metrics)[1:], out.read(out.timings)[1:]))
+            rows, timings = self.agreed((out.read(out.metrics), out.read(out.timings)[1:]))
+            before = rows[1:]
             budget = Budget(c, before, timings)
             spent = budget.spent
             if complete and spent:
@@ -135,6 +137,9 @@ class Run:
                     metrics["warning"] = warning
                 out.log(0, metrics, clock.seconds)
                 progress(0, c.steps, metrics, clock.seconds)
+            else:
+                last_known = {key: value for row in rows for key, value in row.items() if key.startswith("eval/")}
+                progress(done, budget.last_step(done), last_known, {})
             self.steps(range((done or 0) + 1, 0 if spent else c.steps + 1), out, budget, Watch(before), progress)
             result: dict[str, Any] = {}
             if self.accelerator.is_main_process:

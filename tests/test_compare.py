@@ -17,7 +17,6 @@ from handrail.config import Config
 from handrail.evaluate import wilson
 from handrail.jobs import Job, by_methods, choose, jobs, merged, with_seeds
 from handrail.names import slug
-from handrail.progress import Bars, status
 from handrail.report.tables import comparison_table, curves, guidance_table
 from tests.conftest import EASY, HARD, config
 
@@ -177,18 +176,6 @@ def test_a_comparison_without_held_out_problems_still_has_a_picture(tmp_path: Pa
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"step": number, **step}) for number in range(3)))
     curves([Job("A", 0, config(), tmp_path)], [], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_step_is_one_line_and_plain_output_has_one_in_twenty(capsys: pytest.CaptureFixture[str]) -> None:
-    step = {"reward": 0.25, "groups/all": 4, "groups/all_wrong": 2, "groups/mixed": 1, "groups/all_right": 1, "groups/rescued": 2}
-    assert status(step) == "reward 0.250 · groups 2 all wrong 1 mixed 1 all right · rescued 2"
-    assert status({**step, "eval/hard/mean": 0.5}).endswith("rescued 2 · held out: hard 50.0%")
-    assert status({}) == "no held-out problems (set eval.sets)"
-    shown = Bars(Console(force_terminal=False, width=200))
-    for number in range(101):
-        shown.update("A [b]", number, 100, step)
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 21 and printed[1].startswith("A [b] step 5/100: reward")
 
 
 COMPARISON = f"""
