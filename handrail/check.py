@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from handrail.config import Config, VerifierConfig
 from handrail.contamination import contaminated
+from handrail.layouts import FIELDS
 from handrail.problems import Problem
 from handrail.sources import Loaded, describe, load_problems
 from handrail.verifier_pool import VerifierPool
@@ -18,10 +19,14 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
     """What was understood, a fact a line."""
     found = describe(loaded.problems, source)
     yield f"{source}: {found.problems} problems, layout: {loaded.layout}"
+    if loaded.fields:
+        yield f"fields: {loaded.fields}"
     yield f"references: {found.with_references} problems have one ({found.references} in all)"
     yield f"plans: {found.with_plan}"
     keys = sorted({key for problem in loaded.problems for key in problem.metadata})
     yield f"metadata: {', '.join(keys) or 'none'}"
+    if loaded.layout == "column map" and (ours := [key for key in keys if key in FIELDS]):
+        yield f"note: {', '.join(ours)} are not in the column map, so they are metadata"
     if found.duplicate_ids:
         yield f"warning: {found.duplicates} problems repeat another's prompt, first {' and '.join(found.duplicate_ids)}"
     if found.contradiction_ids:

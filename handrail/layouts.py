@@ -6,60 +6,78 @@ the fields' values. To recognise one more layout, add it to ``LAYOUTS``. A colum
 
 from __future__ import annotations
 
-import math
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
+from handrail.choices import are_choices, with_choices
+from handrail.errors import BadRow
+from handrail.numerals import positional
 from handrail.problems import Message, Problem
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
 
-FIELDS = ("prompt", "answer", "reference", "references", "plan", "id")
 REQUIRED = ("prompt", "answer")
+OPTIONAL = ("reference", "references", "plan", "id")
+FIELDS = (*REQUIRED, "choices", *OPTIONAL)
 ROLES = ("system", "user", "assistant")
 ABSENT = object()
-
-
-class BadRow(Exception):
-    """A row that cannot be used: in which field (if in one), what is wrong with it, and what to do.
-
-    ``what`` holds nothing of the row itself, so rows that are bad in the same way have the same field and ``what``.
-    """
-
-    def __init__(self, field: str | None, what: str, advice: str) -> None:
-        super().__init__(field, what, advice)
-        self.field, self.what, self.advice = field, what, advice
+NO_ANSWER = ("proof", "notfound")
+"""What NuminaMath-1.5 writes for an answer that nothing can be compared with."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``needs``: the columns it is recognised by; ``columns``: our field -> their column; ``refine``: what is left to do."""
+    """How the data name their columns, and what is left to be done to the values.
+
+    ``needs``: the columns it is recognised by, none for a column map; ``columns``: our field -> the column, or the dotted path to it;
+    ``worked``: True if the answer's column holds worked solutions, from which the answer is cut; ``exact``: True if answers are otherwise
+    taken as they are; ``refine``: what else is to be done.
+    """
 
     name: str
     needs: frozenset[str]
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str]
+    worked: bool = False
+    exact: bool = False
     refine: Callable[[Fields], Fields] = lambda fields: fields
 
-    def fits(self, columns: Iterable[str]) -> bool:
-        return self.needs <= set(columns)
-
     def split(self, row: Row) -> tuple[Fields, dict[str, Any]]:
-        """Our fields, and the columns that none of them took whole. Raises BadRow where a required one is not there."""
-        paths = {name: self.columns.get(name, name) for name in FIELDS}
-        fields = {name: value for name, path in paths.items() if (value := lookup(row, path)) is not ABSENT}
+        """Our fields, and the columns that none of them took whole. Raises BadRow for what cannot be read as this layout."""
+        fields = {name: value for name, path in self.columns.items() if (value := lookup(row, path)) is not ABSENT}
         for name in REQUIRED:
             if name not in fields:
                 raise BadRow(
                     name,
-                    f"there is no column '{paths[name]}'",
+                    f"there is no column '{self.columns[name]}'",
                     f"the row has {', '.join(row) or 'no columns'}: rename one, or name it in the column map, "
                     f'columns = {{{name} = "their column"}}',
                 )
-        return self.refine(fields), {key: value for key, value in row.items() if key not in paths.values()}
+        if self.needs:  # who maps columns has seen the others
+            _refuse_pictures(row)
+        fields = self.refine(_cut(fields) if self.worked else fields if self.exact else _bare(fields))
+        if fields.get("choices"):
+            fields["prompt"], fields["answer"] = with_choices(fields["prompt"], fields["answer"], fields["choices"])
+        return fields, {key: value for key, value in row.items() if key not in self.columns.values()}
+
+    def account(self, columns: Iterable[str]) -> str:
+        """Which of our fields came from which of ``columns``, for the user."""
+        there = set(columns)
+        found = {name: path for name, path in self.columns.items() if {path, path.partition(".")[0]} & there}
+        said = {name: name if name == path else f"{name} from {path}" for name, path in found.items()}
+        if self.worked:
+            column = self.columns["answer"]
+            said["answer"] = rf"answer from the last \boxed{{}} or #### of {column}"
+            said.setdefault("reference", f"reference from {column}")
+        if "choices" in said:
+            said["answer"] += " as a letter"
+            said["choices"] += " written into the prompt"
+        return ", ".join(said.values())
 
 
 def lookup(row: Row, path: str) -> Any:
@@ -70,8 +88,11 @@ def lookup(row: Row, path: str) -> Any:
     return lookup(row[head], rest) if dot and isinstance(row.get(head), Mapping) else ABSENT
 
 
-def final_answer(text: str) -> str:
-    r"""What the last ``\boxed{}`` holds or else what follows a last line's ``####``. Raises BadRow if neither is whole."""
+def final_answer(text: str) -> str | None:
+    r"""What the last ``\boxed{}`` holds, else what follows ``####`` in the last line, else None.
+
+    Raises BadRow if the box is never closed.
+    """
     start = text.rfind(r"\boxed{") + len(r"\boxed")
     if start >= len(r"\boxed"):
         depth = 0
@@ -81,52 +102,139 @@ def final_answer(text: str) -> str:
                 return text[start + 1 : token.start()].strip()
         raise BadRow("answer", r"its last \boxed{ is never closed", "complete the text")
     # Only at the end, because "#### " also begins a Markdown heading.
-    if match := re.search(r"####([^\n]*)\s*\Z", text):
-        return match[1].strip()
-    raise BadRow("answer", "its text does not end in '#### ANSWER'", 'add it, or give the answer\'s column, columns = {answer = "..."}')
+    match = re.search(r"####([^\n]*)\s*\Z", text)
+    return match[1].strip() if match else None
 
 
-def _messages_to_references(fields: Fields) -> Fields:
-    target = fields.get("reference")
-    if not isinstance(target, list):
-        return fields
-    return fields | {"reference": [part["content"] if isinstance(part, dict) and "content" in part else part for part in target]}
+def is_worked(answer: object) -> bool:
+    r"""True if this is more than an answer: a text that ends in one, in ``\boxed{}`` or after ``####``."""
+    try:
+        return isinstance(answer, str) and (found := final_answer(answer)) is not None and not _only(found, answer)
+    except BadRow:
+        return True
 
 
-def _answer_in_solution(fields: Fields) -> Fields:
+def _only(answer: str, text: str) -> bool:
+    """Whether ``text`` says nothing but the answer."""
+    return re.sub(r"\\boxed|####|[{}$.\s]", "", text) == re.sub(r"[{}$.\s]", "", answer)
+
+
+def _cut(fields: Fields) -> Fields:
+    """The answer out of a worked solution, which is the reference if the row has no other and there is any work in it."""
     text = fields["answer"]
-    return fields | {"answer": final_answer(text), "reference": text} if isinstance(text, str) else fields
+    if text is None:
+        return fields
+    if not isinstance(text, str) or (answer := final_answer(text)) is None:
+        raise BadRow("answer", r"its text holds no \boxed{ANSWER} and does not end in '#### ANSWER'", "add it, or leave the row out")
+    reference = {} if _only(answer, text) or fields.get("reference") else {"reference": text}
+    return fields | {"answer": answer} | reference
 
 
-def _gsm8k(fields: Fields) -> Fields:
-    fields = _answer_in_solution(fields)
+def _bare(fields: Fields) -> Fields:
+    """An answer among bare ones, out of its box."""
+    text = fields["answer"]
+    if is_worked(text):
+        raise BadRow("answer", "it is a worked solution, and most rows have a bare answer", "keep its answer only")
+    if not isinstance(text, str):
+        return fields
+    if text.strip().casefold() in NO_ANSWER:
+        raise BadRow("answer", "it says that there is no answer to compare with ('proof' or 'notfound')", "leave the row out")
+    answer = final_answer(text)
+    return fields if answer is None else fields | {"answer": answer}
+
+
+def _refuse_pictures(row: Row) -> None:
+    for name, value in row.items():
+        if any(isinstance(part, dict) and part.get("bytes") for part in (value if isinstance(value, list) else [value])):
+            raise BadRow(name, "it holds a picture, which no policy here can see", "leave the row out, or map the columns to ignore it")
+
+
+def _without_calculator(fields: Fields) -> Fields:
     text = fields.get("reference")
     return fields | {"reference": re.sub(r"<<[^\n]*?>>", "", text)} if isinstance(text, str) else fields
 
 
-def _trl(fields: Fields) -> Fields:
-    worked = re.search(r"\\boxed\{|####", str(fields["answer"]))
-    return _answer_in_solution(fields) if worked else fields
+def _verl(fields: Fields) -> Fields:
+    """Messages become texts. Skywork writes its one answer as the text of a list, ``["42"]``."""
+    answer, target = fields["answer"], fields.get("reference")
+    if isinstance(answer, str) and answer.startswith('["'):
+        with suppress(ValueError):
+            fields = fields | {"answer": json.loads(answer)}
+    if isinstance(target, list):
+        fields = fields | {"reference": [part["content"] if isinstance(part, dict) and "content" in part else part for part in target]}
+    return fields
 
 
-NATIVE = Layout("native", frozenset({"prompt", "answer"}))
+def _with_context(fields: Fields) -> Fields:
+    context, prompt = fields.pop("context", None), fields["prompt"]
+    return fields | {"prompt": f"{context}\n\n{prompt}"} if isinstance(context, str) and context.strip() else fields
+
+
+def _gpqa(fields: Fields) -> Fields:
+    """Sorted, so that its place does not tell which choice is right."""
+    wrong = [fields.pop(f"wrong_{number}", None) for number in (1, 2, 3)]
+    return fields | {"choices": sorted([fields["answer"], *wrong], key=str)}
+
+
+def _layout(
+    name: str,
+    needs: str,
+    prompt: str,
+    answer: str,
+    reference: str = "reference",
+    more: Mapping[str, str] = {},
+    worked: bool = False,
+    refine: Callable[[Fields], Fields] = lambda fields: fields,
+) -> Layout:
+    columns = {"prompt": prompt, "answer": answer, **{field: field for field in OPTIONAL}, "reference": reference, **more}
+    return Layout(name, frozenset(needs.split(", ")), columns, worked, refine=refine)
+
+
+NATIVE = replace(_layout("native", "prompt, answer", "prompt", "answer"), exact=True)
+QUESTION = _layout("question and answer", "question, answer", "question", "answer")
+GSM8K = _layout("GSM8K", "question, answer", "question", "answer", worked=True, refine=_without_calculator)
+TRUTH = "reward_model.ground_truth"
+WRONG = {f"wrong_{number}": f"Incorrect Answer {number}" for number in (1, 2, 3)}
+# Name, columns to recognise it by, and the columns of prompt, answer and reference.
 LAYOUTS = (
     NATIVE,
-    Layout(
-        "LUFFY",
-        frozenset({"prompt", "target", "reward_model"}),
-        {"answer": "reward_model.ground_truth", "reference": "target"},
-        _messages_to_references,
+    _layout("LUFFY", "prompt, reward_model, target", "prompt", TRUTH, "target", refine=_verl),
+    _layout("verl", "prompt, reward_model", "prompt", TRUTH, refine=_verl),
+    _layout("TRL", "prompt, solution", "prompt", "solution"),
+    QUESTION,
+    _layout("MATH-500", "problem, answer", "problem", "answer", "solution"),
+    _layout("MATH", "problem, solution", "problem", "solution", worked=True),
+    _layout("AIME", "Problem, Answer", "Problem", "Answer", "Solution", {"id": "ID"}),
+    _layout("OpenMath", "problem, expected_answer", "problem", "expected_answer", "generated_solution"),
+    _layout(
+        "OlympiadBench", "question, final_answer", "question", "final_answer", "solution", {"context": "context"}, refine=_with_context
     ),
-    Layout("GSM8K", frozenset({"question", "answer"}), {"prompt": "question"}, _gsm8k),
-    Layout("TRL", frozenset({"prompt", "solution"}), {"answer": "solution"}, _trl),
+    _layout("s1K", "question, solution", "question", "solution"),
+    _layout("ARC", "question, choices, answerKey", "question", "answerKey"),
+    _layout("AQuA", "question, options, correct", "question", "correct"),
+    _layout("GPQA", "Question, Correct Answer", "Question", "Correct Answer", more=WRONG, refine=_gpqa),
 )
 
 
-def recognise(columns: Iterable[str]) -> Layout:
-    """The first layout that fits; else the native one, whose errors say which columns are missing."""
-    present = frozenset(columns)
-    return next((layout for layout in LAYOUTS if layout.fits(present)), NATIVE)
+def mapped(columns: Mapping[str, str]) -> Layout:
+    """The layout of a column map: what it does not name is metadata, but for the two fields that every row has."""
+    return Layout("column map", frozenset(), {field: field for field in REQUIRED} | dict(columns), exact=True)
+
+
+def recognise(rows: Sequence[Row]) -> Layout:
+    """The first layout whose columns are there; else the native one, whose errors say which are missing.
+
+    Whether the answers are worked solutions is decided by most of them, for the data as a whole.
+    """
+    columns = {name for row in rows for name in row}
+    layout = next((layout for layout in LAYOUTS if layout.needs <= columns), NATIVE)
+    answers = [answer for row in rows if isinstance(answer := lookup(row, layout.columns["answer"]), str)]
+    if 2 * sum(map(is_worked, answers)) > len(answers):
+        layout = GSM8K if layout is QUESTION else replace(layout, worked=True)
+    choices = "choices" if "choices" in columns else "options"
+    if layout.name == "native" and not any(are_choices(row.get(choices)) for row in rows):
+        return layout  # a column of another meaning, as any of the user's own
+    return replace(layout, columns={**layout.columns, "choices": choices})
 
 
 def to_problem(fields: Fields, metadata: dict[str, Any], default_id: str) -> Problem:
@@ -135,7 +243,7 @@ def to_problem(fields: Fields, metadata: dict[str, Any], default_id: str) -> Pro
     return Problem(
         id=default_id if id is None else _text_or_number("id", id),
         prompt=_prompt(fields["prompt"]),
-        answer=_text_or_number("answer", fields["answer"]),
+        answer=_text_or_number("answer", _one(fields["answer"])),
         references=(*_references("reference", fields), *_references("references", fields)),
         plan=None if plan is None else _text("plan", plan),
         metadata=metadata,
@@ -143,8 +251,8 @@ def to_problem(fields: Fields, metadata: dict[str, Any], default_id: str) -> Pro
 
 
 def _kind(value: object) -> str:
-    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
+    kinds = {bool: "true or false", int | float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), type(value).__name__)
 
 
 def _text(field: str, value: object, wanted: str = "text") -> str:
@@ -159,14 +267,26 @@ def _text(field: str, value: object, wanted: str = "text") -> str:
     return value
 
 
+def _one(answer: object) -> object:
+    """The answer out of verl's and OlympiadBench's lists."""
+    if not isinstance(answer, list):
+        return answer
+    if len(answer) != 1:
+        raise BadRow("answer", f"it is a list of {len(answer)}", "give one answer, which is what a verifier compares with")
+    return answer[0]
+
+
 def _text_or_number(field: str, value: object) -> str:
     if value is None:
         raise BadRow(field, "it is empty (null)", "fill it in, or leave the row out")
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return _text(field, value, "text or a number")
-    if not math.isfinite(value):
-        raise BadRow(field, "it is NaN or infinite", "give a finite number, or text")
-    return str(value)
+    try:
+        return positional(value)
+    except ValueError:
+        raise BadRow(field, "it is NaN or infinite", "give a finite number, or text") from None
+    except OverflowError:
+        raise BadRow(field, "it is a number of hundreds of digits", "give it as text") from None
 
 
 def _prompt(value: object) -> str | list[Message]:

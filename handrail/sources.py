@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from handrail.errors import UserError
-from handrail.layouts import ABSENT, FIELDS, BadRow, Layout, lookup, recognise, to_problem
+from handrail.errors import BadRow, UserError
+from handrail.layouts import ABSENT, FIELDS, Layout, lookup, mapped, recognise, to_problem
 from handrail.problems import Problem
 from handrail.tasks import TASKS
 
@@ -23,6 +23,8 @@ class Loaded:
     problems: list[Problem]
     layout: str
     """What the rows were recognised as; ``column map``, ``task`` or ``reasoning-gym`` where nothing had to be."""
+    fields: str = ""
+    """Which of our fields came from which column."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def load(source: str, columns: Mapping[str, str] = {}) -> Loaded:
         raise UserError(f"{source}: it is empty; give it at least one row")
     objects = [row.value for row in rows if isinstance(row.value, dict)]
     names = list(dict.fromkeys(name for row in objects for name in row))
-    layout = _column_map(source, columns, objects, names) if columns else recognise(names)
-    return Loaded(_problems(rows, layout), layout.name)
+    layout = _column_map(source, columns, objects, names) if columns else recognise(objects)
+    return Loaded(_problems(rows, layout), layout.name, layout.account(names))
 
 
 def describe(problems: list[Problem], source: str) -> Summary:
@@ -109,7 +111,7 @@ def _column_map(source: str, columns: Mapping[str, str], rows: list[dict[str, An
             raise UserError(
                 f"{source}, field {field}: the column map names the column '{path}', which is not there; the columns are {', '.join(names)}"
             )
-    return Layout("column map", frozenset(), columns)
+    return mapped(columns)
 
 
 def _problems(rows: list[_Row], layout: Layout) -> list[Problem]:

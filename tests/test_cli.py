@@ -380,6 +380,19 @@ def test_check_takes_a_column_map(handrail: Handrail, tmp_path: Path) -> None:
     assert_refused(handrail("check", file, "--column", "prompt"), "--column takes our_field=their_column, not 'prompt'")
 
 
+def test_check_says_which_layout_was_recognised_and_what_went_where(handrail: Handrail, tmp_path: Path) -> None:
+    rows = [{"question": "Which is prime?", "choices": ["6", "7", "8"], "answer": 1, "subject": "numbers"}]
+    done = handrail("check", str(jsonl(tmp_path / "mine.jsonl", rows)))
+    assert done.code == 0, done.err
+    for part in ("1 problems, layout: question and answer",
+                 "fields: prompt from question, answer as a letter, choices written into the prompt",
+                 "metadata: subject", "Which is prime?\n\nA. 6\nB. 7\nC. 8"):  # fmt: skip
+        assert part in done.out
+    file = str(jsonl(tmp_path / "mapped.jsonl", [{"q": "1 + 1?", "a": "2", "reference": "https://example.org", "id": 1}]))
+    done = handrail("check", file, "--column", "prompt=q", "--column", "answer=a")
+    assert "metadata: id, reference" in done.out and "note: id, reference are not in the column map, so they are metadata" in done.out
+
+
 def test_check_shows_the_first_problem_as_a_model_sees_it(handrail: Handrail, tmp_path: Path) -> None:
     file = str(jsonl(tmp_path / "mine.jsonl", ROWS))
     done = handrail("check", file, "--model", "builtin:house-tiny")

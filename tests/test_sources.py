@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from handrail.errors import UserError
-from handrail.layouts import BadRow, final_answer
+from handrail.errors import BadRow, UserError
+from handrail.layouts import LAYOUTS, final_answer
 from handrail.problems import Problem
 from handrail.sources import describe, load, load_problems
 
@@ -163,6 +165,24 @@ def test_answers_are_kept_exactly(written: object, read: str) -> None:
     assert load_problems(jsonl({**GOOD, "answer": written}))[0].answer == read
 
 
+NUMBERS = [
+    (0.00001, "0.00001"),
+    (-2.5e-7, "-0.00000025"),
+    (1e16, "10000000000000000"),
+    (36.0, "36"),
+    (0.1, "0.1"),
+    (Decimal("12.50"), "12.50"),
+    (Decimal("1E-8"), "0.00000001"),
+    (2**62, str(2**62)),
+]
+
+
+@pytest.mark.parametrize("number, text", NUMBERS)
+def test_numbers_are_written_without_an_exponent(number: object, text: str) -> None:
+    row = {"prompt": "p", "answer": number, "id": number}
+    assert [(problem.answer, problem.id) for problem in load_problems(parquet([row]))] == [(text, text)]
+
+
 LUFFY = {
     "data_source": "openr1",
     "prompt": [{"role": "system", "content": "Think."}, USER],
@@ -227,16 +247,157 @@ def test_gsm8k() -> None:
 
 def test_trl() -> None:
     boxed, hashed = r"So \boxed{1} or \boxed{\frac{1}{\{2\}}}.", "Add.\n#### 5\n"
-    loaded = load(jsonl(*({"prompt": "p", "solution": text} for text in (boxed, hashed, "$5$", 5)), {"prompt": [USER], "solution": "x"}))
+    loaded = load(jsonl(*({"prompt": "p", "solution": text} for text in (boxed, hashed, r"$\boxed{6}$."))))
     assert loaded.layout == "TRL"
     answers = [(problem.answer, problem.references) for problem in loaded.problems]
-    assert answers == [(r"\frac{1}{\{2\}}", (boxed,)), ("5", (hashed,)), ("$5$", ()), ("5", ()), ("x", ())]
+    assert answers == [(r"\frac{1}{\{2\}}", (boxed,)), ("5", (hashed,)), ("6", ())]  # an answer alone is no reference
+    loaded = load(jsonl(*({"prompt": "p", "solution": text} for text in ("$5$", 5, "x"))))
+    assert [(problem.answer, problem.references) for problem in loaded.problems] == [("$5$", ()), ("5", ()), ("x", ())]
 
 
-@pytest.mark.parametrize("text", [r"\boxed{1", "#### Step 1\nthen 5", "5"])
+SOLUTION = r"Half of $84$ is $\boxed{42}$."
+ASKED = {"role": "user", "content": "Q"}
+PUBLIC: list[tuple[str, str, dict[str, Any], str, str, tuple[str, ...]]] = [
+    ("MATH", "MATH", {"problem": "Q", "solution": SOLUTION, "level": "Level 1", "type": "Algebra"}, "Q", "42", (SOLUTION,)),
+    ("NuminaMath-CoT", "MATH", {"source": "amc", "problem": "Q", "solution": SOLUTION, "messages": [ASKED]}, "Q", "42", (SOLUTION,)),
+    ("math-ai/aime24", "MATH", {"id": 60, "problem": "Q", "solution": r"\boxed{42}", "url": "u"}, "Q", "42", ()),
+    (
+        "MATH-500",
+        "MATH-500",
+        {"problem": "Q", "solution": SOLUTION, "answer": "42", "subject": "Algebra", "level": 2, "unique_id": "test/1.json"},
+        "Q",
+        "42",
+        (SOLUTION,),
+    ),
+    (
+        "OpenR1-Math",
+        "MATH-500",
+        {"problem": "Q", "solution": "Halve it.", "answer": "42", "uuid": "u", "generations": ["a", "b"], "messages": [ASKED]},
+        "Q",
+        "42",
+        ("Halve it.",),
+    ),
+    ("DeepScaleR", "MATH-500", {"problem": "Q", "answer": "42", "solution": ""}, "Q", "42", ()),
+    ("Big-Math", "MATH-500", {"problem": "Q", "answer": "42", "source": "s", "domain": ["d"], "llama8b_solve_rate": 0.5}, "Q", "42", ()),
+    ("AIME 2024", "MATH-500", {"id": 60, "problem": "Q", "solution": SOLUTION, "answer": "042", "year": "2024"}, "Q", "042", (SOLUTION,)),
+    ("Maxwell-Jia/AIME_2024", "AIME", {"ID": "I-1", "Problem": "Q", "Solution": "Halve.", "Answer": 42}, "Q", "42", ("Halve.",)),
+    ("AIME 2025", "question and answer", {"question": "Q", "answer": "42"}, "Q", "42", ()),
+    ("GSM8K", "GSM8K", {"question": "Q", "answer": "84/2=<<84/2=42>>42\n#### 42"}, "Q", "42", ("84/2=42\n#### 42",)),
+    (
+        "OlympiadBench",
+        "OlympiadBench",
+        {"question": "Q", "solution": ["Halve."], "final_answer": ["$42$"], "context": "Let $n=84$.", "image_1": None},
+        "Let $n=84$.\n\nQ",
+        "$42$",
+        ("Halve.",),
+    ),
+    ("OpenMathInstruct", "OpenMath", {"problem": "Q", "generated_solution": "Halve.", "expected_answer": "42"}, "Q", "42", ("Halve.",)),
+    ("s1K", "s1K", {"question": "Q", "solution": "42", "cot_type": "math"}, "Q", "42", ()),
+    ("DAPO", "verl", {"prompt": [ASKED], "reward_model": {"ground_truth": "42", "style": "rule"}}, "Q", "42", ()),
+    ("verl's page", "verl", {"prompt": [ASKED], "reward_model": {"ground_truth": ["42"]}}, "Q", "42", ()),
+    ("Skywork-OR1", "verl", {"prompt": [ASKED], "reward_model": {"ground_truth": '["42"]'}}, "Q", "42", ()),
+    ("LUFFY's validation", "verl", {"prompt": [ASKED], "reward_model": {"ground_truth": "42"}, "extra_info": {"index": 1}}, "Q", "42", ()),
+    ("MMLU", "question and answer", {"question": "Q", "choices": ["a", "b"], "answer": 1, "subject": "s"}, "Q\n\nA. a\nB. b", "B", ()),
+    ("MMLU-Pro", "question and answer", {"question": "Q", "options": ["a", "b"], "answer": "B"}, "Q\n\nA. a\nB. b", "B", ()),
+    ("ARC", "ARC", {"question": "Q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}, "Q\n\n1. a\n2. b", "2", ()),
+    ("AQuA", "AQuA", {"question": "Q", "options": ["A)21", "B) 42"], "correct": "B"}, "Q\n\nA. 21\nB. 42", "B", ()),
+    (
+        "GPQA",
+        "GPQA",
+        {"Question": "Q", "Correct Answer": "b", "Incorrect Answer 1": "c", "Incorrect Answer 2": "a", "Incorrect Answer 3": "d"},
+        "Q\n\nA. a\nB. b\nC. c\nD. d",
+        "B",
+        (),
+    ),
+]
+
+
+@pytest.mark.parametrize("name, layout, row, prompt, answer, references", PUBLIC, ids=[case[0] for case in PUBLIC])
+@pytest.mark.parametrize("write", [lambda rows: jsonl(*rows), parquet], ids=["jsonl", "parquet"])
+def test_public_data_sets_are_read_untouched(
+    name: str, layout: str, row: dict[str, Any], prompt: str, answer: str, references: tuple[str, ...], write: Any
+) -> None:
+    loaded = load(write([row]))
+    (problem,) = loaded.problems
+    asked = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
+    assert (loaded.layout, asked, problem.answer, problem.references) == (layout, prompt, answer, references)
+
+
+def test_documented_layouts_are_those_that_are_recognised() -> None:
+    text = (Path(__file__).parent.parent / "docs/data.md").read_text()
+    documented = dict(re.findall(r"^\| (.+?) \| (`.+?`) \|", text, re.MULTILINE))
+    assert {layout.name for layout in LAYOUTS} | {"GSM8K"} <= set(documented)
+    for layout in LAYOUTS:
+        assert layout.needs <= set(re.findall("`(.+?)`", documented[layout.name])), layout.name
+
+
+def test_layouts_say_what_went_where() -> None:
+    said = load(jsonl({"problem": "Q", "solution": SOLUTION, "id": "a"})).fields
+    assert said == r"prompt from problem, answer from the last \boxed{} or #### of solution, id, reference from solution"
+    said = load(jsonl({"question": "Q", "options": ["a", "b"], "answer": "B", "category": "x"})).fields
+    assert said == "prompt from question, answer as a letter, choices from options written into the prompt"
+    assert load(jsonl(GOOD)).fields == "prompt, answer"
+
+
+MIXED = {"question": "p", "answer": "Add.\n#### 5"}
+
+
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        ([MIXED, MIXED, {**MIXED, "answer": "5"}], r"line 3, field answer: its text holds no \boxed{ANSWER} and does not end in '####"),
+        ([MIXED, MIXED, {**MIXED, "answer": 5}], "line 3, field answer: its text holds no "),
+        (
+            [{**MIXED, "answer": "5"}, {**MIXED, "answer": "6"}, MIXED],
+            "line 3, field answer: it is a worked solution, and most rows have a",
+        ),
+        ([{"prompt": "p", "solution": text} for text in (SOLUTION, SOLUTION, "so it is 42")], "line 3, field answer: its text holds no"),
+        ([{"problem": "p", "solution": "Obvious."}], "line 1, field answer: its text holds no"),
+        (
+            [{"problem": "p", "answer": text} for text in ("5", "proof", "notfound")],
+            "line 2, field answer: it says that there is no answer",
+        ),
+        ([{"prompt": [USER], "reward_model": {"ground_truth": ["1", "2"]}}], "line 1, field answer: it is a list of 2; give one answer"),
+        ([{"question": "p", "answer": "5", "image_1": {"bytes": "x", "path": None}}], "line 1, field image_1: it holds a picture"),
+        ([{"question": "p", "answer": "5", "images": [{"bytes": "x"}]}], "line 1, field images: it holds a picture"),
+        ([{"question": "p", "answer": 2, "choices": ["a", "b"]}], "line 1, field answer: it is no number of a choice, counted from 0"),
+        ([{"question": "p", "answer": "c", "choices": ["a", "b"]}], "line 1, field answer: it is neither a choice's letter nor a choice"),
+        ([{"question": "p", "answer": "A", "choices": ["B", "A"]}], "line 1, field answer: it is the letter of one choice and the text of"),
+        ([{"question": "p", "answer": 0, "choices": [1, 2]}], "line 1, field choices: one of them is no text"),
+        ([{"question": "p", "answer": 0, "choices": "1, 2"}], "line 1, field choices: they are no choices"),
+        ([{"question": "p", "answer": 0, "choices": ["x"] * 27}], "line 1, field choices: there are more choices than labels"),
+    ],
+)
+def test_rows_that_would_be_read_wrongly_are_refused(rows: list[dict[str, Any]], said: str) -> None:
+    assert refusal(jsonl(*rows)).startswith(f"data.jsonl, {said}")
+
+
+def test_worked_answers_of_our_own_layout_are_cut_unless_there_are_references() -> None:
+    row = {"prompt": "p", "answer": "Add.\n#### 5"}
+    assert [(p.answer, p.references) for p in load_problems(jsonl(row))] == [("5", ("Add.\n#### 5",))]
+    assert [(p.answer, p.references) for p in load_problems(jsonl({**row, "reference": "r"}))] == [("5", ("r",))]
+    assert load_problems(jsonl(row), {"prompt": "prompt"})[0].answer == row["answer"]
+
+
+def test_choices_are_shown_once_and_other_columns_of_that_name_are_metadata() -> None:
+    shown = "Which?\nA) a\nB) b"
+    row = {"prompt": [{"role": "user", "content": shown}], "answer": "b", "choices": ["a", "b"]}
+    (problem,) = load_problems(jsonl(row))
+    assert (problem.prompt, problem.answer) == (row["prompt"], "B")
+    (problem,) = load_problems(jsonl({**GOOD, "choices": "two", "options": {"x": 1}}))
+    assert (problem.prompt, problem.metadata) == (GOOD["prompt"], {"choices": "two", "options": {"x": 1}})
+    (problem,) = load_problems(jsonl({"q": "p", "key": "b", "any": ["a", "b"]}), {"prompt": "q", "answer": "key", "choices": "any"})
+    assert (problem.prompt, problem.answer) == ("p\n\nA. a\nB. b", "B")
+
+
+@pytest.mark.parametrize("text", ["#### Step 1\nthen 5", "5"])
 def test_no_final_answer(text: str) -> None:
+    assert final_answer(text) is None
+
+
+def test_a_box_that_is_never_closed() -> None:
     with pytest.raises(BadRow):
-        final_answer(text)
+        final_answer(r"\boxed{1")
 
 
 def test_column_map() -> None:
@@ -250,6 +411,13 @@ def test_column_map() -> None:
 def test_column_map_overrides_recognition() -> None:
     (problem,) = load_problems(jsonl({"question": "p", "answer": "a #### 5"}), {"prompt": "question"})
     assert (problem.answer, problem.references) == ("a #### 5", ())
+
+
+def test_columns_that_the_map_does_not_name_are_metadata() -> None:
+    row = {"q": "p", "a": "5", "id": "same", "reference": "https://example.org", "plan": 3, "references": {}, "choices": 1}
+    first, second = load_problems(jsonl(row, row), {"prompt": "q", "answer": "a"})
+    assert (first.id, second.id, first.references, first.plan) == ("data.jsonl:1", "data.jsonl:2", (), None)
+    assert first.metadata == {key: value for key, value in row.items() if key not in ("q", "a")}
 
 
 def test_column_map_refused() -> None:
@@ -344,9 +512,9 @@ def test_missing_field() -> None:
 
 
 def test_unrecognised_layout() -> None:
-    message = refusal(parquet([{"problem": "p", "label": "5"}] * 3))
+    message = refusal(parquet([{"task": "p", "label": "5"}] * 3))
     assert message.startswith("data.parquet, row 1, field prompt: there is no column 'prompt' (so in 2 more rows)")
-    assert "the row has problem, label: rename one" in message
+    assert "the row has task, label: rename one" in message
 
 
 BAD_ROWS: list[tuple[object, str, str]] = [
@@ -366,7 +534,9 @@ BAD_ROWS: list[tuple[object, str, str]] = [
     ({**GOOD, "answer": None}, "answer", "it is empty (null); fill it in"),
     ({**GOOD, "answer": ""}, "answer", "it is empty"),
     ({**GOOD, "answer": True}, "answer", "it is true or false; make it text or a number"),
-    ({**GOOD, "answer": ["2"]}, "answer", "it is a list"),
+    ({**GOOD, "answer": ["2", "3"]}, "answer", "it is a list of 2; give one answer"),
+    ({**GOOD, "answer": []}, "answer", "it is a list of 0"),
+    ({**GOOD, "answer": [True]}, "answer", "it is true or false"),
     ({**GOOD, "answer": float("nan")}, "answer", "it is NaN or infinite"),
     ({**GOOD, "answer": float("-inf")}, "answer", "it is NaN or infinite"),
     ({**GOOD, "references": ["a", 5]}, "references", "the list holds something that is not text"),
@@ -386,7 +556,6 @@ def test_bad_row(row: object, field: str, what: str) -> None:
 @pytest.mark.parametrize(
     "row, field",
     [
-        ({"question": "p", "answer": "just 5"}, "answer: its text does not end in '#### ANSWER'"),
         ({"prompt": "p", "solution": r"\boxed{5"}, r"answer: its last \boxed{ is never closed"),
         ({"prompt": "p", "solution": r"\boxed{}"}, "answer: it is empty"),
         ({**LUFFY, "target": [{"role": "assistant"}]}, "reference: the list holds something that is not text"),
