@@ -26,7 +26,7 @@ def main() -> None:
     policy = TransformersPolicy(config, Accelerator())
     source = config.data.train[0]
     pairs = [(problem, problem.references[0]) for problem in load_problems(source.path)[: options.n]]
-    completions = [policy.encode_completion(reference) for _, reference in pairs]
+    completions = [policy.encode_reference(problem, reference) for problem, reference in pairs]
     has_digit = [[any(map(str.isdigit, policy.decode([token]))) for token in tokens] for tokens in completions]
     plans: dict[str, list[str | None]] = {"none": [None] * len(pairs)}
     plans |= {"rule": DataPlanner("rule").plans(pairs), "outline": DataPlanner("outline").plans(pairs)}

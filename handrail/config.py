@@ -115,6 +115,8 @@ class DataConfig(Section):
     tokenizer has a template."""
     system: str | None = None
     """System message for chat models; a prompt that brings its own system message keeps it."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the chat template, by the names that it uses: ``{enable_thinking = false}``."""
     prompt_template: str = Field("{prompt}", pattern=r"\{prompt\}")
     """Template for text prompts: the prompt replaces ``{prompt}``."""
     plan_template: str = Field("{prompt}\n\nPlan:\n{plan}", pattern=r"\{prompt\}[\s\S]*\{plan\}|\{plan\}[\s\S]*\{prompt\}")

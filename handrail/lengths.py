@@ -23,7 +23,7 @@ def check_lengths(policy: TransformersPolicy, problems: Sequence[Problem], refer
                 "shorten the prompt or lower rollout.max_tokens"
             )
         for text in problem.references if references else ():
-            reference = len(policy.encode_completion(text))
+            reference = len(policy.encode_reference(problem, text))
             if prompt + reference > context:
                 raise UserError(
                     f"{where}, field reference: the prompt's {prompt} and the reference's {reference} tokens exceed the model's "

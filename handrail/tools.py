@@ -27,8 +27,8 @@ class Tools:
         """One of the problem's references as a completion of its prompt, ungraded; None if it has none."""
         if not problem.references:
             return None
-        text = self.rng.choice(problem.references)
-        return Trajectory.reference(self.policy.encode_prompt(problem), self.policy.encode_completion(text), text)
+        tokens = self.policy.encode_reference(problem, self.rng.choice(problem.references))
+        return Trajectory.reference(self.policy.encode_prompt(problem), tokens, self.policy.decode(tokens))
 
     def grade(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
         """The trajectories with the verifier's reward and verdict. One that was cut off is wrong if ``require_end``, and earns nothing."""

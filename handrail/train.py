@@ -93,11 +93,12 @@ class Run:
                 "or take a method without them"
             )
         self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
-        self.schedule = Schedule(self.sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
         self.accelerator = Accelerator(cpu=config.model.device == "cpu")
         self.verifier, self.interrupts = verifier, interrupts
         self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
         self.policy.poll = interrupts.check
+        self.sources = [[self.policy.renderer.cleaned(problem) for problem in source] for source in self.sources]
+        self.schedule = Schedule(self.sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
         self.experts = Experts(config, self.accelerator, self.policy)
         self.method.prepare(self.experts)
         check_lengths(self.policy, [problem for source in self.sources for problem in source])
@@ -133,8 +134,9 @@ class Run:
                 clock = Clock()
                 metrics = self.evaluate(0, out, clock)
                 looked_at = [problem for source in self.sources for problem in source[:LOOKED_AT]]
-                if self.accelerator.is_main_process and (warning := refusal(looked_at, self.verifier)):
-                    metrics["warning"] = warning
+                if self.accelerator.is_main_process:
+                    warnings = [warning for warning in (self.policy.renderer.warning, refusal(looked_at, self.verifier)) if warning]
+                    metrics |= {"warning": "; ".join(warnings)} if warnings else {}
                 out.log(0, metrics, clock.seconds)
                 progress(0, c.steps, metrics, clock.seconds)
             else:

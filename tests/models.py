@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,16 +15,18 @@ TEMPLATE = (
 )
 
 
-def save_chat_model(directory: Path, context: int = 256, hidden_size: int = 32) -> Path:
+def save_chat_model(
+    directory: Path, context: int = 256, hidden_size: int = 32, special: Sequence[str] = (), template: str = TEMPLATE
+) -> Path:
     """A tiny random model of any text, with a chat template, whose padding token is its end token."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", *special]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
         ["what is two and three"] * 4, trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
     )
-    words = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", chat_template=TEMPLATE)
+    words = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", chat_template=template)
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

@@ -51,7 +51,7 @@ def measure_policy(model: str, n: int) -> Iterator[str]:
         tools = Tools(policy := TransformersPolicy(config, accelerator), verifier)
         for name, source in BENCHMARKS.items():
             problems = held_out(source, n)
-            if policy.tokenizer.unk_token_id not in policy.encode_prompt(problems[0]):
+            if policy.tokenizer.unk_token_id not in policy.tokenizer.encode(problems[0].prompt):
                 yield from _lines(name, evaluate(tools, accelerator, problems, GROUP_SIZE, name))
                 yield _plan_line(policy, problems)
 

@@ -39,12 +39,13 @@ def references(problems: Sequence[Problem], policy: TransformersPolicy, verifier
     """The references of every problem, by its id, graded and scored."""
     flat = [(problem, text) for problem in problems for text in problem.references]
     prompts = [policy.encode_prompt(problem) for problem, _ in flat]
-    completions = [policy.encode_completion(text) for _, text in flat]
+    completions = [policy.encode_reference(problem, text) for problem, text in flat]
     context = policy.context or float("inf")
     fits = [len(prompt) + len(completion) <= context for prompt, completion in zip(prompts, completions, strict=True)]
     scores = iter(policy.score(*([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))))
     out: dict[str, list[Reference]] = defaultdict(list)
-    for (problem, _), completion, ok, verdict in zip(flat, completions, fits, verifier.grade(flat), strict=True):
+    said = [(problem, policy.decode(completion)) for (problem, _), completion in zip(flat, completions, strict=True)]
+    for (problem, _), completion, ok, verdict in zip(said, completions, fits, verifier.grade(said), strict=True):
         out[problem.id].append(Reference(len(completion), verdict.reward, verdict.status, next(scores).tolist() if ok else None))
     return out
 

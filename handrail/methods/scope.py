@@ -235,8 +235,9 @@ class Scope(Method):
         rollout, kept = attempt.rollout, attempt.kept
         tokens = spelt(rollout.completion, kept, policy)
         rest = kept[len(policy.decode(rollout.completion[:tokens])) :]
-        written = policy.encode_completion(rest + correction.text, end=correction.complete, plain=True)
         origin = self.corrector.origin if attempt.draft.kept else Origin.REFERENCE
+        plain = origin is not Origin.REFERENCE  # who is asked may not end the turn; references are the user's own
+        written = policy.encode_completion(rest + correction.text, end=correction.complete, plain=plain)
         opening = rollout.upto(tokens).followed(written, origin, finished=correction.complete)
         return replace(opening, judged=rollout.judged and rollout.judged[: len(attempt.draft.kept)])
 

@@ -20,15 +20,24 @@ class Policy(Protocol):
         ...
 
     def encode_prompt(self, problem: Problem, plan: str | None = None) -> list[int]:
-        """The prompt's tokens as the model sees them, with ``plan`` shown if one is given."""
+        """The prompt's tokens as the model sees them, with ``plan`` shown if one is given.
+
+        Raises UserError, with the problem's place, if no completion could sensibly follow them.
+        """
         ...
 
     def encode_completion(self, text: str, end: bool = True, plain: bool = False) -> list[int]:
         """The tokens of a completion, end-of-sequence included unless it goes on; ``plain`` text cannot spell special tokens."""
         ...
 
+    def encode_reference(self, problem: Problem, text: str) -> list[int]:
+        """The tokens of one of a problem's references, end-of-sequence included, without what the text repeats of the turn's
+        beginning and end. Raises UserError, with the problem's place, if it cannot be one turn of the assistant behind the prompt.
+        """
+        ...
+
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of a completion's tokens, without special ones."""
+        """The text that is graded and shown: that of the tokens before the first end token, special ones such as ``<think>`` included."""
         ...
 
     def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int | None = None) -> list[list[Trajectory]]:

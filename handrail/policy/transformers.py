@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from handrail.batch import Inputs, by_budget
 from handrail.config import Config
-from handrail.errors import UserError
 from handrail.memory import enough_memory
 from handrail.policy.attention import share_on_cpu
 from handrail.policy.decoding import Drawn, decode, positions
 from handrail.policy.loading import load_model
+from handrail.policy.renderer import Renderer
 from handrail.problems import Problem
 from handrail.trajectory import Origin, Trajectory
 
@@ -39,12 +37,11 @@ class TransformersPolicy:
         self.poll: Callable[[], None] = lambda: None
         """Called between the tokens of what is sampled; what it raises ends the sampling."""
         model, self.tokenizer = load_model(config.model, field, self.kept_in)
-        self.chat = bool(self.tokenizer.chat_template) if config.data.chat is None else config.data.chat
-        if self.chat and not self.tokenizer.chat_template:
-            raise UserError(f"data.chat is on, but the tokenizer of {config.model.path} has no chat template; set data.chat = false")
-        self.end = self._turn_end()
         ends = model.generation_config.eos_token_id
-        self.ends = {self.end, self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        ends = set(ends if isinstance(ends, list) else [ends]) - {None}
+        embeddings = len(model.get_input_embeddings().weight)
+        self.renderer = Renderer(self.tokenizer, config.data, config.model.path, embeddings, ends, field)
+        self.end, self.ends = self.renderer.end, self.renderer.ends
         if accelerator.device.type == "cpu" and config.model.attention == "auto":
             share_on_cpu(model)
         self.shares_prompts = can_share_prompts(model)
@@ -70,56 +67,16 @@ class TransformersPolicy:
         return int(limit) if limit else None
 
     def encode_prompt(self, problem: Problem, plan: str | None = None) -> list[int]:
-        if self.chat or not isinstance(problem.prompt, str):
-            return self._encode_chat(problem, plan)
-        return list(self.tokenizer.encode(self._text(problem.prompt, plan)))
-
-    def _text(self, prompt: str, plan: str | None) -> str:
-        data = self.config.data
-        text = data.prompt_template.replace("{prompt}", prompt)
-        if plan is None:
-            return text
-        parts = {"{prompt}": text, "{plan}": plan}  # in one go: either may hold the other's mark
-        return re.sub(r"\{prompt\}|\{plan\}", lambda mark: parts[mark[0]], data.plan_template)
-
-    def _encode_chat(self, problem: Problem, plan: str | None) -> list[int]:
-        where = problem.where or f"problem {problem.id}"
-        if not self.chat:
-            raise UserError(
-                f"{where}, field prompt: it is chat messages, but "
-                + (
-                    "data.chat is off"
-                    if self.tokenizer.chat_template
-                    else f"{self.config.model.path} has no chat template; give it as text"
-                )
-            )
-        prompt = problem.prompt
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        messages[-1] = {**messages[-1], "content": self._text(messages[-1]["content"], plan)}
-        if self.config.data.system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.config.data.system})
-        try:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise UserError(f"{where}, field prompt: the chat template refuses it: {error}") from error
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self.renderer.prompt(problem, plan)
 
     def encode_completion(self, text: str, end: bool = True, plain: bool = False) -> list[int]:
-        tokens = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain)
-        return [*tokens, *([self.end] if end else [])]
+        return self.renderer.completion(text, end, plain)
+
+    def encode_reference(self, problem: Problem, text: str) -> list[int]:
+        return self.renderer.reference(problem, text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def _turn_end(self) -> int:
-        """The special token that the chat template puts behind the assistant's words; it need not be the tokenizer's end token."""
-        eos = int(self.tokenizer.eos_token_id)
-        if self.chat:
-            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "answered"}]
-            behind = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answered")[2]
-            special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-            return next((token for token in self.tokenizer.encode(behind, add_special_tokens=False) if token in special), eos)
-        return eos
+        return self.renderer.text(tokens)
 
     @property
     def drawn_at_once(self) -> int:
