@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,8 @@ def handrail(
     if version:
         show(f"handrail {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand not in (None, "train") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"handrail {context.invoked_subcommand} runs in one process; start it without torchrun")
     help_alone(context)
 
 

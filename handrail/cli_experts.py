@@ -79,13 +79,12 @@ def judge_command(
 def opened(data: str, config: Path | None, settings: list[str] | None) -> tuple[Experts, list[Problem]]:
     """The problems of ``data``, and the experts of a configuration or of the --set values alone."""
     quiet()
-    from accelerate import Accelerator
-
     from handrail.guidance.experts import Experts
+    from handrail.processes import accelerator
     from handrail.sources import load_problems
 
     parsed = configured(config, settings, model={"path": "builtin:house-tiny"}, data={"train": data})
-    return Experts(parsed, Accelerator(cpu=parsed.model.device == "cpu")), load_problems(data, parsed.data.columns)
+    return Experts(parsed, accelerator(parsed.model.device)), load_problems(data, parsed.data.columns)
 
 
 def show_calls(experts: Experts) -> None:

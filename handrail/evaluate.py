@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
 from handrail.problems import Problem
+from handrail.processes import dealt_back
 from handrail.seeds import derive
 from handrail.tools import Tools
 from handrail.trajectory import Group
@@ -46,9 +47,11 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def evaluate(tools: Tools, accelerator: Accelerator, problems: Sequence[Problem], samples: int, name: str) -> list[Group]:
-    """Graded groups of ``samples`` completions of every problem, with the same random numbers at every call of one ``name``."""
-    set_seed(derive("eval", name, accelerator.process_index) % 2**32)
-    mine = problems[accelerator.process_index :: accelerator.num_processes]
-    drawn = tools.policy.sample([tools.policy.encode_prompt(problem) for problem in mine], samples)
-    groups = tools.verify([Group(problem, row) for problem, row in zip(mine, drawn, strict=True)])
-    return list(gather_object(groups))
+    """Graded groups of ``samples`` completions of every problem, with the same random numbers at every call of one ``name``.
+
+    Several processes share the work; what is drawn does not depend on how many they are.
+    """
+    set_seed(derive("eval", name, 0) % 2**32)
+    drawn = tools.policy.sample_together([tools.policy.encode_prompt(problem) for problem in problems], samples)
+    groups = [Group(problem, row) for problem, row in zip(problems, drawn, strict=True)]
+    return dealt_back(gather_object([tools.verify(groups[accelerator.process_index :: accelerator.num_processes])]))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from handrail import checkpoint
@@ -29,6 +28,7 @@ from handrail.metrics import StepMetrics, summary
 from handrail.policy.learning import LearningPolicy
 from handrail.probed import load_kept
 from handrail.problems import Problem
+from handrail.processes import accelerator
 from handrail.resources import Clock
 from handrail.resuming import run_directory
 from handrail.run_directory import RunDirectory, explained, newest_checkpoint
@@ -93,7 +93,7 @@ class Run:
                 "or take a method without them"
             )
         self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
-        self.accelerator = Accelerator(cpu=config.model.device == "cpu")
+        self.accelerator = accelerator(config.model.device)
         self.verifier, self.interrupts = verifier, interrupts
         self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
         self.policy.poll = interrupts.check

@@ -414,3 +414,10 @@ def test_check_takes_the_templates_and_lengths_of_a_configuration(handrail: Hand
 def test_the_command_line_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "handrail.cli", "methods", "sort"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "alpha" in done.stdout and "status: reconstruction" in done.stdout
+
+
+def test_a_command_of_one_process_says_so_to_torchrun(handrail: Handrail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = handrail("eval", "builtin:house-tiny", "task:house-rules?n=4")
+    assert done.code == 2 and "handrail eval runs in one process; start it without torchrun" in done.err
+    assert not Path("runs").exists()

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from handrail import Group, Method, Origin, Problem, Tools, Trajectory, UserError, train
-from handrail.config import Config
+from handrail.config import Config, load_config
 from handrail.methods import METHODS
 from handrail.methods.sort import Sort
 from handrail.policy.learning import LearningPolicy
@@ -319,7 +319,7 @@ def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> No
     script.write_text(TWO)
     train(scripted(), tmp_path / "one", method=Scripted)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "two")]
-    environment = {**os.environ, "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "1"}
+    environment = {**os.environ, "PYTHONPATH": "."}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     rates = [(tmp_path / f"two-{rank}.rates").read_text().split() for rank in range(2)]
@@ -330,6 +330,28 @@ def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> No
         assert left.keys() == right.keys()
         for key, value in left.items():
             assert right[key] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-6)), key
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """``torchrun -m handrail.cli`` as the documentation has it, told nothing of CPUs."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "handrail.cli"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_torchrun_as_documented_starts_where_one_process_does(tmp_path: Path) -> None:
+    """The batches are smaller than the held-out sets, and one is a single row, so that a process has nothing of it."""
+    command = ["train", "examples/quick.toml", *("--set", "train.steps=1", "--set", "rollout.batch_size=5", "--set", "eval.limit=8")]
+    command += ["--set", "eval.samples=2", "--set", "train.problems_per_step=4", "--set", "model.device=auto"]
+    done = torchrun(*command, "--output", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("into ") == 1  # one process speaks
+    train(load_config("examples/quick.toml", command[3::2]), tmp_path / "one")
+    one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
+    assert one[0] == two[0] and len(two) == 2 and two[1]["rollouts"] == one[1]["rollouts"]
+    started = [lines(tmp_path / name / "evaluations.jsonl")[:2] for name in ("one", "two")]
+    assert started[0] == started[1] and list(started[0][0]["rewards"]) == list(started[1][0]["rewards"])
 
 
 def scripted(steps: int = 3) -> Config:

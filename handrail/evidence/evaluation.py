@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from handrail.config import Config
 from handrail.diversity import diversity, measures_of
 from handrail.evidence.attempts import Attempting, Attempts, claim
@@ -17,6 +15,7 @@ from handrail.files import locked
 from handrail.lengths import check_lengths
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import digest
+from handrail.processes import accelerator
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
 
@@ -32,7 +31,7 @@ def evaluate_sets(
 ) -> dict[str, Any]:
     """``evaluation`` of every set (name -> source), by name; the attempts go to ``directory``. Raises UserError."""
     problems = {name: load_problems(source, config.data.columns)[:limit] for name, source in sets.items()}
-    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"))
+    policy = TransformersPolicy(config, accelerator(config.model.device))
     for each in problems.values():
         check_lengths(policy, each, references=False)
     with VerifierPool(config.verifier) as verifier:

@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from accelerate import Accelerator
-
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.evidence.attempts import Attempting, Attempts, claim
@@ -23,6 +21,7 @@ from handrail.evidence.recommend import SURPRISING, recommendation
 from handrail.files import locked, write_whole
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem, digest
+from handrail.processes import accelerator
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
 
@@ -68,7 +67,7 @@ def probe(
     Returns what probe.json holds. Goes on where it was stopped. Raises UserError.
     """
     problems = load_problems(source, config.data.columns)[:limit]
-    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"))
+    policy = TransformersPolicy(config, accelerator(config.model.device))
     with VerifierPool(config.verifier) as verifier:
         graded = references(problems, policy, verifier)
         found = faults(problems, policy, graded)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from accelerate import Accelerator
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from handrail.evidence.estimators import Estimate, interval
 from handrail.evidence.suite import Cell, Suite, job
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
+from handrail.processes import accelerator
 from handrail.sources import load_problems
 from handrail.tasks import structure
 
@@ -53,7 +53,7 @@ def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
 
     The first ``n`` problems of each training source are scored. Words of a foreign style are left out: they are neither.
     """
-    policy = TransformersPolicy(config, Accelerator(cpu=config.model.device == "cpu"))
+    policy = TransformersPolicy(config, accelerator(config.model.device))
     problems = [problem for source in config.data.train for problem in load_problems(source.path)[:n]]
     completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
     without = policy.score([policy.encode_prompt(problem) for problem in problems], completions)

@@ -44,6 +44,11 @@ class Policy(Protocol):
         """``n`` completions of each prompt, with behaviour log-probabilities; at most ``rollout.max_tokens`` or ``max_tokens`` long."""
         ...
 
+    def sample_together(self, prompts: Sequence[list[int]], n: int) -> list[list[Trajectory]]:
+        """What ``sample`` gives in a single process, shared out over the processes: called with the same arguments and random state in all
+        of them, it gives each of them all completions."""
+        ...
+
     def score(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Tensor]:
         """log π of each completion's tokens, float32 [len(completion)], no gradient."""
         ...

@@ -95,14 +95,40 @@ class Reader:
         return torch.as_tensor(out.logits)[:, -1]
 
 
+class Share:
+    """The random numbers of some rows of a batch that several processes share: those that one process would give these rows."""
+
+    def __init__(self, batch: int, rows: range) -> None:
+        """``rows`` are the places, among the ``batch`` rows, of those that this process draws."""
+        self.batch, self.rows, self.taken = batch, rows, 0
+
+    def uniform(self, device: torch.device) -> Tensor:
+        """The next number, in [0, 1), of each of the rows."""
+        self.taken += 1
+        return torch.rand(self.batch, dtype=torch.float64, device=device)[self.rows.start :: self.rows.step]
+
+    def catch_up(self, taken: int, device: torch.device) -> None:
+        """Leaves the random state as it is after ``taken`` numbers a row."""
+        while self.taken < taken:
+            self.uniform(device)
+
+
 @torch.inference_mode()
 def decode(
-    model: Any, prompts: Sequence[list[int]], max_tokens: int, temperature: float, ends: set[int], poll: Callable[[], None] = lambda: None
+    model: Any,
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+    temperature: float,
+    ends: set[int],
+    poll: Callable[[], None] = lambda: None,
+    share: Share | None = None,
 ) -> list[Drawn]:
     """One completion of each prompt, at most ``max_tokens`` long; temperature 0 always takes the likeliest token.
 
     What is drawn depends on torch's random state and a prompt's place only, not on when others end. ``poll`` is called before every token.
+    ``share``: the prompts are a share of a larger batch.
     """
+    share = share or Share(len(prompts), range(len(prompts)))
     reader, device = Reader(model, prompts), model.device
     end_tokens = torch.tensor(sorted(ends), device=device)
     rows = torch.arange(len(prompts), device=device)  # the place of each that is still in the batch
@@ -110,7 +136,7 @@ def decode(
     logp, entropy = torch.zeros(2, len(prompts), max_tokens, device=device)
     for at in range(max_tokens):
         poll()
-        uniform = torch.rand(len(prompts), dtype=torch.float64, device=device)[rows]
+        uniform = share.uniform(device)[rows]
         drawn, logp[rows, at], entropy[rows, at] = draw(reader.logits, uniform, temperature)
         tokens[rows, at] = drawn
         lengths[rows[torch.isin(drawn, end_tokens) & (lengths[rows] == 0)]] = at + 1
@@ -157,6 +183,6 @@ class CopySampler:
         """Goes on with these weights, by their names."""
         self.model.load_state_dict(dict(weights), strict=False)  # tied ones come once
 
-    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None]) -> list[Drawn]:
+    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None], share: Share | None = None) -> list[Drawn]:
         """One completion of each prompt, see ``decode``."""
-        return decode(self.model, prompts, max_tokens, self.temperature, self.ends, poll)
+        return decode(self.model, prompts, max_tokens, self.temperature, self.ends, poll, share)

@@ -19,7 +19,7 @@ from handrail.batch import Inputs
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.policy.adapters import load_adapter, merged, with_adapter
-from handrail.policy.decoding import CopySampler, Drawn
+from handrail.policy.decoding import CopySampler, Drawn, Share
 from handrail.policy.loading import load_model
 from handrail.policy.transformers import TransformersPolicy
 from handrail.policy.vllm import INSTEAD, VllmSampler
@@ -111,13 +111,13 @@ class LearningPolicy(TransformersPolicy):
     def drawn_at_once(self) -> int:
         return sys.maxsize if isinstance(self.sampler, VllmSampler) else super().drawn_at_once  # vLLM makes its own batches
 
-    def _draw(self, prompts: list[list[int]], max_tokens: int) -> list[Drawn]:
+    def _draw(self, prompts: list[list[int]], max_tokens: int, share: Share | None = None) -> list[Drawn]:
         if self.sampler is None:
-            return super()._draw(prompts, max_tokens)
+            return super()._draw(prompts, max_tokens, share)
         if not self.handed_over:
             self.sampler.take(self.weights())
             self.handed_over = True
-        return self.sampler.draw(prompts, max_tokens, self.poll)
+        return self.sampler.draw(prompts, max_tokens, self.poll, share)
 
     def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
         trajectory = super()._trajectory(prompt, drawn)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
@@ -15,10 +16,11 @@ from handrail.batch import Inputs, by_budget
 from handrail.config import Config
 from handrail.memory import enough_memory
 from handrail.policy.attention import share_on_cpu
-from handrail.policy.decoding import Drawn, decode, positions
+from handrail.policy.decoding import Drawn, Share, decode, positions
 from handrail.policy.loading import load_model
 from handrail.policy.renderer import Renderer
 from handrail.problems import Problem
+from handrail.processes import dealt_back
 from handrail.trajectory import Origin, Trajectory
 
 
@@ -91,8 +93,24 @@ class TransformersPolicy:
             drawn += map(self._trajectory, part, self._draw(part, max_tokens or rollout.max_tokens))
         return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
 
-    def _draw(self, prompts: list[list[int]], max_tokens: int) -> list[Drawn]:
-        return decode(self.bare_model.eval(), prompts, max_tokens, self.config.rollout.temperature, self.ends, self.poll)
+    def sample_together(self, prompts: Sequence[list[int]], n: int) -> list[list[Trajectory]]:
+        processes, rank, device = self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device
+        if processes == 1:
+            return self.sample(prompts, n)
+        flat = [prompt for prompt in prompts for _ in range(n)]
+        drawn: list[Trajectory] = []
+        for at in range(0, len(flat), self.drawn_at_once):
+            part = flat[at : at + self.drawn_at_once]
+            share = Share(len(part), range(rank, len(part), processes))
+            mine = part[rank::processes]
+            own = list(map(self._trajectory, mine, self._draw(mine, self.config.rollout.max_tokens, share))) if mine else []
+            everybodys = gather_object([(share.taken, own)])
+            share.catch_up(max(taken for taken, _ in everybodys), device)
+            drawn += dealt_back([each for _, each in everybodys])
+        return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
+
+    def _draw(self, prompts: list[list[int]], max_tokens: int, share: Share | None = None) -> list[Drawn]:
+        return decode(self.bare_model.eval(), prompts, max_tokens, self.config.rollout.temperature, self.ends, self.poll, share)
 
     def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
         origin = [Origin.POLICY] * len(drawn.tokens)

@@ -14,7 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from handrail.config import Config
 from handrail.errors import UserError
-from handrail.policy.decoding import Drawn
+from handrail.policy.decoding import Drawn, Share
 
 INSTEAD = 'set sampler.name = "transformers"'
 
@@ -55,8 +55,11 @@ class VllmSampler:
             raise UserError(f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}") from error
         self.llm.reset_prefix_cache()
 
-    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None]) -> list[Drawn]:
-        """One completion of each prompt, with vLLM's log-probabilities; it does not tell the entropy. ``poll`` is called before."""
+    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None], share: Share | None = None) -> list[Drawn]:
+        """One completion of each prompt, with vLLM's log-probabilities; it does not tell the entropy. ``poll`` is called before.
+
+        A single process samples with it, so nothing is shared.
+        """
         from vllm import SamplingParams, TokensPrompt
 
         poll()
