@@ -23,10 +23,11 @@ def plan_command(
     data: Data,
     output: Annotated[Path, typer.Option(help="JSONL file to write: the problems with their plans. If it exists, it is continued.")],
     planner: Annotated[Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Planner that writes the plans.")] = "rule",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace plans that the data already have.")] = False,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Write a plan for every problem that has a reference; plans that give a value away are left out."""
+    """Write a plan for every problem that has a reference but no plan; plans that give a value away are left out."""
     if planner == "policy" and not config and not any(setting.startswith("model.path=") for setting in settings or []):
         raise UserError("--planner policy needs a model: --set model.path=DIRECTORY, or --config")
     experts, problems = opened(data, config, settings)
@@ -35,10 +36,16 @@ def plan_command(
     with Progress(console=console) as shown:
         task = shown.add_task("plans")
         counts = derive(
-            problems, experts.planner(planner, 256), planner, output, lambda done, n: shown.update(task, completed=done, total=n)
+            problems, experts.planner(planner, 256), planner, output, lambda done, n: shown.update(task, completed=done, total=n), replace
         )  # fmt: skip
-    words = {"planned": "planned", "kept": "kept from before", "leaking": "left out for giving a value away", "no_plan": "without a plan",
-             "no_reference": "without a reference"}  # fmt: skip
+    words = {
+        "planned": "planned",
+        "own": "with a plan of their own, kept (--replace replaces it)",
+        "kept": "kept from before",
+        "leaking": "left out for giving a value away",
+        "no_plan": "without a plan",
+        "no_reference": "without a reference",
+    }
     show(f"{len(problems)} problems: {', '.join(f'{counts[kind]} {text}' for kind, text in words.items() if counts[kind])} → {output}")
     show_calls(experts)
 

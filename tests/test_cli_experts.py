@@ -94,7 +94,7 @@ def test_another_planners_plans_are_neither_taken_for_its_own_nor_overwritten(
     assert planned.read_bytes() == before
     outlines = tmp_path / "outlines.jsonl"
     for _ in range(2):  # the second time, all are kept
-        assert run(monkeypatch, "plan", planned, "--planner", "outline", "--output", outlines) == 0
+        assert run(monkeypatch, "plan", planned, "--planner", "outline", "--output", outlines, "--replace") == 0
     assert "6 kept from before" in capsys.readouterr().out
     assert [(p.plan, p.metadata.get("planner")) for p in load_problems(str(outlines))] == [
         *[("... + ... = ...\n... * ... = ...", "outline")] * 6,
@@ -102,14 +102,37 @@ def test_another_planners_plans_are_neither_taken_for_its_own_nor_overwritten(
     ]
 
 
-def test_a_problems_own_plan_stays_where_the_planner_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, planned = tmp_path / "data.jsonl", tmp_path / "planned.jsonl"
-    rows = [{"prompt": "Which city?", "answer": "Paris", "reference": "The capital, so Paris", "plan": "think"}, ROWS[0]]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+OWN = [
+    {"prompt": "Which city?", "answer": "Paris", "reference": "The capital, so Paris", "plan": "think"},
+    {**ROWS[0], "plan": "Add what they gave you, then double it."},
+    ROWS[1],
+    {"prompt": "Why?", "answer": "so", "plan": "wonder"},
+]
+
+
+def plans_of(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[list[tuple[str | None, str | None]], str]:
+    """Each problem's plan and planner after ``handrail plan`` has run twice, and what it said the second time."""
+    data.write_text("".join(json.dumps(row) + "\n" for row in OWN))
     for _ in range(2):
-        assert run(monkeypatch, "plan", data, "--output", planned) == 0
-        found = [(p.plan, p.metadata.get("planner")) for p in load_problems(str(planned))]
-        assert found == [("think", None), ("add\ndouble", "rule")]
+        assert run(monkeypatch, "plan", data, "--output", data.with_name("planned.jsonl"), *options) == 0
+    found = [(problem.plan, problem.metadata.get("planner")) for problem in load_problems(str(data.with_name("planned.jsonl")))]
+    return found, " ".join(capsys.readouterr().out.splitlines()[-1].split())
+
+
+def test_plans_that_the_data_have_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found, said = plans_of(tmp_path / "data.jsonl", monkeypatch, capsys)
+    assert found == [("think", None), (OWN[1]["plan"], None), ("add\ndouble", "rule"), ("wonder", None)]
+    assert said.startswith("4 problems: 3 with a plan of their own, kept (--replace replaces it), 1 kept from before →")
+
+
+def test_a_planner_replaces_them_if_asked_to_and_if_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, said = plans_of(tmp_path / "data.jsonl", monkeypatch, capsys, "--replace")
+    assert found == [("think", None), ("add\ndouble", "rule"), ("add\ndouble", "rule"), ("wonder", None)]
+    assert "2 kept from before" in said and "of their own" not in said
 
 
 def test_a_planner_that_cannot_be_is_one_sentence(

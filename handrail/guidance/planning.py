@@ -16,18 +16,22 @@ from handrail.problems import Problem
 BATCH = 64
 
 
-def derive(problems: Sequence[Problem], planner: Planner, by: str, output: Path, progress: Callable[[int, int], None]) -> Counter[str]:
-    """Writes the problems with a plan each to ``output`` (JSONL) and counts plans, leaks and failures. ``by`` is the planner's name.
+def derive(
+    problems: Sequence[Problem], planner: Planner, by: str, output: Path, progress: Callable[[int, int], None], replace: bool = False
+) -> Counter[str]:
+    """Write the problems with a plan each to ``output`` (JSONL) and count plans, leaks and failures. ``by`` is the planner's name.
 
-    Its plans that stand in ``output`` or beside it in ``.partial`` already are kept, so that a stopped run goes on where it was; a
-    problem's own plan is kept where the planner has none for it. Raises UserError where ``output`` holds other planners' plans.
+    A problem's own plan is kept; with ``replace``, only if the planner has none for it. Plans that this planner wrote to ``output``, or to
+    ``output`` + ``.partial``, before are kept too, so that a stopped run continues where it was. Raises UserError if ``output`` holds
+    other planners' plans.
     """
     partial = writable(output).with_name(output.name + ".partial")
     own = {key(problem): problem.plan for problem in problems}
     plans = known(output, by, own) | known(partial, by, own)
-    todo = [problem for problem in problems if problem.references and key(problem) not in plans]
-    counts = Counter(planned=0, kept=sum(key(problem) in plans for problem in problems), leaking=0, no_plan=0, no_reference=0)
-    counts["no_reference"] = sum(not problem.references for problem in problems)
+    wanted = [problem for problem in problems if replace or not problem.plan]
+    todo = [problem for problem in wanted if problem.references and key(problem) not in plans]
+    counts = Counter(own=len(problems) - len(wanted), kept=sum(key(problem) in plans for problem in wanted))
+    counts["no_reference"] = sum(not problem.references for problem in wanted)
     progress(len(problems) - len(todo), len(problems))
     with partial.open("a", encoding="utf-8") as stream:
         for batch in batches(todo):
@@ -39,7 +43,8 @@ def derive(problems: Sequence[Problem], planner: Planner, by: str, output: Path,
                     stream.write(line(problem, plan, by))
             stream.flush()
             progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
-    write_whole(output, "".join(line(problem, plans.get(key(problem)), by) for problem in problems))
+    lines = (line(problem, plans.get(key(problem)) if replace or not problem.plan else None, by) for problem in problems)
+    write_whole(output, "".join(lines))
     partial.unlink()
     return counts
 
