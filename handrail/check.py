@@ -19,6 +19,8 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
     """What was understood, a fact a line."""
     found = describe(loaded.problems, source)
     yield f"{source}: {found.problems} problems, layout: {loaded.layout}"
+    if loaded.note:
+        yield loaded.note
     if loaded.fields:
         yield f"fields: {loaded.fields}"
     yield f"references: {found.with_references} problems have one ({found.references} in all)"

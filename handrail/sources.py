@@ -6,15 +6,14 @@ import dataclasses
 import difflib
 import inspect
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from handrail.errors import BadRow, UserError
 from handrail.layouts import ABSENT, FIELDS, Layout, lookup, mapped, recognise, to_problem
 from handrail.problems import Problem
+from handrail.rows import Row, brief, read
 from handrail.tasks import TASKS
 
 
@@ -25,6 +24,8 @@ class Loaded:
     """What the rows were recognised as; ``column map``, ``task`` or ``reasoning-gym`` where nothing had to be."""
     fields: str = ""
     """Which of our fields came from which column."""
+    note: str = ""
+    """Which split was taken, if there was a choice and the source does not name one."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,6 @@ class Summary:
     contradiction_ids: tuple[str, str] | None
 
 
-@dataclass(frozen=True)
-class _Row:
-    place: str
-    """For messages: the file or source and the line or row, both counted from 1."""
-    id: str
-    value: object
-    """The row as it was read, or the BadRow that says why it could not be."""
-
-
 def load_problems(source: str, columns: Mapping[str, str] = {}) -> list[Problem]:
     """The problems of a source; see ``load``. Raises UserError."""
     return load(source, columns).problems
@@ -61,7 +53,7 @@ def load_problems(source: str, columns: Mapping[str, str] = {}) -> list[Problem]
 def load(source: str, columns: Mapping[str, str] = {}) -> Loaded:
     """Reads a source and recognises its layout.
 
-    A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a directory of parquet files, a dataset of ``save_to_disk``
+    A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a directory of such files or of ``save_to_disk``
     (``PATH#SPLIT``), a Hugging Face dataset (``NAME:CONFIG#SPLIT``), ``task:NAME?key=value&...`` or
     ``reasoning-gym:FAMILY?key=value&...``. ``columns`` maps our fields to the data's columns and so replaces recognition;
     the last two kinds have no columns and ignore it. Raises UserError, with the place, for whatever cannot be used.
@@ -69,13 +61,13 @@ def load(source: str, columns: Mapping[str, str] = {}) -> Loaded:
     for kind, make in GENERATORS.items():
         if source.startswith(f"{kind}:"):
             return Loaded(make(source), kind)
-    rows = _read(source)
+    rows, note = read(source)
     if not rows:
         raise UserError(f"{source}: it is empty; give it at least one row")
     objects = [row.value for row in rows if isinstance(row.value, dict)]
     names = list(dict.fromkeys(name for row in objects for name in row))
     layout = _column_map(source, columns, objects, names) if columns else recognise(objects)
-    return Loaded(_problems(rows, layout), layout.name, layout.account(names))
+    return Loaded(_problems(rows, layout), layout.name, layout.account(names), note)
 
 
 def describe(problems: list[Problem], source: str) -> Summary:
@@ -114,7 +106,7 @@ def _column_map(source: str, columns: Mapping[str, str], rows: list[dict[str, An
     return mapped(columns)
 
 
-def _problems(rows: list[_Row], layout: Layout) -> list[Problem]:
+def _problems(rows: list[Row], layout: Layout) -> list[Problem]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
     bad: list[tuple[str, BadRow]] = []
@@ -133,7 +125,7 @@ def _problems(rows: list[_Row], layout: Layout) -> list[Problem]:
     return problems
 
 
-def _problem(row: _Row, layout: Layout) -> Problem:
+def _problem(row: Row, layout: Layout) -> Problem:
     if isinstance(row.value, BadRow):
         raise row.value
     if not isinstance(row.value, dict):
@@ -147,149 +139,6 @@ def _complaint(bad: list[tuple[str, BadRow]]) -> str:
     where = f"{place}, field {first.field}" if first.field else place
     others = f" (so in {more} more row{'s' * (more > 1)})" if more else ""
     return f"{where}: {first.what}{others}; {first.advice}"
-
-
-# Files
-
-
-def _read(source: str) -> list[_Row]:
-    name, split, path = source, "", Path(source).expanduser()
-    if not path.exists():
-        name, _, split = source.partition("#")
-        path = Path(name).expanduser()
-    if path.is_dir():
-        return _directory(path, split, source)
-    if path.exists():
-        return _file(path, split, source)
-    # An ending of letters is a file's: a mistyped one should not wait for the hub. (1.5 is a version.)
-    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name) and not path.suffix[1:].isalpha():
-        return _hub(name, split, source)
-    raise UserError(f"{source}: there is no such file{_near(path)}")
-
-
-def _near(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; there is no directory {path.parent} either, so check the path"
-    names = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
-    return f"; did you mean {' or '.join(names)}?" if names else f"; check the path, as nothing in {path.parent} has a name like it"
-
-
-def _file(path: Path, split: str, source: str) -> list[_Row]:
-    if split:
-        raise UserError(f"{source}: a single file has no splits; leave out '#{split}'")
-    if path.suffix not in READERS:
-        raise UserError(f"{source}: files ending in '{path.suffix}' are not read; convert it to one of {', '.join(READERS)}")
-    try:
-        return READERS[path.suffix](path, source)
-    except OSError as error:
-        raise UserError(f"{source}: it cannot be read ({_brief(error)}); check that it is whole and that you may read it") from error
-
-
-def _decoded(path: Path, source: str) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{source}, line {line}: it is not UTF-8; save the file as UTF-8") from error
-
-
-def _jsonl(path: Path, source: str) -> list[_Row]:
-    # Not splitlines(): JSON text may hold U+2028 and its like, which are no line ends to an editor or to a JSON reader.
-    lines = enumerate(_decoded(path, source).split("\n"), 1)
-    return [_Row(f"{source}, line {number}", f"{path.name}:{number}", _line(line)) for number, line in lines if line.strip()]
-
-
-def _line(line: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return BadRow(None, "it is not JSON", f"{error.msg} at column {error.colno}: write one JSON object on each line")
-    except (ValueError, RecursionError) as error:
-        return BadRow(None, "it is JSON that cannot be read", f"{_brief(error)}: give a very long number as text")
-
-
-def _json(path: Path, source: str) -> list[_Row]:
-    text = _decoded(path, source)
-    if not text.strip():
-        return []
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{source}, line {error.lineno}, column {error.colno}: it is not JSON ({error.msg}); "
-            "correct it, or name the file .jsonl if it holds one object on each line"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{source}: it cannot be read ({_brief(error)}); give a very long number as text") from error
-    if not isinstance(values, list):
-        raise UserError(f"{source}: it does not hold a list; put the rows in one, [{{...}}, {{...}}]")
-    return _rows(source, path.name, values)
-
-
-def _parquet(path: Path, source: str) -> list[_Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # Not read_table(), which would add columns for directories named key=value.
-        return _rows(source, path.name, pyarrow.parquet.ParquetFile(path).read().to_pylist())
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{source}: it cannot be read as parquet ({_brief(error)}); write it again") from error
-
-
-READERS: dict[str, Callable[[Path, str], list[_Row]]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
-
-
-def _rows(place: str, name: str, values: Iterable[object]) -> list[_Row]:
-    return [_Row(f"{place}, row {number}", f"{name}:{number}", value) for number, value in enumerate(values, 1)]
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-# Hugging Face datasets
-
-
-def _directory(path: Path, split: str, source: str) -> list[_Row]:
-    if any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
-        return _saved(path, split, source)
-    files = sorted(path.glob("*.parquet"))
-    if not files:
-        raise UserError(f"{source}: this directory holds neither parquet files nor a dataset of save_to_disk; name a file in it")
-    return [row for file in files for row in _file(file, split, str(file))]
-
-
-def _saved(path: Path, split: str, source: str) -> list[_Row]:
-    import datasets
-
-    try:
-        data = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever the library makes of a damaged directory
-        raise UserError(f"{source}: the saved dataset cannot be read ({_brief(error)}); save it again") from error
-    if isinstance(data, datasets.DatasetDict):
-        wanted = split or "train"
-        if wanted not in data:
-            raise UserError(f"{source}: there is no split '{wanted}'; name one as {path}#SPLIT: {', '.join(data)}")
-        data = data[wanted]
-    elif split:
-        raise UserError(f"{source}: this dataset has no splits; leave out '#{split}'")
-    return _rows(source, Path(source).name, data.to_list())
-
-
-def _hub(name: str, split: str, source: str) -> list[_Row]:
-    import datasets
-
-    dataset, _, config = name.partition(":")
-    try:
-        data = datasets.load_dataset(dataset, config or None, split=split or "train")
-    except Exception as error:  # the library's own, the hub client's and the network's have no common base
-        raise UserError(
-            f"{source}: there is no such file, and the Hugging Face hub did not give a dataset of that name ({_brief(error)})"
-            f"{_near(Path(dataset))}"
-        ) from error
-    return _rows(source, source, data.to_list())
 
 
 # Problems made on the spot
@@ -353,7 +202,7 @@ def _reasoning_gym(source: str) -> list[Problem]:
     try:
         entries = list(reasoning_gym.create_dataset(family, **options))
     except Exception as error:  # each family checks its settings in its own way, some only when it makes an entry
-        raise UserError(f"{source}: reasoning-gym refuses these options ({_brief(error)}); change them") from error
+        raise UserError(f"{source}: reasoning-gym refuses these options ({brief(error)}); change them") from error
     if any(entry["answer"] is None for entry in entries):
         raise UserError(f"{source}: this family's problems have no one answer to compare with; choose another family")
     return [_gym_problem(source, family, options["seed"], number, entry) for number, entry in enumerate(entries)]

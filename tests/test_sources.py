@@ -37,7 +37,7 @@ def jsonl(*rows: object, name: str = "data.jsonl") -> str:
 
 
 def parquet(rows: Sequence[dict[str, Any]], name: str = "data.parquet") -> str:
-    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), name)
     return name
 
@@ -98,6 +98,91 @@ def test_saved_dataset_dict_and_split() -> None:
     check(load_problems("saved"), ["saved:1", "saved:2"])
     assert [problem.id for problem in load_problems("saved#test")] == ["saved#test:1"]
     assert refusal("saved#dev") == "saved#dev: there is no split 'dev'; name one as saved#SPLIT: train, test"
+    assert load("saved").note == "saved: the split 'train' is taken, of train, test; for another write saved#SPLIT"
+    assert load("saved#train").note == ""
+
+
+SPLITS = ["saved", "files", "hub"]
+
+
+def data_with_splits(kind: str, splits: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A source of ``kind`` that has these splits, each with one problem whose answer is its split's name."""
+    rows = {split: [{"prompt": split, "answer": split}] for split in splits}
+    made = datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in rows.items()})
+    if kind == "saved":
+        made.save_to_disk("data")
+    elif kind == "files":
+        for split, each in rows.items():
+            parquet(each, f"data/{split}-00000-of-00001.parquet")
+    else:
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: made[split] if split else made)
+    return "data"
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_train_is_taken_of_several_splits_and_it_is_said(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = data_with_splits(kind, ["test", "train", "validation"], monkeypatch)
+    loaded = load(source)
+    assert [problem.answer for problem in loaded.problems] == ["train"]
+    assert "the split 'train' is taken, of " in loaded.note
+    for split in ("train", "test", "validation"):
+        assert [problem.answer for problem in load_problems(f"{source}#{split}")] == [split] and not load(f"{source}#{split}").note
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_the_only_split_is_taken_and_of_several_without_train_none(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    only, several = tmp_path / "only", tmp_path / "several"
+    for directory in (only, several):
+        directory.mkdir()
+    monkeypatch.chdir(only)
+    assert [problem.answer for problem in load_problems(data_with_splits(kind, ["test"], monkeypatch))] == ["test"]
+    monkeypatch.chdir(several)
+    message = refusal(data_with_splits(kind, ["test", "validation"], monkeypatch))
+    assert message.startswith("data: it has several splits and none is 'train'; name one as data#SPLIT: ")
+    assert "test" in message and "validation" in message
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], "test-00000-of-00001.parquet"),
+        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], "data/test-00000-of-00001.parquet"),
+        (["train.parquet"], "test.parquet"),
+        (["train.jsonl"], "test.jsonl"),
+        (["train.json"], "test.json"),
+        (["math_train.jsonl"], "math_test.jsonl"),
+        (["train/a.parquet", "train/b.parquet"], "test/a.parquet"),
+    ],
+)
+@pytest.mark.parametrize("directory", ["main", "a [1]*"])
+def test_splits_are_told_by_the_names_of_files(train: list[str], test: str, directory: str) -> None:
+    for number, name in enumerate([*train, test]):
+        Path(directory, name).parent.mkdir(parents=True, exist_ok=True)
+        row = {"prompt": str(number), "answer": name}
+        if name.endswith("parquet"):
+            parquet([row], f"{directory}/{name}")
+        else:
+            Path(directory, name).write_text(json.dumps([row] if name.endswith(".json") else row))
+    Path(directory, "README.md").write_text("# A data set")
+    assert [problem.answer for problem in load_problems(directory)] == train
+    assert [problem.id for problem in load_problems(f"{directory}#train")] == [f"{name}:1" for name in train]
+    assert [problem.answer for problem in load_problems(f"{directory}#test")] == [test]
+    assert "there is no split 'dev'" in refusal(f"{directory}#dev")
+
+
+def test_a_file_of_no_split_is_neither_left_out_nor_mixed_in() -> None:
+    for name in ("problems.jsonl", "problems-test.jsonl"):
+        Path("mine").mkdir(exist_ok=True)
+        jsonl(GOOD, name=f"mine/{name}")
+    assert refusal("mine") == "mine: it has the splits test, and problems.jsonl is in none of them; name a file, or rename that one"
+
+
+def test_two_configurations_of_a_data_set_are_not_mixed() -> None:
+    for name in ("main", "socratic"):
+        parquet([GOOD], f"gsm8k/{name}/train-00000-of-00001.parquet")
+    expected = "gsm8k: its files are in several directories, gsm8k/main and gsm8k/socratic; name one of them, or a file"
+    assert refusal("gsm8k") == expected
+    assert len(load_problems("gsm8k/main")) == 1
 
 
 def test_damaged_saved_dataset() -> None:
@@ -109,14 +194,14 @@ def test_damaged_saved_dataset() -> None:
 def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def load_dataset(name: str, config: str | None, split: str) -> datasets.Dataset:
+    def load_dataset(name: str, config: str | None, split: str | None) -> datasets.Dataset:
         calls.append((name, config, split))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     check(load_problems("org/name-1.5:main#test"), ["org/name-1.5:main#test:1", "org/name-1.5:main#test:2"])
     load("name")
-    assert calls == [("org/name-1.5", "main", "test"), ("name", None, "train")]
+    assert calls == [("org/name-1.5", "main", "test"), ("name", None, None)]
 
 
 def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +530,7 @@ def test_unusable_files() -> None:
     Path("bad.parquet").write_text("no parquet at all")
     assert "bad.parquet: it cannot be read as parquet" in refusal("bad.parquet")
     Path("nothing").mkdir()
-    assert "nothing: this directory holds neither parquet files nor a dataset of save_to_disk" in refusal("nothing")
+    assert "nothing: this directory holds no .jsonl, .json, .parquet file and no dataset of save_to_disk" in refusal("nothing")
 
 
 def test_unreadable_file() -> None:
