@@ -14,8 +14,9 @@ from rich.console import Console
 from handrail import __version__
 from handrail.cli_evaluate import eval_command, probe_command
 from handrail.cli_experts import judge_command, plan_command
+from handrail.cli_init import init_command
 from handrail.cli_model import app as model
-from handrail.cli_options import Data, Settings, fitting_verifier, help_alone
+from handrail.cli_options import Columns, Data, Settings, fitting_verifier, help_alone, parse_column
 from handrail.cli_report import report_command
 from handrail.cli_settings import config_command, methods_command
 from handrail.cli_suite import suite_command
@@ -27,8 +28,6 @@ from handrail.resuming import compare_directory, run_directory
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 
 backbone = typer.Typer(invoke_without_command=True, callback=help_alone, help="Tiny models that come with Handrail.")
-
-Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: our_field=their_column. May be repeated.")]
 
 
 def train_command(
@@ -154,13 +153,6 @@ def check_command(
         console.print(text, style="cyan", soft_wrap=True)
 
 
-def parse_column(pair: str) -> tuple[str, str]:
-    field, equals, column = pair.partition("=")
-    if not equals:
-        raise UserError(f"--column takes our_field=their_column, not {pair!r}")
-    return field, column
-
-
 @backbone.command("list")
 def backbone_list() -> None:
     """List the built-in models."""
@@ -227,7 +219,7 @@ def handrail(
 
 
 PANELS: dict[str, dict[str, Callable[..., Any] | typer.Typer]] = {
-    "Before training": {"check": check_command, "probe": probe_command},
+    "Before training": {"init": init_command, "check": check_command, "probe": probe_command},
     "Training and results": {
         "train": train_command, "compare": compare_command, "eval": eval_command, "report": report_command,
     },
