@@ -9,10 +9,14 @@ from handrail.contamination import contaminated
 from handrail.layouts import FIELDS
 from handrail.problems import Problem
 from handrail.sources import Loaded, describe, load_problems
-from handrail.verifier_pool import VerifierPool
+from handrail.verifier_pool import Verdict, VerifierPool
 
 TOLERATED = 0.05
 """The share of references that a verifier may refuse before it is said to be at fault, or the data."""
+NAMED = 10
+"""How many rows with the same fault are named."""
+LONG = 200
+"""Characters of an answer from which on it looks like a worked solution: nothing that a policy writes would be equal to it."""
 
 
 def overview(loaded: Loaded, source: str) -> Iterator[str]:
@@ -29,6 +33,8 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
     yield f"metadata: {', '.join(keys) or 'none'}"
     if loaded.layout == "column map" and (ours := [key for key in keys if key in FIELDS]):
         yield f"note: {', '.join(ours)} are not in the column map, so they are metadata"
+    if long := [problem for problem in loaded.problems if len(problem.answer) > LONG]:
+        yield f"warning: {len(long)} answers are longer than {LONG} characters, first {place(long[0])}: are they worked solutions?"
     if found.duplicate_ids:
         yield f"warning: {found.duplicates} problems repeat another's prompt, first {' and '.join(found.duplicate_ids)}"
     if found.contradiction_ids:
@@ -37,24 +43,46 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
         yield "warning: no references, so no method but grpo has anything to guide with"
 
 
-def refusal(problems: Sequence[Problem], verifier: VerifierPool) -> str | None:
-    """A warning if the verifier pays nothing for more than TOLERATED of the references: the commonest silent bug of data."""
-    flat = [(problem, text) for problem in problems for text in problem.references[:1]]
-    refused = [problem for (problem, _), verdict in zip(flat, verifier.grade(flat), strict=True) if not verdict.reward]
-    if len(refused) <= TOLERATED * len(flat):
+OWN_ANSWER = {"math": r"\boxed{%s}", "exact": "%s", "normalised": "%s", "reasoning-gym": "%s", "task": "# %s"}
+"""A completion that says nothing but the answer, as each built-in verifier reads it."""
+
+
+def rejected_answers(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> list[tuple[Problem, Verdict]] | None:
+    """The problems whose own answer the verifier does not take for correct, so that nothing earns anything on them.
+
+    None if the verifier is the user's own or has an ``extract``: only they know how an answer is to be written.
+    """
+    form = OWN_ANSWER.get(config.name)
+    if form is None or config.extract is not None:
         return None
-    return f"the verifier refuses {len(refused)} of the first {len(flat)} references, first {place(refused[0])}; see handrail check"
+    verdicts = verifier.grade([(problem, form % problem.answer) for problem in problems])
+    return [(problem, verdict) for problem, verdict in zip(problems, verdicts, strict=True) if not verdict.correct]
+
+
+def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> str | None:
+    """A warning if the verifier accepts not even a problem's own answer, or refuses more than TOLERATED of the references."""
+    flat = [(problem, text) for problem in problems for text in problem.references[:1]]
+    refused = [problem for (problem, _), verdict in zip(flat, verifier.grade(flat), strict=True) if not verdict.correct]
+    own = rejected_answers(problems, config, verifier)
+    found = []
+    if own:
+        found.append(f"{len(own)} of the first {len(problems)} answers as the answer to their own problem, first {place(own[0][0])}")
+    if len(refused) > TOLERATED * len(flat):
+        found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}")
+    return f"the verifier refuses {' and '.join(found)}; see handrail check" if found else None
 
 
 def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:
-    """What the verifier makes of the references, which ought to end in their problem's answer. Raises UserError for no verifier."""
+    """What the verifier makes of every answer, and of the references, which ought to end in it. Raises UserError for no verifier."""
     flat = [(problem, text) for problem in problems for text in problem.references]
+    with VerifierPool(config) as verifier:
+        own = rejected_answers(problems, config, verifier)
+        verdicts = verifier.grade(flat)
+    yield from _said_of_answers(own, len(problems), config.name)
     if not flat:
         return
-    with VerifierPool(config) as verifier:
-        verdicts = verifier.grade(flat)
-    refused = [problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.status == "ok" and verdict.reward == 0]
-    unverified = [(problem, verdict) for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.status != "ok"]
+    refused = [problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is False]
+    unverified = [(problem, verdict) for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is None]
     yield f"verifier {config.name!r}: it accepts {len(flat) - len(refused) - len(unverified)} of {len(flat)} references"
     if refused:
         said = f"{place(refused[0])} (answer {shortened(refused[0].answer)})"
@@ -62,6 +90,19 @@ def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]
     if unverified:
         first, verdict = unverified[0]
         yield f"warning: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
+
+
+def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, n: int, name: str) -> Iterator[str]:
+    if rejected is None:
+        yield f"verifier {name!r}: the answers are not graded, because only the verifier knows how a completion gives one"
+        return
+    yield f"verifier {name!r}: it accepts {n - len(rejected)} of {n} answers as the answer to their own problem"
+    if rejected:
+        yield f"warning: no completion is correct for {len(rejected)} problems, whose own answer the verifier refuses; change these:"
+    for problem, verdict in rejected[:NAMED]:
+        yield f"  {place(problem)} (answer {shortened(problem.answer)})" + (f": {verdict.detail:.200}" if verdict.detail else "")
+    if len(rejected) > NAMED:
+        yield f"  and {len(rejected) - NAMED} more"
 
 
 def place(problem: Problem) -> str:

@@ -116,7 +116,7 @@ def check_command(
 ) -> None:
     """Validate a data source and show how it is read.
 
-    It warns of duplicates, contradictions, references that the verifier refuses,
+    It warns of duplicates, contradictions, answers and references that the verifier refuses,
     and of held-out problems in the source.
     """
     mapping = dict(parse_column(pair) for pair in columns or [])
@@ -131,7 +131,7 @@ def check_command(
         grader = grader.model_copy(update={"name": verifier})
     for line in overview(loaded, data):
         show(line)
-    with console.status("grading the references"):
+    with console.status("grading answers and references"):
         found = list(judged(loaded.problems, grader))
     for line in found:
         show(line)

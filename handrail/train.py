@@ -43,7 +43,7 @@ from handrail.verifier_pool import VerifierPool
 from handrail.watch import Watch
 
 LOOKED_AT = 64
-"""How many references of each source are graded before training begins."""
+"""How many answers and references of each source are graded before training begins."""
 
 Progress = Callable[[int, int, dict[str, Any], dict[str, float]], None]
 
@@ -135,8 +135,8 @@ class Run:
                 metrics = self.evaluate(0, out, clock)
                 looked_at = [problem for source in self.sources for problem in source[:LOOKED_AT]]
                 if self.accelerator.is_main_process:
-                    warnings = [warning for warning in (self.policy.renderer.warning, refusal(looked_at, self.verifier)) if warning]
-                    metrics |= {"warning": "; ".join(warnings)} if warnings else {}
+                    warnings = (self.policy.renderer.warning, refusal(looked_at, self.config.verifier, self.verifier))
+                    metrics |= {"warning": "; ".join(filter(None, warnings))} if any(warnings) else {}
                 out.log(0, metrics, clock.seconds)
                 progress(0, c.steps, metrics, clock.seconds)
             else:

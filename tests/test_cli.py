@@ -176,7 +176,7 @@ def test_a_hub_name_without_a_network_is_one_sentence_in_a_real_process(tmp_path
         ({"prompt": "1 + 1 ="}, ["line 5, field answer: there is no column 'answer'"]),
         ({"prompt": 7, "answer": "2"}, ["line 5, field prompt: it is a number; make it text"]),
         ({"prompt": "1 =", "answer": None}, ["line 5, field answer: it is empty (null)"]),
-        ({"prompt": "1 =", "answer": ["2"]}, ["line 5, field answer: it is a list"]),
+        ({"prompt": "1 =", "answer": ["2", "3"]}, ["line 5, field answer: it is a list"]),
         ("just text", ["line 5: the row is not an object"]),
         ({"prompt": "1 " * 125, "answer": "2"}, ["line 5, field prompt: its 125 tokens and rollout.max_tokens = 8", "context of 128"]),
         (
@@ -370,6 +370,29 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     assert_refused(handrail("check", str(mine), "--verifier", "mathh"), "there is no verifier 'mathh'; did you mean 'math'?")
     config = configured(tmp_path, data={"train": str(mine)}, eval={"sets": {"held out": str(test)}}, verifier={"name": "math"})
     assert found in handrail("check", str(mine), "--config", str(config)).out
+
+
+def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "answer": answer} for answer in ("7", "7 #### 8", "x #### y", r"\frac12")]
+    file = str(jsonl(tmp_path / "mine.jsonl", [*rows, *[{"prompt": "p", "answer": "a # b"}] * 10]))
+    done = handrail("check", file, "--verifier", "task")
+    assert "verifier 'task': it accepts 2 of 14 answers as the answer to their own problem" in done.out
+    assert "warning: no completion is correct for 12 problems, whose own answer the verifier refuses; change these:" in done.out
+    assert f"  {file}, line 2 (answer '7 #### 8')" in done.out and "line 3 (answer 'x #### y')" in done.out
+    assert "line 12 (answer" in done.out and "line 13 (answer" not in done.out and "  and 2 more" in done.out
+    (tmp_path / "mine.py").write_text("def grade(problem, completion):\n    return 0.0\n")
+    done = handrail("check", file, "--verifier", f"{tmp_path / 'mine.py'}:grade")
+    assert "the answers are not graded, because only the verifier knows how a completion gives one" in done.out
+    long = str(jsonl(tmp_path / "long.jsonl", [{"prompt": "p", "answer": "so " * 100 + "it is 7"}]))
+    assert f"warning: 1 answers are longer than 200 characters, first {long}, line 1" in handrail("check", long).out
+
+
+@pytest.mark.parametrize(
+    "source", ["task:house-rules?n=20", "task:leg-counting?n=20", "task:gsm-symbolic?n=20", "reasoning-gym:basic_arithmetic?n=20"]
+)
+def test_check_finds_nothing_wrong_with_what_is_built_in(source: str, handrail: Handrail) -> None:
+    done = handrail("check", source)
+    assert "it accepts 20 of 20 answers as the answer to their own problem" in done.out and "warning: no completion" not in done.out
 
 
 def test_check_takes_a_column_map(handrail: Handrail, tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_a_verifier_that_refuses_references_is_named_before_training(wrong: int,
     assert words in first["warning"] if words else "warning" not in first
 
 
+@pytest.mark.parametrize("name, extract", [("task", None), ("normalised", None), ("exact", "#(.*)")])
+def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training(name: str, extract: str | None, tmp_path: Path) -> None:
+    rows = [{"prompt": "1 + 1 =", "answer": answer} for answer in ("2", "3", "5 #### 4", "5")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"data": {"train": str(tmp_path / "data.jsonl")}, "train": {"steps": 1}, "method": {"name": "grpo"}}
+    train(config(**settings, verifier={"name": name, "extract": extract}), tmp_path / "run")
+    first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    said = f"the verifier refuses 1 of the first 4 answers as the answer to their own problem, first {tmp_path / 'data.jsonl'}, line 3"
+    assert said in first["warning"] if extract is None else "warning" not in first
+
+
 class Broken(Luffy):
     """Divides by nothing in the updates that it is told."""
 

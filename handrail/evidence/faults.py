@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,6 +15,7 @@ from handrail.verifier_pool import VerifierPool
 
 GENERAL_VERIFIERS = ("math", "exact", "normalised")
 FAULTS = {
+    "answer_rejected": "the verifier refuses the problem's own answer",
     "reference_rejected": "the verifier refuses the problem's own reference",
     "unverifiable": "the verifier reaches no verdict on the problem's own reference",
     "prompt_too_long": "the prompt and rollout.max_tokens exceed the context",
@@ -50,8 +51,10 @@ def references(problems: Sequence[Problem], policy: TransformersPolicy, verifier
     return out
 
 
-def faults(problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapping[str, Sequence[Reference]]) -> dict[str, list[str]]:
-    """What is wrong with each problem, by its id; nothing for most, one hopes."""
+def faults(
+    problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapping[str, Sequence[Reference]], rejected: Set[str]
+) -> dict[str, list[str]]:
+    """What is wrong with each problem, by its id; ``rejected`` are the ids of those whose own answer the verifier refuses."""
     context, room = policy.context or float("inf"), policy.config.rollout.max_tokens
     answers: dict[str, set[str]] = defaultdict(set)
     for problem in problems:
@@ -61,6 +64,7 @@ def faults(problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapp
     for problem in problems:
         prompt, mine, asked = len(policy.encode_prompt(problem)), graded.get(problem.id, []), json.dumps(problem.prompt)
         found = {
+            "answer_rejected": problem.id in rejected,
             "reference_rejected": any(reference.status == "ok" and reference.reward == 0 for reference in mine),
             "unverifiable": any(reference.status != "ok" for reference in mine),
             "prompt_too_long": prompt + room > context,

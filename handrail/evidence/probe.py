@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from handrail.check import rejected_answers
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.evidence.attempts import Attempting, Attempts, claim
@@ -70,7 +71,8 @@ def probe(
     policy = TransformersPolicy(config, accelerator(config.model.device))
     with VerifierPool(config.verifier) as verifier:
         graded = references(problems, policy, verifier)
-        found = faults(problems, policy, graded)
+        rejected = rejected_answers(problems, config.verifier, verifier) or []
+        found = faults(problems, policy, graded, {problem.id for problem, _ in rejected})
         sampled = [problem for problem in problems if "prompt_too_long" not in found[problem.id]]
         if not sampled:
             raise UserError(

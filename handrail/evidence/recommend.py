@@ -20,8 +20,12 @@ def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
     tried = sum(kinds.values()) - kinds["not_sampled"]
     refused = found["faults"].get("reference_rejected", 0)
     first = []
+    if impossible := found["faults"].get("answer_rejected", 0):
+        first.append(f"First of all: the verifier refuses {impossible} answers as the answer to their own problem; see handrail check.")
     if refused > TOLERATED * found["with_reference"]:
-        first = [f"First of all: the verifier refuses {refused} of {found['with_reference']} references; mend the verifier, or the data."]
+        first.append(
+            f"First of all: the verifier refuses {refused} of {found['with_reference']} references; mend the verifier, or the data."
+        )
     method, reasons = _method(found, kinds["all_wrong"], tried)
     if kinds["all_right"] > tried / 2:
         reasons.append(f"{kinds['all_right']} problems succeeded in every rollout; train on the others (data.train.probe).")
