@@ -105,7 +105,7 @@ def test_a_reference_that_goes_on_from_kept_steps_is_the_tokens_that_the_whole_w
     asked, failed = problem(text), "<think>1 + 1 = 2\n\n2 + 3 = 6\n\nso six"
     tokens = thinking.encode_completion(failed)
     origin: list[Origin] = [Origin.POLICY] * len(tokens)
-    member = Trajectory(thinking.encode_prompt(asked), tokens, failed, origin, [-1.0] * len(tokens))
+    member = Trajectory(thinking.encode_prompt(asked), tokens, failed, origin, [-1.0] * len(tokens), correct=False)
     method = build({"name": "scope", "judge": "reference", "mode": "suffix"}, config(rollout={"max_tokens": 64}).rollout)
     assert isinstance(method, Scope)
     with VerifierPool(config(verifier={"name": "exact", "extract": "so (five)"}).verifier) as verifier:
