@@ -32,7 +32,7 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
     keys = sorted({key for problem in loaded.problems for key in problem.metadata})
     yield f"metadata: {', '.join(keys) or 'none'}"
     if loaded.layout == "column map" and (ours := [key for key in keys if key in FIELDS]):
-        yield f"note: {', '.join(ours)} are not in the column map, so they are metadata"
+        yield f"note: metadata, because the column map does not name them: {', '.join(ours)}"
     if long := [problem for problem in loaded.problems if len(problem.answer) > LONG]:
         yield f"warning: {len(long)} answers are longer than {LONG} characters, first {place(long[0])}: are they worked solutions?"
     if found.duplicate_ids:

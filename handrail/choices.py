@@ -1,4 +1,4 @@
-"""Multiple choice: the choices go into the prompt, each behind its letter, and the answer becomes the right one's letter."""
+"""Multiple choice: the choices go into the prompt, each behind its letter, and the right one's letter is the answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TWO_TEXTS = "make them a list of two texts or more, or {text: [...], label: [...
 
 
 def are_choices(value: object) -> bool:
-    """True if a column of this value can only be meant as choices: a list of texts or numbers, or ARC's object of two lists."""
+    """True for a list of texts or numbers, and for ARC's object of two lists: nothing else can be meant as choices."""
     if isinstance(value, dict):
         value = value.get("text")
     return isinstance(value, list) and len(value) > 1 and all(isinstance(each, str | int | float) for each in value)
@@ -22,15 +22,15 @@ def are_choices(value: object) -> bool:
 def with_choices(prompt: Any, answer: object, choices: Any) -> tuple[Any, object]:
     """The prompt that shows the choices, and the answer's letter. Raises BadRow.
 
-    ``answer`` is a letter, the number of the choice counted from 0 (MMLU), or the choice itself. Choices that the prompt shows
-    already, each behind its letter, are not shown twice.
+    ``answer`` is a letter, the number of the choice counted from 0 (MMLU), or the choice itself. Choices that the
+    prompt shows already, each behind its letter, are not shown twice.
     """
     labels, texts = _read(choices)
     label = labels[_right(answer, labels, texts)]
     question = prompt[-1]["content"] if _is_chat(prompt) else prompt
     if not isinstance(question, str) or _shown(question, labels, texts):
         return prompt, label
-    question += "\n\n" + "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
+    question += "\n\n" + "\n".join(f"{each}. {text}" for each, text in zip(labels, texts, strict=True))
     return ([*prompt[:-1], {**prompt[-1], "content": question}] if _is_chat(prompt) else question), label
 
 
@@ -46,7 +46,8 @@ def _read(choices: Any) -> tuple[Sequence[str], list[str]]:
         raise BadRow("choices", "one of them is no text", "write each as text")
     texts = [each.strip() for each in choices]
     # AQuA writes the letter into the choice: A)21
-    marked = [re.match(rf"\(?{re.escape(label)}[).:]\s*(.*)", text, re.DOTALL) for label, text in zip(labels, texts, strict=False)]
+    pairs = zip(labels, texts, strict=False)
+    marked = [re.match(rf"\(?{re.escape(label)}[).:]\s*(.*)", text, re.DOTALL) for label, text in pairs]
     return labels[: len(texts)], [match[1] for match in marked if match] if all(marked) else texts
 
 
@@ -54,12 +55,14 @@ def _right(answer: object, labels: Sequence[str], texts: list[str]) -> int:
     """Which choice is right."""
     if isinstance(answer, int) and not isinstance(answer, bool):
         if not 0 <= answer < len(texts):
-            raise BadRow("answer", "it is no number of a choice, counted from 0", "count from 0, or give the letter")
+            what = "it is no number of a choice, counted from 0"
+            raise BadRow("answer", what, "count from 0, or give the letter")
         return answer
     text = answer.strip() if isinstance(answer, str) else None
-    found = {position for names in (labels, texts) for position, name in enumerate(names) if name == text}
+    found = {place for names in (labels, texts) for place, name in enumerate(names) if name == text}
     if len(found) != 1:
-        what = "it is the letter of one choice and the text of another" if found else "it is neither a choice's letter nor a choice"
+        both, neither = "it is the letter of one choice and the text of another", "it is neither a choice's letter nor a choice"
+        what = both if found else neither
         raise BadRow("answer", what, "give the letter of the right choice, or its number counted from 0")
     return found.pop()
 
@@ -69,5 +72,6 @@ def _is_chat(prompt: Any) -> bool:
 
 
 def _shown(question: str, labels: Sequence[str], texts: list[str]) -> bool:
-    pairs = (rf"\b{re.escape(label)}[).:\]]\s*{re.escape(text)}" for label, text in zip(labels, texts, strict=True))
-    return re.search(r".*?".join(pairs), question, re.DOTALL) is not None
+    pairs = zip(labels, texts, strict=True)
+    lines = (rf"\b{re.escape(label)}[).:\]]\s*{re.escape(text)}" for label, text in pairs)
+    return re.search(r".*?".join(lines), question, re.DOTALL) is not None

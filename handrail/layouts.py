@@ -1,7 +1,8 @@
 """Row layouts: from a row of the user's data to a problem.
 
-A layout says by which columns it is recognised, which of them holds which field of ours, and what is left to be done to
-the fields' values. To recognise one more layout, add it to ``LAYOUTS``. A column map is a layout that the user gives.
+A layout says by which columns it is recognised, which of them holds which field of ours, and what is left to be
+done to the fields' values. To recognise one more layout, add it to ``LAYOUTS``. A column map is a layout that the
+user gives.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ NO_ANSWER = ("proof", "notfound")
 class Layout:
     """How the data name their columns, and what is left to be done to the values.
 
-    ``needs``: the columns it is recognised by, none for a column map; ``columns``: our field -> the column, or the dotted path to it;
-    ``worked``: True if the answer's column holds worked solutions, from which the answer is cut; ``exact``: True if answers are otherwise
-    taken as they are; ``refine``: what else is to be done.
+    ``needs``: the columns it is recognised by, none for a column map; ``columns``: our field -> the column, or the
+    dotted path to it; ``worked``: True if the answer's column holds worked solutions, from which the answer is cut;
+    ``exact``: True if answers are otherwise taken as they are; ``refine``: what else is to be done.
     """
 
     name: str
@@ -48,8 +49,9 @@ class Layout:
     refine: Callable[[Fields], Fields] = lambda fields: fields
 
     def split(self, row: Row) -> tuple[Fields, dict[str, Any]]:
-        """Our fields, and the columns that none of them took whole. Raises BadRow for what cannot be read as this layout."""
-        fields = {name: value for name, path in self.columns.items() if (value := lookup(row, path)) is not ABSENT}
+        """Our fields, and the columns that none of them took whole. Raises BadRow if the row is not of this layout."""
+        found = {name: lookup(row, path) for name, path in self.columns.items()}
+        fields = {name: value for name, value in found.items() if value is not ABSENT}
         for name in REQUIRED:
             if name not in fields:
                 raise BadRow(
@@ -62,7 +64,8 @@ class Layout:
             _refuse_pictures(row)
         fields = self.refine(_cut(fields) if self.worked else fields if self.exact else _bare(fields))
         if fields.get("choices"):
-            fields["prompt"], fields["answer"] = with_choices(fields["prompt"], fields["answer"], fields["choices"])
+            prompt, answer = with_choices(fields["prompt"], fields["answer"], fields["choices"])
+            fields |= {"prompt": prompt, "answer": answer}
         return fields, {key: value for key, value in row.items() if key not in self.columns.values()}
 
     def account(self, columns: Iterable[str]) -> str:
@@ -109,9 +112,10 @@ def final_answer(text: str) -> str | None:
 def is_worked(answer: object) -> bool:
     r"""True if this is more than an answer: a text that ends in one, in ``\boxed{}`` or after ``####``."""
     try:
-        return isinstance(answer, str) and (found := final_answer(answer)) is not None and not _only(found, answer)
+        found = final_answer(answer) if isinstance(answer, str) else None
     except BadRow:
         return True
+    return found is not None and not _only(found, str(answer))
 
 
 def _only(answer: str, text: str) -> bool:
@@ -120,12 +124,13 @@ def _only(answer: str, text: str) -> bool:
 
 
 def _cut(fields: Fields) -> Fields:
-    """The answer out of a worked solution, which is the reference if the row has no other and there is any work in it."""
+    """The answer out of a worked solution, which becomes the reference if the row has none and there is work in it."""
     text = fields["answer"]
     if text is None:
         return fields
     if not isinstance(text, str) or (answer := final_answer(text)) is None:
-        raise BadRow("answer", r"its text holds no \boxed{ANSWER} and does not end in '#### ANSWER'", "add it, or leave the row out")
+        what = r"its text holds no \boxed{ANSWER} and does not end in '#### ANSWER'"
+        raise BadRow("answer", what, "add it, or leave the row out")
     reference = {} if _only(answer, text) or fields.get("reference") else {"reference": text}
     return fields | {"answer": answer} | reference
 
@@ -134,19 +139,22 @@ def _bare(fields: Fields) -> Fields:
     """An answer among bare ones, out of its box."""
     text = fields["answer"]
     if is_worked(text):
-        raise BadRow("answer", "it is a worked solution, and most rows have a bare answer", "keep its answer only")
+        raise BadRow("answer", "it is a worked solution, and most rows have a bare answer", "keep the answer alone")
     if not isinstance(text, str):
         return fields
     if text.strip().casefold() in NO_ANSWER:
-        raise BadRow("answer", "it says that there is no answer to compare with ('proof' or 'notfound')", "leave the row out")
+        what = "it says that there is no answer to compare with ('proof' or 'notfound')"
+        raise BadRow("answer", what, "leave the row out")
     answer = final_answer(text)
     return fields if answer is None else fields | {"answer": answer}
 
 
 def _refuse_pictures(row: Row) -> None:
     for name, value in row.items():
-        if any(isinstance(part, dict) and part.get("bytes") for part in (value if isinstance(value, list) else [value])):
-            raise BadRow(name, "it holds a picture, which no policy here can see", "leave the row out, or map the columns to ignore it")
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, dict) and part.get("bytes") for part in parts):
+            advice = "leave the row out, or map the columns to ignore it"
+            raise BadRow(name, "it holds a picture, which no policy here can see", advice)
 
 
 def _without_calculator(fields: Fields) -> Fields:
@@ -161,13 +169,16 @@ def _verl(fields: Fields) -> Fields:
         with suppress(ValueError):
             fields = fields | {"answer": json.loads(answer)}
     if isinstance(target, list):
-        fields = fields | {"reference": [part["content"] if isinstance(part, dict) and "content" in part else part for part in target]}
+        texts = [part.get("content", part) if isinstance(part, dict) else part for part in target]
+        fields = fields | {"reference": texts}
     return fields
 
 
 def _with_context(fields: Fields) -> Fields:
     context, prompt = fields.pop("context", None), fields["prompt"]
-    return fields | {"prompt": f"{context}\n\n{prompt}"} if isinstance(context, str) and context.strip() else fields
+    if not isinstance(context, str) or not context.strip():
+        return fields
+    return fields | {"prompt": f"{context}\n\n{prompt}"}
 
 
 def _gpqa(fields: Fields) -> Fields:
@@ -186,7 +197,8 @@ def _layout(
     worked: bool = False,
     refine: Callable[[Fields], Fields] = lambda fields: fields,
 ) -> Layout:
-    columns = {"prompt": prompt, "answer": answer, **{field: field for field in OPTIONAL}, "reference": reference, **more}
+    by_name = {field: field for field in OPTIONAL}
+    columns = {"prompt": prompt, "answer": answer, **by_name, "reference": reference, **more}
     return Layout(name, frozenset(needs.split(", ")), columns, worked, refine=refine)
 
 
@@ -194,6 +206,7 @@ NATIVE = replace(_layout("native", "prompt, answer", "prompt", "answer"), exact=
 QUESTION = _layout("question and answer", "question, answer", "question", "answer")
 GSM8K = _layout("GSM8K", "question, answer", "question", "answer", worked=True, refine=_without_calculator)
 TRUTH = "reward_model.ground_truth"
+CONTEXT = {"context": "context"}
 WRONG = {f"wrong_{number}": f"Incorrect Answer {number}" for number in (1, 2, 3)}
 # Name, columns to recognise it by, and the columns of prompt, answer and reference.
 LAYOUTS = (
@@ -206,9 +219,7 @@ LAYOUTS = (
     _layout("MATH", "problem, solution", "problem", "solution", worked=True),
     _layout("AIME", "Problem, Answer", "Problem", "Answer", "Solution", {"id": "ID"}),
     _layout("OpenMath", "problem, expected_answer", "problem", "expected_answer", "generated_solution"),
-    _layout(
-        "OlympiadBench", "question, final_answer", "question", "final_answer", "solution", {"context": "context"}, refine=_with_context
-    ),
+    _layout("OlympiadBench", "question, final_answer", "question", "final_answer", "solution", CONTEXT, refine=_with_context),
     _layout("s1K", "question, solution", "question", "solution"),
     _layout("ARC", "question, choices, answerKey", "question", "answerKey"),
     _layout("AQuA", "question, options, correct", "question", "correct"),

@@ -413,7 +413,7 @@ def test_check_says_which_layout_was_recognised_and_what_went_where(handrail: Ha
         assert part in done.out
     file = str(jsonl(tmp_path / "mapped.jsonl", [{"q": "1 + 1?", "a": "2", "reference": "https://example.org", "id": 1}]))
     done = handrail("check", file, "--column", "prompt=q", "--column", "answer=a")
-    assert "metadata: id, reference" in done.out and "note: id, reference are not in the column map, so they are metadata" in done.out
+    assert "metadata: id, reference" in done.out and "note: metadata, because the column map does not name them: id, reference" in done.out
 
 
 def test_check_shows_the_first_problem_as_a_model_sees_it(handrail: Handrail, tmp_path: Path) -> None:
