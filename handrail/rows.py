@@ -11,8 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
+from typing import Any
 
 from handrail.errors import BadRow, UserError
+from handrail.numerals import Written
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _jsonl(path: Path, source: str, name: str) -> list[Row]:
 
 def _line(line: str) -> object:
     try:
-        return json.loads(line)
+        return json.loads(line, parse_float=Written)
     except json.JSONDecodeError as error:
         return BadRow(None, "it is not JSON", f"{error.msg} at column {error.colno}: write one JSON object on each line")
     except (ValueError, RecursionError) as error:
@@ -91,7 +93,7 @@ def _json(path: Path, source: str, name: str) -> list[Row]:
     if not text.strip():
         return []
     try:
-        values = json.loads(text)
+        values = json.loads(text, parse_float=Written)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source}, line {error.lineno}, column {error.colno}: it is not JSON ({error.msg}); "
@@ -110,12 +112,23 @@ def _parquet(path: Path, source: str, name: str) -> list[Row]:
 
     try:
         # Not read_table(), which would add columns for directories named key=value.
-        return _rows(source, name, pyarrow.parquet.ParquetFile(path).read().to_pylist())
+        return _rows(source, name, _values(pyarrow.parquet.ParquetFile(path).read()))
     except pyarrow.ArrowException as error:
         raise UserError(f"{source}: it cannot be read as parquet ({brief(error)}); write it again") from error
 
 
 READERS: dict[str, Callable[[Path, str, str], list[Row]]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+
+
+def _values(table: Any) -> list[dict[str, Any]]:
+    """The rows of a pyarrow.Table; of a float32, the double that people write for it: 0.1, not 0.10000000149011612."""
+    import pyarrow
+
+    for place, column in enumerate(table.schema):
+        if pyarrow.types.is_float32(column.type):
+            table = table.set_column(place, column.name, table[place].cast("string").cast("double"))
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def _rows(place: str, name: str, values: Iterable[object]) -> list[Row]:
@@ -198,7 +211,7 @@ def _saved(path: Path, split: str, source: str) -> tuple[list[Row], str]:
         data = data[wanted]
     elif split:
         raise UserError(f"{source}: this dataset has no splits; leave out '#{split}'")
-    return _rows(source, Path(source).name, data.to_list()), note
+    return _rows(source, Path(source).name, _values(data.with_format("arrow")[:])), note
 
 
 def _hub(name: str, split: str, source: str) -> tuple[list[Row], str]:
@@ -216,4 +229,4 @@ def _hub(name: str, split: str, source: str) -> tuple[list[Row], str]:
     if isinstance(data, datasets.DatasetDict):
         wanted, note = _chosen(list(data), "", name, source)
         data = data[wanted]
-    return _rows(source, source, data.to_list()), note
+    return _rows(source, source, _values(data.with_format("arrow")[:])), note

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -260,6 +262,31 @@ NUMBERS = [
     (Decimal("1E-8"), "0.00000001"),
     (2**62, str(2**62)),
 ]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+@pytest.mark.parametrize(
+    "written, read", [("0.50", "0.50"), ("1e-05", "0.00001"), ("-2.5E+3", "-2500"), ("36.0", "36.0"), ("0.1000000000000000055", None)]
+)
+def test_numbers_of_json_keep_their_digits(name: str, written: str, read: str | None) -> None:
+    Path(name).write_text(f'{"[" * (name == "data.json")}{{"prompt": "p", "answer": {written}, "rate": 0.25}}{"]" * (name == "data.json")}')
+    (problem,) = load_problems(name)
+    assert (problem.answer, problem.metadata) == (read or written, {"rate": 0.25})
+    assert json.dumps(problem.metadata) == '{"rate": 0.25}' and copy.deepcopy(problem) == pickle.loads(pickle.dumps(problem)) == problem
+
+
+@pytest.mark.parametrize("written", ["1e-999999999", "1e999"])
+def test_numbers_too_long_to_write_out_are_refused(written: str) -> None:
+    Path("data.jsonl").write_text(f'{{"prompt": "p", "answer": {written}}}')
+    assert "line 1, field answer: it is " in refusal("data.jsonl")
+
+
+def test_single_precision_is_read_as_written() -> None:
+    table = pyarrow.table({"prompt": ["p", "q", "r"], "answer": pyarrow.array([0.1, 1e-5, 12], pyarrow.float32())})
+    pyarrow.parquet.write_table(table, "data.parquet")
+    datasets.Dataset(table).save_to_disk("saved")
+    for source in ("data.parquet", "saved"):
+        assert [problem.answer for problem in load_problems(source)] == ["0.1", "0.00001", "12"]
 
 
 @pytest.mark.parametrize("number, text", NUMBERS)
