@@ -81,7 +81,8 @@ def compare_command(
     quiet()
     from handrail.compare import compare
     from handrail.jobs import by_methods, choose, jobs, with_seeds
-    from handrail.report.tables import comparison_table, curves, guidance_table
+    from handrail.report.plot import curves
+    from handrail.report.tables import comparison_table, diversity_table, training_table
 
     if methods and runs:
         raise UserError("--methods makes the runs and --runs chooses among those of the file; give one of them")
@@ -96,7 +97,7 @@ def compare_command(
     show(f"{len(planned)} runs from {parsed.model.path} into {directory}" + (f", {finished} of them finished already" * bool(finished)))
     with bars(console) as shown:
         summary = compare(parsed, directory, workers, shown.update)
-    for table in (comparison_table, guidance_table):
+    for table in (comparison_table, training_table, diversity_table):
         if shown_table := table(summary["methods"], list(parsed.eval.sets)):
             console.print(shown_table)
     for sentence in summary["verdict"]:

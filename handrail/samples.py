@@ -26,6 +26,7 @@ def sample_rows(step: int, groups: Sequence[Group], method: Method, policy: Tran
                 "answer": group.problem.answer,
                 "role": "trajectory" if place < len(group.trajectories) else "demonstration",
                 "reward": member.reward,
+                "correct": member.correct,
                 "finished": member.finished,
                 "text": member.text,
                 "tokens": policy.tokenizer.convert_ids_to_tokens(member.completion),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from handrail import UserError, cli, compare
 from handrail.compare import over_seeds
@@ -17,7 +19,8 @@ from handrail.config import Config
 from handrail.evaluate import wilson
 from handrail.jobs import Job, by_methods, choose, jobs, merged, with_seeds
 from handrail.names import slug
-from handrail.report.tables import comparison_table, curves, guidance_table
+from handrail.report.plot import curves
+from handrail.report.tables import comparison_table, diversity_table, training_table
 from tests.conftest import EASY, HARD, config
 
 
@@ -122,26 +125,42 @@ ROW: dict[str, Any] = {
     "hard [x]": {"start": 0.25, "mean": 0.5, "low": 0.4, "high": 0.6},
     "all_wrong": {"first": None, "last": None}, "rescued": 3.0, "steps_without_signal": 1.0, "seconds": 12.3,
 }  # fmt: skip
+GRADED = {**ROW, "all_wrong": {"first": 1.0, "last": 0.5}}
+
+
+def printed(table: Table, width: int = 80) -> str:
+    console = Console(width=width, record=True, markup=False, file=StringIO())
+    console.print(table)
+    return console.export_text()
 
 
 def test_the_table_shows_names_with_brackets_as_they_are() -> None:
-    console = Console(width=200, record=True, markup=False)
-    console.print(comparison_table({"SORT [alpha=0]": ROW, "[/b]": ROW}, ["hard [x]"]))
-    text = console.export_text()
-    for part in ("SORT [alpha=0]", "[/b]", "hard [x] (start 25.0%)", "50.0% [40.0%, 60.0%]", "no rollouts"):
+    text = printed(comparison_table({"SORT [alpha=0]": ROW, "[/b]": GRADED}, ["hard [x]"]))
+    for part in ("SORT [alpha=0]", "[/b]", "hard [x]", "25.0% → 50.0%", "[40.0%, 60.0%]", "no rollouts", "100% → 50%"):
         assert part in text
+    assert "groups" not in printed(comparison_table({"SFT": ROW}, ["hard [x]"])), "nothing was sampled"
 
 
-def test_the_second_table_shows_what_was_learnt_from_and_diversity_where_it_was_measured() -> None:
-    measured = {**ROW, "off_policy": 0.031, "salvaged": None, "hard [x]": {**ROW["hard [x]"], "diversity": {"distinct_4": {"end": 0.25}}}}
-    table = guidance_table({"SCOPE": measured}, ["hard [x]"])
-    assert table is not None
-    console = Console(width=120, record=True, markup=False)
-    console.print(table)
-    text = console.export_text()
-    assert all(part in text for part in ("SCOPE", "hard [x]", "3.1%", "0.250", "–"))
-    bare = {**measured, "off_policy": None, "hard [x]": {**ROW["hard [x]"], "diversity": {}}}
-    assert guidance_table({"SFT": bare}, ["hard [x]"]) is None
+def test_the_tables_of_a_comparison_cut_nothing_at_80_columns() -> None:
+    row = {**GRADED, "easy": {"start": 1.0, "mean": 1.0, "low": 1.0, "high": 1.0}, "off_policy": 1.0, "seconds": 36000}
+    methods = {"SFT on failures": row, "GRPO": row}
+    for table in (comparison_table(methods, ["hard [x]", "easy"]), training_table(methods, [])):
+        text = printed(table)
+        assert "…" not in text and "SFT on failures" in text and max(map(len, text.splitlines())) <= 80
+        assert text.index("┡") - text.index("┏") < 4 * 81  # two lines of headings at most
+
+
+def test_the_second_table_shows_what_was_learnt_from_and_no_column_of_zeros_or_gaps() -> None:
+    text = printed(training_table({"SCOPE": {**ROW, "off_policy": 0.031, "salvaged": None}, "GRPO": {**ROW, "off_policy": 0.0}}, []))
+    assert all(part in text for part in ("SCOPE", "3.1%", "0.0%", "seconds", "signal")) and "salvaged" not in text
+    assert "signal" not in printed(training_table({"SFT": {**ROW, "steps_without_signal": 0}}, []))
+
+
+def test_diversity_has_a_table_if_it_was_measured() -> None:
+    measured = {**ROW, "hard [x]": {**ROW["hard [x]"], "diversity": {"distinct_4": {"end": 0.25}}}}
+    table = diversity_table({"SCOPE": measured}, ["hard [x]"])
+    assert table is not None and all(part in printed(table) for part in ("SCOPE", "hard [x]", "0.250"))
+    assert diversity_table({"SFT": {**ROW, "hard [x]": {**ROW["hard [x]"], "diversity": {}}}}, ["hard [x]"]) is None
 
 
 def test_some_of_the_runs_can_be_chosen() -> None:
@@ -175,6 +194,16 @@ def test_a_comparison_without_held_out_problems_still_has_a_picture(tmp_path: Pa
     step = {"groups/all_wrong": 1, "groups/mixed": 1, "groups/all_right": 0}
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"step": number, **step}) for number in range(3)))
     curves([Job("A", 0, config(), tmp_path)], [], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_takes_seeds_that_a_budget_ended_at_different_steps(tmp_path: Path) -> None:
+    planned = [Job("A", seed, config(), tmp_path / str(seed)) for seed in (1, 2)]
+    for job in planned:
+        job.directory.mkdir()
+        rows = [{"step": step, "eval/hard/mean": 0.5, "groups/all_wrong": 1} for step in range(3 + job.seed)]
+        (job.directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    curves(planned, ["hard"], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

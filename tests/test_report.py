@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from handrail import cli
-from handrail.report import charts
+from handrail.report import charts, palette
 from handrail.report.charts import Line, Style
 from handrail.report.chunks import chunks, readable
 from handrail.report.page import figures, render, settings, versions
@@ -178,6 +178,9 @@ def test_verdict_and_differences_are_shown_where_a_comparison_has_them(tmp_path:
     (tmp_path / "summary.json").write_text(json.dumps(whole))
     page = render(read(tmp_path))
     assert '<p class="verdict">A is &lt;b&gt;better&lt;/b&gt;.</p>' in page
+    assert page.count("A is &lt;b&gt;better") == 1 and "more" not in page.split("Differences in held-out")[1].split("</table>")[0], (
+        "said once"
+    )
     assert "<td>+12.3</td>" in page and "<td>+12.3 [−1.0, +20.0]</td>" in page and "<td>+50.0</td>" in page
 
 
@@ -192,13 +195,41 @@ def test_an_empty_run_has_a_report(tmp_path: Path) -> None:
 
 def test_a_chart_has_no_colour_of_its_own_and_says_how_it_ends() -> None:
     points = [Point(0, 0.1, 0.0, 0.2), Point(10, 0.5, 0.4, 0.6)]
-    chart = charts.line_chart("Accuracy on $x$ <", [Line("A & B", Style(1), points)], share=True)
+    chart = charts.line_chart("Accuracy on $x$ <", [Line("A & B", Style(1), points)], share=True, unit="accuracy")
     assert 'aria-label="Line chart: Accuracy on $x$ &lt; by step. At the last step: A &amp; B 50.0%."' in chart
     assert "var(--series-1)" in chart and "var(--grid)" in chart and "#0000" not in chart
     assert set(re.findall(r"#[0-9a-f]{6}\b", chart)) <= {"#000000"} and "<style" not in chart and "<metadata" not in chart
     areas = charts.area_chart("A", {1: (0.5, 0.25, 0.25), 2: (0.0, 0.25, 0.75)})
     assert "At the last step: all wrong 0%, mixed 25%, all right 75%." in areas
     assert all(f"var(--{kind})" in areas for kind in ("all-wrong", "mixed", "all-right"))
+
+
+def test_the_report_and_the_plot_have_the_same_colours() -> None:
+    variables = palette.css()
+    for place in range(palette.SERIES):
+        assert f"--series-{place}: {Style(place).drawn_in(palette.LIGHT)['color']};" in variables
+        assert f"var(--series-{place})" in charts.line_swatch(Style(place))
+    assert palette.LIGHT.keys() == palette.DARK.keys()
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2, 1.4.11."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK])
+def test_lines_and_text_stand_out_from_the_paper(colours: dict[str, str]) -> None:
+    for name, colour in colours.items():
+        if name.startswith("series"):
+            assert contrast(colour, colours["paper"]) >= 3, name
+    assert all(contrast(colours[name], colours["paper"]) >= 4.5 for name in ("ink", "muted", "link"))
 
 
 def test_methods_are_told_apart_without_colour() -> None:
@@ -212,21 +243,28 @@ def test_methods_are_told_apart_without_colour() -> None:
 
 def sample(step: int, problem: str, **more: Any) -> dict[str, Any]:
     return {
-        "step": step, "problem": problem, "prompt": "p", "answer": "a", "role": "trajectory", "reward": 0.0, "finished": True,
-        "text": "1", "tokens": ["1"], "origin": ["policy"], "credit": [0.5], "weight": [1.0], **more,
+        "step": step, "problem": problem, "prompt": "p", "answer": "a", "role": "trajectory", "reward": 0.0, "correct": False,
+        "finished": True, "text": "1", "tokens": ["1"], "origin": ["policy"], "credit": [0.5], "weight": [1.0], **more,
     }  # fmt: skip
 
 
 def test_samples_are_packed_a_step_at_a_time_with_the_trajectories_of_a_problem_together(tmp_path: Path) -> None:
-    rows = [sample(1, "x", plan="do"), sample(1, "x", judged=[None]), sample(1, "y"), sample(9, "x", tokens=["\ud800</script>\x00"])]
+    rows = [
+        sample(1, "x", plan="do"),
+        sample(1, "x", judged=[None]),
+        sample(1, "y"),
+        sample(9, "x", tokens=["\ud800</script>\x00"], weight=[]),
+    ]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "prob')
     packed = list(chunks(3, tmp_path / "samples.jsonl"))
     assert [(chunk.run, chunk.step) for chunk in packed] == [(3, 1), (3, 9)]
+    assert [chunk.signal for chunk in packed] == [True, False]
     first, second = (json.loads(gzip.decompress(base64.b64decode(chunk.data))) for chunk in packed)
     member = {
         "tokens": ["1"],
         "role": "trajectory",
         "reward": 0.0,
+        "correct": False,
         "finished": True,
         "origin": ["policy"],
         "credit": [0.5],

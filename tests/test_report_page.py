@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, Request
 
-from benchmarks.report_paint import paint, write_run
+from benchmarks.report_paint import paint, trajectory, write_run
 from handrail import train
 from handrail.compare import compare
 from handrail.jobs import jobs
+from handrail.names import slug
 from handrail.report.page import write_report
 from tests.browser import CHROMIUM, chromium
 from tests.conftest import EASY, HARD, config
@@ -141,8 +144,8 @@ def test_results_come_first_and_every_section_has_its_heading(page: Page, compar
 def test_every_chart_has_words_a_table_and_a_legend(page: Page) -> None:
     titles = page.locator("figcaption").all_text_contents()
     assert titles == [
-        "Accuracy on hard", "Accuracy on easy", "Reward, mean over rollouts", "Entropy of rollout tokens, in nats",
-        "Tokens sampled, a step", "Tokens trained, a step", "GRPO", "LUFFY", "SORT", "SCOPE", "Problems rescued so far",
+        "Accuracy on hard", "Accuracy on easy", "Reward", "Loss", "Entropy of sampled tokens", "Tokens sampled", "Tokens trained on",
+        "GRPO", "LUFFY", "SORT", "SCOPE", "Problems rescued so far",
     ]  # fmt: skip
     assert page.locator("figure > svg[role=img][aria-label*='At the last step']").count() == len(titles)
     assert page.locator("figure details table").count() == len(titles)
@@ -190,6 +193,7 @@ def test_every_control_has_a_label_and_is_reached_by_tab(page: Page) -> None:
 def test_run_step_and_problem_are_chosen_with_the_arrow_keys(page: Page, comparison: Path) -> None:
     assert page.locator("#run option").all_text_contents() == [f"{name}, seed {seed}" for name in METHODS for seed in (1, 2)]
     focus(page, "#run")
+    page.keyboard.press("Home")
     page.keyboard.press("ArrowDown")
     page.wait_for_timeout(100)
     assert chosen(page, "run") == "GRPO, seed 2"
@@ -226,8 +230,11 @@ def test_tokens_are_shaded_by_weight_or_credit_and_say_their_values(page: Page, 
     choose(page, "step", str(repaired["step"]))
     choose(page, "problem", repaired["problem"])
     assert len({shade for shade in shades(page, "weight") if shade != CLEAR}) > 2, "weights are many shades"
+    largest = max(repaired["weight"])
+    assert re.fullmatch(rf"weight: 0\s+{float(f'{largest:.4g}'):g}", page.locator("#scale").inner_text())
+    assert "gradient" in page.locator("#scale .ramp").evaluate("element => getComputedStyle(element).backgroundImage")
     assert set(shades(page, "credit")) == {CLEAR}, "a group that is all wrong has no credit"
-    assert page.locator("#scale").inner_text() == "Blue: positive. Orange: negative. The darkest has 0, the largest credit shown here."
+    assert page.locator("#scale").inner_text() == "Every credit shown is 0."
     assert set(shades(page, "none")) == {CLEAR} and page.locator("#scale").inner_text() == ""
     assert page.locator(".question dt").all_text_contents() == ["Prompt", "Answer", "Plan"]
     demonstration = page.locator(".trajectory").last
@@ -263,6 +270,38 @@ def test_a_repair_shows_who_wrote_what_and_what_the_judge_said(page: Page, compa
     assert card.locator(".readout").inner_text().endswith(f"judged {repaired['judged'][0]:g}")
 
 
+def test_it_opens_on_the_last_step_that_had_a_signal_and_says_which_had_none(browser: Browser, tmp_path: Path) -> None:
+    for method in ("a-dead", "b-alive"):
+        directory = tmp_path / method / "seed-1"
+        directory.mkdir(parents=True)
+        (directory / "metrics.jsonl").write_text('{"step": 0}\n')
+        rows = [trajectory(step, "p", 3, random.Random(0)) for step in (1, 2, 3)]
+        dead = [{**row, "weight": [], "correct": False} for row in rows]
+        wanted = dead if method == "a-dead" else [rows[0], {**rows[1], "correct": None}, dead[2]]
+        (directory / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wanted))
+    watched = Watched(browser, write_report(tmp_path))
+    assert (chosen(watched.page, "run"), chosen(watched.page, "step")) == ("b-alive, seed 1", "2")
+    assert watched.page.locator("#step option").all_text_contents() == ["1", "2", "3 (no signal)"]
+    assert chosen(watched.page, "problem") == "p: 0 of 1 rollouts correct, 1 unverified"
+    assert watched.page.locator(".trajectory h3").inner_text().startswith("Rollout 1unverified · 3 tokens")
+    choose(watched.page, "run", "a-dead")
+    assert chosen(watched.page, "step") == "2 (no signal)" and "wrong · reward" in watched.page.locator(".trajectory h3").inner_text()
+    watched.close()
+
+
+def test_sft_has_a_loss_no_empty_charts_and_references_that_nobody_graded(browser: Browser, tmp_path: Path) -> None:
+    train(config(method={"name": "sft"}, eval={"sets": {"hard": f"{HARD}&split=test&n=8"}}), tmp_path / "run")
+    watched = Watched(browser, write_report(tmp_path / "run"))
+    page = watched.page
+    assert page.locator("figcaption").all_text_contents() == ["Accuracy on hard", "Loss", "Tokens trained on"]
+    heads = " ".join(page.locator(".comparison thead th").all_inner_texts())
+    assert "tokens" in heads and not any(word in heads for word in ("all wrong", "rescued", "salvaged", "signal"))
+    assert "not graded · " in page.locator(".trajectory h3").first.inner_text() and "reward" not in page.locator("#shown").inner_text()
+    assert chosen(page, "problem").endswith(": nothing sampled")
+    assert "rollouts" not in page.locator(".facts").inner_text()
+    watched.close()
+
+
 # Media
 
 
@@ -282,6 +321,38 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, report: Path) -> None:
     for details in watched.page.locator("details").all():
         details.evaluate("element => element.open = true")
     assert watched.page.evaluate("document.documentElement.scrollWidth") == 360
+    watched.close()
+
+
+# Cells with a long word and no room to read it.
+BROKEN = """cells => cells.filter(cell => cell.getBoundingClientRect().width < 56
+    && cell.textContent.split(/\\s/).some(word => word.length > 6)).map(cell => cell.textContent)"""
+LONG_NAMES = [
+    "GRPO", "a-method-with-a-very-long-name-and-no-space-at-all", "方法" * 12, "שיטה ארוכה מאוד", *(f"SORT, α = {n}" for n in range(7)),
+]  # fmt: skip
+
+
+def test_a_phone_shows_no_column_of_one_letter_a_line_however_long_the_names(browser: Browser, tmp_path: Path) -> None:
+    end = {"start": 0.0, "mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]}
+    figures = {
+        "hard": end, "all_wrong": {"first": 1.0, "last": 0.5}, "off_policy": 0.5, "salvaged": None,
+        "steps_without_signal": 3, "seconds": 9.0, "seeds": [1], "status": "reconstruction",
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps({"methods": dict.fromkeys(LONG_NAMES, figures)}))
+    for place, name in enumerate(LONG_NAMES):
+        directory = tmp_path / slug(name) / "seed-1"
+        directory.mkdir(parents=True)
+        (directory / "config.toml").write_text(f'[method]\nname = "{name}"\na_setting_with_a_long_name = {place}\n')
+        rows = [{"step": step, "reward": step / 9, "loss": place, "eval/hard/mean": step * place / 99} for step in range(9)]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        row = {**trajectory(1, "an-id-" * 40, 3, random.Random(0)), "tokens": ["x" * 900, "الحل هو", "解答"]}
+        (directory / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    watched = Watched(browser, write_report(tmp_path), viewport={"width": 390, "height": 844})
+    for details in watched.page.locator("details").all():
+        details.evaluate("element => element.open = true")
+    assert watched.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert watched.page.locator("th, td").evaluate_all(BROKEN) == []
+    assert watched.page.locator(".comparison tbody tr").count() == len(LONG_NAMES)
     watched.close()
 
 

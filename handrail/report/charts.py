@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from handrail.report import palette
 from handrail.report.series import KINDS, Point
 
 # matplotlib wants real colours: each of these stands for the CSS variable of its name, which the finished SVG has instead.
-NAMES = ("ink", "muted", "grid", *KINDS, *(f"series-{place}" for place in range(8)))
-COLOURS = {name: f"#0000{place:02x}" for place, name in enumerate(NAMES, start=1)}
+COLOURS = {name: f"#0000{place:02x}" for place, name in enumerate(palette.LIGHT, start=1)}
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = "os^DvP*X"
 HATCHES = ("///", "", "\\\\\\")  # of KINDS; lines, for dots make large files
@@ -38,8 +38,12 @@ class Style:
 
     @property
     def line(self) -> dict[str, Any]:
+        return self.drawn_in(COLOURS)
+
+    def drawn_in(self, colours: Mapping[str, str]) -> dict[str, Any]:
+        """Arguments of matplotlib's ``plot``, in the colours of a palette."""
         return {
-            "color": COLOURS[f"series-{self.place % 8}"], "linestyle": DASHES[self.place % len(DASHES)],
+            "color": colours[f"series-{self.place % palette.SERIES}"], "linestyle": DASHES[self.place % len(DASHES)],
             "marker": MARKERS[(self.place + self.place // 8) % 8], "markersize": 3.4, "linewidth": 1.5,
         }  # fmt: skip
 
@@ -53,9 +57,9 @@ class Line(NamedTuple):
 
 
 @matplotlib.rc_context(SETTINGS)
-def line_chart(title: str, lines: Sequence[Line], share: bool) -> Markup:
+def line_chart(title: str, lines: Sequence[Line], share: bool, unit: str) -> Markup:
     """A line a method with a band over its seeds; ``share`` draws from 0 to 100 %."""
-    figure, axes = canvas()
+    figure, axes = canvas(unit)
     for line in lines:
         steps = [point.step for point in line.points]
         axes.plot(steps, [point.mean for point in line.points], **line.style.line, markevery=max(1, len(steps) // 8))
@@ -66,7 +70,9 @@ def line_chart(title: str, lines: Sequence[Line], share: bool) -> Markup:
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     else:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        least, most = min(0.0, axes.dataLim.y0), axes.dataLim.y1
+        margin = 0.05 * (most - least or 1.0)
+        axes.set_ylim(least - margin, most + margin)
     ends = "; ".join(f"{line.name} {figure_text(line.points[-1].mean, share)}" for line in lines if line.points)
     return svg(figure, f"Line chart: {title} by step. At the last step: {ends}.")
 
@@ -74,10 +80,10 @@ def line_chart(title: str, lines: Sequence[Line], share: bool) -> Markup:
 @matplotlib.rc_context(SETTINGS)
 def area_chart(title: str, shares: Mapping[int, tuple[float, ...]]) -> Markup:
     """The shares of all-wrong, mixed and all-right groups, stacked."""
-    figure, axes = canvas()
+    figure, axes = canvas("share of groups")
     steps = list(shares)
     columns = list(zip(*shares.values(), strict=True))
-    layers = axes.stackplot(steps, columns, colors=[COLOURS[kind] for kind in KINDS], alpha=0.8, linewidth=0)
+    layers = axes.stackplot(steps, columns, colors=[COLOURS[variable(kind)] for kind in KINDS], alpha=0.8, linewidth=0)
     for layer, hatch in zip(layers, HATCHES, strict=True):
         layer.set(hatch=hatch, edgecolor=COLOURS["ink"])
     axes.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
@@ -112,16 +118,23 @@ def line_swatch(style: Style) -> Markup:
 def area_swatch(place: int) -> Markup:
     """One of KINDS for the legend."""
     figure, axes = swatch()
-    axes.fill_between([0, 1], 0, 1, facecolor=COLOURS[KINDS[place]], edgecolor=COLOURS["ink"], hatch=HATCHES[place], alpha=0.8, linewidth=0)
+    axes.fill_between(
+        [0, 1], 0, 1, facecolor=COLOURS[variable(KINDS[place])], edgecolor=COLOURS["ink"], hatch=HATCHES[place], alpha=0.8, linewidth=0
+    )
     return svg(figure)
 
 
-def canvas() -> tuple[Figure, Axes]:
+def variable(kind: str) -> str:
+    """The colour of one of KINDS."""
+    return kind.replace("_", "-")
+
+
+def canvas(unit: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.0, 2.3), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    axes.set_xlabel("step")
+    axes.set(xlabel="training step", ylabel=unit)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     return figure, axes
@@ -149,7 +162,7 @@ def svg(figure: Figure, label: str = "") -> Markup:
     )
     body = re.sub(r"\s*\n\s*", " ", body)
     for name, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--{name.replace('_', '-')})")
+        body = body.replace(colour, f"var(--{name})")
     role = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     return Markup(f"{head} {role}>{body}")
 

@@ -16,22 +16,25 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from handrail.report.read import Row, rows
 
 BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
-MEMBER = ("role", "reward", "finished", "origin", "credit", "weight", "judged")
+MEMBER = ("role", "reward", "correct", "finished", "origin", "credit", "weight", "judged")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The trajectories of one run and step; ``data`` is base64 of gzip of JSON."""
+    """The trajectories of one run and step; ``data`` is base64 of gzip of JSON, ``signal`` whether any token of them was learnt from."""
 
     run: int
     step: int
     data: str
+    signal: bool
 
 
 def chunks(run: int, file: Path) -> Iterator[Chunk]:
     for step, lines in groupby(rows(file), key=lambda row: row["step"]):
-        text = json.dumps(problems(list(lines)), separators=(",", ":"))
-        yield Chunk(run, step, base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode())
+        found = list(lines)
+        text = json.dumps(problems(found), separators=(",", ":"))
+        data = base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+        yield Chunk(run, step, data, any(row["weight"] for row in found))
 
 
 def problems(lines: list[Row]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from handrail import __version__
 from handrail.compare import aggregate
 from handrail.files import writable, write_whole
-from handrail.report import charts, series
+from handrail.report import charts, palette, series
 from handrail.report.charts import Line, Style
 from handrail.report.chunks import chunks
 from handrail.report.read import Results, Run, read
@@ -28,12 +28,15 @@ STATUS = {
     "reconstruction": "our reading of a paper whose text was not at hand; call these numbers {name}-style",
     "yours": "a method of your own",
 }
-CURVES = {
-    "reward": "Reward, mean over rollouts",
-    "entropy": "Entropy of rollout tokens, in nats",
-    "tokens/sampled": "Tokens sampled, a step",
-    "tokens/trained": "Tokens trained, a step",
+CURVES = {  # metric -> title, unit
+    "reward": ("Reward", "mean over rollouts"),
+    "loss": ("Loss", "loss of the update"),
+    "entropy": ("Entropy of sampled tokens", "nats per token"),
+    "tokens/sampled": ("Tokens sampled", "tokens per step"),
+    "tokens/trained": ("Tokens trained on", "tokens per step"),
 }
+COUNTS = ("tokens/sampled", "tokens/trained")
+"""Curves that say nothing where they are 0 throughout."""
 
 
 class Chart(NamedTuple):
@@ -63,8 +66,9 @@ def render(results: Results) -> str:
     return environment.get_template("report.html").render(
         results=results, version=__version__, facts=facts(results), methods=figures(results), measures=measures(results),
         unfinished=[run for run in results.runs if run.summary is None], statuses=statuses(results), settings=settings(results),
-        versions=versions(results), interval=charts.interval, **drawn(results), **trajectories(results),
-        style=Markup(style), script=Markup(script), script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        versions=versions(results), interval=charts.interval, columns=columns(results), **drawn(results), **trajectories(results),
+        style=Markup(palette.css() + style), script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
 
 
@@ -78,7 +82,7 @@ def drawn(results: Results) -> dict[str, Any]:
         "accuracy": list(accuracy_charts(results)),
         "curves": list(curve_charts(results, window)),
         "groups": list(group_charts(results, window)),
-        "rescued": chart("Problems rescued so far", lines(results, partial(series.rescued, size=window))),
+        "rescued": counts_chart("Problems rescued so far", "groups so far", lines(results, partial(series.rescued, size=window))),
     }
 
 
@@ -86,7 +90,7 @@ def trajectories(results: Results) -> dict[str, Any]:
     """The packed samples, and which runs and steps there are."""
     pieces = [chunk for place, run in enumerate(results.runs) for chunk in chunks(place, run.directory / "samples.jsonl")]
     index = [
-        {"run": place, "label": label(run), "steps": [piece.step for piece in pieces if piece.run == place]}
+        {"run": place, "label": label(run), "steps": [(piece.step, piece.signal) for piece in pieces if piece.run == place]}
         for place, run in enumerate(results.runs)
     ]
     return {"chunks": pieces, "index": [entry for entry in index if entry["steps"]]}
@@ -124,6 +128,13 @@ def measures(results: Results) -> list[str]:
     return list(dict.fromkeys(measure for row in rows for measure in row))
 
 
+def columns(results: Results) -> set[str]:
+    """The columns of the table of results that hold anything but zeros and gaps."""
+    rows = figures(results).values()
+    known = {key for row in rows for key in ("rescued", "off_policy", "salvaged", "steps_without_signal") if row.get(key)}
+    return known | {"all_wrong" for row in rows if row["all_wrong"]["first"] is not None}
+
+
 def statuses(results: Results) -> list[dict[str, str]]:
     """How true every method is to its source, in words."""
     out = []
@@ -143,14 +154,20 @@ def lines(results: Results, seeds: Callable[[Run], dict[int, float]]) -> list[Li
     return [Line(name, Style(place), series.over_seeds([seeds(run) for run in runs])) for place, (name, runs) in enumerate(methods)]
 
 
-def chart(title: str, drawn: list[Line], share: bool = False) -> list[Chart]:
+def chart(title: str, unit: str, drawn: list[Line], share: bool = False) -> list[Chart]:
     """The chart and its table, or nothing where there is no point to draw."""
+    drawn = [line for line in drawn if line.points]
     steps = sorted({point.step for line in drawn for point in line.points})
     if not steps:
         return []
     cells = [{point.step: point for point in line.points} for line in drawn]
     rows = [[str(step), *(cell(points.get(step), share) for points in cells)] for step in steps]
-    return [Chart(title, charts.line_chart(title, drawn, share), ["step", *(line.name for line in drawn)], rows)]
+    return [Chart(title, charts.line_chart(title, drawn, share, unit), ["step", *(line.name for line in drawn)], rows)]
+
+
+def counts_chart(title: str, unit: str, drawn: list[Line]) -> list[Chart]:
+    """A chart of what is counted, or nothing where there never was any."""
+    return chart(title, unit, drawn) if any(point.high for line in drawn for point in line.points) else []
 
 
 def cell(point: series.Point | None, share: bool) -> str:
@@ -162,12 +179,15 @@ def cell(point: series.Point | None, share: bool) -> str:
 
 def accuracy_charts(results: Results) -> Iterator[Chart]:
     for held_out in results.sets:
-        yield from chart(f"Accuracy on {held_out}", lines(results, partial(series.evaluated, held_out=held_out)), share=True)
+        yield from chart(
+            f"Accuracy on {held_out}", "held-out accuracy", lines(results, partial(series.evaluated, held_out=held_out)), share=True
+        )
 
 
 def curve_charts(results: Results, size: int) -> Iterator[Chart]:
-    for key, title in CURVES.items():
-        yield from chart(title, lines(results, partial(series.windowed, key=key, size=size)))
+    for key, (title, unit) in CURVES.items():
+        drawn = lines(results, partial(series.windowed, key=key, size=size))
+        yield from (counts_chart if key in COUNTS else chart)(title, unit, drawn)
 
 
 def group_charts(results: Results, size: int) -> Iterator[Chart]:
@@ -184,14 +204,16 @@ def facts(results: Results) -> dict[str, str]:
     """What anybody must know to read the figures."""
     config = results.runs[0].config
     train, rollout = config.get("train", {}), config.get("rollout", {})
+    sampled = any(row.get("rollouts") for run in results.runs for row in run.metrics)
+    rollouts = f" × {rollout['group_size']} rollouts" if rollout and sampled else ""
     seeds = dict.fromkeys(str(run.seed) for run in results.runs)
     out = {
         "model": config.get("model", {}).get("path"),
-        "trained on": ", ".join(source["path"] for source in config.get("data", {}).get("train", [])),
         "steps": train.get("steps"),
-        "each of": f"{train['problems_per_step']} problems × {rollout['group_size']} rollouts" if train and rollout else None,
+        "per step": f"{train['problems_per_step']} problems{rollouts}" if train else None,
         "seeds" if len(seeds) > 1 else "seed": ", ".join(seeds),
         "verifier": config.get("verifier", {}).get("name"),
+        "trained on": ", ".join(source["path"] for source in config.get("data", {}).get("train", [])),
     }
     return {name: value for name, value in out.items() if value}
 

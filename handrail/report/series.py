@@ -73,3 +73,8 @@ def group_shares(runs: Sequence[Run], size: int) -> dict[int, tuple[float, ...]]
             here = [sum(row.get(f"groups/{kind}", 0) for row in part) for kind in KINDS]
             counts[step] = [a + b for a, b in zip(counts.get(step, [0, 0, 0]), here, strict=True)]
     return {step: tuple(n / sum(kinds) for n in kinds) for step, kinds in sorted(counts.items()) if sum(kinds)}
+
+
+def share_all_wrong(run: Run, size: int) -> dict[int, float]:
+    """The share of all-wrong groups in windows of steps; none where nothing was sampled."""
+    return {step: shares[0] for step, shares in group_shares([run], size).items()}

@@ -40,29 +40,35 @@ async function load(run, step) {
   return loaded.get(id);
 }
 
-/** Fills a list and keeps what was chosen, if it is still there. */
-function fill(list, options) {
+/** Fills a list and keeps what was chosen, if it is still there; else chooses `otherwise`. */
+function fill(list, options, otherwise) {
   const before = list.value;
   list.replaceChildren(...options.map(([value, text]) => new Option(visible(text), value)));
-  if (options.some(([value]) => String(value) === before)) list.value = before;
+  list.value = options.some(([value]) => String(value) === before) ? before : otherwise;
 }
 
+/** How the policy's own rollouts ended, and whether the group was given anything else. */
 function outcome(problem) {
   const rollouts = problem.members.filter(member => !foreign(member));
-  const right = rollouts.filter(member => member.reward > 0).length;
-  return `${right} of ${rollouts.length} rollouts right${rollouts.length < problem.members.length ? ", guided" : ""}`;
+  if (!rollouts.length) return "nothing sampled";
+  const count = word => rollouts.filter(member => verdict(member) === word).length;
+  const unverified = count("unverified") ? `, ${count("unverified")} unverified` : "";
+  return `${count("correct")} of ${rollouts.length} rollouts correct${unverified}${rollouts.length < problem.members.length ? ", guided" : ""}`;
 }
+
+const learnt = problem => problem.members.some(member => member.weight.length);
+/** The last step that anything was learnt from: it shows what the policy has come to, and tokens with weights to look at. */
+const opening = run => (run.steps.filter(([, signal]) => signal).pop() || run.steps[run.steps.length - 1])[0];
 
 async function choose() {
   const run = runs.find(entry => String(entry.run) === byId("run").value);
-  fill(byId("step"), run.steps.map(step => [step, step]));
+  fill(byId("step"), run.steps.map(([step, signal]) => [step, signal ? step : `${step} (no signal)`]), opening(run));
   const step = byId("step").value;
   const problems = await load(run.run, step);
   if (byId("run").value !== String(run.run) || byId("step").value !== step) return;  // another was chosen meanwhile
-  const first = byId("problem").value === "";
-  fill(byId("problem"), problems.map((problem, place) => [place, `${problem.id}: ${outcome(problem)}`]));
-  if (first) byId("problem").value = Math.max(0, problems.findIndex(problem => problem.members.some(member => member.weight.length)));
-  show(problems[byId("problem").value]);
+  const ids = problems.map((problem, place) => `${place} ${problem.id}`);
+  fill(byId("problem"), problems.map((problem, place) => [ids[place], `${problem.id}: ${outcome(problem)}`]), ids[Math.max(0, problems.findIndex(learnt))]);
+  show(problems[ids.indexOf(byId("problem").value)]);
 }
 
 function show(problem) {
@@ -86,8 +92,15 @@ function kindOf(member) {
   return member.origin.includes("policy") ? "Repaired rollout" : "Reference in the group";
 }
 
+/** All members of the group are sent to the verifier, demonstrations by some methods only. */
+function verdict(member) {
+  if (member.correct == null) return member.role === "demonstration" ? "not graded" : "unverified";
+  return member.correct ? "correct" : "wrong";
+}
+
 function card(member, name) {
-  const facts = [`reward ${figure(member.reward)}`, member.finished ? "" : "cut off", `${member.tokens.length} tokens`];
+  const reward = member.correct == null ? "" : `reward ${figure(member.reward)}`;
+  const facts = [verdict(member), reward, member.finished ? "" : "cut off", `${member.tokens.length} tokens`];
   if (new Set(member.credit).size === 1 && member.credit[0]) facts.push(`credit ${figure(member.credit[0])}`);
   if (!member.weight.length) facts.push("no signal");
   const spans = member.tokens.map((text, place) => element("span", `token ${member.origin[place]}`, visible(text).replace(/^ +$/, "␣")));
@@ -126,8 +139,8 @@ function describe(member, place) {
 /** Colours the tokens of the problem that is shown: strength from 0 to 1, and a sign. */
 function shade() {
   const name = document.querySelector("[name=shade]:checked").value;
-  const all = shown.members.flatMap(member => member[name] || []).filter(value => value != null).map(Math.abs);
-  const most = all.reduce((a, b) => Math.max(a, b), 0);
+  const all = shown.members.flatMap(member => member[name] || []).filter(value => value != null);
+  const most = all.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
   document.querySelectorAll(".tokens").forEach((tokens, index) => {
     const values = shown.members[index][name] || [];
     tokens.querySelectorAll(".token").forEach((token, place) => {
@@ -138,15 +151,22 @@ function shade() {
       token.style.setProperty("--value", Math.abs(strength));
     });
   });
-  byId("scale").textContent = name === "none" ? "" : !all.length ? `No token shown has a ${words[name]}.`
-    : name === "judged" ? "Blue: the judge takes the step for right. Orange: for wrong. The paler, the less sure."
-    : `Blue: positive. Orange: negative. The darkest has ${figure(most)}, the largest ${words[name]} shown here.`;
+  byId("scale").replaceChildren(...name === "none" ? [] : legend(name, all, most));
+}
+
+/** What the shades mean: a ramp between the least and the greatest value. */
+function legend(name, all, most) {
+  if (!all.length) return [`No token shown has a ${words[name]}.`];
+  if (name === "judged") return [`${words[name]}: 0 (wrong) `, element("span", "ramp"), " 1 (right)"];
+  if (!most) return [`Every ${words[name]} shown is 0.`];
+  const signed = all.some(value => value < 0);
+  return [`${words[name]}: ${signed ? figure(-most) : 0} `, element("span", signed ? "ramp" : "ramp unsigned"), ` ${figure(most)}`];
 }
 
 document.addEventListener("DOMContentLoaded", () => {
   runs = JSON.parse(byId("index").textContent);
   if (!runs.length) return;
-  fill(byId("run"), runs.map(entry => [entry.run, entry.label]));
+  fill(byId("run"), runs.map(entry => [entry.run, entry.label]), (runs.find(entry => entry.steps.some(([, signal]) => signal)) || runs[0]).run);
   for (const id of ["run", "step", "problem"]) byId(id).addEventListener("change", choose);
   for (const radio of document.querySelectorAll("[name=shade]")) radio.addEventListener("change", shade);
   choose();
