@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from handrail.errors import BadRow, UserError
+from handrail.hub import look_up
 from handrail.numerals import Written
 
 
@@ -218,6 +219,7 @@ def _hub(name: str, split: str, source: str) -> tuple[list[Row], str]:
     import datasets
 
     dataset, _, config = name.partition(":")
+    look_up(dataset, "dataset", source)
     try:
         data = datasets.load_dataset(dataset, config or None, split=split or None)
     except Exception as error:  # the library's own, the hub client's and the network's have no common base

@@ -23,7 +23,7 @@ from handrail.policy.decoding import CopySampler
 from handrail.policy.learning import LearningPolicy
 from handrail.policy.loading import load_model
 from handrail.problems import Problem
-from tests.conftest import config, policy_of
+from tests.conftest import Handrail, config, policy_of
 from tests.models import save_chat_model, save_gguf
 from tests.test_golden import ScriptedGrpo
 from tests.test_train import Scripted, lines
@@ -137,6 +137,34 @@ def test_an_adapter_that_is_no_safetensors_is_not_read(tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(UserError, match="has no adapter_model.safetensors"):
         load_model(config(model={"path": str(adapter)}).model)
+
+
+def test_an_adapter_finds_its_model_from_any_directory(handrail: Handrail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_chat_model(tmp_path / "base")
+    (tmp_path / "d.jsonl").write_text('{"prompt": "what is two", "answer": "2"}\n')
+    (tmp_path / "run.toml").write_text(
+        'model = {path = "base", device = "cpu"}\ndata = {train = "d.jsonl"}\nlora = {rank = 2}\nrollout = {max_tokens = 2}\n'
+        "train = {steps = 1}\n"
+    )
+    assert handrail("train", "run.toml", "--output", "run").code == 0
+    adapter = tmp_path / "run/model"
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+
+    def loads_from(base: str) -> None:
+        (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+        load_model(config(model={"path": str(adapter)}).model)
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loads_from(str(tmp_path / "base"))
+    loads_from("../../base")  # as seen from the adapter
+    with pytest.raises(UserError, match=r"run/model was trained on ../gone, which is not there; write where that model is now"):
+        loads_from("../gone")
+    with pytest.raises(UserError, match="was trained on /gone/base, which is not there"):
+        loads_from("/gone/base")
+    with pytest.raises(UserError, match="the adapter .*run/model needs its model: base cannot be loaded .*no directory of that name"):
+        loads_from("base")
 
 
 def test_a_gguf_file_is_the_model_it_was_made_of(chat_model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from handrail.errors import UserError
@@ -14,9 +15,9 @@ def names() -> list[str]:
 
 
 def locate(path: str) -> str:
-    """The directory of ``builtin:NAME``; any other path as it is. Raises UserError for an unknown name."""
+    """The directory of ``builtin:NAME``; any other path with ``~`` written out. Raises UserError for an unknown name."""
     if not path.startswith("builtin:"):
-        return path
+        return os.path.expanduser(path)
     name = path.removeprefix("builtin:")
     if name not in names():
         raise UserError(f"model.path: there is no built-in backbone {name!r}; there are: {', '.join(names())}")

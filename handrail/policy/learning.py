@@ -14,13 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from handrail.backbones import locate
 from handrail.batch import Inputs
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.policy.adapters import load_adapter, merged, with_adapter
 from handrail.policy.decoding import CopySampler, Drawn, Share
-from handrail.policy.loading import load_model
+from handrail.policy.loading import absolute, load_model
 from handrail.policy.transformers import TransformersPolicy
 from handrail.policy.vllm import INSTEAD, VllmSampler
 from handrail.trajectory import Group, Origin, Trajectory
@@ -71,7 +70,7 @@ class LearningPolicy(TransformersPolicy):
         if reduced and self.config.sampler.name == "transformers":
             self.sampler = CopySampler(model, self.config.rollout.temperature, self.ends, self.accelerator.device)
         if self.config.lora:
-            model = with_adapter(model, self.config.lora, locate(self.config.model.path), self.config.train.seed)
+            model = with_adapter(model, self.config.lora, absolute(self.config.model.path), self.config.train.seed)
         elif self.keep_start:
             self.start = copy.deepcopy(model).to(self.accelerator.device).requires_grad_(False).eval()
         if self.config.model.gradient_checkpointing:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from handrail.backbones import locate
 from handrail.config import ModelConfig
 from handrail.errors import UserError
+from handrail.hub import look_up
 from handrail.memory import enough_memory
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "float32") -> tuple[Any, Any]:
@@ -29,6 +33,8 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
         raise UserError(f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json)")
     if path.suffix == ".gguf" and not path.is_file():
         raise UserError(f"{field}: there is no file {config.path}")
+    if not path.exists():
+        look_up(str(path), "model", field)
     try:
         with enough_memory("load"):
             model, tokenizer = _reader(path)(config, dtype)
@@ -36,7 +42,8 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
         raise
     except Exception as error:  # a damaged file can raise anything
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}") from error
+        missing = "" if path.exists() else "; there is no directory of that name either"
+        raise UserError(f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}{missing}") from error
     if any("RewardModel" in name for name in model.config.architectures or []):
         raise UserError(f"{field}: {config.path} is a reward model, not a causal language model")
     if tokenizer.eos_token_id is None:
@@ -62,7 +69,7 @@ def _from_directory(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
 
 def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
     """The file's quantised weights as plain ones, which can be trained and saved."""
-    file = Path(config.path)
+    file = Path(locate(config.path))
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
     plain = copy.deepcopy(read.config)
@@ -77,10 +84,31 @@ def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
 def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
     from peft import PeftModel
 
-    if not (Path(config.path) / ADAPTER_WEIGHTS).is_file():  # peft would go on to unpickle another file
+    directory = Path(locate(config.path))
+    if not (directory / ADAPTER_WEIGHTS).is_file():  # peft would go on to unpickle another file
         raise UserError(f"model.path: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors")
-    base = json.loads((Path(config.path) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    model, tokenizer = load_model(config.model_copy(update={"path": base}), f"the adapter {config.path} needs its model", dtype)
-    if (Path(config.path) / "tokenizer_config.json").is_file():  # peft alone writes none
-        tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    return PeftModel.from_pretrained(model, config.path).merge_and_unload(), tokenizer
+    changes = {"path": base_of(directory)}
+    model, tokenizer = load_model(config.model_copy(update=changes), f"the adapter {config.path} needs its model", dtype)
+    if (directory / "tokenizer_config.json").is_file():  # peft alone writes none
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=config.trust_remote_code)
+    return PeftModel.from_pretrained(model, directory).merge_and_unload(), tokenizer
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter changes: a path, or else a name on the hub. Raises UserError for a path to nothing."""
+    named = str(json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    for path in (adapter / named, Path(named)):  # an absolute one stays as it is; a relative one begins at the adapter, or here
+        if path.exists():
+            return str(path)
+    if not HUB_NAME.fullmatch(named):
+        raise UserError(
+            f"the adapter {adapter} was trained on {named}, which is not there; write where that model is now as "
+            f"base_model_name_or_path into {adapter / ADAPTER}"
+        )
+    return named
+
+
+def absolute(path: str) -> str:
+    """A model's path in a form that holds in any working directory; a name on the hub stays as it is."""
+    located = locate(path)
+    return os.path.abspath(located) if Path(located).exists() else located
