@@ -71,3 +71,22 @@ def test_luffys_own_layout_in_parquet(model: Path, tmp_path: Path) -> None:
 def test_gsm_symbolic_with_its_worked_solutions(verifier: str, model: Path, tmp_path: Path) -> None:
     found = references(run(model, "reasoning-gym:gsm_symbolic?n=8&seed=3", tmp_path / "run", name=verifier))
     assert len(found) == 2 and all(sample["reward"] == 1 and "####" in sample["text"] for sample in found)
+
+
+def test_math_as_it_is_published_and_a_float_answer(model: Path, tmp_path: Path) -> None:
+    rows = [
+        {"problem": "What is $2 + 3$?", "solution": "Adding gives $\\boxed{5}$.", "level": "Level 1"},
+        {"problem": "What is $10^{-5}$?", "solution": "It is $\\boxed{0.00001}$.", "level": "Level 1"},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "math.parquet")
+    found = references(run(model, str(tmp_path / "math.parquet"), tmp_path / "run", name="math"))
+    assert {sample["text"] for sample in found} == {row["solution"] for row in rows}
+    assert all(sample["reward"] == 1 for sample in found)
+
+
+def test_multiple_choice_is_asked_with_its_choices(model: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"Which is {n}?", "choices": ["1", "2"], "answer": n - 1, "reference": f"#### {'AB'[n - 1]}"} for n in (1, 2)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mmlu.parquet")
+    samples = run(model, str(tmp_path / "mmlu.parquet"), tmp_path / "run", name="normalised")
+    assert all("A. 1\nB. 2<" in sample["prompt"] for sample in samples)
+    assert all(sample["reward"] == 1 for sample in references(samples))

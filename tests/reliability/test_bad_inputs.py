@@ -106,6 +106,9 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     # Data
     ((*RUN, "--set", "data.train=nothing.jsonl"), "nothing.jsonl: it is empty"),
     ((*RUN, "--set", "data.train=broken.jsonl"), "broken.jsonl, line 2: it is not JSON"),
+    ((*RUN, "--set", "data.train=mixed.jsonl"), "mixed.jsonl, line 3, field answer: its text holds no"),
+    ((*RUN, "--set", "data.train=quiz.jsonl"), "quiz.jsonl, line 1, field answer: it is no number of a choice, counted from 0"),
+    (("check", "proofs.jsonl"), "proofs.jsonl, line 1, field answer: it says that there is no answer to compare with"),
     ((*RUN, "--set", "data.train=latin.jsonl"), "latin.jsonl, line 1: it is not UTF-8"),
     ((*RUN, "--set", "data.train=number.jsonl"), "number.jsonl, line 1, field prompt: "),
     ((*RUN, "--set", "data.train=twice.jsonl"), "twice.jsonl, line 2, field id: another row has the same one"),
@@ -154,6 +157,9 @@ def lay_out(here: Path) -> None:
     jsonl(here / "bare.jsonl", [{"prompt": "1 + 1 =", "answer": "2"}])
     jsonl(here / "number.jsonl", [{"prompt": 3, "answer": "1"}])
     jsonl(here / "twice.jsonl", [{"id": "a", "prompt": "1", "answer": "1"}, {"id": "a", "prompt": "2", "answer": "2"}])
+    jsonl(here / "mixed.jsonl", [{"question": "?", "answer": answer} for answer in ("so\n#### 1", "so\n#### 2", "3")])
+    jsonl(here / "quiz.jsonl", [{"question": "?", "choices": ["yes", "no"], "answer": 2}])
+    jsonl(here / "proofs.jsonl", [{"problem": "?", "solution": "!", "answer": "proof"}])
     jsonl(here / "unknown.jsonl", [{"frage": "?", "antwort": "!"}])
     jsonl(here / "long.jsonl", [{"prompt": "1 + " * 200 + "1 =", "answer": "201"}])
     jsonl(here / "chat.jsonl", [{"prompt": [{"role": "user", "content": "1 + 1 ="}], "answer": "2"}])
