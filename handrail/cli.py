@@ -16,7 +16,7 @@ from handrail.cli_evaluate import eval_command, probe_command
 from handrail.cli_experts import judge_command, plan_command
 from handrail.cli_init import init_command
 from handrail.cli_model import app as model
-from handrail.cli_options import Columns, Data, Settings, fitting_verifier, help_alone, parse_column
+from handrail.cli_options import Columns, Data, Settings, configured, fitting_verifier, help_alone, parse_column, with_model
 from handrail.cli_report import report_command
 from handrail.cli_settings import config_command, methods_command
 from handrail.cli_suite import suite_command
@@ -24,6 +24,7 @@ from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Sour
 from handrail.errors import Paused, UserError
 from handrail.progress import bars, console, quiet, show
 from handrail.resuming import compare_directory, run_directory
+from handrail.trained import model_of, settings_file
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -125,6 +126,8 @@ def check_command(
     from handrail.sources import load
 
     settings = load_config(config) if config else None
+    if settings is None and model and settings_file(model_of(model)):
+        settings = configured(None, None, model={"path": model}, data={"train": data}, verifier={"name": fitting_verifier(data)})
     mapping = mapping or (settings.data.columns if settings else {})
     loaded = load(data, mapping)
     grader = settings.verifier if settings else VerifierConfig(name=fitting_verifier(data))
@@ -147,7 +150,7 @@ def check_command(
         short = RolloutConfig(max_tokens=1)
         settings = Config(model=ModelConfig(path=model or ""), data=DataConfig(train=[Source(path=data)]), rollout=short)
     elif model:
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})})
+        settings = with_model(settings, model)
     quiet()  # here, because it loads transformers, which nothing above needs
     for caption, text in as_seen(settings, loaded.problems):
         show(f"\n{caption}")

@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from handrail.cli_options import DATA, ConfigFile, Data, Settings, configured, fitting_verifier
+from handrail.cli_options import DATA, ConfigFile, Data, Settings, configured, fitting_verifier, with_model
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.files import write_whole
 from handrail.names import slug
 from handrail.progress import console, quiet, show
+from handrail.trained import model_of, settings_file
 
 Seed = Annotated[int, typer.Option(help="Seed of the sampling: the same seed gives the same completions.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N problems of each set.")]
@@ -103,15 +104,15 @@ def probe_command(
 def opened(model: str, data: list[str] | None, config: Path | None, settings: list[str] | None) -> tuple[Config, dict[str, str]]:
     """The configuration with ``model`` for its model, and the sets by name."""
     quiet()
-    if not data and not config:
-        raise UserError("there is nothing to measure on; name the data, or a --config with eval.sets")
+    if not data and not config and settings_file(model_of(model)) is None:
+        raise UserError("there is nothing to measure on; name the data, a --config with eval.sets, or a run's model")
     sets = named(data or [])
     fitting = {"name": fitting_verifier(*sets.values())}
     parsed = configured(config, settings, model={"path": model}, data={"train": list(sets.values())}, verifier=fitting)
-    parsed = parsed.model_copy(update={"model": parsed.model.model_copy(update={"path": model})})
+    parsed = with_model(parsed, model)
     sets = sets or parsed.eval.sets
     if not sets:
-        raise UserError(f"{config}: eval.sets is empty; name the data to measure on")
+        raise UserError(f"{config or model}: eval.sets is empty; name the data to measure on")
     return parsed, sets
 
 

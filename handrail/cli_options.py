@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,9 @@ import typer
 
 from handrail.config import Config, load_config, parse_config, set_value
 from handrail.errors import UserError
+from handrail.progress import show
+from handrail.resuming import as_text, flat
+from handrail.trained import model_of, settings_file, settings_to_use
 
 DATA = "a file, a directory, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value"
 Data = Annotated[str, typer.Argument(help=f"Data source: {DATA}.")]
@@ -31,12 +35,40 @@ def parse_column(pair: str) -> tuple[str, str]:
 
 
 def configured(config: Path | None, settings: list[str] | None, **defaults: Any) -> Config:
-    """A configuration file with ``settings`` over it, or where there is none, the settings over ``defaults``."""
-    if config:
-        return load_config(config, settings)
+    """A configuration file with ``settings`` over it. Without a file, the settings over those of the run that trained the model,
+    which are shown, and over ``defaults``.
+
+    A model path that names a run becomes that of its model. Raises UserError.
+    """
+    parsed = load_config(config, settings) if config else parse_config(_of_the_run(defaults, settings), "--set")
+    return with_model(parsed, parsed.model.path)
+
+
+def with_model(config: Config, path: str) -> Config:
+    """``config`` with another model, or with that of the run that ``path`` names."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": model_of(path)})})
+
+
+def _assigned(tree: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    tree = deepcopy(tree)
     for setting in settings or []:
-        set_value(defaults, setting)
-    return parse_config(defaults, "--set")
+        set_value(tree, setting)
+    return tree
+
+
+def _of_the_run(defaults: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """``settings`` over ``defaults``, and between them what the model was trained with, if a run trained it."""
+    tree = _assigned(defaults, settings)
+    model = tree.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    file = settings_file(model_of(path)) if isinstance(path, str) else None
+    if file is None:
+        return tree
+    train = defaults["data"]["train"]
+    used = settings_to_use(file, [train] if isinstance(train, str) else train, fitting_verifier)
+    shown = ", ".join(f"{key} = {as_text(value)}" for key, value in flat({**used, "eval": {}}).items() if key != "data.train")
+    show(f"as {file} has it: {shown or 'all defaults'} (--set changes a setting, --config takes all from another file)")
+    return _assigned({**defaults, **{key: {**defaults.get(key, {}), **values} for key, values in used.items()}}, settings)
 
 
 def fitting_verifier(*sources: str) -> str:

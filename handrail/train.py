@@ -37,6 +37,7 @@ from handrail.schedule import Schedule
 from handrail.seeds import derive
 from handrail.sources import load_problems
 from handrail.tools import Tools
+from handrail.trained import keep_settings
 from handrail.trajectory import Group
 from handrail.update import Outcome, Update, taken_apart
 from handrail.verifier_pool import VerifierPool
@@ -148,6 +149,7 @@ class Run:
                 checkpoint.require_finite(out.checkpoints, c.steps, self.policy)
                 with whole_directory(directory / "model") as aside:
                     self.policy.save(aside)
+                    keep_settings(aside, self.config)
                 result = summary(out, self.config, self.method, budget.spent)
                 out.summarise(result)
             return dict(self.agreed(result))

@@ -30,7 +30,8 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
     """
     path = Path(locate(config.path))
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", ADAPTER)):
-        raise UserError(f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json)")
+        hint = f"; did you mean {path / 'model'}?" if (path / "model").is_dir() else ""
+        raise UserError(f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json){hint}")
     if path.suffix == ".gguf" and not path.is_file():
         raise UserError(f"{field}: there is no file {config.path}")
     if not path.exists():
