@@ -24,7 +24,7 @@ from handrail.evaluate import wilson
 from handrail.evidence.differences import against_first, half_width, verdict
 from handrail.files import write_whole
 from handrail.interrupts import Interrupts
-from handrail.jobs import Job, jobs
+from handrail.jobs import Job, jobs, require_finished_unchanged
 
 AGAIN = "the same command goes on with it"
 Report = Callable[[str, int, int, dict[str, Any]], None]
@@ -33,6 +33,7 @@ Report = Callable[[str, int, int, dict[str, Any]], None]
 def compare(config: Config, output: Path, workers: int | None, report: Report) -> dict[str, Any]:
     """Runs what is not finished yet and writes ``output/summary.json``. ``workers`` run at a time, see ``run_all``."""
     planned = jobs(config, output)
+    require_finished_unchanged(planned)
     run_all([job for job in planned if job.summary is None], workers, report)
     differences = against_first(rewards(planned))
     summary = {

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from handrail.config import Config, load_config, parse_config
+from handrail.contents import contents
 from handrail.errors import UserError
 from handrail.methods import build
 from handrail.names import slug
-from handrail.resuming import differences
+from handrail.probed import load_kept
+from handrail.resuming import differences, require_unchanged
+from handrail.sources import load_problems
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,24 @@ def jobs(config: Config, output: Path) -> list[Job]:
                 raise UserError(f"{job.directory} holds a run of another configuration: {other}; choose another --output")
             out.append(job)
     return out
+
+
+def require_finished_unchanged(planned: Sequence[Job]) -> None:
+    """Raises UserError if data, a model or the user's code have changed since a finished run of a comparison."""
+    found: dict[str, dict[str, str]] = {}
+    for job in planned:
+        if job.summary is None:
+            continue
+        key = job.config.model_dump_json(include={"data", "model", "eval", "experts", "verifier", "method"})
+        if key not in found:
+            found[key] = loaded_contents(job.config)
+        require_unchanged(job.directory, found[key], every=True)
+
+
+def loaded_contents(config: Config) -> dict[str, str]:
+    sources = [load_kept(source, config.data.columns) for source in config.data.train]
+    held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
+    return contents(config, sources, held_out)
 
 
 def runnable(tree: dict[str, Any], where: str) -> Config:

@@ -30,6 +30,13 @@ class Problem:
 
 
 def digest(problems: Sequence[Problem]) -> str:
-    """A checksum of what problems ask and accept; two data sets with the same one need no new attempts."""
-    rows = [[problem.id, problem.prompt, problem.answer, problem.references, problem.plan] for problem in problems]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    """A checksum of all that problems hold; two data sets with the same one need no new attempts."""
+    rows = [[problem.id, problem.prompt, problem.answer, problem.references, problem.plan, problem.metadata] for problem in problems]
+    return hashlib.sha256(json.dumps(rows, default=_as_json, skipkeys=True).encode()).hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    """Metadata that JSON does not know, the same in every process."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return type(value).__name__ if repr(value).startswith("<") else str(value)

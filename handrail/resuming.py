@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from handrail.config import Config, EndpointConfig
+from handrail.contents import changed, read_object
+from handrail.errors import UserError
+
+CONTENTS = "contents.json"
+"""The file in a run directory with the digests of what the run was made from."""
+log = logging.getLogger("handrail")
 
 SHOWN = 3
 """How many differing settings are shown with both values."""
@@ -64,6 +71,22 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def as_text(value: Any) -> str:
     text = "not set" if value is None else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = False) -> None:
+    """Warns, or raises UserError, if contents that the run in ``directory`` was made from have changed since it began.
+
+    Held-out sets and the user's own code may change while a run goes on, unless ``every`` change makes it another run.
+    """
+    before = read_object(directory / CONTENTS)
+    found = changed(before, now)
+    fatal = [key for key in found if every or not key.startswith(("eval.", "verifier.", "method."))]
+    if fatal:
+        raise UserError(
+            f"{directory} was made from other contents of {', '.join(fatal)}, which changed since; restore them, or choose another --output"
+        )
+    if found:
+        log.warning("%s goes on with other contents of %s, which changed since it began", directory, ", ".join(found))
 
 
 def what_is_learnt(config: Config) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from handrail.checkpoint import newest_intact
 from handrail.config import Config, load_config
 from handrail.errors import Paused, UserError
 from handrail.files import locked, no_room, sync, write_whole
-from handrail.resuming import differences, no_run_in, what_is_learnt
+from handrail.resuming import CONTENTS, differences, no_run_in, what_is_learnt
 
 log = logging.getLogger("handrail")
 
@@ -122,6 +122,10 @@ class RunDirectory:
     def reopen(self) -> None:
         """A run that goes on has not ended: what an earlier end wrote is void."""
         (self.path / "summary.json").unlink(missing_ok=True)
+
+    def made_from(self, contents: Mapping[str, str]) -> None:
+        if self.writes:
+            write_whole(self.path / CONTENTS, json.dumps(contents, indent=1) + "\n")
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ from handrail import checkpoint
 from handrail.budget import Budget
 from handrail.check import refusal
 from handrail.config import Config, load_config
+from handrail.contents import contents
 from handrail.diversity import diversity, measures
 from handrail.errors import Paused, UserError
 from handrail.evaluate import Accuracy, evaluate, mean_reward
@@ -26,12 +28,12 @@ from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.metrics import StepMetrics, summary
 from handrail.policy.learning import LearningPolicy
-from handrail.probed import load_kept
+from handrail.probed import load_kept, of_another_model
 from handrail.problems import Problem
 from handrail.processes import accelerator
 from handrail.resources import Clock
-from handrail.resuming import run_directory
-from handrail.run_directory import RunDirectory, explained, newest_checkpoint
+from handrail.resuming import require_unchanged, run_directory
+from handrail.run_directory import RunDirectory, explained, last_step, newest_checkpoint
 from handrail.samples import batch_rows, sample_rows
 from handrail.schedule import Schedule
 from handrail.seeds import derive
@@ -43,6 +45,7 @@ from handrail.update import Outcome, Update, taken_apart
 from handrail.verifier_pool import VerifierPool
 from handrail.watch import Watch
 
+log = logging.getLogger("handrail")
 LOOKED_AT = 64
 """How many answers and references of each source are graded before training begins."""
 
@@ -94,6 +97,9 @@ class Run:
                 "or take a method without them"
             )
         self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
+        self.contents = contents(config, self.sources, self.held_out)
+        for warning in filter(None, (of_another_model(source, config.model.path) for source in config.data.train)):
+            log.warning("data.train: %s", warning)
         self.accelerator = accelerator(config.model.device)
         self.verifier, self.interrupts = verifier, interrupts
         self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
@@ -116,6 +122,8 @@ class Run:
     def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
         newest = newest_checkpoint(directory) if resume else None
+        if resume and last_step(directory) >= 0:
+            require_unchanged(directory, self.contents)
         done = checkpoint.load(newest, self.policy, self.optimizer, self.method) if newest else None
         self.checkpointed = done
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
@@ -123,6 +131,7 @@ class Run:
         if complete and (done or 0) >= c.steps:
             raise UserError(f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
         with RunDirectory(directory, self.config, done, writes=self.accelerator.is_main_process) as out:
+            out.made_from(self.contents)
             rows, timings = self.agreed((out.read(out.metrics), out.read(out.timings)[1:]))
             before = rows[1:]
             budget = Budget(c, before, timings)

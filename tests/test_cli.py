@@ -256,6 +256,7 @@ def test_a_run_is_not_resumed_with_a_model_of_another_size(handrail: Handrail, t
     assert handrail("train", file, "--output", "out").code == 0
     before = (tmp_path / "out/metrics.jsonl").read_bytes()
     other_model(tmp_path / "model")
+    (tmp_path / "out/contents.json").unlink()  # as if the run were older than these digests
     done = handrail("train", file, "--output", "out", "--resume", "--set", "train.steps=2")
     assert_refused(done, "holds another model than model.path names", output=Path("nothing"))
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == before

@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_p
 
 def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
     run(tmp_path / "a", samples=2, limit=4)
-    with pytest.raises(UserError, match="another samples and seed; choose another --output"):
+    with pytest.raises(UserError, match="another measurement: samples is 2 there and 3 here, seed is 0 there and 1 here; choose"):
         run(tmp_path / "a", samples=3, seed=1, limit=4)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("")
@@ -90,7 +90,7 @@ def test_edited_data_is_attempted_anew(tmp_path: Path, handrail: Handrail) -> No
     assert handrail(*command).code == 0
     file.write_text('{"prompt": "5 + 3 ?", "answer": "9"}\n')
     again = handrail(*command)
-    assert again.code == 2 and "another problems" in again.err
+    assert again.code == 2 and f"holds a measurement before the problems of {file} changed; choose another --output" in again.err
 
 
 def test_eval_on_the_command_line(handrail: Handrail) -> None:

@@ -42,8 +42,8 @@ def small(**changes: Any) -> Config:
 def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> None:
     summary = train(small(train={"checkpoint_every": 1}, method={"name": "sort"}), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.toml", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "evaluations.jsonl", "summary.json", "checkpoints", "model",
-        "tensorboard", "versions.jsonl", ".lock",
+        "config.toml", "contents.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "evaluations.jsonl", "summary.json",
+        "checkpoints", "model", "tensorboard", "versions.jsonl", ".lock",
     }  # fmt: skip
     metrics = lines(tmp_path / "run/metrics.jsonl")
     assert [line["step"] for line in metrics] == [0, 1, 2]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
 
-from handrail.backbones import locate
 from handrail.config import Config
+from handrail.contents import changed, code_digest, model_digest, read_object
 from handrail.errors import UserError
 from handrail.files import write_whole
 from handrail.memory import enough_memory
 from handrail.policy.transformers import TransformersPolicy
-from handrail.problems import Problem
+from handrail.problems import Problem, digest
+from handrail.resuming import differences
 from handrail.seeds import derive
 from handrail.trajectory import Trajectory
 from handrail.verifier_pool import CUT_OFF, Verdict, VerifierPool
@@ -129,42 +130,33 @@ def written(file: Path) -> list[Attempts]:
     return out
 
 
-def claim(directory: Path, config: Config, what: dict[str, Any]) -> None:
-    """Makes ``directory`` that of one measurement. Raises UserError if it holds another, or of a model that has changed since."""
+def claim(directory: Path, config: Config, what: dict[str, Any], problems: Mapping[str, Sequence[Problem]]) -> None:
+    """Makes ``directory`` that of one measurement of ``problems``, by source.
+
+    Raises UserError if it holds another one, or the problems, the model or the verifier have changed since.
+    """
     settings = {
         **what,
         "model": config.model.model_dump(mode="json"),
-        "weights": fingerprint(config.model.path),
         "data": config.data.model_dump(mode="json", exclude={"train"}),
         "rollout": config.rollout.model_dump(mode="json"),
         "verifier": config.verifier.model_dump(mode="json", exclude={"timeout", "memory_gib", "workers"}),
     }
+    parts = {"the model": model_digest(config.model.path), "the verifier": code_digest(config.verifier.name)}
+    made_from = parts | {f"the problems of {source}": digest(each) for source, each in problems.items()}
     file = directory / "settings.json"
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --output")
     if file.exists():
-        there = json_object(file)
-        changed = [key for key in settings if there.get(key) != settings[key]]
-        if changed:
-            raise UserError(f"{directory} holds a measurement with another {' and '.join(changed)}; choose another --output")
+        there = read_object(file)
+        if other := differences({key: there.get(key) for key in settings}, settings):
+            raise UserError(f"{directory} holds another measurement: {other}; choose another --output")
+        if changed_since := changed(there.get("contents", {}), made_from):
+            raise UserError(f"{directory} holds a measurement before {' and '.join(changed_since)} changed; choose another --output")
     elif directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} holds something else; choose another --output")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(settings, indent=1) + "\n")
+        write_whole(file, json.dumps({**settings, "contents": made_from}, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --output") from error
-
-
-def json_object(file: Path) -> dict[str, Any]:
-    """What ``file`` holds; nothing if it was being written when the process died."""
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError:
-        return {}
-
-
-def fingerprint(path: str) -> list[list[Any]]:
-    """Names, sizes and times of a model directory's weights: enough to notice that it was trained on meanwhile."""
-    files = sorted(Path(locate(path)).glob("*.safetensors")) if Path(locate(path)).is_dir() else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -14,7 +14,6 @@ from handrail.evidence.estimators import interval, ks, maj_at_k, pass_at_k, vote
 from handrail.files import locked
 from handrail.lengths import check_lengths
 from handrail.policy.transformers import TransformersPolicy
-from handrail.problems import digest
 from handrail.processes import accelerator
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
@@ -35,8 +34,8 @@ def evaluate_sets(
     for each in problems.values():
         check_lengths(policy, each, references=False)
     with VerifierPool(config.verifier) as verifier:
-        contents = {name: digest(each) for name, each in problems.items()}
-        claim(directory, config, {"sets": dict(sets), "problems": contents, "limit": limit, "samples": samples, "seed": seed})
+        what = {"sets": dict(sets), "limit": limit, "samples": samples, "seed": seed}
+        claim(directory, config, what, {sets[name]: each for name, each in problems.items()})
         attempting = Attempting(config, policy, verifier, samples, seed)
         with locked(directory):
             return {

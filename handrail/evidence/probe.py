@@ -79,7 +79,8 @@ def probe(
                 f"{source}: no prompt and rollout.max_tokens = {config.rollout.max_tokens} fit the model's context of {policy.context}; "
                 "lower rollout.max_tokens"
             )
-        claim(directory, config, {"source": source, "problems": digest(problems), "limit": limit, "rollouts": rollouts, "seed": seed})
+        what = {"source": source, "limit": limit, "rollouts": rollouts, "seed": seed}
+        claim(directory, config, what, {source: problems})
         attempting = Attempting(config, policy, verifier, rollouts, seed)
         with locked(directory):
             attempts = {each.id: each for each in attempting.at(sampled, "probe", directory / "attempts.jsonl", progress)}
