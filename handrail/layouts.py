@@ -305,6 +305,7 @@ def _prompt(value: object) -> str | list[Message]:
         return _text("prompt", value, "text or a list of messages")
     if not value:
         raise BadRow("prompt", "it is empty", "fill it in, or leave the row out")
+    value = [_of_one_text(message) for message in value]
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
             raise BadRow("prompt", "a message lacks a role or a content of text", "write each as {role: ..., content: ...}")
@@ -312,9 +313,21 @@ def _prompt(value: object) -> str | list[Message]:
             raise BadRow("prompt", "a message has an unknown role", f"'{message['role']}' is none of {', '.join(ROLES)}")
     if value[-1]["role"] != "user":
         role = value[-1]["role"]
-        raise BadRow("prompt", f"its last message is from the {role}", "end it with the user's message, which the policy is to answer")
+        advice = "end it with the user's message, which the policy is to answer; begun answers are not gone on with"
+        raise BadRow("prompt", f"its last message is from the {role}", advice)
     _text("prompt", value[-1]["content"])
     return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _of_one_text(message: Any) -> Any:
+    """A message whose content is a list of texts, as templates for several media want it, with one text."""
+    parts = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and "type" in part for part in parts):
+        return message
+    if other := [part["type"] for part in parts if part["type"] != "text"]:
+        raise BadRow("prompt", "a message holds more than text", f"leave out its part of the type {other[0]!r}, or the row")
+    texts = [part.get("text") for part in parts]
+    return {**message, "content": "".join(texts)} if all(isinstance(text, str) for text in texts) else message
 
 
 def _filled(value: object) -> object | None:

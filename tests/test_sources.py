@@ -629,6 +629,12 @@ def test_unrecognised_layout() -> None:
     assert "the row has task, label: rename one" in message
 
 
+def test_a_message_in_parts_of_text_is_one_text() -> None:
+    parts = [{"type": "text", "text": "what is "}, {"type": "text", "text": "two", "image": None}]
+    (problem,) = load_problems(parquet([{**GOOD, "prompt": [{**USER, "content": parts}]}]))
+    assert problem.prompt == [{"role": "user", "content": "what is two"}]
+
+
 BAD_ROWS: list[tuple[object, str, str]] = [
     (["prompt"], "", "the row is not an object; write it as"),
     ({**GOOD, "prompt": 5}, "prompt", "it is a number; make it text or a list of messages"),
@@ -639,6 +645,11 @@ BAD_ROWS: list[tuple[object, str, str]] = [
     ({**GOOD, "prompt": [{"role": "user"}]}, "prompt", "a message lacks a role or a content of text"),
     ({**GOOD, "prompt": ["hello"]}, "prompt", "a message lacks a role or a content of text"),
     ({**GOOD, "prompt": [{**USER, "content": [{"type": "text"}]}]}, "prompt", "a message lacks a role or a content of text"),
+    (
+        {**GOOD, "prompt": [{**USER, "content": [{"type": "image", "url": "x"}]}]},
+        "prompt",
+        "more than text; leave out its part of the type 'image'",
+    ),
     ({**GOOD, "prompt": [{**USER, "role": "human"}]}, "prompt", "unknown role; 'human' is none of system, user, assistant"),
     ({**GOOD, "prompt": [USER, {**USER, "role": "assistant"}]}, "prompt", "its last message is from the assistant; end it with the user's"),
     ({**GOOD, "prompt": [{**USER, "role": "system"}]}, "prompt", "its last message is from the system"),
