@@ -16,11 +16,11 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, SupportsFloat
 
-from handrail import gym_answers
+from handrail import gym_answers, math_answers, math_reading
+from handrail.answer_text import boxes, final_answer, looks, marked, plain
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.imports import load_attribute
-from handrail.math_answers import ADDED, agree, expressions
 from handrail.problems import Problem
 from handrail.tasks.gym import BY_NAME
 
@@ -89,19 +89,19 @@ def normalised(problem: Problem, completion: str) -> float:
 
 
 def math(problem: Problem, completion: str) -> float:
-    """1 if math-verify finds the completion's answer equal to the problem's, and it is worked out. Raises ValueError if it cannot read
-    the problem's."""
-    from math_verify import verify
+    """1 if the answer that the completion states is the problem's, by its letters or as math-verify says, and worked out. Raises
+    ValueError if the problem's is empty."""
+    right = _right_answer(problem.answer)
+    if not right.plain:
+        raise ValueError(f"the problem's answer {problem.answer!r} is empty")
+    mine = math_reading.stated(completion)
+    return float(math_answers.same(mine, right) if mine else plain(completion) == right.plain)
 
-    gold = expressions(problem.answer)
-    if not gold:
-        raise ValueError(f"math-verify cannot read the problem's answer {problem.answer!r}; try the verifier 'normalised'")
-    marked = _marked(completion)
-    found = expressions(completion if marked is None else marked)
-    if ADDED.search(final_answer(completion)) and not ADDED.search(problem.answer):
-        return 0.0  # a second number in words, which math-verify does not read
-    # timeout_seconds: math-verify's own deadline is a Python signal handler, which waits for C code to return.
-    return float(agree(found, gold) and verify(gold, found, timeout_seconds=None))
+
+@lru_cache(maxsize=64)
+def _right_answer(text: str) -> math_reading.Answer:
+    """Kept, because many completions are compared with it."""
+    return math_reading.known(text)
 
 
 def reasoning_gym(problem: Problem, completion: str) -> float:
@@ -149,17 +149,12 @@ BUILTIN: dict[str, Callable[[Problem, str], object]] = {
 
 
 def _math_spelling(text: str) -> str | None:
-    from sympy import Number, Rational
-
-    marked = _marked(text)
-    for expression in expressions(text if marked is None else marked):
-        # 0.5 and 1/2 are one answer; by its digits, as the float 0.1 is not a tenth.
-        return str(Rational(str(expression)) if isinstance(expression, Number) and expression.is_finite else expression)
-    return None
+    found = math_reading.stated(text)
+    return None if found is None else math_answers.spelling(found)
 
 
 def _stated(text: str) -> str | None:
-    return None if _marked(text) is None and _last_boxed(text) is None else final_answer(text)
+    return None if marked(text) is None and not boxes(text) else final_answer(text)
 
 
 SPELLINGS: dict[str, Callable[[str], str | None]] = {
@@ -179,36 +174,8 @@ def warm_up(name: str) -> None:
         importlib.import_module("reasoning_gym")
 
 
-def final_answer(completion: str) -> str:
-    """What stands between answer tags, else after the last ``####``, else everything; of that the last ``\\boxed{}``, if any."""
-    marked = _marked(completion)
-    text = completion if marked is None else marked
-    boxed = _last_boxed(text)
-    return (text if boxed is None else boxed).strip()
-
-
-def _marked(completion: str) -> str | None:
-    before, closed, _ = completion.rpartition("</answer>")
-    _, opened, tagged = before.rpartition("<answer>")
-    if closed and opened:
-        return tagged
-    _, hashes, after = completion.rpartition("####")
-    return after if hashes else None
-
-
-def _last_boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for index in range(start + len("\\boxed"), len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[start + len("\\boxed{") : index]
-    return None
-
-
 def _normal(text: str) -> Fraction | str:
-    text = " ".join(text.casefold().replace("$", "").split())
-    bare = _bare(text)
+    bare = _bare(looks(text).casefold())
     number = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", bare)
     try:
         value = bare if LARGE_EXPONENT.search(number) or "_" in number else Fraction(number)
