@@ -122,6 +122,17 @@ def test_scores_do_not_depend_on_what_is_scored_beside_them(prm: Path) -> None:
         assert a == pytest.approx(b, abs=TOLERANCE) and a == pytest.approx(c, abs=TOLERANCE)
 
 
+def test_tokens_that_the_model_has_no_embedding_for_are_refused_when_they_come(tmp_path: Path) -> None:
+    tokenizer = text_tokenizer()
+    directory = save_prm(tmp_path, tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(directory)
+    judge = PrmJudge(str(directory))
+    assert judge.judge([(PROBLEM, STEPS)])[0]
+    with pytest.raises(UserError, match="d.jsonl, line 4: the token '<new>' has the id .*take the tokenizer that belongs to it"):
+        judge.judge([(Problem("p", "what is <new>", "5", where="d.jsonl, line 4"), STEPS)])
+
+
 def test_attempts_too_long_or_without_steps(tmp_path: Path) -> None:
     directory = save_prm(tmp_path, context=128)
     judge = PrmJudge(str(directory))

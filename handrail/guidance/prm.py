@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerFast
@@ -49,7 +48,7 @@ class ChatLayout:
             messages.insert(0, {"role": "system", "content": self.system})
         try:
             text = self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": SEPARATOR}], tokenize=False)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program, and may raise anything
             raise UserError(f"{problem.where or problem.id}: the process reward model's chat template refuses it: {error}") from error
         before, found, after = text.rpartition(SEPARATOR)
         if not found:
@@ -107,6 +106,7 @@ class PrmJudge:
             if report["missing_keys"]:
                 raise UserError(f"it lacks the weights {min(report['missing_keys'])}")
             self.layout = ChatLayout(tokenizer) if isinstance(self.head, nn.Sequential) else PlainLayout(tokenizer)
+            self._encode(Problem("the trial prompt", "x", ""), ["x"])
         except Exception as error:  # a damaged file can raise anything
             first_line = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(f"experts.prm: {path} cannot be used as a process reward model: {first_line}") from error
@@ -116,7 +116,7 @@ class PrmJudge:
 
     @torch.no_grad()
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
-        encoded = [self.layout.encode(problem, steps) if steps else ([], []) for problem, steps in attempts]
+        encoded = [self._encode(problem, steps) if steps else ([], []) for problem, steps in attempts]
         out: list[Scores | None] = [[] if len(tokens) <= (self.context or math.inf) else None for tokens, _ in encoded]
         todo = [index for index, (_, ends) in enumerate(encoded) if ends and out[index] is not None]
         for part in by_budget([()] * len(todo), [len(encoded[index][0]) for index in todo], self.batch_tokens):
@@ -124,6 +124,18 @@ class PrmJudge:
             for index, scores in zip(indices, self._score([encoded[index] for index in indices]), strict=True):
                 out[index] = [score if math.isfinite(score) else None for score in scores.tolist()]
         return out
+
+    def _encode(self, problem: Problem, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+        """As the layout's ``encode``. Raises UserError if the model has no embedding for one of the tokens."""
+        tokens, ends = self.layout.encode(problem, steps)
+        embeddings = len(self.model.get_input_embeddings().weight)
+        if max(tokens) >= embeddings:
+            token = self.layout.tokenizer.convert_ids_to_tokens(max(tokens))
+            raise UserError(
+                f"{problem.where or problem.id}: the token {token!r} has the id {max(tokens)}, but the process reward model has "
+                f"embeddings for {embeddings} tokens only; take the tokenizer that belongs to it"
+            )
+        return tokens, ends
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
         inputs = Inputs.of([()] * len(rows), [tokens for tokens, _ in rows]).to(self.device)
