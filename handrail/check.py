@@ -136,8 +136,6 @@ def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
     from handrail.policy.transformers import TransformersPolicy
 
     policy = TransformersPolicy(config, Accelerator(cpu=True))
-    if policy.renderer.warning:
-        yield f"warning: {policy.renderer.warning}", ""
     first = problems[0]
     prompt = policy.encode_prompt(first)
     yield f"first problem ({first.id}) as {config.model.path} sees it, {len(prompt)} tokens:", policy.tokenizer.decode(prompt)

@@ -145,8 +145,8 @@ class Run:
                 metrics = self.evaluate(0, out, clock)
                 looked_at = [problem for source in self.sources for problem in source[:LOOKED_AT]]
                 if self.accelerator.is_main_process:
-                    warnings = (self.policy.renderer.warning, refusal(looked_at, self.config.verifier, self.verifier))
-                    metrics |= {"warning": "; ".join(filter(None, warnings))} if any(warnings) else {}
+                    warning = refusal(looked_at, self.config.verifier, self.verifier)
+                    metrics |= {"warning": warning} if warning else {}
                 out.log(0, metrics, clock.seconds)
                 progress(0, c.steps, metrics, clock.seconds)
             else:

@@ -10,6 +10,7 @@ import pytest
 from accelerate import Accelerator
 
 from handrail import UserError, train
+from handrail.guidance.experts import Experts
 from handrail.guidance.judge import Scores
 from handrail.lengths import check_lengths
 from handrail.methods import build
@@ -283,11 +284,26 @@ def test_arguments_reach_the_template_and_one_that_it_does_not_have_is_refused(t
 DATED = "{% set day = date_string if date_string is defined else strftime_now('%d %b %Y') %}<|system|>{{ day }}<|end|>" + TEMPLATE
 
 
-def test_a_template_that_writes_the_date_is_said_by_check_and_by_train(handrail: Handrail, tmp_path: Path) -> None:
+def test_whoever_loads_a_template_that_writes_the_date_is_told(
+    handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     save_chat_model(tmp_path / "model", template=DATED)
     (tmp_path / "d.jsonl").write_text('{"prompt": "what is two", "answer": "2"}\n')
-    assert "warning: the chat template of model writes today's date" in handrail("check", "d.jsonl", "--model", "model").out
     (tmp_path / "run.toml").write_text(RUN)
-    assert "writes today's date into prompts" in handrail("train", "run.toml").out
+    for command in ("check d.jsonl --model model", "train run.toml", "eval model d.jsonl --set rollout.max_tokens=2"):
+        caplog.clear()
+        handrail(*command.split())
+        assert "the chat template of model writes today's date into prompts" in caplog.text, command
+    caplog.clear()
     fixed = policy(tmp_path / "model", {"chat_template_kwargs": {"date_string": "1 Jan 2025"}})
-    assert fixed.renderer.warning is None and "1 Jan 2025" in fixed.tokenizer.decode(fixed.encode_prompt(problem()))
+    assert not caplog.text and "1 Jan 2025" in fixed.tokenizer.decode(fixed.encode_prompt(problem()))
+
+
+def test_a_teachers_template_is_named_by_its_setting_and_need_not_know_the_policys_arguments(tmp_path: Path) -> None:
+    save_chat_model(tmp_path / "broken", template="{{ messages[0]['content'][0]['text'] + 'x' }}")
+    save_chat_model(tmp_path / "other")
+    asked = config(data={"chat_template_kwargs": {"enable_thinking": False}}, experts={"teacher": str(tmp_path / "broken")})
+    with pytest.raises(UserError, match="experts.teacher: the chat template of .*broken cannot render"):
+        Experts(asked, Accelerator(cpu=True)).corrector("model", True, 8, None)
+    other = asked.model_copy(update={"experts": asked.experts.model_copy(update={"teacher": str(tmp_path / "other")})})
+    assert Experts(other, Accelerator(cpu=True)).teacher.encode_prompt(problem())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from handrail.policy.renderer import Renderer
 from handrail.problems import Problem
 from handrail.processes import dealt_back
 from handrail.trajectory import Origin, Trajectory
+
+log = logging.getLogger("handrail")
 
 
 def can_share_prompts(model: Any) -> bool:
@@ -44,6 +47,8 @@ class TransformersPolicy:
         embeddings = len(model.get_input_embeddings().weight)
         self.renderer = Renderer(self.tokenizer, config.data, config.model.path, embeddings, ends, field)
         self.end, self.ends = self.renderer.end, self.renderer.ends
+        if self.renderer.warning:
+            log.warning("%s", self.renderer.warning)
         if accelerator.device.type == "cpu" and config.model.attention == "auto":
             share_on_cpu(model)
         self.shares_prompts = can_share_prompts(model)
