@@ -25,7 +25,7 @@ def write_run(directory: Path, tokens: int) -> None:
     with (directory / "metrics.jsonl").open("w") as metrics, (directory / "samples.jsonl").open("w") as samples:
         metrics.write(json.dumps({"step": 0, "eval/hard/mean": 0.0}) + "\n")
         for step in range(1, STEPS + 1):
-            groups = {"groups/all_wrong": STEPS - step, "groups/mixed": 10, "groups/all_right": step, "groups/rescued": 1}
+            groups = {"groups/all_wrong": STEPS - step, "groups/mixed": 10, "groups/all_right": step, "groups/guided": 1}
             metrics.write(
                 json.dumps({"step": step, "reward": step / 50, "entropy": 1 / step, "eval/hard/mean": step / 50, **groups}) + "\n"
             )

@@ -173,7 +173,7 @@ def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
         out[name] = {
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
             "all_wrong": {end: mean_of_known([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
-            **{key: mean_of_known([run.get(key) for run in summaries]) for key in ("rescued", "off_policy", "salvaged")},
+            **{key: mean_of_known([run.get(key) for run in summaries]) for key in ("guided", "off_policy", "salvaged")},
             "tokens_sampled": mean_of_known([run.get("tokens_sampled") for run in summaries]),
             "steps_without_signal": mean_of_known([run["steps_without_signal"] for run in summaries]),
             "seconds": mean_of_known([run["seconds"] for run in summaries]),

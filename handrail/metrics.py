@@ -30,9 +30,13 @@ class StepMetrics:
             "groups": len(groups),
             "graded": sum(bool(group.rollouts) for group in groups),
             "all_wrong": sum(group.all_wrong for group in groups),
+            "mixed": sum(group.mixed for group in groups),
             "all_right": sum(group.all_right for group in groups),
-            "rescued": 0,
+            "dead": sum(group.dead for group in groups if group.rollouts),
+            "guided": 0,
             "rollouts": len(rollouts),
+            "correct": sum(member.correct is True for member in rollouts),
+            "verified": sum(member.correct is not None for member in rollouts),
             "truncated": sum(not member.finished for member in rollouts),
             "sampled": sum(map(len, rollouts)),
             "spread": sum(len(member.entropy) for member in rollouts),  # tokens whose entropy is known
@@ -40,6 +44,7 @@ class StepMetrics:
             "off_policy": 0,
             "dropped": 0,
         })  # fmt: skip
+        self.all_wrong = {group.problem.id for group in groups if group.all_wrong}
         self.reward = sum(member.reward for member in rollouts)
         self.entropy = sum(sum(member.entropy) for member in rollouts)
         self.diversity = [measures(group) for group in groups]
@@ -47,7 +52,7 @@ class StepMetrics:
 
     def updated(self, groups: Sequence[Group], outcome: Outcome) -> None:
         """``groups`` as they were credited."""
-        self.sums["rescued"] += sum(group.all_wrong and group.has_signal for group in groups)
+        self.sums["guided"] += sum(group.problem.id in self.all_wrong and learns_from_others(group) for group in groups)
         self.sums["trained"] += outcome.tokens_trained
         self.sums["off_policy"] += outcome.tokens_off_policy
         self.sums["dropped"] += outcome.tokens_dropped
@@ -62,11 +67,13 @@ class StepMetrics:
         return {
             "groups/all": sums["groups"],
             "groups/all_wrong": sums["all_wrong"],
+            "groups/mixed": sums["mixed"],
             "groups/all_right": sums["all_right"],
-            "groups/mixed": sums["graded"] - sums["all_wrong"] - sums["all_right"],
-            "groups/rescued": sums["rescued"],
+            "groups/dead": sums["dead"],
+            "groups/guided": sums["guided"],
             "rollouts": sums["rollouts"],
             "length": ratio(sums["sampled"], sums["rollouts"]),
+            "correct": ratio(sums["correct"], sums["verified"]),
             "reward": ratio(sum(part[1] for part in parts), sums["rollouts"]),
             "entropy": ratio(sum(part[2] for part in parts), sums["spread"]),
             "truncated": ratio(sums["truncated"], sums["rollouts"]),
@@ -85,6 +92,11 @@ class StepMetrics:
         return {name: mean(figures[name] for figures in self.updates if name in figures) for name in names}
 
 
+def learns_from_others(group: Group) -> bool:
+    """True if the update of ``group`` learns from tokens that the policy did not sample."""
+    return any(member.has_signal and not member.is_rollout for member in group.members)
+
+
 def ratio(total: float, n: int) -> float | None:
     return total / n if n else None
 
@@ -93,15 +105,16 @@ def no_signal(sums: Counter[str]) -> str:
     """Why nothing was learnt, in words."""
     if not sums["graded"]:
         return f"no signal: {sums['groups']} groups without a rollout or a usable reference"
-    mixed = sums["graded"] - sums["all_wrong"] - sums["all_right"]
-    others = "".join(f", {n} {kind}" for n, kind in ((mixed, "mixed"), (sums["all_right"], "all right")) if n)
+    kinds = {"mixed": sums["mixed"], "all right": sums["all_right"]}
+    kinds["unverified"] = sums["graded"] - sums["all_wrong"] - sum(kinds.values())
+    others = "".join(f", {n} {kind}" for kind, n in kinds.items() if n)
     return f"no signal: {sums['all_wrong']} of {sums['graded']} groups all wrong{others}"
 
 
 def summary(out: RunDirectory, config: Config, method: Method, spent: str) -> dict[str, Any]:
-    """What a run came to: held-out accuracy, and diversity if it was measured, before and after; groups at both ends; rescues; the
-    share of trained tokens that the policy did not sample; of partly right failures, the share repaired; training seconds; ``spent`` is
-    the budget that ended the run, if one did."""
+    """What a run came to: held-out accuracy, and diversity if it was measured, before and after; groups at both ends; all-wrong groups
+    that were guided; the share of trained tokens that the policy did not sample; of partly right failures, the share repaired; training
+    seconds. ``spent`` is the budget that ended the run, if one did."""
     lines = out.read(out.metrics)
     steps, timings = lines[1:], out.read(out.timings)
     tenth = max(1, len(steps) // 10)
@@ -115,7 +128,7 @@ def summary(out: RunDirectory, config: Config, method: Method, spent: str) -> di
         "tokens_sampled": total(steps, "tokens/sampled"),
         "eval": {name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)} for name in config.eval.sets},
         "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
-        "rescued": sum(line["groups/rescued"] for line in steps),
+        "guided": total(steps, "groups/guided"),
         "off_policy": ratio(total(steps, "tokens/off_policy"), total(steps, "tokens/trained")),
         "salvaged": ratio(total(steps, "scope/repaired"), total(steps, "scope/partly_right")),
         "steps_without_signal": sum("note" in line for line in steps),

@@ -44,8 +44,8 @@ def parts(metrics: Mapping[str, Any]) -> list[str]:
     kinds = {kind.replace("_", " "): metrics.get(f"groups/{kind}", 0) for kind in ("all_wrong", "mixed", "all_right")}
     if any(kinds.values()):
         out.append("groups " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
-    if metrics.get("groups/rescued"):
-        out.append(f"rescued {metrics['groups/rescued']}")
+    if metrics.get("groups/guided"):
+        out.append(f"guided {metrics['groups/guided']}")
     return out
 
 

@@ -9,7 +9,8 @@ from typing import Any
 WINDOW = 10
 """Steps over which figures are averaged: the first so many with rollouts are held against the last so many."""
 BETTER = 0.1
-"""A reward higher by this excuses low entropy and short completions: who knows the answer need not search."""
+"""A share of correct rollouts higher by this excuses low entropy and short completions: whoever knows the answer need not search. A
+reward or share that never reached it cannot fall."""
 
 
 class Watch:
@@ -19,7 +20,7 @@ class Watch:
         """``before``: the metrics of the steps there have been."""
         self.first: list[Mapping[str, Any]] = []
         self.last: list[Mapping[str, Any]] = []
-        self.best = 0.0
+        self.best: dict[str, float] = {}
         self.said: set[str] = set()
         for metrics in before:
             self(metrics)
@@ -39,21 +40,22 @@ class Watch:
 
     def wrong(self) -> dict[str, str]:
         """What is wrong with the last steps, by kind."""
-        reward, at_first = mean(self.last, "reward"), mean(self.first, "reward")
-        self.best = max(self.best, reward, at_first)
         entropy, entropy_at_first = mean(self.last, "entropy"), mean(self.first, "entropy")
         length, length_at_first = mean(self.last, "length"), mean(self.first, "length")
         unverified = mean(self.last, "verifier/unverified") / max(1.0, mean(self.last, "rollouts"))
-        learnt = reward >= at_first + BETTER
+        learnt = mean(self.last, "correct") >= mean(self.first, "correct") + BETTER
         out = {}
         if entropy < entropy_at_first / 10 and not learnt:
-            out["entropy"] = f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in reward"
+            out["entropy"] = f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in accuracy"
         if length < length_at_first / 4 and not learnt:
-            out["short"] = f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain in reward"
+            out["short"] = f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain in accuracy"
         if mean(self.last, "truncated") > 0.5 > 2 * mean(self.first, "truncated"):
             out["long"] = f"{mean(self.last, 'truncated'):.0%} of the completions are cut off at rollout.max_tokens"
-        if reward < self.best / 2 and self.best >= BETTER:
-            out["reward"] = f"the reward has fallen from {self.best:.2f} to {reward:.2f}"
+        for key, words in (("reward", "the reward"), ("correct", "the share of correct rollouts")):
+            now = mean(self.last, key)
+            best = self.best[key] = max(self.best.get(key, 0.0), now, mean(self.first, key))
+            if now < best / 2 and best >= BETTER and "fallen" not in out:
+                out["fallen"] = f"{words} has fallen from {best:.2f} to {now:.2f}"
         if unverified > 0.1:
             out["verifier"] = f"{unverified:.0%} of the completions are unverified: see verifier.timeout and verifier.memory_gib"
         return {kind: f"the last {WINDOW} steps: {text}" for kind, text in out.items()}

@@ -123,7 +123,7 @@ def test_an_interval_stays_within_zero_and_one() -> None:
 
 ROW: dict[str, Any] = {
     "hard [x]": {"start": 0.25, "mean": 0.5, "low": 0.4, "high": 0.6},
-    "all_wrong": {"first": None, "last": None}, "rescued": 3.0, "steps_without_signal": 1.0, "seconds": 12.3,
+    "all_wrong": {"first": None, "last": None}, "guided": 3.0, "steps_without_signal": 1.0, "seconds": 12.3,
 }  # fmt: skip
 GRADED = {**ROW, "all_wrong": {"first": 1.0, "last": 0.5}}
 

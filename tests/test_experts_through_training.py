@@ -67,7 +67,7 @@ def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_
         assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
         assert len(server.requests) - asked <= sum(row.get("endpoint/failed", 0) for row in rows)
     assert sum(row.get("endpoint/failed", 0) for row in rows) >= 1 and sum(row.get("sort/no_plan", 0) for row in rows) >= 1
-    assert all(row["groups/rescued"] > 0 for row in rows) and again[0]["endpoint/cached"] > 0
+    assert all(row["groups/guided"] > 0 for row in rows) and again[0]["endpoint/cached"] > 0
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
 
@@ -75,8 +75,8 @@ def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
     """The built-in backbone understands no instruction, so its plans end in nothing usable, and every repair is weighted by p0."""
     train(config(method={"name": "sort", "planner": "policy", "plan_tokens": 8}), tmp_path / "run")
     rows = lines(tmp_path / "run")
-    assert all(row["groups/rescued"] > 0 for row in rows)
-    assert all(row.get("sort/no_plan", 0) + row.get("sort/leaking_plan", 0) <= row["groups/rescued"] for row in rows)
+    assert all(row["groups/guided"] > 0 for row in rows)
+    assert all(row.get("sort/no_plan", 0) + row.get("sort/leaking_plan", 0) <= row["groups/guided"] for row in rows)
     assert any("sort/no_plan" in row for row in rows)
 
 
@@ -91,13 +91,13 @@ def test_sort_learns_from_an_outline_as_from_the_same_words_in_a_column(tmp_path
         train(config(method={"name": "sort", "planner": planner}, data={"train": str(tmp_path / "data.jsonl")}), tmp_path / planner)
         rows[planner] = lines(tmp_path / planner)
     assert rows["outline"] == rows["column"] != rows["rule"]
-    assert rows["outline"][0]["groups/rescued"] > 0 and "sort/no_plan" not in rows["outline"][0]
+    assert rows["outline"][0]["groups/guided"] > 0 and "sort/no_plan" not in rows["outline"][0]
 
 
 def test_a_plan_that_leaks_weighs_nothing(tmp_path: Path) -> None:
     with OpenAiServer(lambda messages: "The answer is " + PROBLEMS[messages[-1]["content"].split("\n")[3]].answer) as server:
         rows = run(server, tmp_path, method={"name": "sort", "planner": "endpoint"})
-    assert all(row["sort/leaking_plan"] == row["groups/rescued"] for row in rows)
+    assert all(row["sort/leaking_plan"] == row["groups/guided"] for row in rows)
 
 
 @pytest.mark.parametrize("mode", ["step", "suffix", "reference"])

@@ -23,16 +23,16 @@ from tests.conftest import EASY, HARD, Handrail
 from tests.test_cli import configured
 
 STEP = {
-    "reward": 0.25, "loss": 0.41234, "groups/all": 4, "groups/all_wrong": 2, "groups/mixed": 1, "groups/all_right": 1, "groups/rescued": 2,
+    "reward": 0.25, "loss": 0.41234, "groups/all": 4, "groups/all_wrong": 2, "groups/mixed": 1, "groups/all_right": 1, "groups/guided": 2,
 }  # fmt: skip
-SFT = {"reward": None, "loss": 0.4, **{f"groups/{kind}": 0 for kind in ("all_wrong", "mixed", "all_right", "rescued")}}
+SFT = {"reward": None, "loss": 0.4, **{f"groups/{kind}": 0 for kind in ("all_wrong", "mixed", "all_right", "guided")}}
 
 
 def test_a_step_says_what_it_has_figures_for_and_nothing_else() -> None:
-    assert status(STEP) == "reward 0.25 · loss 0.412 · groups 2 all wrong, 1 mixed, 1 all right · rescued 2"
+    assert status(STEP) == "reward 0.25 · loss 0.412 · groups 2 all wrong, 1 mixed, 1 all right · guided 2"
     assert status({**STEP, "eval/a/b/mean": 0.5}).startswith("held out: a/b 50.0% · reward")
-    assert status({**STEP, "groups/rescued": 0, "verifier/unverified": 3}).startswith("3 unverified · reward")
-    assert "rescued" not in status({**STEP, "groups/rescued": 0})
+    assert status({**STEP, "groups/guided": 0, "verifier/unverified": 3}).startswith("3 unverified · reward")
+    assert "guided" not in status({**STEP, "groups/guided": 0})
     assert status(SFT) == "loss 0.4"
     assert status({**SFT, "note": "no signal: 2 of 2 groups all wrong"}) == "no signal · 2 of 2 groups all wrong"
     assert status({}) == "no held-out problems (set eval.sets)"

@@ -18,7 +18,7 @@ from handrail.report.charts import Line, Style
 from handrail.report.chunks import chunks, readable
 from handrail.report.page import figures, render, settings, versions
 from handrail.report.read import Run, read
-from handrail.report.series import Point, evaluated, group_shares, over_seeds, rescued, window_size, windowed, windows
+from handrail.report.series import Point, evaluated, group_shares, guided, over_seeds, window_size, windowed, windows
 
 
 def step(number: int, wrong: int = 0, mixed: int = 0, right: int = 0, **more: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def summary(accuracy: float, **more: Any) -> dict[str, Any]:
     ends = {"start": {"mean": 0.0, "n": 100}, "end": {"mean": accuracy, "n": 100}}
     return {
         "method": "luffy", "source": "arXiv 1", "status": "published", "seed": 1, "eval": {"hard": ends}, "seconds": 2.0,
-        "all_wrong": {"first": 1.0, "last": 0.5}, "rescued": 3, "off_policy": 0.25, "salvaged": None, "steps_without_signal": 0,
+        "all_wrong": {"first": 1.0, "last": 0.5}, "guided": 3, "off_policy": 0.25, "salvaged": None, "steps_without_signal": 0,
         "tokens_sampled": 640, **more,
     }  # fmt: skip
 
@@ -65,8 +65,8 @@ def test_a_line_has_at_most_forty_windows(tmp_path: Path) -> None:
 def test_metrics_of_a_run_by_hand(tmp_path: Path) -> None:
     rows = [
         {"step": 0, "eval/hard/mean": 0.1, "eval/hard/low": 0.0},
-        step(1, 3, 1, 0, reward=0.5, **{"groups/rescued": 2}),
-        step(2, 1, 1, 2, reward=None, **{"groups/rescued": 1}),
+        step(1, 3, 1, 0, reward=0.5, **{"groups/guided": 2}),
+        step(2, 1, 1, 2, reward=None, **{"groups/guided": 1}),
         step(3, 0, 0, 4, reward=0.25, **{"eval/hard/mean": 0.6}),
         step(4, reward=None),
     ]
@@ -74,7 +74,7 @@ def test_metrics_of_a_run_by_hand(tmp_path: Path) -> None:
     assert evaluated(run, "hard") == {0: 0.1, 3: 0.6}
     assert windowed(run, "reward", 1) == {1: 0.5, 3: 0.25}
     assert windowed(run, "reward", 2) == {2: 0.5, 4: 0.25}
-    assert rescued(run, 1) == {1: 2, 2: 3, 3: 3, 4: 3} and rescued(run, 3) == {3: 3, 4: 3}
+    assert guided(run, 1) == {1: 2, 2: 3, 3: 3, 4: 3} and guided(run, 3) == {3: 3, 4: 3}
     assert group_shares([run], 1) == {1: (0.75, 0.25, 0.0), 2: (0.25, 0.25, 0.5), 3: (0.0, 0.0, 1.0)}
     other = write_run(tmp_path / "other", [step(1, 0, 0, 4), step(2, 4)])
     assert group_shares([run, other], 2) == {2: (0.5, 0.125, 0.375), 4: (0.0, 0.0, 1.0)}

@@ -145,11 +145,11 @@ def test_every_chart_has_words_a_table_and_a_legend(page: Page) -> None:
     titles = page.locator("figcaption").all_text_contents()
     assert titles == [
         "Accuracy on hard", "Accuracy on easy", "Reward", "Loss", "Entropy of sampled tokens", "Tokens sampled", "Tokens trained on",
-        "GRPO", "LUFFY", "SORT", "SCOPE", "Problems rescued so far",
+        "GRPO", "LUFFY", "SORT", "SCOPE", "All-wrong groups guided so far",
     ]  # fmt: skip
     assert page.locator("figure > svg[role=img][aria-label*='At the last step']").count() == len(titles)
     assert page.locator("figure details table").count() == len(titles)
-    for section, entries in (("curves", [*METHODS]), ("groups", ["all wrong", "mixed", "all right"]), ("rescued", [*METHODS])):
+    for section, entries in (("curves", [*METHODS]), ("groups", ["all wrong", "mixed", "all right"]), ("guided", [*METHODS])):
         assert [text.strip() for text in page.locator(f"#{section} .legend li").all_inner_texts()] == entries
     for table in page.locator("table").all():
         assert table.locator("caption").count() == 1
@@ -295,7 +295,7 @@ def test_sft_has_a_loss_no_empty_charts_and_references_that_nobody_graded(browse
     page = watched.page
     assert page.locator("figcaption").all_text_contents() == ["Accuracy on hard", "Loss", "Tokens trained on"]
     heads = " ".join(page.locator(".comparison thead th").all_inner_texts())
-    assert "tokens" in heads and not any(word in heads for word in ("all wrong", "rescued", "salvaged", "signal"))
+    assert "tokens" in heads and not any(word in heads for word in ("all wrong", "guided", "salvaged", "signal"))
     assert "not graded · " in page.locator(".trajectory h3").first.inner_text() and "reward" not in page.locator("#shown").inner_text()
     assert chosen(page, "problem").endswith(": nothing sampled")
     assert "rollouts" not in page.locator(".facts").inner_text()

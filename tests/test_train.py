@@ -49,9 +49,9 @@ def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> No
     assert [line["step"] for line in metrics] == [0, 1, 2]
     first = metrics[1]
     assert first["groups/all"] == first["groups/all_wrong"] + first["groups/mixed"] + first["groups/all_right"] == 4
-    assert first["groups/rescued"] == first["groups/all_wrong"] > 0
+    assert first["groups/guided"] == first["groups/all_wrong"] > 0
     assert first["tokens/trained"] + first["tokens/dropped"] > first["tokens/sampled"]  # the references come on top
-    assert {"reward", "entropy", "truncated", "loss", "grad_norm/all", "grad_norm/guided"} <= first.keys()
+    assert {"reward", "correct", "groups/dead", "entropy", "truncated", "loss", "grad_norm/all", "grad_norm/guided"} <= first.keys()
     assert {"sample", "verify", "guide", "update"} <= lines(tmp_path / "run/timings.jsonl")[1].keys()
     assert summary == json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["eval"]["hard"]["end"]["n"] == 8
@@ -250,6 +250,28 @@ def test_a_learning_rate_falls_with_the_tokens_of_a_budget(tmp_path: Path, monke
     assert [line["learning_rate"] for line in lines(tmp_path / "run/metrics.jsonl")[1:]] == rates
 
 
+PARTIAL = """
+import zlib
+def alike(problem, completion): return 0.1
+def unlike(problem, completion): return zlib.crc32(completion.encode()) / 2**33
+"""
+
+
+@pytest.mark.parametrize(("verifier", "dead"), [("alike", 4), ("unlike", 0)])
+def test_wrong_rollouts_are_wrong_whatever_they_are_paid(verifier: str, dead: int, tmp_path: Path) -> None:
+    (tmp_path / "partial.py").write_text(PARTIAL)
+    graded = {"name": f"{tmp_path}/partial.py:{verifier}", "extract": None}
+    settings = small(
+        verifier=graded, method={"name": "sft-on-failures"}, rollout={"require_end": False}, train={"steps": 1}, eval={"sets": {}}
+    )
+    train(settings, tmp_path / "run")
+    metrics = lines(tmp_path / "run/metrics.jsonl")[1]
+    assert [metrics[f"groups/{kind}"] for kind in ("all_wrong", "mixed", "all_right", "guided", "dead")] == [4, 0, 0, 4, dead]
+    assert metrics["correct"] == 0 < metrics["reward"] and metrics["diversity/correct_derivations"] == 0
+    rollouts = [row for row in lines(tmp_path / "run/samples.jsonl") if row["role"] == "trajectory"]
+    assert {row["correct"] for row in rollouts} == {False}
+
+
 class BestOnly(Method):
     """Only the best rollouts of a group train."""
 
@@ -272,7 +294,7 @@ def test_a_method_of_ones_own_trains_without_touching_the_package(tmp_path: Path
 def test_the_readmes_method_is_named_in_a_configuration_and_trains(tmp_path: Path) -> None:
     train(small(method={"name": "examples/my_method.py:RepairWhenStuck", "clip_high": 0.28}), tmp_path / "run")
     metrics = lines(tmp_path / "run/metrics.jsonl")
-    assert metrics[1]["groups/rescued"] == metrics[1]["groups/all_wrong"] > 0
+    assert metrics[1]["groups/guided"] == metrics[1]["groups/all_wrong"] > 0
 
 
 def test_the_share_of_easy_problems_is_kept_in_every_step(tmp_path: Path) -> None:
@@ -325,7 +347,7 @@ def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> No
     rates = [(tmp_path / f"two-{rank}.rates").read_text().split() for rank in range(2)]
     assert rates[0] == rates[1] and len(set(rates[0])) == 4  # none at step 0, then falling
     one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
-    assert len(one) == len(two) == 4 and one[1]["groups/mixed"] and one[1]["groups/rescued"]
+    assert len(one) == len(two) == 4 and one[1]["groups/mixed"] and one[1]["groups/guided"]
     for left, right in zip(one, two, strict=True):
         assert left.keys() == right.keys()
         for key, value in left.items():

@@ -23,7 +23,7 @@ from handrail.trajectory import Group
 from handrail.watch import Watch
 from tests.conftest import HARD, config
 
-HEALTHY = {"reward": 0.3, "entropy": 1.0, "length": 40.0, "truncated": 0.1, "rollouts": 64}
+HEALTHY = {"reward": 0.3, "correct": 0.3, "entropy": 1.0, "length": 40.0, "truncated": 0.1, "rollouts": 64}
 
 
 def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
@@ -38,7 +38,9 @@ def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
         ({"entropy": 0.05}, "entropy has fallen from 1 to"),
         ({"length": 5.0}, "completions have shrunk from 40 to"),
         ({"truncated": 0.9}, "of the completions are cut off"),
-        ({"reward": 0.1}, "the reward has fallen from 0.30 to"),
+        ({"reward": 0.1, "correct": 0.1}, "the reward has fallen from 0.30 to"),
+        ({"correct": 0.1}, "the share of correct rollouts has fallen from 0.30 to"),  # while the rest is paid for its form
+        ({"entropy": 0.05, "reward": 0.9}, "without a gain in accuracy"),
         ({"verifier/unverified": 32}, "of the completions are unverified"),
     ],
 )
@@ -51,10 +53,10 @@ def test_each_collapse_is_said_once(changes: dict[str, Any], words: str) -> None
     "changes",
     [
         {},
-        {"entropy": 0.05, "reward": 0.9},  # it has learnt the answer
-        {"length": 5.0, "reward": 0.9},
+        {"entropy": 0.05, "reward": 0.9, "correct": 0.9},  # it has learnt the answer
+        {"length": 5.0, "reward": 0.9, "correct": 0.9},
         {"entropy": 0.2, "length": 15.0, "truncated": 0.4, "reward": 0.2, "verifier/unverified": 6},
-        {"reward": None, "entropy": None, "length": None, "truncated": None, "rollouts": 0},  # nothing is sampled
+        {"reward": None, "correct": None, "entropy": None, "length": None, "truncated": None, "rollouts": 0},  # nothing is sampled
     ],
 )
 def test_nothing_is_said_of_a_healthy_run(changes: dict[str, Any]) -> None:

@@ -241,7 +241,7 @@ def outcome(cell: Cell, done: Job) -> Result:
     late = lines[-max(1, len(lines) // 10) :]
     names = {key for line in late for key in line if key.startswith("diversity/")}
     diversity = {name.removeprefix("diversity/"): mean_of_known([line.get(name) for line in late]) for name in sorted(names)}
-    keys = ("all_wrong", "rescued", "off_policy", "salvaged", "tokens_sampled", "seconds")
+    keys = ("all_wrong", "guided", "off_policy", "salvaged", "tokens_sampled", "seconds")
     start = {name: ends["start"]["mean"] for name, ends in summary["eval"].items()}
     figures = {key: summary[key] for key in keys} | {"diversity": diversity}
     rewards = {name: list(each.values()) for name, each in done.final_rewards.items()}

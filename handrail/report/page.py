@@ -82,7 +82,7 @@ def drawn(results: Results) -> dict[str, Any]:
         "accuracy": list(accuracy_charts(results)),
         "curves": list(curve_charts(results, window)),
         "groups": list(group_charts(results, window)),
-        "rescued": counts_chart("Problems rescued so far", "groups so far", lines(results, partial(series.rescued, size=window))),
+        "guided": counts_chart("All-wrong groups guided so far", "groups so far", lines(results, partial(series.guided, size=window))),
     }
 
 
@@ -131,7 +131,7 @@ def measures(results: Results) -> list[str]:
 def columns(results: Results) -> set[str]:
     """The columns of the table of results that hold anything but zeros and gaps."""
     rows = figures(results).values()
-    known = {key for row in rows for key in ("rescued", "off_policy", "salvaged", "steps_without_signal") if row.get(key)}
+    known = {key for row in rows for key in ("guided", "off_policy", "salvaged", "steps_without_signal") if row.get(key)}
     return known | {"all_wrong" for row in rows if row["all_wrong"]["first"] is not None}
 
 

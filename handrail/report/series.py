@@ -58,9 +58,9 @@ def windowed(run: Run, key: str, size: int) -> dict[int, float]:
     return {step: mean(values) for step, values in known.items() if values}
 
 
-def rescued(run: Run, size: int) -> dict[int, float]:
-    """Problems rescued up to and including the last step of every window."""
-    counts = accumulate(row.get("groups/rescued", 0) for row in run.steps)
+def guided(run: Run, size: int) -> dict[int, float]:
+    """All-wrong groups that were guided, up to and including the last step of every window."""
+    counts = accumulate(row.get("groups/guided", 0) for row in run.steps)
     so_far = dict(zip((row["step"] for row in run.steps), counts, strict=True))
     return {step: so_far[step] for step in windows(run.steps, size)}
 

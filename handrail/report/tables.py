@@ -34,7 +34,7 @@ def comparison_table(methods: Methods, sets: list[str]) -> Table:
 def training_table(methods: Methods, sets: list[str]) -> Table:
     """One line a method: what it learnt from, and what that took. A column with nothing but zeros or gaps is left out."""
     kinds = {
-        "problems\nrescued": ("rescued", "{:.0f}"), "off-policy\ntokens": ("off_policy", "{:.1%}"),
+        "all-wrong\ngroups guided": ("guided", "{:.0f}"), "off-policy\ntokens": ("off_policy", "{:.1%}"),
         "rollouts\nsalvaged": ("salvaged", "{:.1%}"), "steps without\nsignal": ("steps_without_signal", "{:.0f}"),
         "training\nseconds": ("seconds", "{:.0f}"),
     }  # fmt: skip

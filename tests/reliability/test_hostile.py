@@ -96,6 +96,6 @@ def test_a_run_on_hostile_completions_ends_and_can_be_looked_at(tmp_path: Path) 
     verifier = {"name": "math", "timeout": 1.0}
     settings = config(verifier=verifier, rollout={"max_tokens": 48, "group_size": 8, "require_end": False}, train={"problems_per_step": 2})
     summary = train(settings, tmp_path / "run", method=method)
-    assert summary["steps"] == 2 and summary["rescued"] == 0
+    assert summary["steps"] == 2 and summary["guided"] == 0
     page = write_report(tmp_path / "run", tmp_path / "report.html").read_text()
     assert "<script>alert(1)</script>" not in page and "onerror=alert(1)>" not in page
