@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from handrail import contamination
 from handrail.config import Config, VerifierConfig
-from handrail.contamination import contaminated
 from handrail.layouts import FIELDS
 from handrail.problems import Problem
 from handrail.sources import Loaded, describe, load_problems
@@ -116,15 +116,8 @@ def shortened(text: str) -> str:
 def overlap(problems: Sequence[Problem], against: str, columns: Mapping[str, str]) -> Iterator[str]:
     """Which problems of the source ``against`` stand in ``problems`` too."""
     test = load_problems(against, columns)
-    found = contaminated(problems, test)
-    if not found:
-        yield f"{against}: none of its {len(test)} problems is in here"
-        return
-    mine, theirs = found[0]
-    yield (
-        f"warning: {len(found)} of the {len(test)} problems of {against} are in here, up to case, spacing and punctuation, "
-        f"first {place(theirs)} as {place(mine)}"
-    )
+    warning = contamination.overlap(problems, test, against)
+    yield f"warning: {warning}" if warning else f"{against}: none of its {len(test)} problems is in here"
 
 
 def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]]:
@@ -132,7 +125,7 @@ def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
     # Not above: loading torch takes longer than everything that is checked without a model.
     from accelerate import Accelerator
 
-    from handrail.lengths import check_lengths
+    from handrail.lengths import fitting
     from handrail.policy.transformers import TransformersPolicy
 
     policy = TransformersPolicy(config, Accelerator(cpu=True))
@@ -142,7 +135,10 @@ def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
     for reference in first.references[:1]:
         tokens = policy.encode_reference(first, reference)
         yield f"its reference, {len(tokens)} tokens:", policy.tokenizer.decode(tokens)
-    check_lengths(policy, problems)
+    problems, skipped = fitting(policy, problems, config.data.too_long)
+    if skipped:
+        yield f"warning: {len(skipped)} problems are too long and will be left out, first {skipped[0]}", ""
     if policy.context:
         room = policy.context - max(len(policy.encode_prompt(problem)) for problem in problems)
-        yield f"every prompt and reference fits the context of {policy.context} tokens; rollout.max_tokens may be up to {room}", ""
+        what = f"every {'other ' if skipped else ''}prompt and reference fits the context of {policy.context} tokens"
+        yield f"{what}; rollout.max_tokens may be up to {room}", ""

@@ -110,6 +110,9 @@ class DataConfig(Section):
     columns: dict[str, str] = {}
     """The data's column for each of our fields, if the layout is not recognised: ``{prompt =
     "question"}``."""
+    too_long: Literal["refuse", "skip"] = "refuse"
+    """Treatment of problems that exceed the model's context: ``refuse`` stops with their number, ``skip``
+    leaves them out."""
     chat: bool | None = None
     """Wrap a text prompt in the tokenizer's chat template, as the user's message; by default on if the
     tokenizer has a template."""

@@ -28,3 +28,15 @@ def contaminated(train: Sequence[Problem], test: Sequence[Problem]) -> list[tupl
     for problem in train:
         known.setdefault(normal_prompt(problem), problem)
     return [(known[normal], problem) for problem in test if (normal := normal_prompt(problem)) in known]
+
+
+def overlap(train: Sequence[Problem], test: Sequence[Problem], name: str) -> str | None:
+    """A warning if problems of ``test``, which is called ``name``, are among those of ``train``."""
+    found = contaminated(train, test)
+    if not found:
+        return None
+    mine, theirs = found[0]
+    return (
+        f"{len(found)} of the {len(test)} problems of {name} are among the training problems, up to case, spacing and punctuation, "
+        f"first {theirs.where or theirs.id} as {mine.where or mine.id}"
+    )

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from handrail.check import TOLERATED
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, parse_config
-from handrail.lengths import check_lengths
+from handrail.lengths import fitting
 from handrail.methods import build
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
@@ -61,9 +61,9 @@ def first_config(
         rollout=RolloutConfig(max_tokens=1),
     )
     policy = TransformersPolicy(config, Accelerator(cpu=True))
-    check_lengths(policy, problems)
+    fitting(policy, problems)
     prompts = [*problems, *(load_problems(held_out, columns) if held_out else [])]
-    check_lengths(policy, prompts[len(problems) :], references=False)
+    fitting(policy, prompts[len(problems) :], references=False)
     chosen = _verifier(problems, ["math", "normalised"] if verifier == "math" else [verifier])
     tokens, why = _max_tokens(policy, problems, prompts)
     text = "\n".join(

@@ -13,9 +13,8 @@ from handrail.contents import contents
 from handrail.errors import UserError
 from handrail.methods import build
 from handrail.names import slug
-from handrail.probed import load_kept
 from handrail.resuming import differences, require_unchanged
-from handrail.sources import load_problems
+from handrail.run_data import load_data
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,8 @@ def require_finished_unchanged(planned: Sequence[Job]) -> None:
 
 
 def loaded_contents(config: Config) -> dict[str, str]:
-    sources = [load_kept(source, config.data.columns) for source in config.data.train]
-    held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
-    return contents(config, sources, held_out)
+    data = load_data(config)
+    return contents(config, data.sources, data.held_out)
 
 
 def runnable(tree: dict[str, Any], where: str) -> Config:

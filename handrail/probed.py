@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from handrail.config import Source
 from handrail.contents import model_digest, read_object
 from handrail.errors import UserError
 from handrail.problems import Problem, digest
-from handrail.sources import load_problems
-
-
-def load_kept(source: Source, columns: Mapping[str, str]) -> list[Problem]:
-    """The problems of ``source``, of a probed one those it keeps. Raises UserError."""
-    problems = load_problems(source.path, columns)
-    return kept(problems, source, Path(source.probe)) if source.probe else problems
 
 
 def of_another_model(source: Source, model: str) -> str:
@@ -31,6 +24,7 @@ def of_another_model(source: Source, model: str) -> str:
 
 
 def kept(problems: Sequence[Problem], source: Source, file: Path) -> list[Problem]:
+    """Those of the probed ``problems`` of ``source`` that it keeps. Raises UserError."""
     kinds = _kinds(file)
     checksums = [digest([problem]) for problem in problems]
     strange = [problem.id for problem, checksum in zip(problems, checksums, strict=True) if checksum not in kinds]

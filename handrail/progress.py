@@ -123,10 +123,12 @@ class Bars:
         )  # fmt: skip
         self.tasks: dict[str, TaskID] = {}
         self.scores: dict[str, dict[str, float]] = {}
+        self.warned: set[str] = set()
 
     def update(self, name: str, step: int, steps: int, metrics: dict[str, Any]) -> None:
         """``name`` is that of one of several runs, or empty."""
-        if "warning" in metrics:
+        if "warning" in metrics and not (step == 0 and metrics["warning"] in self.warned):  # runs of a comparison share their data
+            self.warned.add(metrics["warning"])
             self.line(f"{name} step {step}: {metrics['warning']}", style="yellow")
         scores = held_out(metrics)
         self.scores[name] = {**self.scores.get(name, {}), **scores}

@@ -23,21 +23,20 @@ from handrail.evaluate import Accuracy, evaluate, mean_reward
 from handrail.files import whole_directory
 from handrail.guidance.experts import Experts
 from handrail.interrupts import Interrupts
-from handrail.lengths import check_lengths
 from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.metrics import StepMetrics, summary
 from handrail.policy.learning import LearningPolicy
-from handrail.probed import load_kept, of_another_model
+from handrail.probed import of_another_model
 from handrail.problems import Problem
 from handrail.processes import accelerator
 from handrail.resources import Clock
 from handrail.resuming import require_unchanged, run_directory
+from handrail.run_data import fit, load_data
 from handrail.run_directory import RunDirectory, explained, last_step, newest_checkpoint
 from handrail.samples import batch_rows, sample_rows
 from handrail.schedule import Schedule
 from handrail.seeds import derive
-from handrail.sources import load_problems
 from handrail.tools import Tools
 from handrail.trained import keep_settings
 from handrail.trajectory import Group
@@ -90,26 +89,24 @@ class Run:
             raise UserError("rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0")
         self.config = config
         self.method = build(config.method, config.rollout, method)
-        self.sources = [load_kept(source, config.data.columns) for source in config.data.train]
-        if self.method.needs_references and not any(problem.references for source in self.sources for problem in source):
+        data = load_data(config)
+        if self.method.needs_references and not any(problem.references for problem in data.training):
             raise UserError(
                 f"{config.method['name']} learns from references, and no training problem has one; name their column in data.columns, "
                 "or take a method without them"
             )
-        self.held_out = {name: load_problems(path, config.data.columns)[: config.eval.limit] for name, path in config.eval.sets.items()}
-        self.contents = contents(config, self.sources, self.held_out)
+        self.contents = contents(config, data.sources, data.held_out)
         for warning in filter(None, (of_another_model(source, config.model.path) for source in config.data.train)):
             log.warning("data.train: %s", warning)
         self.accelerator = accelerator(config.model.device)
         self.verifier, self.interrupts = verifier, interrupts
         self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
         self.policy.poll = interrupts.check
-        self.sources = [[self.policy.renderer.cleaned(problem) for problem in source] for source in self.sources]
-        self.schedule = Schedule(self.sources, [s.share for s in config.data.train], config.train.problems_per_step, config.train.seed)
         self.experts = Experts(config, self.accelerator, self.policy)
         self.method.prepare(self.experts)
-        check_lengths(self.policy, [problem for source in self.sources for problem in source])
-        check_lengths(self.policy, [problem for held_out in self.held_out.values() for problem in held_out], references=False)
+        self.data = fit(data, self.policy, config)
+        shares = [source.share for source in config.data.train]
+        self.schedule = Schedule(self.data.sources, shares, config.train.problems_per_step, config.train.seed)
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         c = config.train
         betas = (c.betas[0], c.betas[1])
@@ -143,10 +140,11 @@ class Run:
             if done is None:
                 clock = Clock()
                 metrics = self.evaluate(0, out, clock)
-                looked_at = [problem for source in self.sources for problem in source[:LOOKED_AT]]
+                looked_at = [problem for source in self.data.sources for problem in source[:LOOKED_AT]]
+                metrics |= self.data.skipped
                 if self.accelerator.is_main_process:
-                    warning = refusal(looked_at, self.config.verifier, self.verifier)
-                    metrics |= {"warning": warning} if warning else {}
+                    said = (*self.data.notes, refusal(looked_at, self.config.verifier, self.verifier))
+                    metrics |= {"warning": "\n".join(filter(None, said))} if any(said) else {}
                 out.log(0, metrics, clock.seconds)
                 progress(0, c.steps, metrics, clock.seconds)
             else:
@@ -257,7 +255,7 @@ class Run:
     def evaluate(self, step: int, out: RunDirectory, clock: Clock) -> dict[str, Any]:
         """Accuracy on every held-out set, with its interval; each problem's reward goes to evaluations.jsonl."""
         result: dict[str, Any] = {}
-        for name, problems in self.held_out.items():
+        for name, problems in self.data.held_out.items():
             with clock("evaluate"):
                 groups = evaluate(self.tools("eval"), self.accelerator, problems, self.config.eval.samples, name)
             out.evaluated(step, name, {group.problem.id: mean_reward(group) for group in groups})

@@ -181,7 +181,7 @@ def test_a_hub_name_without_a_network_is_one_sentence_in_a_real_process(tmp_path
         ({"prompt": "1 " * 125, "answer": "2"}, ["line 5, field prompt: its 125 tokens and rollout.max_tokens = 8", "context of 128"]),
         (
             {"prompt": "1", "answer": "2", "reference": "1 " * 127},
-            ["line 5, field reference: the prompt's 1 and the reference's 128 tokens"],
+            ["line 5, field reference: its 128 tokens and the prompt's 1 make 129"],
         ),
         (
             {"prompt": [{"role": "user", "content": "1 + 1 ="}], "answer": "2"},
@@ -363,7 +363,7 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     assert "verifier 'math': it accepts 2 of 4 references" in done.out
     assert f"warning: 1 references contradict their answer, first {mine}, line 2 (answer '9')" in done.out
     assert f"warning: 1 references are unverified, first {mine}, line 3: ValueError: math-verify cannot read" in done.out
-    found = f"warning: 2 of the 3 problems of {test} are in here, up to case, spacing and punctuation"
+    found = f"warning: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and punctuation"
     assert f"{found}, first {test}, line 1 as {mine}, line 1" in done.out
     assert "task:house-rules?n=4: none of its 4 problems is in here" in done.out
     done = handrail("check", str(mine), "--verifier", "normalised")
@@ -432,7 +432,7 @@ def test_check_takes_the_templates_and_lengths_of_a_configuration(handrail: Hand
     assert done.code == 0 and "so 1 + A 1 =" in done.out
     tight = configured(tmp_path, rollout={"max_tokens": 124})
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(tight))
-    assert_refused(done, "data.jsonl, line 1, field prompt: its 5 tokens and rollout.max_tokens = 124 exceed the model's context of 128")
+    assert_refused(done, "context of 128 tokens: 4 of 4 problems, first", "its 5 tokens and rollout.max_tokens = 124 make 129")
 
 
 def test_the_command_line_runs_as_a_module() -> None:

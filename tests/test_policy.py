@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from handrail import UserError
-from handrail.lengths import check_lengths
+from handrail.lengths import fitting
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
 from tests.conftest import config, policy_of
@@ -210,4 +210,4 @@ def test_prompts_are_checked_even_where_the_model_names_no_context(chat_model: P
     policy = policy_of(chat_model, data={"chat": False})
     policy.bare_model.config.max_position_embeddings = 0
     with pytest.raises(UserError, match="chat.jsonl, line 3, field prompt"):
-        check_lengths(policy, [PROBLEM, CHAT])
+        fitting(policy, [PROBLEM, CHAT])

@@ -170,7 +170,7 @@ def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
     probe(config(), str(tmp_path / "data.jsonl"), 4, 0, None, tmp_path / "out")
     source = {"path": str(tmp_path / "data.jsonl"), "probe": str(tmp_path / "out/problems.jsonl")}
     # Whole, the data would be refused for its long prompt.
-    with pytest.raises(UserError, match="exceed the model's context"):
+    with pytest.raises(UserError, match="too long for the model's context"):
         train(config(data={"train": source["path"]}), tmp_path / "whole")
     train(config(data={"train": [{**source, "keep": ["all_wrong"]}]}, train={"steps": 3}), tmp_path / "run")
     kinds = {line["id"]: line["kind"] for line in map(json.loads, (tmp_path / "out/problems.jsonl").read_text().splitlines())}

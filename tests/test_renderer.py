@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from handrail import UserError, train
 from handrail.guidance.experts import Experts
 from handrail.guidance.judge import Scores
-from handrail.lengths import check_lengths
+from handrail.lengths import fitting
 from handrail.methods import build
 from handrail.methods.scope import Scope
 from handrail.policy.learning import LearningPolicy
@@ -149,7 +149,7 @@ def test_a_written_end_and_a_repeated_opening_are_left_out(thinking: Transformer
 )
 def test_a_reference_that_is_no_turn_behind_the_prompt_is_refused(text: str, complaint: str, opened: TransformersPolicy) -> None:
     with pytest.raises(UserError, match=f"data.jsonl, line 3, field reference: {complaint}".replace("|", r"\|")):
-        check_lengths(opened, [problem(text)])
+        fitting(opened, [problem(text)])
 
 
 def test_a_reference_that_repeats_a_text_prompt_is_refused(thinking: TransformersPolicy) -> None:
@@ -199,7 +199,7 @@ def test_a_system_message_that_the_template_drops_or_refuses_is_named(tmp_path: 
 def test_a_prompt_that_ends_in_an_end_token_is_refused(tmp_path: Path) -> None:
     closed = policy(save_chat_model(tmp_path / "a", template=TEMPLATE.split(GENERATION)[0]))
     with pytest.raises(UserError, match=r"data.jsonl, line 3, field prompt: it ends in the end token '<\|end\|>'.*must open"):
-        check_lengths(closed, [problem()])
+        fitting(closed, [problem()])
     spaced = policy(save_chat_model(tmp_path / "b", template=TEMPLATE.split(GENERATION)[0] + "\n\n"), {"system": "x"})
     with pytest.raises(UserError, match="it ends in the end token"):
         spaced.encode_prompt(problem())

@@ -12,9 +12,10 @@ from handrail.diversity import diversity, measures_of
 from handrail.evidence.attempts import Attempting, Attempts, claim
 from handrail.evidence.estimators import interval, ks, maj_at_k, pass_at_k, votes
 from handrail.files import locked
-from handrail.lengths import check_lengths
+from handrail.lengths import fitting
 from handrail.policy.transformers import TransformersPolicy
 from handrail.processes import accelerator
+from handrail.progress import show
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
 
@@ -31,8 +32,10 @@ def evaluate_sets(
     """``evaluation`` of every set (name -> source), by name; the attempts go to ``directory``. Raises UserError."""
     problems = {name: load_problems(source, config.data.columns)[:limit] for name, source in sets.items()}
     policy = TransformersPolicy(config, accelerator(config.model.device))
-    for each in problems.values():
-        check_lengths(policy, each, references=False)
+    for name, each in problems.items():
+        problems[name], left_out = fitting(policy, each, config.data.too_long, references=False)
+        if left_out:
+            show(f"{name}: {len(left_out)} problems are too long and left out, first {left_out[0]}")
     with VerifierPool(config.verifier) as verifier:
         what = {"sets": dict(sets), "limit": limit, "samples": samples, "seed": seed}
         claim(directory, config, what, {sets[name]: each for name, each in problems.items()})

@@ -118,8 +118,13 @@ class Renderer:
 
     def reference(self, problem: Problem, text: str) -> list[int]:
         """The tokens of one of a problem's references, with the end token. Raises UserError if it ends before its last token."""
-        where = f"{place(problem)}, field reference"
         tokens = self._encode(self.clean(problem, text))
+        self.check_reference(problem, tokens)
+        return [*tokens, self.end]
+
+    def check_reference(self, problem: Problem, tokens: Sequence[int]) -> None:
+        """Raise UserError if ``tokens``, a reference without its end token, hold one or are unknown to the model."""
+        where = f"{place(problem)}, field reference"
         self._check_ids(tokens, where)
         early = [token for token in tokens if token in self.ends]
         if early:
@@ -127,7 +132,6 @@ class Renderer:
                 f"{where}: it holds the end token {self.tokenizer.decode(early[:1])!r} and goes on behind it; "
                 "give the assistant's last turn only"
             )
-        return [*tokens, self.end]
 
     def cleaned(self, problem: Problem) -> Problem:
         """The problem with ``clean`` references. Raises UserError."""
