@@ -126,7 +126,7 @@ def _inputs(model: str, data: str, problems: Sequence[Problem], held_out: str | 
         sets = _line(f"sets = {_inline({'held_out': held_out})}", "accuracy is measured on these problems")
     else:
         sets = _line('# sets = { held_out = "held-out.jsonl" }', "to measure accuracy, name problems not trained on")
-    system = '# system = "Think step by step. End with #### and the answer."'
+    system = '# system = "Solve the problem step by step."'
     return [
         "",
         "[model]",
@@ -139,7 +139,7 @@ def _inputs(model: str, data: str, problems: Sequence[Problem], held_out: str | 
         "[data]",
         _line(_pair("train", data), have),
         *([_line(f"columns = {_inline(columns)}", "our field = your column")] if columns else []),
-        _line(system, "instructions for the model") if chat
+        _line(system, "instructions; say how to end, if your references all end alike") if chat
         else _line('# prompt_template = "{prompt}\\n"', "text around each prompt; it ends as your references begin"),
         "",
         "[eval]",

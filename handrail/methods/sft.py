@@ -1,4 +1,4 @@
-"""The baselines that guided methods must be compared with: imitation of the references, alone or beside GRPO."""
+"""Imitation of the references, alone or beside GRPO."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Sft(Imitating):
 
 
 class Dft(Sft):
-    """Dynamic fine-tuning: SFT with every token weighted by its own probability, so that unlikely ones do not shout.
+    """Dynamic fine-tuning: SFT with every token weighted by its probability, so that unlikely tokens do not dominate.
 
     rollout: nothing is sampled.
     guide: the reference of every problem becomes a demonstration.
