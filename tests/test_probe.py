@@ -213,6 +213,6 @@ def test_probe_on_the_command_line(handrail: Handrail) -> None:
     assert done.code == 0, done.err
     assert "6 problems, 4 rollouts each: 6 all wrong" in done.out and 'start with method.name = "grpo+sft"' in done.out
     again = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "8", "--output", "out", *settings)
-    assert again.code == 2 and "another rollouts" in again.err
+    assert again.code == 2 and "rollouts is 4 there and 8 here" in again.err
     room = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--output", "none")
     assert room.code == 2 and "lower rollout.max_tokens" in room.err and not Path("none").exists()
