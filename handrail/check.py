@@ -12,7 +12,7 @@ from handrail.sources import Loaded, describe, load_problems
 from handrail.verifier_pool import Verdict, VerifierPool
 
 TOLERATED = 0.05
-"""The share of references that a verifier may refuse before it is said to be at fault, or the data."""
+"""The share of answers or references that a verifier may refuse before a run would be spoiled."""
 NAMED = 10
 """How many rows with the same fault are named."""
 LONG = 200
@@ -78,7 +78,7 @@ def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]
     with VerifierPool(config) as verifier:
         own = rejected_answers(problems, config, verifier)
         verdicts = verifier.grade(flat)
-    yield from _said_of_answers(own, len(problems), config.name)
+    yield from _said_of_answers(own, problems, config.name)
     if not flat:
         return
     refused = [problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is False]
@@ -86,19 +86,25 @@ def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]
     yield f"verifier {config.name!r}: it accepts {len(flat) - len(refused) - len(unverified)} of {len(flat)} references"
     if refused:
         said = f"{place(refused[0])} (answer {shortened(refused[0].answer)})"
-        yield f"warning: {len(refused)} references contradict their answer, first {said}"
+        yield f"{_severity(refused, flat)}: {len(refused)} references contradict their answer, first {said}"
     if unverified:
         first, verdict = unverified[0]
-        yield f"warning: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
+        yield f"{_severity(unverified, flat)}: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
 
 
-def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, n: int, name: str) -> Iterator[str]:
+def _severity(faulty: Sequence[object], of: Sequence[object]) -> str:
+    return "error" if len(faulty) > TOLERATED * len(of) else "warning"
+
+
+def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, problems: Sequence[Problem], name: str) -> Iterator[str]:
     if rejected is None:
         yield f"verifier {name!r}: the answers are not graded, because only the verifier knows how a completion gives one"
         return
-    yield f"verifier {name!r}: it accepts {n - len(rejected)} of {n} answers as the answer to their own problem"
+    accepted = len(problems) - len(rejected)
+    yield f"verifier {name!r}: it accepts {accepted} of {len(problems)} answers as the answer to their own problem"
     if rejected:
-        yield f"warning: no completion is correct for {len(rejected)} problems, whose own answer the verifier refuses; change these:"
+        severity = _severity(rejected, problems)
+        yield f"{severity}: no completion is correct for {len(rejected)} problems, whose own answer the verifier refuses:"
     for problem, verdict in rejected[:NAMED]:
         yield f"  {place(problem)} (answer {shortened(problem.answer)})" + (f": {verdict.detail:.200}" if verdict.detail else "")
     if len(rejected) > NAMED:
@@ -117,7 +123,7 @@ def overlap(problems: Sequence[Problem], against: str, columns: Mapping[str, str
     """Which problems of the source ``against`` stand in ``problems`` too."""
     test = load_problems(against, columns)
     warning = contamination.overlap(problems, test, against)
-    yield f"warning: {warning}" if warning else f"{against}: none of its {len(test)} problems is in here"
+    yield f"error: {warning}" if warning else f"{against}: none of its {len(test)} problems is in here"
 
 
 def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from handrail.cli_settings import config_command, methods_command
 from handrail.cli_suite import suite_command
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, load_config
 from handrail.errors import Paused, UserError
+from handrail.problems import Problem
 from handrail.progress import bars, console, quiet, show
 from handrail.resuming import compare_directory, run_directory
 from handrail.trained import model_of, settings_file
@@ -118,11 +119,11 @@ def check_command(
 ) -> None:
     """Validate a data source and show how it is read.
 
-    It warns of duplicates, contradictions, answers and references that the verifier refuses,
-    and of held-out problems in the source.
+    It reports duplicates, contradictions, answers and references that the verifier refuses,
+    and held-out problems in the source. Exit code 1: it found what would spoil a run.
     """
     mapping = dict(parse_column(pair) for pair in columns or [])
-    from handrail.check import as_seen, judged, overlap, overview
+    from handrail.check import judged, overlap, overview
     from handrail.sources import load
 
     settings = load_config(config) if config else None
@@ -133,26 +134,32 @@ def check_command(
     grader = settings.verifier if settings else VerifierConfig(name=fitting_verifier(data))
     if verifier:
         grader = grader.model_copy(update={"name": verifier})
-    for line in overview(loaded, data):
-        show(line)
+    show("\n".join(overview(loaded, data)))
     with console.status("grading answers and references"):
         found = list(judged(loaded.problems, grader))
-    for line in found:
-        show(line)
-    for source in [*(against or []), *(settings.eval.sets.values() if settings else [])]:
-        for line in overlap(loaded.problems, source, mapping):
-            show(line)
-    if settings is None and model is None:
-        show(f"\nfirst problem ({loaded.problems[0].id}), as text; add --model to see it as a model does:\n{loaded.problems[0].prompt}")
-        return
-    if settings is None:
+    held_out = [*(against or []), *(settings.eval.sets.values() if settings else [])]
+    found += [line for source in held_out for line in overlap(loaded.problems, source, mapping)]
+    show("\n".join(found))
+    if model and settings:
+        settings = with_model(settings, model)
+    elif model:
         # How much will be sampled is not known here, so nothing is asked of it.
         short = RolloutConfig(max_tokens=1)
-        settings = Config(model=ModelConfig(path=model or ""), data=DataConfig(train=[Source(path=data)]), rollout=short)
-    elif model:
-        settings = with_model(settings, model)
-    quiet()  # here, because it loads transformers, which nothing above needs
-    for caption, text in as_seen(settings, loaded.problems):
+        settings = Config(model=ModelConfig(path=model), data=DataConfig(train=[Source(path=data)]), rollout=short)
+    show_first(loaded.problems, settings)
+    if any(line.startswith("error:") for line in found):
+        raise typer.Exit(1)
+
+
+def show_first(problems: list[Problem], settings: Config | None) -> None:
+    """Show the first problem: as the configured model sees it, or as text if there is none."""
+    if settings is None:
+        show(f"\nfirst problem ({problems[0].id}), as text; add --model to see it as a model does:\n{problems[0].prompt}")
+        return
+    quiet()  # here, because it loads transformers, which no check without a model needs
+    from handrail.check import as_seen
+
+    for caption, text in as_seen(settings, problems):
         show(f"\n{caption}")
         console.print(text, style="cyan", soft_wrap=True)
 

@@ -359,11 +359,10 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     ]
     mine, test = jsonl(tmp_path / "mine.jsonl", rows), jsonl(tmp_path / "test.jsonl", held_out)
     done = handrail("check", str(mine), "--against", str(test), "--against", "task:house-rules?n=4")
-    assert done.code == 0, done.err
+    assert done.code == 1, done.err
     assert "verifier 'math': it accepts 2 of 4 references" in done.out
-    assert f"warning: 1 references contradict their answer, first {mine}, line 2 (answer '9')" in done.out
-    assert f"warning: 1 references are unverified, first {mine}, line 3: ValueError: math-verify cannot read" in done.out
-    found = f"warning: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and punctuation"
+    assert f"error: 2 references contradict their answer, first {mine}, line 2 (answer '9')" in done.out
+    found = f"error: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and punctuation"
     assert f"{found}, first {test}, line 1 as {mine}, line 1" in done.out
     assert "task:house-rules?n=4: none of its 4 problems is in here" in done.out
     done = handrail("check", str(mine), "--verifier", "normalised")
@@ -378,10 +377,17 @@ def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: 
     file = str(jsonl(tmp_path / "mine.jsonl", [*rows, *[{"prompt": "p", "answer": "a # b"}] * 10]))
     done = handrail("check", file, "--verifier", "task")
     assert "verifier 'task': it accepts 2 of 14 answers as the answer to their own problem" in done.out
-    assert "warning: no completion is correct for 12 problems, whose own answer the verifier refuses; change these:" in done.out
+    assert "error: no completion is correct for 12 problems, whose own answer the verifier refuses:" in done.out
+    assert done.code == 1
     assert f"  {file}, line 2 (answer '7 #### 8')" in done.out and "line 3 (answer 'x #### y')" in done.out
     assert "line 12 (answer" in done.out and "line 13 (answer" not in done.out and "  and 2 more" in done.out
-    (tmp_path / "mine.py").write_text("def grade(problem, completion):\n    return 0.0\n")
+    most = str(jsonl(tmp_path / "most.jsonl", [*rows[:2], *[{"prompt": "p", "answer": "a"}] * 20]))
+    done = handrail("check", most, "--verifier", "task")
+    assert "warning: no completion is correct for 1 problems" in done.out and done.code == 0
+    (tmp_path / "mine.py").write_text("def grade(problem, completion):\n    return 1 / 0\n")
+    raised = str(jsonl(tmp_path / "raised.jsonl", [{"prompt": "p", "answer": "7", "reference": "7"}]))
+    done = handrail("check", raised, "--verifier", f"{tmp_path / 'mine.py'}:grade")
+    assert f"error: 1 references are unverified, first {raised}, line 1: ZeroDivisionError" in done.out and done.code == 1
     done = handrail("check", file, "--verifier", f"{tmp_path / 'mine.py'}:grade")
     assert "the answers are not graded, because only the verifier knows how a completion gives one" in done.out
     long = str(jsonl(tmp_path / "long.jsonl", [{"prompt": "p", "answer": "so " * 100 + "it is 7"}]))
@@ -393,7 +399,7 @@ def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: 
 )
 def test_check_finds_nothing_wrong_with_what_is_built_in(source: str, handrail: Handrail) -> None:
     done = handrail("check", source)
-    assert "it accepts 20 of 20 answers as the answer to their own problem" in done.out and "warning: no completion" not in done.out
+    assert "it accepts 20 of 20 answers as the answer to their own problem" in done.out and done.code == 0
 
 
 def test_check_takes_a_column_map(handrail: Handrail, tmp_path: Path) -> None:
@@ -429,7 +435,8 @@ def test_check_shows_the_first_problem_as_a_model_sees_it(handrail: Handrail, tm
 def test_check_takes_the_templates_and_lengths_of_a_configuration(handrail: Handrail, tmp_path: Path) -> None:
     file = configured(tmp_path, data={"train": "unused", "prompt_template": "so {prompt}"}, rollout={"max_tokens": 8})
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(file))
-    assert done.code == 0 and "so 1 + A 1 =" in done.out
+    assert done.code == 1 and "so 1 + A 1 =" in done.out
+    assert "error: 4 references contradict their answer" in done.out  # they lack the mark that its verifier looks for
     tight = configured(tmp_path, rollout={"max_tokens": 124})
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(tight))
     assert_refused(done, "context of 128 tokens: 4 of 4 problems, first", "its 5 tokens and rollout.max_tokens = 124 make 129")
