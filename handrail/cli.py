@@ -57,6 +57,9 @@ def train_command(
         summary = train(parsed, directory, resume=resume, progress=report)
     for name, ends in summary["eval"].items():
         start, end = ends["start"], ends["end"]
+        if "mean" not in start or "mean" not in end:
+            show(f"held-out {name}: no verdict on any completion at the {'end' if 'mean' in start else 'start'}")
+            continue
         interval = f"[{end['low']:.1%}, {end['high']:.1%}]"
         show(f"held-out {name}: {start['mean']:.1%} → {end['mean']:.1%} {interval}, n = {end['n']}")
     if summary["steps_without_signal"]:

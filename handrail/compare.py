@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from torch import cuda
 
 from handrail.config import Config
-from handrail.errors import Paused
+from handrail.errors import Paused, UserError
 from handrail.evaluate import wilson
 from handrail.evidence.differences import against_first, half_width, verdict
 from handrail.files import write_whole
@@ -170,6 +170,9 @@ def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
         runs = [job.summary for job in all_jobs if job.name == name]
         summaries = [run for run in runs if run]
         sets = summaries[0]["eval"]
+        for run in summaries:
+            if missing := [held_out for held_out in sets if not all("mean" in run["eval"][held_out][at] for at in ("start", "end"))]:
+                raise UserError(f"{name}, seed {run['seed']}: the verifier reached no verdict on {missing[0]}; mend it and run again")
         out[name] = {
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
             "all_wrong": {end: mean_of_known([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
@@ -184,11 +187,13 @@ def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
 
 
 def rewards(all_jobs: list[Job]) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
-    """Run -> held-out set -> seed -> problem -> its mean reward after training."""
+    """Run -> held-out set -> seed -> problem -> its share of correct completions after training."""
     out: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     for job in all_jobs:
         for name in job.config.eval.sets:
-            out.setdefault(job.name, {}).setdefault(name, {})[job.seed] = job.final_rewards[name]
+            out.setdefault(job.name, {}).setdefault(name, {})[job.seed] = {
+                problem: share for problem, share in job.final_accuracies[name].items() if share is not None
+            }
     return out
 
 

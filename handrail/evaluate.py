@@ -32,11 +32,30 @@ class Accuracy:
 
     @classmethod
     def over_problems(cls, groups: Sequence[Group]) -> Accuracy:
-        return cls.of(list(map(mean_reward, groups)))
+        """The mean share of correct completions over the problems with a verdict, of which there must be one."""
+        return cls.of([share for share in map(share_correct, groups) if share is not None])
+
+
+def share_correct(group: Group) -> float | None:
+    """The share of correct completions among those with a verdict; None if there is none."""
+    verdicts = [member.correct for member in group.trajectories if member.correct is not None]
+    return sum(verdicts) / len(verdicts) if verdicts else None
 
 
 def mean_reward(group: Group) -> float:
     return sum(member.reward for member in group.trajectories) / len(group.trajectories)
+
+
+def figures(groups: Sequence[Group]) -> dict[str, float]:
+    """Accuracy with its interval, if there is any verdict; the mean reward, if some are paid in part; the number of unverified."""
+    members = [member for group in groups for member in group.trajectories]
+    verified = [member for member in members if member.correct is not None]
+    out: dict[str, float] = vars(Accuracy.over_problems(groups)) if verified else {"n": 0}
+    if any(member.reward != member.correct for member in verified):
+        out["reward"] = sum(map(mean_reward, groups)) / len(groups)
+    if len(verified) < len(members):
+        out["unverified"] = len(members) - len(verified)
+    return out
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:

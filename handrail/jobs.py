@@ -39,10 +39,10 @@ class Job:
             raise UserError(f"{file} is damaged; delete it, and the run is ended again") from None
 
     @property
-    def final_rewards(self) -> dict[str, dict[str, float]]:
-        """Held-out set -> problem -> its mean reward in the last evaluation."""
+    def final_accuracies(self) -> dict[str, dict[str, float | None]]:
+        """Held-out set -> problem -> its share of correct completions in the last evaluation; None without a verdict."""
         lines = (self.directory / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
-        return {row["set"]: row["rewards"] for row in map(json.loads, lines)}  # later lines win
+        return {row["set"]: row.get("correct", row.get("rewards")) for row in map(json.loads, lines)}  # later lines win
 
     @property
     def config_written(self) -> Config | None:

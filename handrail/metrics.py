@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from handrail.config import Config
 from handrail.diversity import diversity, measures
 from handrail.methods.base import Method
 from handrail.run_directory import RunDirectory
+from handrail.tools import Tools
 from handrail.trajectory import Group
 from handrail.update import Outcome
 
@@ -59,9 +59,9 @@ class StepMetrics:
         if outcome.figures:
             self.updates.append(outcome.figures)
 
-    def result(self, accelerator: Accelerator, counts: Counter[str]) -> dict[str, Any]:
-        """The step's line: counts over all processes, means over its updates; ``counts`` are the method's own."""
-        parts = gather_object([(self.sums, self.reward, self.entropy, counts, self.diversity)])
+    def result(self, tools: Tools) -> dict[str, Any]:
+        """The step's line: counts over all processes, those in ``tools`` included, and means over its updates."""
+        parts = gather_object([(self.sums, self.reward, self.entropy, tools.counts, self.diversity)])
         sums: Counter[str] = sum((part[0] for part in parts), Counter())
         own: Counter[str] = sum((part[3] for part in parts), Counter())
         return {
@@ -83,6 +83,7 @@ class StepMetrics:
             "tokens/dropped": sums["dropped"],
             **diversity([group for part in parts for group in part[4]]),
             **{name: own[name] for name in sorted(own)},
+            **first_unverified(tools),
             **self.figures(),
             **({} if self.updates else {"note": no_signal(sums)}),
         }
@@ -90,6 +91,12 @@ class StepMetrics:
     def figures(self) -> dict[str, float]:
         names = sorted({name for figures in self.updates for name in figures})
         return {name: mean(figures[name] for figures in self.updates if name in figures) for name in names}
+
+
+def first_unverified(tools: Tools) -> dict[str, str]:
+    """For each reason of ``tools.unverified``, in any process, the first completion without a verdict."""
+    found = reversed(gather_object([tools.unverified]))
+    return {f"verifier/first_{reason}": said for process in found for reason, said in process.items()}
 
 
 def learns_from_others(group: Group) -> bool:

@@ -59,6 +59,8 @@ class RunDirectory:
         if self.writes:
             with suppress(OSError):  # what stands in the way has been said already
                 self.board.close()
+                if isinstance(error, UserError | Paused) and not (self.path / "summary.json").exists():
+                    write_whole(self.path / "stopped.txt", f"{error}\n")
 
     @staticmethod
     def claim(path: Path, config: Config, resume: bool) -> None:
@@ -109,10 +111,10 @@ class RunDirectory:
         for row in rows:
             append(self.skipped, row)
 
-    def evaluated(self, step: int, name: str, rewards: Mapping[str, float]) -> None:
-        """The mean reward of every problem of a held-out set, by its id."""
+    def evaluated(self, step: int, name: str, correct: Mapping[str, float | None]) -> None:
+        """The share of correct completions of every problem of a held-out set, by its id; None without a verdict."""
         if self.writes:
-            append(self.evaluations, {"step": step, "set": name, "rewards": rewards})
+            append(self.evaluations, {"step": step, "set": name, "correct": correct})
 
     def read(self, file: Path) -> list[dict[str, Any]]:
         if not self.writes:
@@ -122,6 +124,7 @@ class RunDirectory:
     def reopen(self) -> None:
         """A run that goes on has not ended: what an earlier end wrote is void."""
         (self.path / "summary.json").unlink(missing_ok=True)
+        (self.path / "stopped.txt").unlink(missing_ok=True)
 
     def made_from(self, contents: Mapping[str, str]) -> None:
         if self.writes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from handrail.policy import Policy
 from handrail.problems import Problem
 from handrail.trajectory import Group, Trajectory
-from handrail.verifier_pool import CUT_OFF, VerifierPool
+from handrail.verifier_pool import CUT_OFF, VerifierPool, unreached
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Tools:
     require_end: bool = True
     rng: random.Random = field(default_factory=random.Random)
     counts: Counter[str] = field(default_factory=Counter)
+    unverified: dict[str, str] = field(default_factory=dict)
+    """Reason -> the first completion without a verdict for that reason, in one line."""
 
     def reference(self, problem: Problem) -> Trajectory | None:
         """One of the problem's references as a completion of its prompt, ungraded; None if it has none."""
@@ -33,10 +35,12 @@ class Tools:
     def grade(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
         """The trajectories with the verifier's reward and verdict. One that was cut off is wrong if ``require_end``, and earns nothing."""
         complete = [member.finished or not self.require_end for _, member in pairs]
-        verdicts = self.verifier.grade([(problem, member.text) for (problem, member), ok in zip(pairs, complete, strict=True) if ok])
-        for verdict in verdicts:
-            if verdict.status != "ok":
+        asked = [pair for pair, ok in zip(pairs, complete, strict=True) if ok]
+        verdicts = self.verifier.grade([(problem, member.text) for problem, member in asked])
+        for (problem, _), verdict in zip(asked, verdicts, strict=True):
+            if verdict.correct is None:
                 self.counts.update(["verifier/unverified", f"verifier/{verdict.status}"])
+                self.unverified.setdefault(verdict.status, unreached(problem, verdict))
         reached = iter(verdicts)
         graded = [next(reached) if ok else CUT_OFF for ok in complete]
         return [replace(member, reward=verdict.reward, correct=verdict.correct) for (_, member), verdict in zip(pairs, graded, strict=True)]

@@ -19,13 +19,13 @@ from handrail.config import Config, load_config
 from handrail.contents import contents
 from handrail.diversity import diversity, measures
 from handrail.errors import Paused, UserError
-from handrail.evaluate import Accuracy, evaluate, mean_reward
+from handrail.evaluate import evaluate, figures, share_correct
 from handrail.files import whole_directory
 from handrail.guidance.experts import Experts
 from handrail.interrupts import Interrupts
 from handrail.methods import build
 from handrail.methods.base import Method
-from handrail.metrics import StepMetrics, summary
+from handrail.metrics import StepMetrics, first_unverified, summary
 from handrail.policy.learning import LearningPolicy
 from handrail.probed import of_another_model
 from handrail.problems import Problem
@@ -137,20 +137,13 @@ class Run:
                 raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
             if self.accelerator.is_main_process:
                 out.reopen()
+            watch = Watch(rows)
             if done is None:
-                clock = Clock()
-                metrics = self.evaluate(0, out, clock)
-                looked_at = [problem for source in self.data.sources for problem in source[:LOOKED_AT]]
-                metrics |= self.data.skipped
-                if self.accelerator.is_main_process:
-                    said = (*self.data.notes, refusal(looked_at, self.config.verifier, self.verifier))
-                    metrics |= {"warning": "\n".join(filter(None, said))} if any(said) else {}
-                out.log(0, metrics, clock.seconds)
-                progress(0, c.steps, metrics, clock.seconds)
+                self.start(out, watch, progress)
             else:
                 last_known = {key: value for row in rows for key, value in row.items() if key.startswith("eval/")}
                 progress(done, budget.last_step(done), last_known, {})
-            self.steps(range((done or 0) + 1, 0 if spent else c.steps + 1), out, budget, Watch(before), progress)
+            self.steps(range((done or 0) + 1, 0 if spent else c.steps + 1), out, budget, watch, progress)
             result: dict[str, Any] = {}
             if self.accelerator.is_main_process:
                 checkpoint.require_finite(out.checkpoints, c.steps, self.policy)
@@ -160,6 +153,22 @@ class Run:
                 result = summary(out, self.config, self.method, budget.spent)
                 out.summarise(result)
             return dict(self.agreed(result))
+
+    def start(self, out: RunDirectory, watch: Watch, progress: Progress) -> None:
+        """Step 0: held-out accuracy, and what the verifier makes of the data. Raises UserError for a verifier that only fails."""
+        clock = Clock()
+        metrics = self.evaluate(0, out, clock)
+        metrics |= self.data.skipped
+        warnings = [*self.data.notes, watch(metrics)]
+        if self.accelerator.is_main_process:
+            looked_at = [problem for source in self.data.sources for problem in source[:LOOKED_AT]]
+            warnings.append(refusal(looked_at, self.config.verifier, self.verifier))
+        if failing := next(filter(None, gather_object([self.verifier.failing])), None):
+            raise UserError(f"{failing}; mend the verifier, for nothing has been trained yet")
+        if warning := "\n".join(filter(None, warnings)):
+            metrics["warning"] = warning
+        out.log(0, metrics, clock.seconds)
+        progress(0, self.config.train.steps, metrics, clock.seconds)
 
     def steps(self, numbers: range, out: RunDirectory, budget: Budget, watch: Watch, progress: Progress) -> None:
         """These steps, or fewer if the budget is spent before."""
@@ -171,11 +180,11 @@ class Run:
             metrics, clock = self.step(step, out)
             metrics["learning_rate"] = rate
             budget.spend(metrics, clock.seconds)
-            if warning := watch(metrics):
-                metrics["warning"] = warning
             last = step == c.steps or bool(self.agreed(budget.spent))
             if last or (self.config.eval.every and step % self.config.eval.every == 0):
-                metrics |= self.evaluate(step, out, clock)
+                metrics = self.evaluate(step, out, clock) | metrics
+            if warning := watch(metrics):
+                metrics["warning"] = warning
             out.log(step, metrics, clock.seconds)
             progress(step, budget.last_step(step), metrics, clock.seconds)
             if c.checkpoint_every and (step % c.checkpoint_every == 0 or last):
@@ -207,6 +216,8 @@ class Run:
                 gap = self.policy.gap(groups)
             with clock("verify"):
                 groups = tools.verify(groups)
+            if failing := self.verifier.failing:
+                raise UserError(f"{failing}; mend the verifier")
             metrics = StepMetrics(groups)
             with clock("guide"):
                 groups = self.method.guide(groups, tools)
@@ -224,7 +235,7 @@ class Run:
             self.watch_skips(number, part, outcome, out)
 
         tools.counts.update(self.experts.take_counts())
-        return metrics.result(self.accelerator, tools.counts) | gap, clock
+        return metrics.result(tools) | gap, clock
 
     def watch_skips(self, step: int, groups: list[Group], outcome: Outcome, out: RunDirectory) -> None:
         """Keeps the batch of a skipped update. Raises UserError after too many in a row."""
@@ -253,14 +264,15 @@ class Run:
             raise type(failed)(f"{failed}; step {step - 1} is checkpointed, to go on with --resume") from failed
 
     def evaluate(self, step: int, out: RunDirectory, clock: Clock) -> dict[str, Any]:
-        """Accuracy on every held-out set, with its interval; each problem's reward goes to evaluations.jsonl."""
+        """Accuracy on every held-out set, with its interval; that on each problem goes to evaluations.jsonl."""
         result: dict[str, Any] = {}
         for name, problems in self.data.held_out.items():
+            tools = self.tools("eval")
             with clock("evaluate"):
-                groups = evaluate(self.tools("eval"), self.accelerator, problems, self.config.eval.samples, name)
-            out.evaluated(step, name, {group.problem.id: mean_reward(group) for group in groups})
-            accuracy = Accuracy.over_problems(groups)
-            result |= {f"eval/{name}/{key}": value for key, value in vars(accuracy).items()}
+                groups = evaluate(tools, self.accelerator, problems, self.config.eval.samples, name)
+            out.evaluated(step, name, {group.problem.id: share_correct(group) for group in groups})
+            result = first_unverified(tools) | result
+            result |= {f"eval/{name}/{key}": value for key, value in figures(groups).items()}
             if self.config.eval.samples > 1:
                 result |= {f"eval/{name}/{key}": value for key, value in diversity(list(map(measures, groups))).items()}
         return result

@@ -24,6 +24,10 @@ from handrail.problems import Problem
 
 START_LIMIT = 60.0
 EXIT_LIMIT = 1.0
+MOST_UNVERIFIED = 0.9
+"""A verifier that reaches no verdict on a larger share of its latest completions is broken, and a run with it stops."""
+FEWEST_PROBLEMS = 8
+"""The latest completions are those of at least so many problems: one whose answer nobody can read must not stop a run."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,16 @@ CUT_OFF = Verdict(0.0, "cut off", correct=False)
 """On a completion cut off at ``rollout.max_tokens`` if ``rollout.require_end``, without asking the verifier."""
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What came of one call of ``grade``; ``first`` says why its first unverified completion is."""
+
+    problems: int
+    completions: int
+    unverified: int
+    first: str
+
+
 class VerifierPool:
     """Grades completions in worker processes, for one caller at a time. A context manager.
 
@@ -53,6 +67,7 @@ class VerifierPool:
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
         self._workers: list[_Worker | None] = [None] * config.workers
+        self._latest: deque[_Batch] = deque()
         try:
             self._worker(0)
         except BaseException:
@@ -88,7 +103,26 @@ class VerifierPool:
                 todo.clear()
                 self.close()
                 raise
-        return [verdicts[index] for index in range(len(items))]
+        graded = [verdicts[index] for index in range(len(items))]
+        self._remember([problem for problem, _ in items], graded)
+        return graded
+
+    @property
+    def failing(self) -> str | None:
+        """One sentence if the verifier reaches hardly any verdict (MOST_UNVERIFIED), with the first reason; else None."""
+        completions, unverified = (sum(getattr(batch, name) for batch in self._latest) for name in ("completions", "unverified"))
+        if sum(batch.problems for batch in self._latest) < FEWEST_PROBLEMS or unverified <= MOST_UNVERIFIED * completions:
+            return None
+        first = next(batch.first for batch in self._latest if batch.first)
+        return f"the verifier {self._config.name!r} reached no verdict on {unverified} of {completions} completions, first on {first}"
+
+    def _remember(self, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
+        failed = [unreached(*pair) for pair in zip(problems, verdicts, strict=True) if pair[1].correct is None]
+        if verdicts:
+            distinct = len({problem.id for problem in problems})
+            self._latest.append(_Batch(distinct, len(verdicts), len(failed), failed[0] if failed else ""))
+        while sum(batch.problems for batch in list(self._latest)[1:]) >= FEWEST_PROBLEMS:
+            self._latest.popleft()
 
     def _grade_one(self, slot: int, problem: Problem, completion: str, answer: bool) -> Verdict:
         try:
@@ -101,7 +135,7 @@ class VerifierPool:
             said = worker.ask(request, self._config.timeout)
         except TimeoutError:
             self._discard(slot)
-            return Verdict(0.0, "timeout", f"no verdict within {self._config.timeout:g} s")
+            return Verdict(0.0, "timeout", f"no verdict within {self._config.timeout:g} s (verifier.timeout)")
         except (OSError, ValueError):
             end = worker.end()
             self._discard(slot)
@@ -133,6 +167,11 @@ class VerifierPool:
         worker, self._workers[slot] = self._workers[slot], None
         if worker is not None:
             worker.kill()
+
+
+def unreached(problem: Problem, verdict: Verdict) -> str:
+    """Why there is no verdict, and for which problem, in one line."""
+    return " ".join(f"{problem.where or problem.id} ({verdict.status}): {verdict.detail}".split())
 
 
 class _Worker:

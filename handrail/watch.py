@@ -26,17 +26,18 @@ class Watch:
             self(metrics)
 
     def __call__(self, metrics: Mapping[str, Any]) -> str | None:
-        if metrics.get("reward") is None:  # nothing was sampled
-            return None
-        if len(self.first) < WINDOW:
-            self.first.append(metrics)
-            return None
-        self.last = [*self.last, metrics][-WINDOW:]
-        if len(self.last) < WINDOW:
-            return None
-        new = {kind: text for kind, text in self.wrong().items() if kind not in self.said}
+        new = {kind: text for kind, text in (unverified(metrics) | self.collapse(metrics)).items() if kind not in self.said}
         self.said.update(new)
         return "; ".join(new.values()) or None
+
+    def collapse(self, metrics: Mapping[str, Any]) -> dict[str, str]:
+        if metrics.get("reward") is None:  # nothing was sampled
+            return {}
+        if len(self.first) < WINDOW:
+            self.first.append(metrics)
+            return {}
+        self.last = [*self.last, metrics][-WINDOW:]
+        return self.wrong() if len(self.last) == WINDOW else {}
 
     def wrong(self) -> dict[str, str]:
         """What is wrong with the last steps, by kind."""
@@ -57,8 +58,14 @@ class Watch:
             if now < best / 2 and best >= BETTER and "fallen" not in out:
                 out["fallen"] = f"{words} has fallen from {best:.2f} to {now:.2f}"
         if unverified > 0.1:
-            out["verifier"] = f"{unverified:.0%} of the completions are unverified: see verifier.timeout and verifier.memory_gib"
+            out["verifier"] = f"{unverified:.0%} of the completions are unverified; metrics.jsonl names the first, under verifier/first_…"
         return {kind: f"the last {WINDOW} steps: {text}" for kind, text in out.items()}
+
+
+def unverified(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """For each reason, the first completion of a step that the verifier reached no verdict on."""
+    first = "verifier/first_"
+    return {key: f"unverified, and neither right nor wrong: {text}" for key, text in metrics.items() if key.startswith(first)}
 
 
 def mean(lines: Iterable[Mapping[str, Any]], key: str) -> float:

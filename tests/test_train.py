@@ -66,8 +66,8 @@ def test_every_problem_of_every_evaluation_is_kept(tmp_path: Path) -> None:
     rows, metrics = lines(tmp_path / "evaluations.jsonl"), lines(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["set"]) for row in rows] == [(step, name) for step in range(3) for name in ("hard", "easy")]
     for row in rows:
-        assert set(row["rewards"]) == {f"{row['set']}-test-0-{n}" for n in range(4)}
-        assert sum(row["rewards"].values()) / 4 == metrics[row["step"]][f"eval/{row['set']}/mean"]
+        assert set(row["correct"]) == {f"{row['set']}-test-0-{n}" for n in range(4)}
+        assert sum(row["correct"].values()) / 4 == metrics[row["step"]][f"eval/{row['set']}/mean"]
 
 
 def test_a_run_ends_with_its_budget_of_tokens(tmp_path: Path) -> None:
@@ -270,6 +270,45 @@ def test_wrong_rollouts_are_wrong_whatever_they_are_paid(verifier: str, dead: in
     assert metrics["correct"] == 0 < metrics["reward"] and metrics["diversity/correct_derivations"] == 0
     rollouts = [row for row in lines(tmp_path / "run/samples.jsonl") if row["role"] == "trajectory"]
     assert {row["correct"] for row in rollouts} == {False}
+
+
+RAISING = """
+def boom(problem, completion): return float(problem["answer"] == completion)
+def negative(problem, completion): return -1.0
+def half(problem, completion): return 0.5
+def some(problem, completion): return boom(problem, completion) if len(completion) % 2 else 0.0
+"""
+
+
+def graded_by(function: str, directory: Path, **changes: Any) -> Config:
+    (directory / "raising.py").write_text(RAISING)
+    verifier = {"name": f"{directory}/raising.py:{function}", "extract": None}
+    return small(**{"verifier": verifier, "rollout": {"require_end": False}, "eval": {"sets": {}}, **changes})
+
+
+@pytest.mark.parametrize(("function", "text"), [("boom", "subscriptable"), ("negative", "-1.0, which is not between 0 and 1")])
+def test_a_verifier_that_always_fails_stops_the_run_with_a_checkpoint_and_its_text(function: str, text: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    easy = f"{EASY}&n=64"
+    settings = graded_by(function, tmp_path, data={"train": easy}, train={"steps": 9, "problems_per_step": 4, "samples_every": 0})
+    (tmp_path / "bare.jsonl").write_text("".join(json.dumps({"prompt": f"{n} + 1 ?", "answer": "1"}) + "\n" for n in range(8)))
+    bare = settings.model_copy(update={"data": config(data={"train": str(tmp_path / "bare.jsonl")}).data})
+    with pytest.raises(UserError, match=f"reached no verdict on 32 of 32 .*{text}.*step 1 is checkpointed"):
+        train(bare, tmp_path / "run", progress=lambda step, steps, metrics, seconds: said.append(metrics.get("warning", "")))
+    assert text in said[1] and "bare.jsonl, line" in said[1]
+    assert text in lines(tmp_path / "run/metrics.jsonl")[1]["warning"] and text in (tmp_path / "run/stopped.txt").read_text()
+    with pytest.raises(UserError, match=f"{text}.*nothing has been trained yet"):  # the references already show it
+        train(settings, tmp_path / "referenced")
+
+
+def test_unverified_held_out_completions_are_neither_right_nor_wrong(tmp_path: Path) -> None:
+    held_out = {"sets": {"hard": f"{HARD}&split=test&n=4"}, "samples": 8}
+    train(graded_by("some", tmp_path, eval=held_out, train={"steps": 1}), tmp_path / "run")
+    first, *_ = lines(tmp_path / "run/metrics.jsonl")
+    assert 0 < first["eval/hard/unverified"] < 32 and first["eval/hard/mean"] == 0 and "subscriptable" in first["warning"]
+    train(graded_by("half", tmp_path, eval=held_out, train={"steps": 1}), tmp_path / "half")
+    first, *_ = lines(tmp_path / "half/metrics.jsonl")
+    assert (first["eval/hard/mean"], first["eval/hard/reward"]) == (0, 0.5) and "eval/hard/unverified" not in first
 
 
 class BestOnly(Method):

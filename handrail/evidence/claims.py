@@ -70,7 +70,9 @@ class Evidence:
     def rewards(self, backbone: str, style: str, method: str, sets: Sequence[str]) -> Rewards:
         """Seed -> problem of any of ``sets`` -> reward after training."""
         return {
-            run.cell.seed: {f"{name}/{place}": reward for name in sets for place, reward in enumerate(run.rewards[name])}
+            run.cell.seed: {
+                f"{name}/{place}": reward for name in sets for place, reward in enumerate(run.rewards[name]) if reward is not None
+            }
             for run in self.runs(backbone, style, method)
         }
 

@@ -83,13 +83,13 @@ class Result:
     settings: str
     """A checksum of the run's configuration."""
     start: dict[str, float]
-    rewards: dict[str, list[float]]
-    """Held-out set -> the mean reward of each of its problems, in their order."""
+    rewards: Mapping[str, Sequence[float | None]]
+    """Held-out set -> the share of correct completions of each of its problems, in their order; None without a verdict."""
     figures: dict[str, Any]
 
     def mean(self, sets: Sequence[str]) -> float:
         """Accuracy after training, a mean over ``sets``."""
-        return fmean(fmean(self.rewards[name]) for name in sets)
+        return fmean(fmean(share for share in self.rewards[name] if share is not None) for name in sets)
 
 
 def load_suite(path: Path = BUILTIN, quick: bool = False) -> Suite:
@@ -244,7 +244,7 @@ def outcome(cell: Cell, done: Job) -> Result:
     keys = ("all_wrong", "guided", "off_policy", "salvaged", "tokens_sampled", "seconds")
     start = {name: ends["start"]["mean"] for name, ends in summary["eval"].items()}
     figures = {key: summary[key] for key in keys} | {"diversity": diversity}
-    rewards = {name: list(each.values()) for name, each in done.final_rewards.items()}
+    rewards = {name: list(each.values()) for name, each in done.final_accuracies.items()}
     return Result(cell, checksum(done.config), start, rewards, figures)
 
 
