@@ -204,6 +204,11 @@ def test_a_chart_has_no_colour_of_its_own_and_says_how_it_ends() -> None:
     assert all(f"var(--{kind})" in areas for kind in ("all-wrong", "mixed", "all-right"))
 
 
+def test_large_figures_are_written_out() -> None:
+    chart = charts.line_chart("Tokens", [Line("A", Style(0), [Point(1, 2e6, 1e6, 4e6)])], share=False, unit="tokens per step")
+    assert ">2,000,000</text>" in chart and "1e6" not in chart
+
+
 def test_the_report_and_the_plot_have_the_same_colours() -> None:
     variables = palette.css()
     for place in range(palette.SERIES):

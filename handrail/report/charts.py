@@ -73,6 +73,7 @@ def line_chart(title: str, lines: Sequence[Line], share: bool, unit: str) -> Mar
         least, most = min(0.0, axes.dataLim.y0), axes.dataLim.y1
         margin = 0.05 * (most - least or 1.0)
         axes.set_ylim(least - margin, most + margin)
+        axes.yaxis.set_major_formatter(lambda value, place: figure_text(value, False))
     ends = "; ".join(f"{line.name} {figure_text(line.points[-1].mean, share)}" for line in lines if line.points)
     return svg(figure, f"Line chart: {title} by step. At the last step: {ends}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -61,10 +62,11 @@ def render(results: Results) -> str:
     environment = Environment(
         loader=PackageLoader("handrail.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"share": share, "number": number, "points": points, "ends": ends}
+    environment.filters |= {"share": share, "number": number, "points": points, "ends": ends, "breakable": breakable}
     style, script = ((HOME / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return environment.get_template("report.html").render(
         results=results, version=__version__, facts=facts(results), methods=figures(results), measures=measures(results),
+        verdict=results.summary.get("verdict", []),
         unfinished=[run for run in results.runs if run.summary is None], statuses=statuses(results), settings=settings(results),
         versions=versions(results), interval=charts.interval, columns=columns(results), **drawn(results), **trajectories(results),
         style=Markup(palette.css() + style), script=Markup(script),
@@ -111,6 +113,11 @@ def points(value: float | None) -> str:
 def ends(values: Mapping[str, float | None] | None) -> str:
     """A figure before and after training."""
     return " → ".join("–" if (value := (values or {}).get(end)) is None else f"{value:.3f}" for end in ("start", "end"))
+
+
+def breakable(key: str) -> Markup:
+    """A setting's name that a narrow column may break behind its dots and underscores."""
+    return Markup("<wbr>").join(re.split(r"(?<=[._])", key))
 
 
 # Figures
