@@ -97,6 +97,11 @@ def problem(name: str) -> Problem:
     return Problem(name, "?", "!")
 
 
+def test_partial_credit_is_no_signal() -> None:
+    kinds = [Probed(problem("a"), attempts("a", *rewards), [], []).kind for rewards in ([0.1, 0.1], [0.1, 1], [1, 1])]
+    assert kinds == ["all_wrong", "mixed", "all_right"]
+
+
 def test_figures_by_hand() -> None:
     probed = [
         Probed(problem("a"), attempts("a", 0, 0), [reference(1, -1, -5)], []),
@@ -105,7 +110,7 @@ def test_figures_by_hand() -> None:
         Probed(problem("d"), None, [Reference(9, 1, "ok", None)], ["prompt_too_long"]),
     ]
     found = figures(probed, 2)
-    assert found["kinds"] == {"all_wrong": 2, "mixed": 1, "all_right": 0, "not_sampled": 1}
+    assert found["kinds"] == {"all_wrong": 2, "mixed": 1, "all_right": 0, "unverified": 0, "not_sampled": 1}
     assert found["with_reference"] == 3 and found["all_wrong_with_reference"] == 1
     assert found["reference_tokens"] == {"median": 2, "longest": 9}
     assert found["reference_probability"] == pytest.approx(2.718281828 ** (-8 / 3)) and found["surprising_tokens"] == pytest.approx(1 / 3)

@@ -40,8 +40,8 @@ class Probed:
     def kind(self) -> str:
         if self.attempts is None:
             return "not_sampled"
-        rewards = self.attempts.rewards
-        return "all_wrong" if not any(rewards) else "all_right" if min(rewards) == 1 else "mixed"
+        right, wrong = self.attempts.right, self.attempts.correct.count(False)
+        return "mixed" if right and wrong else "all_right" if right else "all_wrong" if wrong else "unverified"
 
     def line(self) -> str:
         """The problem as ``train`` reads it (``data.train.probe``) and as people may."""
@@ -104,7 +104,7 @@ def figures(probed: Sequence[Probed], rollouts: int) -> dict[str, Any]:
     out: dict[str, Any] = {
         "problems": len(probed),
         "rollouts": rollouts,
-        "kinds": {kind: kinds[kind] for kind in ("all_wrong", "mixed", "all_right", "not_sampled")},
+        "kinds": {kind: kinds[kind] for kind in ("all_wrong", "mixed", "all_right", "unverified", "not_sampled")},
         "pass": {f"pass@{k}": estimated([pass_at_k(rollouts, each.right, k) for each in tried]) for k in ks(rollouts)},
         "groups": {str(size): groups(tried, size) for size in ks(rollouts) if size > 1},
         "cut_off": fmean(not attempt.finished for each in tried for attempt in each.attempts),
@@ -132,7 +132,7 @@ def groups(tried: Sequence[Attempts], size: int) -> dict[str, Any]:
     Unbiased, from more rollouts than ``size``: the chance that ``size`` of them, drawn without replacement, all fail, or all succeed.
     """
     n = len(tried[0].attempts)
-    failing = [1 - pass_at_k(n, sum(reward > 0 for reward in each.rewards), size) for each in tried]
+    failing = [1 - pass_at_k(n, each.right, size) for each in tried]
     right = [1 - pass_at_k(n, n - each.right, size) for each in tried]
     wasted = [a + b for a, b in zip(failing, right, strict=True)]
     return {

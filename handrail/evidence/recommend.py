@@ -37,7 +37,7 @@ def _method(found: Mapping[str, Any], stuck: int, tried: int) -> tuple[str, list
     failed = f"{stuck} of {tried} problems failed in all of {found['rollouts']} rollouts ({stuck / tried:.0%})"
     if stuck < 0.2 * tried:
         return "grpo", [f"Only {failed}, so the rollouts themselves carry a signal."]
-    failed = f"{failed}, and from those GRPO alone learns nothing."
+    failed = f"{failed}, and GRPO alone has no correct rollout of those to learn from."
     helped = found["all_wrong_with_reference"] / stuck
     have = f"{helped:.0%} of them have a reference that the verifier accepts"
     if helped < 0.5:
