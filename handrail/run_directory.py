@@ -99,7 +99,8 @@ class RunDirectory:
         append(self.metrics, {"step": step, **metrics})
         append(self.timings, {"step": step, **{name: round(value, 4) for name, value in seconds.items()}})
         for name, value in {**metrics, **{f"seconds/{name}": value for name, value in seconds.items()}}.items():
-            if isinstance(value, int | float):
+            of_rollouts = name in ("rollouts", "tokens/sampled") or (name.startswith("groups/") and name != "groups/all")
+            if isinstance(value, int | float) and (metrics.get("rollouts") or not of_rollouts):
                 self.board.add_scalar(name, value, step)
 
     def sample(self, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from handrail.progress import Bars, shortened, status
 from tests.conftest import EASY, HARD, Handrail
@@ -136,6 +137,11 @@ def test_sft_on_a_real_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytes
     assert bars and all(len(line) <= 80 for line in bars)
     last = bars[-1]
     assert re.search(r"━ 3/3 \d\d:\d\d hard \d+.\d% easy \d+.\d% · loss \d", last)
+    board = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    board.Reload()
+    tags = board.Tags()["scalars"]
+    assert {"loss", "groups/all", "tokens/trained", "eval/hard/mean"} <= set(tags), "and nothing of rollouts, which SFT has none of:"
+    assert not {"groups/all_wrong", "groups/mixed", "rollouts", "reward", "tokens/sampled"} & set(tags)
 
 
 def test_a_run_that_goes_on_shows_the_last_evaluation_and_its_step_at_once(tmp_path: Path, handrail: Handrail) -> None:
