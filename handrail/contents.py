@@ -51,7 +51,7 @@ def model_digest(path: str) -> str:
     adapter = read_object(place / "adapter_config.json")
     base = str(adapter.get("base_model_name_or_path") or "")
     if base:
-        parts.append(model_digest(base) or model_digest(str(place / base)))
+        parts.append(model_digest(str(place / base)) or model_digest(base))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
