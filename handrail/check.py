@@ -9,7 +9,7 @@ from handrail.config import Config, VerifierConfig
 from handrail.layouts import FIELDS
 from handrail.problems import Problem
 from handrail.sources import Loaded, describe, load_problems
-from handrail.verifier_pool import Verdict, VerifierPool
+from handrail.verifier_pool import Verdict, VerifierPool, unreached
 
 TOLERATED = 0.05
 """The share of answers or references that a verifier may refuse before a run would be spoiled."""
@@ -60,16 +60,22 @@ def rejected_answers(problems: Sequence[Problem], config: VerifierConfig, verifi
 
 
 def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> str | None:
-    """A warning if the verifier accepts not even a problem's own answer, or refuses more than TOLERATED of the references."""
+    """A warning if the verifier refuses a problem's own answer, or more than TOLERATED of the references, or cannot grade those."""
     flat = [(problem, text) for problem in problems for text in problem.references[:1]]
-    refused = [problem for (problem, _), verdict in zip(flat, verifier.grade(flat), strict=True) if not verdict.correct]
+    graded = [(problem, verdict) for (problem, _), verdict in zip(flat, verifier.grade(flat), strict=True)]
+    refused = [problem for problem, verdict in graded if verdict.correct is False]
+    unverified = [pair for pair in graded if pair[1].correct is None]
     own = rejected_answers(problems, config, verifier)
     found = []
     if own:
         found.append(f"{len(own)} of the first {len(problems)} answers as the answer to their own problem, first {place(own[0][0])}")
     if len(refused) > TOLERATED * len(flat):
         found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}")
-    return f"the verifier refuses {' and '.join(found)}; see handrail check" if found else None
+    said = [f"the verifier refuses {' and '.join(found)}"] if found else []
+    if len(unverified) > TOLERATED * len(flat):
+        share = f"{len(unverified)} of the first {len(flat)} references"
+        said.append(f"the verifier reaches no verdict on {share}, first on {unreached(*unverified[0]):.200}")
+    return f"{'; '.join(said)}; see handrail check" if said else None
 
 
 def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:

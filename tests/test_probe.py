@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from handrail import train
+from handrail.check import refusal
 from handrail.errors import UserError
 from handrail.evidence.attempts import Attempt, Attempts
 from handrail.evidence.claims import Evidence
@@ -23,6 +24,7 @@ from handrail.evidence.suite import load_suite, read_results
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem, digest
 from handrail.sources import load_problems
+from handrail.verifier_pool import VerifierPool
 from tests.conftest import EASY, HARD, Handrail, config
 
 
@@ -90,7 +92,7 @@ def test_shares_of_dead_groups_by_hand() -> None:
 
 
 def reference(reward: float, *logp: float) -> Reference:
-    return Reference(len(logp), reward, "ok", list(logp))
+    return Reference(len(logp), reward, reward == 1, list(logp))
 
 
 def problem(name: str) -> Problem:
@@ -107,7 +109,7 @@ def test_figures_by_hand() -> None:
         Probed(problem("a"), attempts("a", 0, 0), [reference(1, -1, -5)], []),
         Probed(problem("b"), attempts("b", 0, 0), [reference(0, -2)], ["reference_rejected"]),
         Probed(problem("c"), attempts("c", 0, 1), [], []),
-        Probed(problem("d"), None, [Reference(9, 1, "ok", None)], ["prompt_too_long"]),
+        Probed(problem("d"), None, [Reference(9, 1, True, None)], ["prompt_too_long"]),
     ]
     found = figures(probed, 2)
     assert found["kinds"] == {"all_wrong": 2, "mixed": 1, "all_right": 0, "unverified": 0, "not_sampled": 1}
@@ -181,6 +183,28 @@ def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
     kinds = {line["id"]: line["kind"] for line in map(json.loads, (tmp_path / "out/problems.jsonl").read_text().splitlines())}
     trained = {json.loads(line)["problem"] for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()}
     assert len(trained) > 6 and {kinds[problem] for problem in trained} == {"all_wrong"}
+
+
+def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path) -> None:
+    """A wrong reference that earns 0.1 is refused, and one that breaks the verifier is unverified, not refused."""
+    (tmp_path / "mine.py").write_text(
+        "def grade(problem, completion):\n    return 1 / 0 if problem.id == 'c' else 1.0 if problem.id == 'a' else 0.1\n"
+    )
+    rows = [{"id": name, "prompt": f"{place} + 1 =", "answer": "2", "reference": "# 2"} for place, name in enumerate("abc")]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = config(verifier={"name": f"{tmp_path / 'mine.py'}:grade", "extract": None})
+    found = probe(mine, str(file), 4, 0, None, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/problems.jsonl").read_text().splitlines()]
+    assert [line["faults"] for line in lines] == [[], ["reference_rejected"], ["unverifiable"]]
+    assert [line["references"][0]["correct"] for line in lines] == [True, False, None]
+    assert found["all_wrong_with_reference"] == 0  # b's reference is wrong
+    with VerifierPool(mine.verifier) as verifier:
+        said = refusal(load_problems(str(file)), mine.verifier, verifier)
+    assert said == (
+        f"the verifier refuses 1 of the first 3 references, first {file}, line 2; the verifier reaches no verdict on 1 of the first 3 "
+        f"references, first on {file}, line 3 (error): ZeroDivisionError: division by zero; see handrail check"
+    )
 
 
 TWO = load_problems(f"{HARD}&n=2")

@@ -28,11 +28,14 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Reference:
-    """A worked solution as the model sees it: ``logp`` is log π of each token, None where prompt and reference exceed the context."""
+    """A worked solution as the model sees it: ``logp`` is log π of each token, None if prompt and reference exceed the context.
+
+    ``correct`` is its verdict's: None if it is unverified.
+    """
 
     tokens: int
     reward: float
-    status: str
+    correct: bool | None
     logp: list[float] | None
 
 
@@ -47,7 +50,7 @@ def references(problems: Sequence[Problem], policy: TransformersPolicy, verifier
     out: dict[str, list[Reference]] = defaultdict(list)
     said = [(problem, policy.decode(completion)) for (problem, _), completion in zip(flat, completions, strict=True)]
     for (problem, _), completion, ok, verdict in zip(said, completions, fits, verifier.grade(said), strict=True):
-        out[problem.id].append(Reference(len(completion), verdict.reward, verdict.status, next(scores).tolist() if ok else None))
+        out[problem.id].append(Reference(len(completion), verdict.reward, verdict.correct, next(scores).tolist() if ok else None))
     return out
 
 
@@ -65,8 +68,8 @@ def faults(
         prompt, mine, asked = len(policy.encode_prompt(problem)), graded.get(problem.id, []), json.dumps(problem.prompt)
         found = {
             "answer_rejected": problem.id in rejected,
-            "reference_rejected": any(reference.status == "ok" and reference.reward == 0 for reference in mine),
-            "unverifiable": any(reference.status != "ok" for reference in mine),
+            "reference_rejected": any(reference.correct is False for reference in mine),
+            "unverifiable": any(reference.correct is None for reference in mine),
             "prompt_too_long": prompt + room > context,
             "reference_too_long": any(prompt + reference.tokens > context for reference in mine),
             "reference_over_max_tokens": any(reference.tokens > room for reference in mine),
@@ -85,5 +88,5 @@ def other_verifiers(problems: Sequence[Problem], config: VerifierConfig) -> dict
     for name in GENERAL_VERIFIERS:
         if name != config.name:
             with VerifierPool(VerifierConfig(name=name, workers=config.workers, timeout=config.timeout)) as other:
-                out[name] = fmean(verdict.reward > 0 for verdict in other.grade(flat))
+                out[name] = fmean(verdict.correct is True for verdict in other.grade(flat))
     return out

@@ -46,7 +46,12 @@ class Probed:
     def line(self) -> str:
         """The problem as ``train`` reads it (``data.train.probe``) and as people may."""
         usual = [
-            {"tokens": each.tokens, "reward": each.reward, "logp": None if each.logp is None else round(fmean(each.logp), 4)}
+            {
+                "tokens": each.tokens,
+                "reward": each.reward,
+                "correct": each.correct,
+                "logp": None if each.logp is None else round(fmean(each.logp), 4),
+            }
             for each in self.references
         ]
         rewards = self.attempts.rewards if self.attempts else []
@@ -123,7 +128,7 @@ def figures(probed: Sequence[Probed], rollouts: int) -> dict[str, Any]:
 
 def usable(each: Probed) -> bool:
     """Whether it has a reference that the verifier accepts and the context holds."""
-    return any(reference.reward > 0 and reference.logp is not None for reference in each.references)
+    return any(reference.correct and reference.logp is not None for reference in each.references)
 
 
 def groups(tried: Sequence[Attempts], size: int) -> dict[str, Any]:
