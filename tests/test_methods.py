@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,22 @@ def test_every_method_states_its_verbs_source_and_status() -> None:
         assert all(f"{verb}:" in (cls.__doc__ or "") for verb in ("rollout", "guide", "credit", "surrogate")), name
         for key, field in cls.Settings.model_fields.items():
             assert key == "name" or field.description, f"{name}.{key} is not described"
+
+
+def test_a_group_of_one_is_refused_by_methods_that_compare_its_members() -> None:
+    for name in METHODS:
+        if name in ("sft", "dft", "sft-on-failures"):
+            assert build({"name": name}, RolloutConfig(group_size=1)).rollout_config.group_size == 1
+        else:
+            with pytest.raises(UserError, match=f"rollout.group_size is 1, and {re.escape(name)} compares .*; set it to 2 or more"):
+                build({"name": name}, RolloutConfig(group_size=1))
+        assert build({"name": name}, RolloutConfig(group_size=2))
+
+    class Mine(Method):
+        pass
+
+    with pytest.raises(UserError, match="and Mine compares"):
+        build({}, RolloutConfig(group_size=1), Mine)
 
 
 def test_unknown_methods_and_settings_are_named() -> None:

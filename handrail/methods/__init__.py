@@ -37,9 +37,14 @@ def find(name: str) -> type[Method]:
 def build(settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method] | None = None) -> Method:
     """The method that a configuration's ``[method]`` section describes, or ``cls`` with its settings.
 
-    Raises UserError for unknown names and settings.
+    Raises UserError for unknown names and settings, and for groups that are too small for the method.
     """
     cls = cls or find(str(settings.get("name", "grpo")))
+    if rollout.group_size < cls.smallest_group:
+        raise UserError(
+            f"rollout.group_size is {rollout.group_size}, and {cls.name or cls.__name__} compares the members of a group with each other; "
+            f"set it to {cls.smallest_group} or more"
+        )
     try:
         return cls(cls.Settings.model_validate(settings), rollout)
     except ValidationError as error:

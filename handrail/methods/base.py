@@ -61,6 +61,8 @@ class Method:
     source: ClassVar[str] = "your own"
     status: ClassVar[Status] = "yours"
     Settings: ClassVar[type[MethodSettings]] = GrpoSettings
+    smallest_group: ClassVar[int] = 2
+    """Least ``rollout.group_size``: the only rollout of its group has none to be compared with, so its advantage is always 0."""
 
     def __init__(self, settings: MethodSettings | None = None, rollout: RolloutConfig | None = None) -> None:
         self.settings = settings or self.Settings()

@@ -85,6 +85,7 @@ class Sft(Imitating):
     source = "the standard baseline"
     status = "published"
     Settings = ImitationSettings
+    smallest_group = 1
 
     def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
         return [Group(problem) for problem in problems]

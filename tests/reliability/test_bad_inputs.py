@@ -79,6 +79,8 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*RUN, "--set", "method.name=leaves.py:Mine"), "method.name: leaves.py cannot be imported: SystemExit: 3"),
     ((*RUN, "--set", "train.betas=[0.9]"), "train.betas: list should have at least 2 items"),
     ((*RUN, "--set", "rollout.group_size=0"), "rollout.group_size: "),
+    ((*RUN, "--set", "rollout.group_size=1"), "rollout.group_size is 1, and grpo compares the members of a group with each other"),
+    ((*COMPARE, "--methods", "sft,sort", "--set", "rollout.group_size=1"), "compare.runs.sort: rollout.group_size is 1, and sort compares"),
     ((*RUN, "--set", "model.dtype=float16"), "model.dtype: input should be 'float32' or 'bfloat16', not 'float16'"),
     ((*RUN, "--set", "model.attention=fancy"), "fancy"),
     ((*RUN, "--set", "lora={rank=0}"), "lora.rank: "),
