@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handrail.evaluate import wilson
-from handrail.evidence.estimators import interval, ks, maj_at_k, pass_at_k, votes
+from handrail.evidence.estimators import dead_at_k, interval, ks, maj_at_k, pass_at_k, votes
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -60,6 +60,14 @@ def test_maj_at_k_is_the_mean_over_all_draws(answers: list[str | None], data: st
         total += Fraction(sum(rewards[answer] for answer in winners)) / len(winners) if winners else 0
         draws += 1
     assert maj_at_k(*votes(answers, [rewards[answer] for answer in answers]), k) == pytest.approx(float(total / draws))
+
+
+def test_dead_at_k_by_hand() -> None:
+    assert dead_at_k([0, 0, 0.1, 0.1, 0.1, 1], 2) == pytest.approx((1 + 3 + 0) / 15)
+    assert dead_at_k([0.1, 0.1, 0.1], 3) == 1
+    for right in range(7):  # with rewards of 0 and 1 these are the draws that are all wrong or all right
+        alike = (1 - pass_at_k(6, right, 3)) + (1 - pass_at_k(6, 6 - right, 3))
+        assert dead_at_k([1] * right + [0] * (6 - right), 3) == pytest.approx(alike)
 
 
 def test_votes() -> None:

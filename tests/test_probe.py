@@ -89,6 +89,9 @@ def test_shares_of_dead_groups_by_hand() -> None:
     assert two["all_wrong"]["mean"] == pytest.approx((1 / 2 + 0 + 1 + 0) / 4)  # 3 of the 6 pairs of a are wrong
     assert two["all_right"]["mean"] == pytest.approx((0 + 1 + 0 + 1 / 2) / 4)
     assert two["wasted_rollouts"] == pytest.approx((1 / 2 + 1 + 1 + 1 / 2) * 2)
+    # All wrong, but two are paid 0.1: of the 6 pairs only those two and the other two are dead.
+    unequal = groups([attempts("e", 0, 0.1, 0.1, 0)], 2)
+    assert unequal["all_wrong"]["mean"] == 1 and unequal["wasted"]["mean"] == pytest.approx(2 / 6)
 
 
 def reference(reward: float, *logp: float) -> Reference:

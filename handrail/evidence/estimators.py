@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -31,6 +32,14 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     Unbiased for k independent attempts: 1 − C(n − right, k) / C(n, k) (arXiv 2107.03374, eq. 1). Needs k ≤ n.
     """
     return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def dead_at_k(rewards: Sequence[float], k: int) -> float:
+    """The chance that ``k`` attempts, drawn without replacement from those that earned ``rewards``, all earn the same.
+
+    Unbiased for k independent attempts: Σ C(count of r, k) / C(n, k) over the distinct rewards r. Needs k ≤ the number of rewards.
+    """
+    return sum(math.comb(count, k) for count in Counter(rewards).values()) / math.comb(len(rewards), k)
 
 
 def maj_at_k(votes: Sequence[tuple[int, float]], silent: int, k: int) -> float:

@@ -15,7 +15,7 @@ from handrail.check import rejected_answers
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.evidence.attempts import Attempting, Attempts, claim
-from handrail.evidence.estimators import ks, pass_at_k
+from handrail.evidence.estimators import dead_at_k, ks, pass_at_k
 from handrail.evidence.evaluation import estimated
 from handrail.evidence.faults import Reference, faults, other_verifiers, references
 from handrail.evidence.recommend import SURPRISING, recommendation
@@ -132,14 +132,15 @@ def usable(each: Probed) -> bool:
 
 
 def groups(tried: Sequence[Attempts], size: int) -> dict[str, Any]:
-    """The shares of groups of ``size`` that are all wrong and all right, and the rollouts that one pass over the problems spends on them.
+    """The shares of groups of ``size`` that are all wrong, all right and dead (``wasted``), and the rollouts of a pass in dead ones.
 
-    Unbiased, from more rollouts than ``size``: the chance that ``size`` of them, drawn without replacement, all fail, or all succeed.
+    Unbiased, from more rollouts than ``size``: the chance that ``size`` of them, drawn without replacement, all fail, all succeed, or all
+    have the same reward.
     """
     n = len(tried[0].attempts)
     failing = [1 - pass_at_k(n, each.right, size) for each in tried]
     right = [1 - pass_at_k(n, n - each.right, size) for each in tried]
-    wasted = [a + b for a, b in zip(failing, right, strict=True)]
+    wasted = [dead_at_k(each.rewards, size) for each in tried]
     return {
         "all_wrong": estimated(failing),
         "all_right": estimated(right),

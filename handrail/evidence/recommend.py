@@ -68,7 +68,7 @@ def _group_size(by_size: Mapping[str, Any], n: int, tried: int) -> tuple[int, st
         if int(size) >= 4 and each["wasted"]["mean"] <= min(least + 0.1, 0.9):
             rollouts = int(size) * tried
             return int(size), (
-                f"With groups of {size}, {each['wasted']['mean']:.0%} of the rollouts stand in groups that are all wrong or all right: "
+                f"With groups of {size}, {each['wasted']['mean']:.0%} of the rollouts stand in dead groups (all rewards equal): "
                 f"{each['wasted_rollouts']:.0f} of {rollouts} in one pass; with groups of {n}, {least:.0%}."
             )
     return 8, f"Groups of {n} still waste {least:.0%} of their rollouts, so the size does not matter yet; 8 is what the papers take."

@@ -92,8 +92,9 @@ def _figure(key: str, value: Any) -> str:
 def probe_table(found: Mapping[str, Any]) -> Table:
     """Groups by their size: how many are dead, and what that costs."""
     table = Table(title="groups by their size, shares of all groups [95 % interval]", title_justify="left")
-    for column in ("size", "all wrong", "all right", "rollouts wasted in a pass"):
+    for column in ("size", "all wrong", "all right", "dead", "rollouts in dead\ngroups in a pass"):
         table.add_column(column, justify="right")
     for size, each in found["groups"].items():
-        table.add_row(size, _figure("", each["all_wrong"]), _figure("", each["all_right"]), f"{each['wasted_rollouts']:.0f}")
+        shares = (_figure("", each[share]).replace(" [", "\n[") for share in ("all_wrong", "all_right", "wasted"))
+        table.add_row(size, *shares, f"{each['wasted_rollouts']:.0f}")
     return table
