@@ -21,8 +21,11 @@ from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.interrupts import results
 from handrail.problems import Problem
+from handrail.verifiers import BUILTIN
 
 START_LIMIT = 60.0
+FIRST_CALL_LIMIT = 60.0
+"""Seconds for the first call of a user's verifier in a process, which may load a model."""
 EXIT_LIMIT = 1.0
 MOST_UNVERIFIED = 0.9
 """A verifier that reaches no verdict on a larger share of its latest completions is broken, and a run with it stops."""
@@ -68,6 +71,8 @@ class VerifierPool:
         self._config = config
         self._workers: list[_Worker | None] = [None] * config.workers
         self._latest: deque[_Batch] = deque()
+        self._first_hung = False
+        self._slowest_first = 0.0
         try:
             self._worker(0)
         except BaseException:
@@ -131,20 +136,33 @@ class VerifierPool:
         except (TypeError, ValueError, RecursionError) as error:
             return Verdict(0.0, "error", f"problem {problem.id!r} cannot be written as JSON: {error}")
         worker = self._worker(slot)
+        first, worker.called = not worker.called and self._config.name not in BUILTIN, True
+        limit = self._first_limit if first else self._config.timeout
+        started = time.monotonic()
         try:
-            said = worker.ask(request, self._config.timeout)
+            said = worker.ask(request, limit)
         except TimeoutError:
             self._discard(slot)
-            return Verdict(0.0, "timeout", f"no verdict within {self._config.timeout:g} s (verifier.timeout)")
+            self._first_hung |= first
+            advice = "; let the verifier load what it needs on import, or raise verifier.timeout" if first else " (verifier.timeout)"
+            return Verdict(0.0, "timeout", f"no verdict within {round(limit, 1):g} s{advice}")
         except (OSError, ValueError):
             end = worker.end()
             self._discard(slot)
             return Verdict(0.0, "crash", f"the verifier's process {end}")
+        if first:
+            self._slowest_first = max(self._slowest_first, time.monotonic() - started)
         if said["spent"]:
             self._discard(slot)
         if "error" in said:
             return Verdict(0.0, "error", said["error"], said.get("answer"))
         return Verdict(said["reward"], "ok", answer=said.get("answer"), correct=said["reward"] >= self._config.correct_from)
+
+    @property
+    def _first_limit(self) -> float:
+        """FIRST_CALL_LIMIT until a call has run into it; from then on ``verifier.timeout`` and as long as the slowest first call that
+        ended has taken, so that a verifier that hangs costs little and one that loads a model still can."""
+        return self._config.timeout + self._slowest_first if self._first_hung else max(self._config.timeout, FIRST_CALL_LIMIT)
 
     def _worker(self, slot: int) -> _Worker:
         """The worker of ``slot``, started if there is none."""
@@ -178,6 +196,7 @@ class _Worker:
     """One process of ``handrail.verifier_worker``, at the other end of a socket (a pipe cannot be given a deadline)."""
 
     def __init__(self) -> None:
+        self.called = False
         self._socket, theirs = socket.socketpair()
         # Our sys.path, so that it imports the same handrail, and of the user's modules what this process would.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

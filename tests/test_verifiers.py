@@ -15,6 +15,7 @@ import reasoning_gym
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handrail import verifier_pool
 from handrail.config import VerifierConfig
 from handrail.errors import UserError
 from handrail.problems import Problem
@@ -405,7 +406,8 @@ def test_a_ceiling_too_low_to_start_is_said() -> None:
         VerifierPool(VerifierConfig(name="math", memory_gib=0.05))
 
 
-def test_the_deadline_is_kept(pool: VerifierPool) -> None:
+def test_the_deadline_is_kept(pool: VerifierPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier_pool, "FIRST_CALL_LIMIT", 0.5)
     child = f"1000.{os.getpid()}"
     completions = ["fine", "hang", "bomb", "fine", "hang", "fine", "fine", "fine"]
     started = time.monotonic()
@@ -417,6 +419,52 @@ def test_the_deadline_is_kept(pool: VerifierPool) -> None:
     while left := running(child):
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
+
+
+LAZY = """
+import os, time
+
+loaded = False
+
+def verdict(problem, completion):
+    global loaded
+    if completion == "exit":
+        os._exit(1)
+    if not loaded:
+        time.sleep(float(problem.metadata["loading"]))
+        loaded = True
+    if completion == "hang":
+        time.sleep(1000)
+    return 1
+"""
+
+
+def lazily(pool: VerifierPool, completions: str, loading: float) -> tuple[list[str], list[str]]:
+    """The statuses and the details of the verdicts on ``completions`` if the first call in a process takes ``loading`` seconds."""
+    verdicts = pool.grade([(Problem("p", "?", "!", metadata={"loading": loading}), text) for text in completions.split()])
+    return [verdict.status for verdict in verdicts], [verdict.detail for verdict in verdicts]
+
+
+def test_a_first_call_may_load_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lazy.py").write_text(LAZY)
+    monkeypatch.setattr(verifier_pool, "FIRST_CALL_LIMIT", 2.0)
+    with VerifierPool(VerifierConfig(name=f"{tmp_path / 'lazy.py'}:verdict", timeout=0.5, workers=1)) as pool:
+        assert lazily(pool, "fine exit fine", 0.7)[0] == ["ok", "crash", "ok"]
+        # A completion that hangs in a first call costs the longer limit once, and does not keep later processes from loading.
+        statuses, details = lazily(pool, "fine hang hang hang fine", 0.7)
+    assert statuses == ["ok", "timeout", "timeout", "timeout", "ok"]
+    limits = [float(detail.split()[3]) for detail in details if detail]
+    assert limits[:2] == [0.5, 2] and 1.2 <= limits[2] < 2
+
+
+def test_a_first_call_that_never_ends_costs_the_longer_limit_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lazy.py").write_text(LAZY)
+    monkeypatch.setattr(verifier_pool, "FIRST_CALL_LIMIT", 1.0)
+    with VerifierPool(VerifierConfig(name=f"{tmp_path / 'lazy.py'}:verdict", timeout=0.3, workers=1)) as pool:
+        statuses, details = lazily(pool, "fine fine fine", 1000)
+    assert statuses == ["timeout"] * 3
+    advice = "let the verifier load what it needs on import, or raise verifier.timeout"
+    assert details == [f"no verdict within {limit} s; {advice}" for limit in ("1", "0.3", "0.3")]
 
 
 def running(argument: str) -> list[bytes]:
