@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -49,6 +49,8 @@ def eval_command(
             parsed, sets, samples, seed, limit, directory, lambda name, done, n: shown.update(tasks[name], completed=done, total=n)
         )  # fmt: skip
     console.print(evaluation_table(summary))
+    for name, figures in summary.items():
+        say_unverified(figures, figures["problems"] * samples, f"{name}: ")
     show(f"graded by the verifier {parsed.verifier.name!r}")
     write_whole(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     show(f"summary: {directory / 'summary.json'}")
@@ -84,6 +86,7 @@ def probe_command(
     show(f"graded by the verifier {parsed.verifier.name!r}")
     show("; ".join(f"{name} {as_figures(estimate)}" for name, estimate in found["pass"].items()))
     console.print(probe_table(found))
+    say_unverified(found, (found["problems"] - found["kinds"]["not_sampled"]) * rollouts)
     if lengths := found.get("reference_tokens"):
         likely = f"; probability {found['reference_probability']:.2f} a token (geometric mean)" if "reference_probability" in found else ""
         show(
@@ -99,6 +102,12 @@ def probe_command(
         show(f"- {reason}")
     file = directory / "problems.jsonl"
     show(f"\nproblem by problem: {file}; named as a source's probe, it lets train leave out what is faulty or all right")
+
+
+def say_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> None:
+    if n := figures["unverified"]:
+        counted = "completions are unverified and count neither as right nor as wrong"
+        show(f"warning: {where}{n} of {attempts} {counted}, first {figures['first_unverified']}")
 
 
 def opened(model: str, data: list[str] | None, config: Path | None, settings: list[str] | None) -> tuple[Config, dict[str, str]]:

@@ -42,6 +42,48 @@ def test_partial_credit_is_shown_apart_and_counts_in_no_pass() -> None:
     assert not any(key.startswith("maj") for key in found)
 
 
+def test_unverified_attempts_count_neither_as_right_nor_as_wrong() -> None:
+    broken = Attempt("x", 1, True, 0.0, None, None, "error", "no\nserver")
+    a = Attempts("a", [*attempts("a", (0.1, "4"), (1, "5")).attempts, broken])
+    found = evaluation([Attempts("b", [broken] * 3), a])
+    assert (found["pass@1"]["mean"], found["pass@2"]["mean"], found["reward"]["mean"]) == (0.5, 1, 0.55)
+    assert found["maj@2"]["mean"] == 0.5 and "pass@3" not in found and "maj@3" not in found
+    assert (found["unverified"], found["first_unverified"]) == (4, "b (error): no server")
+    assert "first_unverified" not in evaluation([attempts("a", (1, None))])
+
+
+def test_what_a_wrong_answer_is_paid_wins_no_vote() -> None:
+    assert evaluation([attempts("a", (0.1, "4"), (0.1, "4"))])["maj@2"]["mean"] == 0
+
+
+def grading(directory: Path, broken: str) -> dict[str, Any]:
+    """A verifier that fails on the problems of which the expression ``broken`` is true."""
+    (directory / "mine.py").write_text(f"def grade(problem, completion):\n    return 1 / 0 if {broken} else 0.0\n")
+    return {"name": f"{directory / 'mine.py'}:grade", "extract": None}
+
+
+@pytest.mark.parametrize(("broken", "kept"), [("True", 0), ("int(problem.id.rsplit('-', 1)[-1]) >= 4", 4)])
+def test_attempts_that_a_failing_verifier_graded_are_not_kept(tmp_path: Path, broken: str, kept: int) -> None:
+    settings = config(rollout={"batch_size": 4, "max_tokens": 48}, verifier=grading(tmp_path, broken))
+    with pytest.raises(UserError, match=r"reached no verdict on .* ZeroDivisionError.*; mend the verifier"):
+        evaluate_sets(settings, {"hard": f"{HARD}&split=test&n=16"}, 2, 0, None, tmp_path / "out")
+    assert len(written(tmp_path / "out/hard.jsonl")) == kept
+
+
+def test_unverified_completions_are_said_in_one_line(tmp_path: Path, handrail: Handrail) -> None:
+    mine = grading(tmp_path, "problem.id == 'b'")["name"]
+    (tmp_path / "d.jsonl").write_text("".join(f'{{"id": "{name}", "prompt": "5 + 3 ?", "answer": "8"}}\n' for name in "ab"))
+    given = ["builtin:house-tiny", str(tmp_path / "d.jsonl"), "--set", f"verifier.name={mine}", "--set", "rollout.max_tokens=8"]
+    said = "of 8 completions are unverified and count neither as right nor as wrong, first b (error): ZeroDivisionError: division by zero"
+    done = handrail("eval", *given, "--samples", "4", "--output", "e")
+    assert done.code == 0 and f"4 {said}" in done.out, done.err
+    (figures,) = json.loads(Path("e/summary.json").read_text()).values()
+    assert figures["unverified"] == 4 and figures["pass@4"]["mean"] == 0
+    done = handrail("probe", *given, "--rollouts", "4", "--output", "p")
+    assert f"4 {said}" in done.out and "1 all wrong, 1 unverified" in done.out
+    assert json.loads(Path("p/probe.json").read_text())["unverified"] == 4
+
+
 def run(directory: Path, **changes: Any) -> dict[str, Any]:
     settings = {"samples": 4, "seed": 0, "limit": 12, **changes}
     sets = {"hard": f"{HARD}&split=test&n=16"}

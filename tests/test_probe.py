@@ -23,6 +23,8 @@ from handrail.evidence.recommend import FOREIGN, SURPRISING, recommendation
 from handrail.evidence.suite import load_suite, read_results
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem, digest
+from handrail.progress import console
+from handrail.report.tables import probe_table
 from handrail.sources import load_problems
 from handrail.verifier_pool import VerifierPool
 from tests.conftest import EASY, HARD, Handrail, config
@@ -105,6 +107,17 @@ def problem(name: str) -> Problem:
 def test_partial_credit_is_no_signal() -> None:
     kinds = [Probed(problem("a"), attempts("a", *rewards), [], []).kind for rewards in ([0.1, 0.1], [0.1, 1], [1, 1])]
     assert kinds == ["all_wrong", "mixed", "all_right"]
+
+
+def test_unverified_rollouts_are_not_wrong() -> None:
+    broken = [Attempt("", 1, True, 0.0, None, None, "timeout", "no verdict")] * 2
+    some = Attempts("a", [*attempts("a", 0, 1).attempts, *broken])
+    probed = [Probed(problem("a"), some, [], []), Probed(problem("b"), Attempts("b", broken * 2), [], [])]
+    found = figures(probed, 4)
+    assert {name: each["mean"] for name, each in found["pass"].items()} == {"pass@1": 0.5, "pass@2": 1}
+    assert found["groups"]["2"]["all_wrong"]["mean"] == 0 and found["groups"]["4"]["all_wrong"] is None
+    assert (found["unverified"], found["first_unverified"]) == (6, "a (timeout): no verdict")
+    console.print(probe_table(found))
 
 
 def test_figures_by_hand() -> None:

@@ -75,7 +75,10 @@ class Attempting:
     seed: int
 
     def at(self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[int, int], None]) -> list[Attempts]:
-        """``samples`` attempts at each problem of the set ``name``; ``file`` holds those there are already, and gets the others."""
+        """``samples`` attempts at each problem of the set ``name``; ``file`` holds those there are already, and gets the others.
+
+        Raises UserError for a verifier that only fails.
+        """
         size = max(1, self.config.rollout.batch_size // self.samples)
         done = written(file)
         done = done[: len(done) if len(done) == len(problems) else len(done) // size * size]
@@ -85,6 +88,9 @@ class Attempting:
             for start in range(len(done), len(problems), size):
                 set_seed(derive("attempts", self.seed, name, start) % 2**32)
                 new = self._graded(problems[start : start + size])
+                if failing := self.verifier.failing:
+                    _keep_verified(file, done)
+                    raise UserError(f"{failing}; mend the verifier, for what it graded last is not kept")
                 stream.writelines(map(line, new))
                 stream.flush()
                 done += new
@@ -114,6 +120,12 @@ class Attempting:
 
 def line(attempts: Attempts) -> str:
     return json.dumps({"id": attempts.id, "attempts": [vars(attempt) for attempt in attempts.attempts]}) + "\n"
+
+
+def _keep_verified(file: Path, done: Sequence[Attempts]) -> None:
+    """Takes from the end of ``file`` the attempts that a failing verifier graded before there were enough to call it failing."""
+    last = max((place for place, each in enumerate(done, 1) if each.verified), default=0)
+    write_whole(file, "".join(map(line, done[:last])))
 
 
 def written(file: Path) -> list[Attempts]:

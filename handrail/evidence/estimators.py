@@ -43,9 +43,9 @@ def dead_at_k(rewards: Sequence[float], k: int) -> float:
 
 
 def maj_at_k(votes: Sequence[tuple[int, float]], silent: int, k: int) -> float:
-    """The expected reward of the commonest answer among ``k`` attempts drawn without replacement, ties split evenly.
+    """The chance that the commonest answer is correct among ``k`` attempts drawn without replacement, ties split evenly.
 
-    ``votes`` holds, for every distinct answer, how many attempts gave it and what it earns; ``silent`` attempts gave none and
+    ``votes`` holds, for every distinct answer, how many attempts gave it and which share is correct; ``silent`` attempts gave none and
     do not vote. Exact: a sum over all draws, counted by the winner's votes, the number of answers that tie with it and the draws
     that the others use up. Needs k ≤ the number of attempts.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from handrail.config import Config
@@ -50,25 +51,44 @@ def evaluate_sets(
 def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
     """Figures of one set. Each estimate is a mean over problems with a 95 % bootstrap interval.
 
-    ``pass@k`` counts rewards of 1; ``reward`` is there where some are in between. ``maj@k`` is there where the verifier can say what a
-    completion answers.
+    ``pass@k``, ``maj@k`` and ``reward`` are over attempts with a verdict; problems with fewer than k are left out. ``reward`` is there
+    if some are between 0 and 1, ``maj@k`` if the verifier can say what a completion answers.
     """
     n = len(results[0].attempts)
     attempts = [attempt for result in results for attempt in result.attempts]
     out: dict[str, Any] = {"problems": len(results), "samples": n}
     if any(0 < attempt.reward < 1 for attempt in attempts):
-        out["reward"] = estimated([sum(result.rewards) / n for result in results])
+        out["reward"] = estimated([fmean(each.reward for each in result.verified) for result in results if result.verified])
     for k in ks(n):
-        out[f"pass@{k}"] = estimated([pass_at_k(n, result.right, k) for result in results])
+        if graded := with_verdicts(results, k):
+            out[f"pass@{k}"] = estimated([pass_at_k(len(result.verified), result.right, k) for result in graded])
     if any(attempt.answer is not None for attempt in attempts):
-        counted = [votes([attempt.answer for attempt in result.attempts], result.rewards) for result in results]
         for k in ks(n)[1:]:
-            out[f"maj@{k}"] = estimated([maj_at_k(*each, k) for each in counted])
+            if graded := with_verdicts(results, k):
+                out[f"maj@{k}"] = estimated([maj_at_k(*_votes(result), k) for result in graded])
     out["tokens"] = estimated([sum(attempt.tokens for attempt in result.attempts) / n for result in results])
     out["cut_off"] = estimated([sum(not attempt.finished for attempt in result.attempts) / n for result in results])
-    out["unverified"] = sum(attempt.status not in ("ok", "cut off") for attempt in attempts)
+    out |= unverified(results)
     out |= diversity([measures_of([attempt.text for attempt in result.attempts], result.correct) for result in results]) if n > 1 else {}
     return out
+
+
+def with_verdicts(results: Sequence[Attempts], k: int) -> list[Attempts]:
+    """Those of which at least ``k`` attempts have a verdict."""
+    return [result for result in results if len(result.verified) >= k]
+
+
+def _votes(result: Attempts) -> tuple[list[tuple[int, float]], int]:
+    return votes([each.answer for each in result.verified], [float(each.correct is True) for each in result.verified])
+
+
+def unverified(results: Sequence[Attempts]) -> dict[str, Any]:
+    """The number of attempts without a verdict and, if there is one, why the first has none (``first_unverified``)."""
+    found = [(result.id, each) for result in results for each in result.attempts if each.correct is None]
+    if not found:
+        return {"unverified": 0}
+    name, first = found[0]
+    return {"unverified": len(found), "first_unverified": " ".join(f"{name} ({first.status}): {first.detail:.200}".split())}
 
 
 def estimated(values: Sequence[float]) -> dict[str, float | None]:

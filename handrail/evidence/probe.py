@@ -16,7 +16,7 @@ from handrail.config import Config
 from handrail.errors import UserError
 from handrail.evidence.attempts import Attempting, Attempts, claim
 from handrail.evidence.estimators import dead_at_k, ks, pass_at_k
-from handrail.evidence.evaluation import estimated
+from handrail.evidence.evaluation import estimated, unverified, with_verdicts
 from handrail.evidence.faults import Reference, faults, other_verifiers, references
 from handrail.evidence.recommend import SURPRISING, recommendation
 from handrail.files import locked, write_whole
@@ -86,6 +86,8 @@ def probe(
             )
         what = {"source": source, "limit": limit, "rollouts": rollouts, "seed": seed}
         claim(directory, config, what, {source: problems})
+    # Another pool: whether a verifier only fails is judged by the latest that it graded, which here would be the references.
+    with VerifierPool(config.verifier) as verifier:
         attempting = Attempting(config, policy, verifier, rollouts, seed)
         with locked(directory):
             attempts = {each.id: each for each in attempting.at(sampled, "probe", directory / "attempts.jsonl", progress)}
@@ -110,7 +112,12 @@ def figures(probed: Sequence[Probed], rollouts: int) -> dict[str, Any]:
         "problems": len(probed),
         "rollouts": rollouts,
         "kinds": {kind: kinds[kind] for kind in ("all_wrong", "mixed", "all_right", "unverified", "not_sampled")},
-        "pass": {f"pass@{k}": estimated([pass_at_k(rollouts, each.right, k) for each in tried]) for k in ks(rollouts)},
+        "pass": {
+            f"pass@{k}": estimated([pass_at_k(len(each.verified), each.right, k) for each in graded])
+            for k in ks(rollouts)
+            if (graded := with_verdicts(tried, k))
+        },
+        **unverified(tried),
         "groups": {str(size): groups(tried, size) for size in ks(rollouts) if size > 1},
         "cut_off": fmean(not attempt.finished for each in tried for attempt in each.attempts),
         "with_reference": sum(bool(each.references) for each in probed),
@@ -135,15 +142,15 @@ def groups(tried: Sequence[Attempts], size: int) -> dict[str, Any]:
     """The shares of groups of ``size`` that are all wrong, all right and dead (``wasted``), and the rollouts of a pass in dead ones.
 
     Unbiased, from more rollouts than ``size``: the chance that ``size`` of them, drawn without replacement, all fail, all succeed, or all
-    have the same reward.
+    have the same reward. Unverified ones neither fail nor succeed; the shares are None if no problem has ``size`` verdicts.
     """
-    n = len(tried[0].attempts)
-    failing = [1 - pass_at_k(n, each.right, size) for each in tried]
-    right = [1 - pass_at_k(n, n - each.right, size) for each in tried]
+    counts = [(len(each.verified), each.right) for each in with_verdicts(tried, size)]
+    failing = [1 - pass_at_k(n, right, size) for n, right in counts]
+    succeeding = [1 - pass_at_k(n, n - right, size) for n, right in counts]
     wasted = [dead_at_k(each.rewards, size) for each in tried]
     return {
-        "all_wrong": estimated(failing),
-        "all_right": estimated(right),
+        "all_wrong": estimated(failing) if counts else None,
+        "all_right": estimated(succeeding) if counts else None,
         "wasted": estimated(wasted),
         "wasted_rollouts": sum(wasted) * size,
     }

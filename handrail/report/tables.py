@@ -76,7 +76,7 @@ def evaluation_table(sets: Mapping[str, Any]) -> Table:
     table = Table("", *(f"{name}\n{figures['problems']} × {figures['samples']}" for name, figures in sets.items()))
     keys = dict.fromkeys(key for figures in sets.values() for key in figures)
     for key in keys:
-        if key not in ("problems", "samples"):
+        if key not in ("problems", "samples", "first_unverified"):
             table.add_row(key.removeprefix("diversity/").replace("_", " "), *(_figure(key, figures.get(key)) for figures in sets.values()))
     return table
 
