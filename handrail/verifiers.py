@@ -200,9 +200,12 @@ def _last_match(pattern: re.Pattern[str], completion: str) -> str | None:
 
 
 def _reward(value: object) -> float:
-    if not isinstance(value, SupportsFloat):
+    try:
+        reward = float(value) if isinstance(value, SupportsFloat) else None
+    except Exception:  # arrays of several numbers have __float__ too
+        reward = None
+    if reward is None:
         raise TypeError(f"the verifier returned {value!r:.100}, which is not a number")
-    reward = float(value)
     if not 0 <= reward <= 1:
         raise ValueError(f"the verifier returned {reward}, which is not between 0 and 1")
     return reward

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import reasoning_gym
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -374,6 +379,46 @@ def test_a_bad_verdict_costs_only_itself(pool: VerifierPool) -> None:
     assert verdicts["raise"].detail == "KeyError: 'gone'"
     assert verdicts["exit"].detail == "the verifier's process exited with code 1"
     assert verdicts["segfault"].detail == "the verifier's process was killed by signal 11"
+
+
+def given_back(problem: Problem, completion: str) -> object:
+    return problem.metadata["value"]
+
+
+def returning(value: object) -> float:
+    """The reward if a user's verifier returns ``value``."""
+    return resolve(VerifierConfig(name=f"{__name__}:given_back"))(Problem("p", "?", "!", metadata={"value": value}), "")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, 1, Fraction(1), Decimal(1), np.float32(1), np.int64(1), np.bool_(True), np.array(1), torch.tensor(1.0), torch.tensor(True)],
+    ids=repr,
+)
+def test_every_kind_of_number_is_a_reward(value: object) -> None:
+    assert returning(value) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (None, "None, which is not a number"),
+        ("1", "'1', which is not a number"),
+        ([1], "[1], which is not a number"),
+        (1j, "1j, which is not a number"),
+        (np.array([1.0, 0.0]), "array([1., 0.]), which is not a number"),
+        (torch.tensor([1.0, 0.0]), "tensor([1., 0.]), which is not a number"),
+        (Decimal("sNaN"), "Decimal('sNaN'), which is not a number"),
+        (float("nan"), "nan, which is not between 0 and 1"),
+        (np.float32("nan"), "nan, which is not between 0 and 1"),
+        (torch.tensor(float("nan")), "nan, which is not between 0 and 1"),
+        (2, "2.0, which is not between 0 and 1"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_reward_is_named(value: object, complaint: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^the verifier returned {re.escape(complaint)}$"):
+        returning(value)
 
 
 def test_one_threshold_says_what_is_correct(pool: VerifierPool, verifier_file: Path) -> None:
