@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from handrail.check import TOLERATED
 from handrail.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, parse_config
-from handrail.lengths import fitting
+from handrail.lengths import TooLong, fitting
 from handrail.methods import build
 from handrail.policy.transformers import TransformersPolicy
 from handrail.problems import Problem
@@ -61,15 +61,15 @@ def first_config(
         rollout=RolloutConfig(max_tokens=1),
     )
     policy = TransformersPolicy(config, Accelerator(cpu=True))
-    fitting(policy, problems)
-    prompts = [*problems, *(load_problems(held_out, columns) if held_out else [])]
-    fitting(policy, prompts[len(problems) :], references=False)
+    problems, long = fitting(policy, problems, "skip")
+    tested, long_tested = fitting(policy, load_problems(held_out, columns) if held_out else [], "skip", references=False)
+    prompts = [*problems, *tested]
     chosen = _verifier(problems, ["math", "normalised"] if verifier == "math" else [verifier])
     tokens, why = _max_tokens(policy, problems, prompts)
     text = "\n".join(
         [
             *_head(model, data, output),
-            *_inputs(model, data, problems, held_out, columns, policy.renderer.chat),
+            *_inputs(model, data, problems, held_out, columns, policy.renderer.chat, [*long, *long_tested]),
             *_training(problems, chosen, tokens, why),
         ]
     )
@@ -119,7 +119,15 @@ def _head(model: str, data: str, output: Path) -> list[str]:
     ]
 
 
-def _inputs(model: str, data: str, problems: Sequence[Problem], held_out: str | None, columns: Mapping[str, str], chat: bool) -> list[str]:
+def _inputs(
+    model: str,
+    data: str,
+    problems: Sequence[Problem],
+    held_out: str | None,
+    columns: Mapping[str, str],
+    chat: bool,
+    too_long: Sequence[TooLong],
+) -> list[str]:
     referenced = sum(bool(problem.references) for problem in problems)
     have = f"{len(problems)} problems, {referenced} of them with a reference"
     if held_out:
@@ -138,6 +146,7 @@ def _inputs(model: str, data: str, problems: Sequence[Problem], held_out: str | 
         "",
         "[data]",
         _line(_pair("train", data), have),
+        *([_line('too_long = "skip"', f"leaves out {len(too_long)} problems, first {too_long[0]}")] if too_long else []),
         *([_line(f"columns = {_inline(columns)}", "our field = your column")] if columns else []),
         _line(system, "instructions; say how to end, if your references all end alike") if chat
         else _line('# prompt_template = "{prompt}\\n"', "text around each prompt; it ends as your references begin"),

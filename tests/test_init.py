@@ -45,6 +45,18 @@ def test_every_setting_of_the_first_configuration_is_explained_and_those_left_ou
     assert everything.lora is not None and everything.model.dtype == "bfloat16" and everything.eval.sets
 
 
+def test_rows_that_are_too_long_are_skipped_and_counted(handrail: Handrail, tmp_path: Path) -> None:
+    long = {**BARE[0], "prompt": "1 " * 200}
+    data, held_out = str(jsonl(tmp_path / "data.jsonl", [*BARE, long, long])), str(jsonl(tmp_path / "held.jsonl", [long, *BARE]))
+    done = handrail("init", "builtin:house-tiny", data, "--held-out", held_out)
+    assert done.code == 0, done.err
+    text = Path("config.toml").read_text()
+    assert re.search(r'^too_long = "skip" +# leaves out 3 problems, first \S+data.jsonl, line 5, field prompt: ', text, re.MULTILINE)
+    assert "4 problems, 0 of them with a reference" in text and load_config("config.toml").data.too_long == "skip"
+    trained = handrail("train", "config.toml", *SHORT)
+    assert trained.code == 0, trained.err
+
+
 def test_a_column_map_is_taken_and_written(handrail: Handrail, tmp_path: Path) -> None:
     rows = [{"task": row["prompt"], "gold": {"value": row["answer"]}} for row in ROWS]
     data = str(jsonl(tmp_path / "data.jsonl", rows))
