@@ -13,6 +13,8 @@ from handrail.verifier_pool import Verdict, VerifierPool, unreached
 
 TOLERATED = 0.05
 """The share of answers or references that a verifier may refuse before a run would be spoiled."""
+SPOILING = {"answer_rejected": TOLERATED, "reference_rejected": TOLERATED, "unverifiable": TOLERATED}
+"""The faults that spoil a run if a larger share has them. The others are said, but cost a run no more than what they are in."""
 NAMED = 10
 """How many rows with the same fault are named."""
 LONG = 200
@@ -69,10 +71,10 @@ def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: Verif
     found = []
     if own:
         found.append(f"{len(own)} of the first {len(problems)} answers as the answer to their own problem, first {place(own[0][0])}")
-    if len(refused) > TOLERATED * len(flat):
+    if spoils("reference_rejected", len(refused), len(flat)):
         found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}")
     said = [f"the verifier refuses {' and '.join(found)}"] if found else []
-    if len(unverified) > TOLERATED * len(flat):
+    if spoils("unverifiable", len(unverified), len(flat)):
         share = f"{len(unverified)} of the first {len(flat)} references"
         said.append(f"the verifier reaches no verdict on {share}, first on {unreached(*unverified[0]):.200}")
     return f"{'; '.join(said)}; see handrail check" if said else None
@@ -92,14 +94,20 @@ def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]
     yield f"verifier {config.name!r}: it accepts {len(flat) - len(refused) - len(unverified)} of {len(flat)} references"
     if refused:
         said = f"{place(refused[0])} (answer {shortened(refused[0].answer)})"
-        yield f"{_severity(refused, flat)}: {len(refused)} references contradict their answer, first {said}"
+        yield f"{_severity('reference_rejected', refused, flat)}: {len(refused)} references contradict their answer, first {said}"
     if unverified:
         first, verdict = unverified[0]
-        yield f"{_severity(unverified, flat)}: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
+        severity = _severity("unverifiable", unverified, flat)
+        yield f"{severity}: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
 
 
-def _severity(faulty: Sequence[object], of: Sequence[object]) -> str:
-    return "error" if len(faulty) > TOLERATED * len(of) else "warning"
+def spoils(fault: str, faulty: int, of: int) -> bool:
+    """Whether ``faulty`` of ``of`` answers, references or problems with ``fault`` would spoil a run."""
+    return fault in SPOILING and faulty > SPOILING[fault] * of
+
+
+def _severity(fault: str, faulty: Sequence[object], of: Sequence[object]) -> str:
+    return "error" if spoils(fault, len(faulty), len(of)) else "warning"
 
 
 def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, problems: Sequence[Problem], name: str) -> Iterator[str]:
@@ -109,7 +117,7 @@ def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, problem
     accepted = len(problems) - len(rejected)
     yield f"verifier {name!r}: it accepts {accepted} of {len(problems)} answers as the answer to their own problem"
     if rejected:
-        severity = _severity(rejected, problems)
+        severity = _severity("answer_rejected", rejected, problems)
         yield f"{severity}: no completion is correct for {len(rejected)} problems, whose own answer the verifier refuses:"
     for problem, verdict in rejected[:NAMED]:
         yield f"  {place(problem)} (answer {shortened(problem.answer)})" + (f": {verdict.detail:.200}" if verdict.detail else "")

@@ -68,7 +68,7 @@ def probe_command(
 ) -> None:
     """Find out which problems give a signal, what is wrong with the data, and which method to start with.
 
-    The same command continues a probe that was stopped.
+    The same command continues a probe that was stopped. Exit code 1: it found what would spoil a run.
     """
     parsed, _ = opened(model, [data], config, settings)
     directory = output or Path("runs") / f"probe-{slug(model)}-{slug(data)}"
@@ -102,6 +102,9 @@ def probe_command(
         show(f"- {reason}")
     file = directory / "problems.jsonl"
     show(f"\nproblem by problem: {file}; named as a source's probe, it lets train leave out what is faulty or all right")
+    if spoiled := found["spoiled_by"]:
+        show("error: too many faults, which would spoil a run: " + ", ".join(spoiled))
+        raise typer.Exit(1)
 
 
 def say_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> None:

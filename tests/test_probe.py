@@ -223,6 +223,22 @@ def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path
     )
 
 
+@pytest.mark.parametrize(("broken", "code"), [(0, 0), (1, 0), (2, 1)])
+def test_a_probe_that_found_what_spoils_a_run_exits_with_1_after_writing(
+    broken: int, code: int, tmp_path: Path, handrail: Handrail
+) -> None:
+    """One reference of 20 may be wrong, two may not; check says the same."""
+    rows = [{"prompt": f"{place} + 0 =", "answer": str(place), "reference": f"# {place + (place < broken)}"} for place in range(20)]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["--set", "verifier.name=task", "--set", "rollout.max_tokens=8"]
+    done = handrail("probe", "builtin:house-tiny", str(file), "--rollouts", "4", "--output", "out", *settings)
+    assert done.code == code and "problem by problem" in done.out, done.err
+    assert json.loads(Path("out/probe.json").read_text())["spoiled_by"] == ["reference_rejected"] * code
+    assert ("would spoil a run: reference_rejected" in done.out) == bool(code)
+    assert handrail("check", str(file), "--verifier", "task").code == code
+
+
 TWO = load_problems(f"{HARD}&n=2")
 
 

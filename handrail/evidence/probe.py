@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from handrail.check import rejected_answers
+from handrail.check import rejected_answers, spoils
 from handrail.config import Config
 from handrail.errors import UserError
 from handrail.evidence.attempts import Attempting, Attempts, claim
@@ -96,6 +96,7 @@ def probe(
     if result["faults"].get("reference_rejected") or result["faults"].get("unverifiable"):
         result["other_verifiers"] = other_verifiers(problems, config.verifier)
     result["recommendation"] = recommendation(result)
+    result["spoiled_by"] = spoiled_by(result)
     write_whole(directory / "problems.jsonl", "".join(each.line() for each in probed))
     write_whole(directory / "probe.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -131,6 +132,12 @@ def figures(probed: Sequence[Probed], rollouts: int) -> dict[str, Any]:
         out["reference_probability"] = math.exp(fmean(tokens))
         out["surprising_tokens"] = fmean(logp < math.log(SURPRISING) for logp in tokens)
     return out
+
+
+def spoiled_by(found: Mapping[str, Any]) -> list[str]:
+    """The faults that would spoil a run, by the rule of ``handrail check``."""
+    of = {"answer_rejected": found["problems"]}
+    return [fault for fault, n in found["faults"].items() if spoils(fault, n, of.get(fault, found["with_reference"]))]
 
 
 def usable(each: Probed) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from handrail.check import TOLERATED
+from handrail.check import spoils
 
 SURPRISING = 0.01
 """A reference token whose probability is below it is one that the model would hardly ever write."""
@@ -22,7 +22,7 @@ def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
     first = []
     if impossible := found["faults"].get("answer_rejected", 0):
         first.append(f"First of all: the verifier refuses {impossible} answers as the answer to their own problem; see handrail check.")
-    if refused > TOLERATED * found["with_reference"]:
+    if spoils("reference_rejected", refused, found["with_reference"]):
         first.append(
             f"First of all: the verifier refuses {refused} of {found['with_reference']} references; mend the verifier, or the data."
         )
