@@ -19,6 +19,7 @@ from handrail.guidance.planner import skeleton
 from handrail.guidance.steps import split_steps
 from handrail.sources import load_problems
 from tests.conftest import EASY, HARD, config
+from tests.models import save_chat_model
 from tests.openai_server import BROKEN, CUT, MALFORMED, RATE_LIMITED, Messages, OpenAiServer, Reply
 
 KEY = "sk-this-is-the-secret-key"
@@ -72,8 +73,10 @@ def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_
 
 
 def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
-    """The built-in backbone understands no instruction, so its plans end in nothing usable, and every repair is weighted by p0."""
-    train(config(method={"name": "sort", "planner": "policy", "plan_tokens": 8}), tmp_path / "run")
+    """A random model's plans are not finished, or end in nothing usable, and such repairs are weighted by p0."""
+    model = save_chat_model(tmp_path / "model", context=2048)
+    method = {"name": "sort", "planner": "policy", "plan_tokens": 8}
+    train(config(model={"path": str(model)}, method=method), tmp_path / "run")
     rows = lines(tmp_path / "run")
     assert all(row["groups/guided"] > 0 for row in rows)
     assert all(row.get("sort/no_plan", 0) + row.get("sort/leaking_plan", 0) <= row["groups/guided"] for row in rows)

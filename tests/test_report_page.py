@@ -129,7 +129,7 @@ def choose(page: Page, control: str, text: str) -> None:
 
 def test_results_come_first_and_every_section_has_its_heading(page: Page, comparison: Path) -> None:
     assert page.locator("h2").all_text_contents() == [
-        "Results", "Learning curves", "Groups", "Rescued problems", "Trajectories", "Methods and settings",
+        "Results", "Learning curves", "Groups", "Guided groups", "Trajectories", "Methods and settings",
     ]  # fmt: skip
     assert page.locator("h1").count() == page.locator("main").count() == page.locator("nav").count() == 1
     rows = page.locator(".comparison tbody tr").all_inner_texts()

@@ -412,7 +412,7 @@ def test_torchrun_as_documented_starts_where_one_process_does(tmp_path: Path) ->
     one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
     assert one[0] == two[0] and len(two) == 2 and two[1]["rollouts"] == one[1]["rollouts"]
     started = [lines(tmp_path / name / "evaluations.jsonl")[:2] for name in ("one", "two")]
-    assert started[0] == started[1] and list(started[0][0]["rewards"]) == list(started[1][0]["rewards"])
+    assert started[0] == started[1] and list(started[0][0]["correct"]) == list(started[1][0]["correct"])
 
 
 def scripted(steps: int = 3) -> Config:

@@ -67,7 +67,8 @@ def test_data_of_another_kind_are_graded_by_the_verifier_that_fits_them(trained:
 
 def test_check_and_probe_see_a_runs_model_as_the_run_did(trained: Path, handrail: Handrail) -> None:
     checked = handrail("check", HELD_OUT, "--model", str(trained))
-    assert checked.code == 0 and "Be brief." in checked.out and "Q: " in checked.out, checked.err
+    # The run's verifier compares whole completions, so that it refuses all references: exit code 1.
+    assert checked.code == 1 and "Be brief." in checked.out and "Q: " in checked.out, checked.err
     probed = handrail("probe", str(trained), HELD_OUT, "--rollouts", "4", "--output", "probe")
     assert "graded by the verifier 'exact'" in probed.out, probed.err
     assert json.loads(Path("probe/settings.json").read_text())["rollout"]["max_tokens"] == 5

@@ -151,8 +151,13 @@ def test_checksums_that_vouch_for_nothing_are_damage(sums: str, stopped: Path) -
 def test_what_is_checkpointed_after_a_damaged_one_is_kept(stopped: Path, undisturbed: dict[str, str]) -> None:
     for step in (3, 4):
         flip(stopped / f"checkpoints/step-{step:06d}/optimizer.safetensors")
+
+    def stop_in_step_3(step: int, *_: object) -> None:
+        if step == 3:  # the first call says where the run was resumed
+            Interrupts.ask("a test")
+
     with pytest.raises(Paused, match="step 3 is checkpointed"):
-        train(settings(stopped.parent, "train.keep_last=1"), stopped, resume=True, progress=lambda *_: Interrupts.ask("a test"))
+        train(settings(stopped.parent, "train.keep_last=1"), stopped, resume=True, progress=stop_in_step_3)
     assert [path.name for path in checkpoints(stopped / "checkpoints")] == ["step-000003"]
     train(settings(stopped.parent), stopped, resume=True)
     assert left_behind(stopped) == undisturbed
