@@ -1,4 +1,4 @@
-"""Multiple choice: the choices go into the prompt, each behind its letter, and the right one's letter is the answer."""
+"""Multiple choice: the prompt lists the choices with their letters, and the letter of the right one is the answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def with_choices(prompt: Any, answer: object, choices: Any) -> tuple[Any, object
     """The prompt that shows the choices, and the answer's letter. Raises BadRow.
 
     ``answer`` is a letter, the number of the choice counted from 0 (MMLU), or the choice itself. Choices that the
-    prompt shows already, each behind its letter, are not shown twice.
+    prompt already lists with their letters are not added again.
     """
     labels, texts = _read(choices)
     label = labels[_right(answer, labels, texts)]

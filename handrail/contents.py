@@ -16,7 +16,8 @@ from handrail.problems import Problem, digest
 READ_WHOLE = 64 * 2**20
 """Bytes up to which a file is read whole."""
 BLOCKS, BLOCK = 256, 2**16
-"""Of a larger one, so many blocks of so many bytes are read: training changes all of a model's weights, or all of some layers."""
+"""Number and size of the blocks read from a larger file, instead of all of it: training changes all weights, or all
+of some layers."""
 KINDS = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 """The files that make a model and its tokenizer."""
 
