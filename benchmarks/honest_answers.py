@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from handrail.answer_text import boxes, last_joined, marked, plain
-from handrail.config import VerifierConfig
-from handrail.problems import Problem
-from handrail.verifier_pool import VerifierPool
+from handrail.training.config import VerifierConfig
+from handrail.types import Problem
+from handrail.verifiers.answer_text import boxes, last_joined, marked, plain
+from handrail.verifiers.pool import VerifierPool
 
 SOLUTIONS = ("solution", "steps", "cot", "response")
 ANSWERS = ("final_answer", "answer", "gt")

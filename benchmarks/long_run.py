@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from handrail import train
-from handrail.config import parse_config
+from handrail.training.config import parse_config
 
 
 def resident_mib() -> float:

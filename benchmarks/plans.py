@@ -11,10 +11,10 @@ from statistics import mean
 
 from accelerate import Accelerator
 
-from handrail.config import load_config
-from handrail.guidance.planner import DataPlanner
-from handrail.policy.transformers import TransformersPolicy
-from handrail.sources import load_problems
+from handrail.data.load import load_problems
+from handrail.experts.planners import DataPlanner
+from handrail.models.hf import TransformersPolicy
+from handrail.training.config import load_config
 
 
 def main() -> None:

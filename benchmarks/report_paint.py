@@ -11,7 +11,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser
 
-from handrail.report.page import write_report
+from handrail.eval.report.page import write_report
 from tests.browser import chromium
 
 STEPS, PROBLEMS, ROLLOUTS = 25, 50, 8  # 10,000 trajectories

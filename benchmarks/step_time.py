@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from handrail.config import Config, ModelConfig, parse_config
-from handrail.interrupts import Interrupts
-from handrail.memory import peak_resident
-from handrail.policy.loading import load_model
-from handrail.problems import Problem
-from handrail.run_directory import RunDirectory
-from handrail.sources import load_problems
-from handrail.train import Run
-from handrail.verifier_pool import VerifierPool
+from handrail._util.interrupts import Interrupts
+from handrail._util.memory import peak_resident
+from handrail.data.load import load_problems
+from handrail.models.loading import load_model
+from handrail.training.config import Config, ModelConfig, parse_config
+from handrail.training.loop import Run
+from handrail.training.run_directory import RunDirectory
+from handrail.types import Problem
+from handrail.verifiers.pool import VerifierPool
 
 Times = dict[str, float]
 NEVER = "<|never|>"

@@ -9,21 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handrail.config import Config, load_config
-    from handrail.errors import UserError
+    from handrail._util.errors import UserError
+    from handrail.data.load import load_problems
     from handrail.methods.base import Method
-    from handrail.problems import Problem
-    from handrail.sources import load_problems
-    from handrail.tools import Tools
-    from handrail.train import train
-    from handrail.trajectory import Group, Origin, Trajectory
+    from handrail.methods.context import Tools
+    from handrail.training.config import Config, load_config
+    from handrail.training.loop import train
+    from handrail.types import Group, Origin, Problem, Trajectory
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Config": "config", "load_config": "config", "UserError": "errors", "Method": "methods.base", "Problem": "problems",
-    "load_problems": "sources", "Tools": "tools", "train": "train", "Group": "trajectory", "Origin": "trajectory",
-    "Trajectory": "trajectory",
+    "Config": "training.config", "load_config": "training.config", "UserError": "_util.errors", "Method": "methods.base",
+    "Problem": "types", "load_problems": "data.load", "Tools": "methods.context", "train": "training.loop", "Group": "types",
+    "Origin": "types", "Trajectory": "types",
 }  # fmt: skip
 
 __all__ = [
@@ -35,5 +34,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'handrail' has no attribute {name!r}")
     value = getattr(import_module(f"handrail.{_HOMES[name]}"), name)
-    globals()[name] = value  # over the submodule of the same name, which the import above has just set here
+    globals()[name] = value
     return value

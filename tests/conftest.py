@@ -5,23 +5,26 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read on import: names of no model are not asked for, again and again, on the net
 
 import torch
 from accelerate import Accelerator
 
-from handrail import cli, progress
-from handrail.config import Config, parse_config
-from handrail.guidance.experts import Experts
+from handrail import cli
+from handrail._util import progress
+from handrail.experts.registry import Experts
 from handrail.methods.base import Method
-from handrail.policy.learning import LearningPolicy
-from handrail.tools import Tools
-from handrail.verifier_pool import VerifierPool
+from handrail.methods.context import Tools
+from handrail.models.trainable import LearningPolicy
+from handrail.training.config import Config, parse_config
+from handrail.verifiers.pool import VerifierPool
 
 HARD = "task:house-rules?level=hard&house=3"
 EASY = "task:house-rules?level=easy"
@@ -87,16 +90,21 @@ Handrail = Callable[..., Done]
 
 
 @pytest.fixture
-def handrail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Handrail:
-    """Runs the command line in this process, in an empty working directory."""
+def run_app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
+    """Runs a command line in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(progress.console, "width", 300)
 
-    def run(*arguments: str) -> Done:
+    def run(app: typer.Typer, *arguments: str) -> Done:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["handrail", *arguments])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            cli.main(app)
         return Done(int(end.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def handrail(run_app: Callable[..., Done]) -> Handrail:
+    return partial(run_app, cli.app)

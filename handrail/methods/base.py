@@ -10,14 +10,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from handrail import objective
-from handrail.batch import Counts
-from handrail.config import RolloutConfig, Section
-from handrail.guidance.experts import Experts
-from handrail.objective import Ratio, Streams
-from handrail.problems import Problem
-from handrail.tools import Tools
-from handrail.trajectory import Group, Trajectory
+from handrail.experts.registry import Experts
+from handrail.methods import losses
+from handrail.methods.context import Tools
+from handrail.methods.losses import Ratio, Streams
+from handrail.training.batch import Counts
+from handrail.training.config import RolloutConfig, Section
+from handrail.types import Group, Problem, Trajectory
 
 Status = Literal["published", "secondary", "reconstruction", "yours"]
 Normaliser = Literal["sequence", "token", "constant"]
@@ -95,7 +94,7 @@ class Method:
 
     def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
         """The objective of every token [B, T] from the current log-probabilities [B, T]; its sum is maximised."""
-        return self.policy_gradient(logp, streams) + objective.imitation(logp, streams)
+        return self.policy_gradient(logp, streams) + losses.imitation(logp, streams)
 
     # What the verbs are made of
 
@@ -120,7 +119,7 @@ class Method:
 
     def policy_gradient(self, logp: Tensor, streams: Streams) -> Tensor:
         s = self.grpo
-        return objective.policy_gradient(logp, streams, s.ratio, (s.clip_low, s.clip_high) if s.clip else None)
+        return losses.policy_gradient(logp, streams, s.ratio, (s.clip_low, s.clip_high) if s.clip else None)
 
     # Normalisers
 

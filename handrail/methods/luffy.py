@@ -7,12 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from handrail import objective
+from handrail.methods import losses
 from handrail.methods.base import GrpoSettings, Method, Normaliser
-from handrail.objective import Shape, Streams
-from handrail.problems import Problem
-from handrail.tools import Tools
-from handrail.trajectory import Group, Origin
+from handrail.methods.context import Tools
+from handrail.methods.losses import Shape, Streams
+from handrail.types import Group, Origin, Problem
 
 
 class LuffySettings(GrpoSettings):
@@ -76,6 +75,6 @@ class Luffy(Method):
     def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
         settings = self.settings
         assert isinstance(settings, LuffySettings)
-        reference = objective.shaped(logp, streams, settings.shaping, settings.gamma)
+        reference = losses.shaped(logp, streams, settings.shaping, settings.gamma)
         own = self.policy_gradient(logp, streams)
-        return torch.where(streams.origin == Origin.REFERENCE, reference, own) + objective.imitation(logp, streams)
+        return torch.where(streams.origin == Origin.REFERENCE, reference, own) + losses.imitation(logp, streams)

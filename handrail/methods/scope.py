@@ -9,19 +9,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from handrail import objective
-from handrail.guidance.alignment import aligned
-from handrail.guidance.corrector import Correction, Draft, ReferenceCorrector
-from handrail.guidance.experts import CorrectorName, Experts, JudgeName
-from handrail.guidance.judge import first_error
-from handrail.guidance.planner import names_answer
-from handrail.guidance.steps import spelt, split_steps
+from handrail.experts.correctors import Correction, Draft, ReferenceCorrector
+from handrail.experts.judges import first_error
+from handrail.experts.judges.reference import aligned
+from handrail.experts.planners import names_answer
+from handrail.experts.registry import CorrectorName, Experts, JudgeName
+from handrail.experts.steps import spelt, split_steps
+from handrail.methods import losses
 from handrail.methods.base import GrpoSettings, Method, Normaliser
-from handrail.objective import Shape, Streams
-from handrail.policy import Policy
-from handrail.problems import Problem
-from handrail.tools import Tools
-from handrail.trajectory import Group, Origin, Trajectory
+from handrail.methods.context import Tools
+from handrail.methods.losses import Shape, Streams
+from handrail.models import Policy
+from handrail.types import Group, Origin, Problem, Trajectory
 
 
 class ScopeSettings(GrpoSettings):
@@ -272,9 +271,9 @@ class Scope(Method):
         return (drawn[place] for place in range(len(openings)))
 
     def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
-        corrected = objective.shaped(logp, streams, self.scope.shaping, self.scope.gamma)
+        corrected = losses.shaped(logp, streams, self.scope.shaping, self.scope.gamma)
         own = self.policy_gradient(logp, streams)
-        return torch.where(streams.origin == Origin.POLICY, own, corrected) + objective.imitation(logp, streams)
+        return torch.where(streams.origin == Origin.POLICY, own, corrected) + losses.imitation(logp, streams)
 
 
 def failures(groups: Sequence[Group]) -> Iterator[tuple[int, int, Trajectory]]:

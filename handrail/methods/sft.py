@@ -9,13 +9,12 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from handrail import objective
-from handrail.batch import Counts
+from handrail.methods import losses
 from handrail.methods.base import GrpoSettings, Method, MethodSettings
-from handrail.objective import Streams
-from handrail.problems import Problem
-from handrail.tools import Tools
-from handrail.trajectory import Group, Trajectory
+from handrail.methods.context import Tools
+from handrail.methods.losses import Streams
+from handrail.training.batch import Counts
+from handrail.types import Group, Problem, Trajectory
 
 Mean = Literal["token", "sequence"]
 Divisor = Literal["all", "failed"]
@@ -97,7 +96,7 @@ class Sft(Imitating):
         return self.weigh(groups, uniform)
 
     def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
-        return objective.imitation(logp, streams)
+        return losses.imitation(logp, streams)
 
 
 class Dft(Sft):

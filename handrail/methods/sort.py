@@ -7,12 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from handrail.guidance.experts import Experts, PlannerName
-from handrail.guidance.planner import Planner, leaks
+from handrail.experts.planners import Planner, leaks
+from handrail.experts.registry import Experts, PlannerName
+from handrail.methods.context import Tools
 from handrail.methods.sft import GrpoSftSettings, Imitating, uniform
-from handrail.problems import Problem
-from handrail.tools import Tools
-from handrail.trajectory import Group
+from handrail.types import Group, Problem
 
 
 class SortSettings(GrpoSftSettings):

@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from handrail.config import VerifierConfig
-from handrail.errors import UserError
-from handrail.problems import Problem
-from handrail.sources import load_problems
-from handrail.verifier_pool import VerifierPool
+from handrail._util.errors import UserError
+from handrail.data.load import load_problems
+from handrail.training.config import VerifierConfig
+from handrail.types import Problem
+from handrail.verifiers.pool import VerifierPool
 
 ANSWER = "7391468205"
 FORMS = ["{}", r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "so 1 + 1 = 2 # {}", "The answer is ${}$.", "$$ {} $$"]

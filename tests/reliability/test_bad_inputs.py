@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from handrail.backbones import locate
+from handrail.models.builtin import locate
+from tests.cli.test_commands import ROWS, configured, jsonl
 from tests.conftest import Handrail
-from tests.test_cli import ROWS, configured, jsonl
 
 RUN = ("train", "run.toml", "--output", "out")
 COMPARE = ("compare", "run.toml", "--output", "out")
@@ -42,7 +42,6 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("train", "deep.toml"), "deep.toml is nested too deeply to be read"),
     (("train", "run.toml", "--output", "/proc/nowhere"), "/proc/nowhere cannot be made"),
     (("compare", "run.toml", "--methods", "grpo", "--output", "/proc/nowhere"), "/proc/nowhere"),
-    (("suite", "--output", "a file/out"), "a file/out"),
     (("plan", "data.jsonl", "--output", "/proc/nowhere.jsonl"), "/proc/nowhere.jsonl"),
     (("check", "x" * 5000), "cannot be read or written (File name too long)"),
     ((*COMPARE, "--methods", "grpo,lufy"), "there is no method 'lufy'; did you mean 'luffy'?"),
@@ -52,13 +51,9 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*COMPARE, "--set", "compare.runs={A={train={stepz=1}}}"), "compare.runs.A: there is no setting train.stepz"),
     ((*COMPARE, "--methods", "grpo", "--set", "compare.seeds=[1, 1]"), "two runs would be written into"),
     (("methods", "sorrt"), "there is no method 'sorrt'; did you mean 'sort'?"),
-    (("backbone", "measure", "builtin:house-huge"), "there is no built-in backbone 'house-huge'"),
-    (("backbone", "make", "huge", "--output", "out"), "there is no recipe 'huge'"),
     (("model", "fetch", "smollm3", "--output", "out"), "there is no model 'smollm3'"),
     (("report", "folder"), "folder"),
     (("report", "nowhere"), "nowhere"),
-    (("suite", "--suite", "broken.toml", "--output", "out"), "broken.toml cannot be read as TOML"),
-    (("suite", "--suite", "run.toml", "--output", "out"), "run.toml: "),
     (("plan", "data.jsonl", "--output", "folder"), "folder"),
     (("check", "data.jsonl", "--column", "prompt"), "--column takes our_field=their_column, not 'prompt'"),
     (("check", "data.jsonl", "--column", "promt=prompt"), "the column map has the unknown field 'promt'"),

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from handrail import train
-from handrail.checkpoint import checkpoints
-from handrail.config import Config, load_config
-from handrail.errors import Paused, UserError
-from handrail.files import damage
-from handrail.interrupts import Interrupts
+from handrail._util.errors import Paused, UserError
+from handrail._util.files import damage
+from handrail._util.interrupts import Interrupts
+from handrail.training.checkpoint import checkpoints
+from handrail.training.config import Config, load_config
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
 
 Mount = Callable[[str], Path]

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 
 from handrail import train
-from handrail.config import VerifierConfig
+from handrail.eval.report.page import write_report
 from handrail.methods.base import Method
+from handrail.methods.context import Tools
 from handrail.methods.grpo import Grpo
-from handrail.problems import Problem
-from handrail.report.page import write_report
-from handrail.tools import Tools
-from handrail.trajectory import Group
-from handrail.verifier_pool import VerifierPool
-from handrail.verifiers import resolve
+from handrail.training.config import VerifierConfig
+from handrail.types import Group, Problem
+from handrail.verifiers.builtin import resolve
+from handrail.verifiers.pool import VerifierPool
 from tests.conftest import config
 from tests.reliability.hostile import corpus, fuzzed, grade_all, overpaid, problems
 

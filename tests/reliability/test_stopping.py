@@ -14,15 +14,14 @@ from pathlib import Path
 import pytest
 
 from handrail import train
-from handrail.config import EvalConfig, load_config
-from handrail.errors import Paused, UserError
-from handrail.files import locked
-from handrail.interrupts import Interrupts
+from handrail._util.errors import Paused, UserError
+from handrail._util.files import locked
+from handrail._util.interrupts import Interrupts
+from handrail.methods.context import Tools
 from handrail.methods.grpo import Grpo
-from handrail.policy.learning import LearningPolicy
-from handrail.problems import Problem
-from handrail.tools import Tools
-from handrail.trajectory import Group
+from handrail.models.trainable import LearningPolicy
+from handrail.training.config import EvalConfig, load_config
+from handrail.types import Group, Problem
 from tests.conftest import config
 from tests.reliability.kills import killed_and_resumed
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for

@@ -1,0 +1,65 @@
+"""``python -m benchmarks.suite``: the papers' experiment in miniature."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handrail._util.progress import quiet, show
+from handrail.cli import main
+
+app = typer.Typer()
+
+
+@app.command()
+def suite_command(
+    output: Annotated[Path | None, typer.Option(help="Directory of results.jsonl (default: runs/suite, or runs/suite-quick).")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown page to write (default: evidence.md next to the results).")] = None,
+    suite: Annotated[Path | None, typer.Option(help="Your own suite, laid out like benchmarks/suite/suite.toml.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a small part of it, without a search for settings.")] = False,
+    write_only: Annotated[bool, typer.Option("--write-only", help="Run nothing; write the page from the existing results.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")] = None,
+) -> None:
+    """Test the papers' claims on several models, benchmarks, methods, reference styles and seeds.
+
+    Write the answers to a page of Markdown. The same command continues a suite that was stopped.
+    """
+    quiet()
+    from benchmarks.suite.page import page as written
+    from benchmarks.suite.suite import BUILTIN, Result, current, load_suite, planned, read_results, run_suite
+    from benchmarks.suite.weights import weights_of
+
+    what = load_suite(suite or BUILTIN, quick)
+    output = output or Path("runs") / ("suite-quick" if quick else "suite")
+    file = output / "results.jsonl"
+    finished = len(current(what, read_results(file)))
+    show(f"{planned(what)} runs, {finished} of them finished already, into {file}")
+    if not write_only:
+        started = time.monotonic()
+
+        def report(done: int, total: int, result: Result) -> None:
+            left = (time.monotonic() - started) / (done - finished) * (total - done) / 60
+            accuracy = result.mean(what.in_domain)
+            show(f"{done}/{total} {result.cell.label}: in-domain {accuracy:.1%}, {result.figures['seconds']:.0f} s; {left:.0f} min left")
+
+        run_suite(what, output, workers, report)
+        (output / "weights.json").write_text(json.dumps(weights_of(what), indent=1) + "\n", encoding="utf-8")
+    weights = json.loads((output / "weights.json").read_text(encoding="utf-8")) if (output / "weights.json").exists() else {}
+    target = page or output / "evidence.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "-m", "benchmarks.suite", *sys.argv[1:]])
+    target.write_text(
+        written(what, current(what, read_results(file)), weights, command, os.path.relpath(file, target.parent)), encoding="utf-8"
+    )
+    show(f"page: {target}")
+
+
+if __name__ == "__main__":
+    main(app)

@@ -1,0 +1,42 @@
+"""The user's own code, named in a configuration."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from handrail._util.errors import UserError
+
+
+def load_attribute(name: str, field: str) -> Any:
+    """The object called ``package.module:attribute`` or ``path/to/file.py:attribute``.
+
+    Modules are also looked for in the working directory. Raises UserError, naming ``field``, if it cannot be had.
+    """
+    where, _, attribute = name.rpartition(":")
+    try:
+        module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{field}: {where} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{field}: {where} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _load_module(name: str) -> Any:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that nothing but the named module is taken from there
+    return importlib.import_module(name)
+
+
+def _load_file(path: Path) -> Any:
+    name = f"handrail_user_{path.stem}"  # a file may be called math.py
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that dataclasses and pydantic find their own module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,3 @@
+from handrail.cli.commands import main
+
+main()

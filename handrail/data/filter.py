@@ -1,0 +1,57 @@
+"""Training on the problems that a probe found worth it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from handrail._util.errors import UserError
+from handrail.training.config import Source
+from handrail.training.contents import model_digest, read_object
+from handrail.types import Problem, digest
+
+
+def of_another_model(source: Source, model: str) -> str:
+    """A warning if the probe of ``source`` was of another model than ``model``; nothing if it was not, or nobody knows."""
+    settings = read_object(Path(source.probe).with_name("settings.json")) if source.probe else {}
+    if not settings:
+        return ""
+    path, before, now = settings["model"]["path"], settings.get("contents", {}).get("the model"), model_digest(model)
+    same = before == now if before and now else path == model
+    another = "as it was before it changed" if path == model else f"and this run starts from {model}"
+    return "" if same else f"{source.probe} says what {path} got right and wrong, {another}; probe {source.path} with the run's model"
+
+
+def kept(problems: Sequence[Problem], source: Source, file: Path) -> list[Problem]:
+    """Those of the probed ``problems`` of ``source`` that it keeps. Raises UserError."""
+    kinds = _kinds(file)
+    checksums = [digest([problem]) for problem in problems]
+    strange = [problem.id for problem, checksum in zip(problems, checksums, strict=True) if checksum not in kinds]
+    if strange:
+        raise UserError(
+            f"{file}: it does not say how {len(strange)} of the {len(problems)} problems of {source.path} did as they are now, "
+            f"{strange[0]} first; probe this source, without --limit"
+        )
+    chosen = [problem for problem, checksum in zip(problems, checksums, strict=True) if kinds[checksum] in source.keep]
+    if not chosen:
+        raise UserError(f"{file}: no problem of {source.path} is {' or '.join(source.keep)}; keep other kinds, or train on other problems")
+    return chosen
+
+
+def _kinds(file: Path) -> dict[str, str]:
+    """What the problems of each checksum are."""
+    kinds = {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.train.probe: {file} cannot be read: {error}") from error
+    for number, text in enumerate(lines, 1):
+        try:
+            row = json.loads(text)
+            kinds[row["problem"]] = "faulty" if row["faults"] else row["kind"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}, line {number}: this is no line of a probe's problems.jsonl; name the file that handrail probe wrote"
+            ) from error
+    return kinds

@@ -1,0 +1,347 @@
+"""Row layouts: from a row of the user's data to a problem.
+
+A layout says by which columns it is recognised, which of them holds which field of ours, and what is left to be
+done to the fields' values. To recognise one more layout, add it to ``LAYOUTS``. A column map is a layout that the
+user gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from handrail._util.errors import BadRow
+from handrail._util.numerals import positional
+from handrail.data.choices import are_choices, with_choices
+from handrail.types import Message, Problem
+
+Row = Mapping[str, Any]
+Fields = dict[str, Any]
+
+REQUIRED = ("prompt", "answer")
+OPTIONAL = ("reference", "references", "plan", "id")
+FIELDS = (*REQUIRED, "choices", *OPTIONAL)
+ROLES = ("system", "user", "assistant")
+ABSENT = object()
+NO_ANSWER = ("proof", "notfound")
+"""What NuminaMath-1.5 writes for an answer that nothing can be compared with."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the data name their columns, and what is left to be done to the values.
+
+    ``needs``: the columns it is recognised by, none for a column map; ``columns``: our field -> the column, or the
+    dotted path to it; ``worked``: True if the answer's column holds worked solutions, from which the answer is cut;
+    ``exact``: True if answers are otherwise taken as they are; ``refine``: what else is to be done.
+    """
+
+    name: str
+    needs: frozenset[str]
+    columns: Mapping[str, str]
+    worked: bool = False
+    exact: bool = False
+    refine: Callable[[Fields], Fields] = lambda fields: fields
+
+    def split(self, row: Row) -> tuple[Fields, dict[str, Any]]:
+        """Our fields, and the columns that none of them took whole. Raises BadRow if the row is not of this layout."""
+        found = {name: lookup(row, path) for name, path in self.columns.items()}
+        fields = {name: value for name, value in found.items() if value is not ABSENT}
+        for name in REQUIRED:
+            if name not in fields:
+                raise BadRow(
+                    name,
+                    f"there is no column '{self.columns[name]}'",
+                    f"the row has {', '.join(row) or 'no columns'}: rename one, or name it in the column map, "
+                    f'columns = {{{name} = "their column"}}',
+                )
+        if self.needs:  # who maps columns has seen the others
+            _refuse_pictures(row)
+        fields = self.refine(_cut(fields) if self.worked else fields if self.exact else _bare(fields))
+        if fields.get("choices"):
+            prompt, answer = with_choices(fields["prompt"], fields["answer"], fields["choices"])
+            fields |= {"prompt": prompt, "answer": answer}
+        return fields, {key: value for key, value in row.items() if key not in self.columns.values()}
+
+    def account(self, columns: Iterable[str]) -> str:
+        """Which of our fields came from which of ``columns``, for the user."""
+        there = set(columns)
+        found = {name: path for name, path in self.columns.items() if {path, path.partition(".")[0]} & there}
+        said = {name: name if name == path else f"{name} from {path}" for name, path in found.items()}
+        if self.worked:
+            column = self.columns["answer"]
+            said["answer"] = rf"answer from the last \boxed{{}} or #### of {column}"
+            said.setdefault("reference", f"reference from {column}")
+        if "choices" in said:
+            said["answer"] += " as a letter"
+            said["choices"] += " written into the prompt"
+        return ", ".join(said.values())
+
+
+def lookup(row: Row, path: str) -> Any:
+    """The value at a column name or a dotted path, or ``ABSENT``."""
+    if path in row:
+        return row[path]
+    head, dot, rest = path.partition(".")
+    return lookup(row[head], rest) if dot and isinstance(row.get(head), Mapping) else ABSENT
+
+
+def final_answer(text: str) -> str | None:
+    r"""What the last ``\boxed{}`` holds, else what follows ``####`` in the last line, else None.
+
+    Raises BadRow if the box is never closed.
+    """
+    start = text.rfind(r"\boxed{") + len(r"\boxed")
+    if start >= len(r"\boxed"):
+        depth = 0
+        for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+            depth += {"{": 1, "}": -1}.get(token.group(), 0)
+            if depth == 0:
+                return text[start + 1 : token.start()].strip()
+        raise BadRow("answer", r"its last \boxed{ is never closed", "complete the text")
+    # Only at the end, because "#### " also begins a Markdown heading.
+    match = re.search(r"####([^\n]*)\s*\Z", text)
+    return match[1].strip() if match else None
+
+
+def is_worked(answer: object) -> bool:
+    r"""True if this is more than an answer: a text that ends in one, in ``\boxed{}`` or after ``####``."""
+    try:
+        found = final_answer(answer) if isinstance(answer, str) else None
+    except BadRow:
+        return True
+    return found is not None and not _only(found, str(answer))
+
+
+def _only(answer: str, text: str) -> bool:
+    """Whether ``text`` says nothing but the answer."""
+    return re.sub(r"\\boxed|####|[{}$.\s]", "", text) == re.sub(r"[{}$.\s]", "", answer)
+
+
+def _cut(fields: Fields) -> Fields:
+    """The answer out of a worked solution, which becomes the reference if the row has none and there is work in it."""
+    text = fields["answer"]
+    if text is None:
+        return fields
+    if not isinstance(text, str) or (answer := final_answer(text)) is None:
+        what = r"its text holds no \boxed{ANSWER} and does not end in '#### ANSWER'"
+        raise BadRow("answer", what, "add it, or leave the row out")
+    reference = {} if _only(answer, text) or fields.get("reference") else {"reference": text}
+    return fields | {"answer": answer} | reference
+
+
+def _bare(fields: Fields) -> Fields:
+    """An answer among bare ones, out of its box."""
+    text = fields["answer"]
+    if is_worked(text):
+        raise BadRow("answer", "it is a worked solution, and most rows have a bare answer", "keep the answer alone")
+    if not isinstance(text, str):
+        return fields
+    if text.strip().casefold() in NO_ANSWER:
+        what = "it says that there is no answer to compare with ('proof' or 'notfound')"
+        raise BadRow("answer", what, "leave the row out")
+    answer = final_answer(text)
+    return fields if answer is None else fields | {"answer": answer}
+
+
+def _refuse_pictures(row: Row) -> None:
+    for name, value in row.items():
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, dict) and part.get("bytes") for part in parts):
+            advice = "leave the row out, or map the columns to ignore it"
+            raise BadRow(name, "it holds a picture, which no policy here can see", advice)
+
+
+def _without_calculator(fields: Fields) -> Fields:
+    text = fields.get("reference")
+    return fields | {"reference": re.sub(r"<<[^\n]*?>>", "", text)} if isinstance(text, str) else fields
+
+
+def _verl(fields: Fields) -> Fields:
+    """Messages become texts. Skywork writes its one answer as the text of a list, ``["42"]``."""
+    answer, target = fields["answer"], fields.get("reference")
+    if isinstance(answer, str) and answer.startswith('["'):
+        with suppress(ValueError):
+            fields = fields | {"answer": json.loads(answer)}
+    if isinstance(target, list):
+        texts = [part.get("content", part) if isinstance(part, dict) else part for part in target]
+        fields = fields | {"reference": texts}
+    return fields
+
+
+def _with_context(fields: Fields) -> Fields:
+    context, prompt = fields.pop("context", None), fields["prompt"]
+    if not isinstance(context, str) or not context.strip():
+        return fields
+    return fields | {"prompt": f"{context}\n\n{prompt}"}
+
+
+def _gpqa(fields: Fields) -> Fields:
+    """Sorted, so that its place does not tell which choice is right."""
+    wrong = [fields.pop(f"wrong_{number}", None) for number in (1, 2, 3)]
+    return fields | {"choices": sorted([fields["answer"], *wrong], key=str)}
+
+
+def _layout(
+    name: str,
+    needs: str,
+    prompt: str,
+    answer: str,
+    reference: str = "reference",
+    more: Mapping[str, str] = {},
+    worked: bool = False,
+    refine: Callable[[Fields], Fields] = lambda fields: fields,
+) -> Layout:
+    by_name = {field: field for field in OPTIONAL}
+    columns = {"prompt": prompt, "answer": answer, **by_name, "reference": reference, **more}
+    return Layout(name, frozenset(needs.split(", ")), columns, worked, refine=refine)
+
+
+NATIVE = replace(_layout("native", "prompt, answer", "prompt", "answer"), exact=True)
+QUESTION = _layout("question and answer", "question, answer", "question", "answer")
+GSM8K = _layout("GSM8K", "question, answer", "question", "answer", worked=True, refine=_without_calculator)
+TRUTH = "reward_model.ground_truth"
+CONTEXT = {"context": "context"}
+WRONG = {f"wrong_{number}": f"Incorrect Answer {number}" for number in (1, 2, 3)}
+# Name, columns to recognise it by, and the columns of prompt, answer and reference.
+LAYOUTS = (
+    NATIVE,
+    _layout("LUFFY", "prompt, reward_model, target", "prompt", TRUTH, "target", refine=_verl),
+    _layout("verl", "prompt, reward_model", "prompt", TRUTH, refine=_verl),
+    _layout("TRL", "prompt, solution", "prompt", "solution"),
+    QUESTION,
+    _layout("MATH-500", "problem, answer", "problem", "answer", "solution"),
+    _layout("MATH", "problem, solution", "problem", "solution", worked=True),
+    _layout("AIME", "Problem, Answer", "Problem", "Answer", "Solution", {"id": "ID"}),
+    _layout("OpenMath", "problem, expected_answer", "problem", "expected_answer", "generated_solution"),
+    _layout("OlympiadBench", "question, final_answer", "question", "final_answer", "solution", CONTEXT, refine=_with_context),
+    _layout("s1K", "question, solution", "question", "solution"),
+    _layout("ARC", "question, choices, answerKey", "question", "answerKey"),
+    _layout("AQuA", "question, options, correct", "question", "correct"),
+    _layout("GPQA", "Question, Correct Answer", "Question", "Correct Answer", more=WRONG, refine=_gpqa),
+)
+
+
+def mapped(columns: Mapping[str, str]) -> Layout:
+    """The layout of a column map: what it does not name is metadata, but for the two fields that every row has."""
+    return Layout("column map", frozenset(), {field: field for field in REQUIRED} | dict(columns), exact=True)
+
+
+def recognise(rows: Sequence[Row]) -> Layout:
+    """The first layout whose columns are there; else the native one, whose errors say which are missing.
+
+    Whether the answers are worked solutions is decided by most of them, for the data as a whole.
+    """
+    columns = {name for row in rows for name in row}
+    layout = next((layout for layout in LAYOUTS if layout.needs <= columns), NATIVE)
+    answers = [answer for row in rows if isinstance(answer := lookup(row, layout.columns["answer"]), str)]
+    if 2 * sum(map(is_worked, answers)) > len(answers):
+        layout = GSM8K if layout is QUESTION else replace(layout, worked=True)
+    choices = "choices" if "choices" in columns else "options"
+    if layout.name == "native" and not any(are_choices(row.get(choices)) for row in rows):
+        return layout  # a column of another meaning, as any of the user's own
+    return replace(layout, columns={**layout.columns, "choices": choices})
+
+
+def to_problem(fields: Fields, metadata: dict[str, Any], default_id: str) -> Problem:
+    """A problem of checked fields. Raises BadRow."""
+    plan, id = _filled(fields.get("plan")), _filled(fields.get("id"))
+    return Problem(
+        id=default_id if id is None else _text_or_number("id", id),
+        prompt=_prompt(fields["prompt"]),
+        answer=_text_or_number("answer", _one(fields["answer"])),
+        references=(*_references("reference", fields), *_references("references", fields)),
+        plan=None if plan is None else _text("plan", plan),
+        metadata=metadata,
+    )
+
+
+def _kind(value: object) -> str:
+    kinds = {bool: "true or false", int | float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), type(value).__name__)
+
+
+def _text(field: str, value: object, wanted: str = "text") -> str:
+    if not isinstance(value, str):
+        raise BadRow(field, f"it is {_kind(value)}", f"make it {wanted}")
+    if not value.strip():
+        raise BadRow(field, "it is empty", "fill it in, or leave the row out")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(field, "it holds half a character (a lone surrogate)", "write the character in full") from None
+    return value
+
+
+def _one(answer: object) -> object:
+    """The answer out of verl's and OlympiadBench's lists."""
+    if not isinstance(answer, list):
+        return answer
+    if len(answer) != 1:
+        raise BadRow("answer", f"it is a list of {len(answer)}", "give one answer, which is what a verifier compares with")
+    return answer[0]
+
+
+def _text_or_number(field: str, value: object) -> str:
+    if value is None:
+        raise BadRow(field, "it is empty (null)", "fill it in, or leave the row out")
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return _text(field, value, "text or a number")
+    try:
+        return positional(value)
+    except ValueError:
+        raise BadRow(field, "it is NaN or infinite", "give a finite number, or text") from None
+    except OverflowError:
+        raise BadRow(field, "it is a number of hundreds of digits", "give it as text") from None
+
+
+def _prompt(value: object) -> str | list[Message]:
+    if not isinstance(value, list):
+        return _text("prompt", value, "text or a list of messages")
+    if not value:
+        raise BadRow("prompt", "it is empty", "fill it in, or leave the row out")
+    value = [_of_one_text(message) for message in value]
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise BadRow("prompt", "a message lacks a role or a content of text", "write each as {role: ..., content: ...}")
+        if message["role"] not in ROLES:
+            raise BadRow("prompt", "a message has an unknown role", f"'{message['role']}' is none of {', '.join(ROLES)}")
+    if value[-1]["role"] != "user":
+        role = value[-1]["role"]
+        advice = "end it with the user's message, which the policy is to answer; begun answers are not gone on with"
+        raise BadRow("prompt", f"its last message is from the {role}", advice)
+    _text("prompt", value[-1]["content"])
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _of_one_text(message: Any) -> Any:
+    """A message whose content is a list of texts, as templates for several media want it, with one text."""
+    parts = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and "type" in part for part in parts):
+        return message
+    if other := [part["type"] for part in parts if part["type"] != "text"]:
+        raise BadRow("prompt", "a message holds more than text", f"leave out its part of the type {other[0]!r}, or the row")
+    texts = [part.get("text") for part in parts]
+    return {**message, "content": "".join(texts)} if all(isinstance(text, str) for text in texts) else message
+
+
+def _filled(value: object) -> object | None:
+    """None for blank text too: a CSV or Parquet file cannot leave an optional column out of one row."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _references(field: str, fields: Fields) -> list[str]:
+    value = _filled(fields.get(field))
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        return [_text(field, value, "text or a list of texts")]
+    parts = [part for part in map(_filled, value) if part is not None]
+    if not all(isinstance(part, str) for part in parts):
+        raise BadRow(field, "the list holds something that is not text", "write every reference as text")
+    return [_text(field, part) for part in parts]

@@ -1,0 +1,164 @@
+"""What ``handrail check`` says of a data source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from handrail.data import contamination
+from handrail.data.layouts import FIELDS
+from handrail.data.load import Loaded, describe, load_problems
+from handrail.training.config import Config, VerifierConfig
+from handrail.types import Problem
+from handrail.verifiers.pool import Verdict, VerifierPool, unreached
+
+TOLERATED = 0.05
+"""The share of answers or references that a verifier may refuse before a run would be spoiled."""
+SPOILING = {"answer_rejected": TOLERATED, "reference_rejected": TOLERATED, "unverifiable": TOLERATED}
+"""The faults that spoil a run if a larger share has them. The others are said, but cost a run no more than what they are in."""
+NAMED = 10
+"""How many rows with the same fault are named."""
+LONG = 200
+"""Characters of an answer from which on it looks like a worked solution: nothing that a policy writes would be equal to it."""
+
+
+def overview(loaded: Loaded, source: str) -> Iterator[str]:
+    """What was understood, a fact a line."""
+    found = describe(loaded.problems, source)
+    yield f"{source}: {found.problems} problems, layout: {loaded.layout}"
+    if loaded.note:
+        yield loaded.note
+    if loaded.fields:
+        yield f"fields: {loaded.fields}"
+    yield f"references: {found.with_references} problems have one ({found.references} in all)"
+    yield f"plans: {found.with_plan}"
+    keys = sorted({key for problem in loaded.problems for key in problem.metadata})
+    yield f"metadata: {', '.join(keys) or 'none'}"
+    if loaded.layout == "column map" and (ours := [key for key in keys if key in FIELDS]):
+        yield f"note: metadata, because the column map does not name them: {', '.join(ours)}"
+    if long := [problem for problem in loaded.problems if len(problem.answer) > LONG]:
+        yield f"warning: {len(long)} answers are longer than {LONG} characters, first {place(long[0])}: are they worked solutions?"
+    if found.duplicate_ids:
+        yield f"warning: {found.duplicates} problems repeat another's prompt, first {' and '.join(found.duplicate_ids)}"
+    if found.contradiction_ids:
+        yield f"warning: {found.contradictions} prompts have contradicting answers, first {' and '.join(found.contradiction_ids)}"
+    if found.with_references == 0:
+        yield "warning: no references, so no method but grpo has anything to guide with"
+
+
+OWN_ANSWER = {"math": r"\boxed{%s}", "exact": "%s", "normalised": "%s", "reasoning-gym": "%s", "task": "# %s"}
+"""A completion that says nothing but the answer, as each built-in verifier reads it."""
+
+
+def rejected_answers(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> list[tuple[Problem, Verdict]] | None:
+    """The problems whose own answer the verifier does not take for correct, so that nothing earns anything on them.
+
+    None if the verifier is the user's own or has an ``extract``: only they know how an answer is to be written.
+    """
+    form = OWN_ANSWER.get(config.name)
+    if form is None or config.extract is not None:
+        return None
+    verdicts = verifier.grade([(problem, form % problem.answer) for problem in problems])
+    return [(problem, verdict) for problem, verdict in zip(problems, verdicts, strict=True) if not verdict.correct]
+
+
+def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> str | None:
+    """A warning if the verifier refuses a problem's own answer, or more than TOLERATED of the references, or cannot grade those."""
+    flat = [(problem, text) for problem in problems for text in problem.references[:1]]
+    graded = [(problem, verdict) for (problem, _), verdict in zip(flat, verifier.grade(flat), strict=True)]
+    refused = [problem for problem, verdict in graded if verdict.correct is False]
+    unverified = [pair for pair in graded if pair[1].correct is None]
+    own = rejected_answers(problems, config, verifier)
+    found = []
+    if own:
+        found.append(f"{len(own)} of the first {len(problems)} answers as the answer to their own problem, first {place(own[0][0])}")
+    if spoils("reference_rejected", len(refused), len(flat)):
+        found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}")
+    said = [f"the verifier refuses {' and '.join(found)}"] if found else []
+    if spoils("unverifiable", len(unverified), len(flat)):
+        share = f"{len(unverified)} of the first {len(flat)} references"
+        said.append(f"the verifier reaches no verdict on {share}, first on {unreached(*unverified[0]):.200}")
+    return f"{'; '.join(said)}; see handrail check" if said else None
+
+
+def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:
+    """What the verifier makes of every answer, and of the references, which ought to end in it. Raises UserError for no verifier."""
+    flat = [(problem, text) for problem in problems for text in problem.references]
+    with VerifierPool(config) as verifier:
+        own = rejected_answers(problems, config, verifier)
+        verdicts = verifier.grade(flat)
+    yield from _said_of_answers(own, problems, config.name)
+    if not flat:
+        return
+    refused = [problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is False]
+    unverified = [(problem, verdict) for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is None]
+    yield f"verifier {config.name!r}: it accepts {len(flat) - len(refused) - len(unverified)} of {len(flat)} references"
+    if refused:
+        said = f"{place(refused[0])} (answer {shortened(refused[0].answer)})"
+        yield f"{_severity('reference_rejected', refused, flat)}: {len(refused)} references contradict their answer, first {said}"
+    if unverified:
+        first, verdict = unverified[0]
+        severity = _severity("unverifiable", unverified, flat)
+        yield f"{severity}: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
+
+
+def spoils(fault: str, faulty: int, of: int) -> bool:
+    """Whether ``faulty`` of ``of`` answers, references or problems with ``fault`` would spoil a run."""
+    return fault in SPOILING and faulty > SPOILING[fault] * of
+
+
+def _severity(fault: str, faulty: Sequence[object], of: Sequence[object]) -> str:
+    return "error" if spoils(fault, len(faulty), len(of)) else "warning"
+
+
+def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, problems: Sequence[Problem], name: str) -> Iterator[str]:
+    if rejected is None:
+        yield f"verifier {name!r}: the answers are not graded, because only the verifier knows how a completion gives one"
+        return
+    accepted = len(problems) - len(rejected)
+    yield f"verifier {name!r}: it accepts {accepted} of {len(problems)} answers as the answer to their own problem"
+    if rejected:
+        severity = _severity("answer_rejected", rejected, problems)
+        yield f"{severity}: no completion is correct for {len(rejected)} problems, whose own answer the verifier refuses:"
+    for problem, verdict in rejected[:NAMED]:
+        yield f"  {place(problem)} (answer {shortened(problem.answer)})" + (f": {verdict.detail:.200}" if verdict.detail else "")
+    if len(rejected) > NAMED:
+        yield f"  and {len(rejected) - NAMED} more"
+
+
+def place(problem: Problem) -> str:
+    return problem.where or problem.id
+
+
+def shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")
+
+
+def overlap(problems: Sequence[Problem], against: str, columns: Mapping[str, str]) -> Iterator[str]:
+    """Which problems of the source ``against`` stand in ``problems`` too."""
+    test = load_problems(against, columns)
+    warning = contamination.overlap(problems, test, against)
+    yield f"error: {warning}" if warning else f"{against}: none of its {len(test)} problems is in here"
+
+
+def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]]:
+    """The first problem as the model sees it, as (caption, text). Raises UserError if any problem exceeds the context."""
+    # Not above: loading torch takes longer than everything that is checked without a model.
+    from accelerate import Accelerator
+
+    from handrail.models.hf import TransformersPolicy
+    from handrail.training.lengths import fitting
+
+    policy = TransformersPolicy(config, Accelerator(cpu=True))
+    first = problems[0]
+    prompt = policy.encode_prompt(first)
+    yield f"first problem ({first.id}) as {config.model.path} sees it, {len(prompt)} tokens:", policy.tokenizer.decode(prompt)
+    for reference in first.references[:1]:
+        tokens = policy.encode_reference(first, reference)
+        yield f"its reference, {len(tokens)} tokens:", policy.tokenizer.decode(tokens)
+    problems, skipped = fitting(policy, problems, config.data.too_long)
+    if skipped:
+        yield f"warning: {len(skipped)} problems are too long and will be left out, first {skipped[0]}", ""
+    if policy.context:
+        room = policy.context - max(len(policy.encode_prompt(problem)) for problem in problems)
+        what = f"every {'other ' if skipped else ''}prompt and reference fits the context of {policy.context} tokens"
+        yield f"{what}; rollout.max_tokens may be up to {room}", ""

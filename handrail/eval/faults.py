@@ -1,0 +1,92 @@
+"""What is wrong with training data, problem by problem, before a model has attempted anything."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from statistics import fmean
+
+from handrail.models.hf import TransformersPolicy
+from handrail.training.config import VerifierConfig
+from handrail.types import Problem
+from handrail.verifiers.pool import VerifierPool
+
+GENERAL_VERIFIERS = ("math", "exact", "normalised")
+FAULTS = {
+    "answer_rejected": "the verifier refuses the problem's own answer",
+    "reference_rejected": "the verifier refuses the problem's own reference",
+    "unverifiable": "the verifier reaches no verdict on the problem's own reference",
+    "prompt_too_long": "the prompt and rollout.max_tokens exceed the context",
+    "reference_too_long": "the prompt and the reference exceed the context",
+    "reference_over_max_tokens": "the reference is longer than rollout.max_tokens, so no rollout could say as much",
+    "duplicate": "an earlier problem has the same prompt",
+    "contradiction": "another problem has the same prompt and another answer",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A worked solution as the model sees it: ``logp`` is log π of each token, None if prompt and reference exceed the context.
+
+    ``correct`` is its verdict's: None if it is unverified.
+    """
+
+    tokens: int
+    reward: float
+    correct: bool | None
+    logp: list[float] | None
+
+
+def references(problems: Sequence[Problem], policy: TransformersPolicy, verifier: VerifierPool) -> dict[str, list[Reference]]:
+    """The references of every problem, by its id, graded and scored."""
+    flat = [(problem, text) for problem in problems for text in problem.references]
+    prompts = [policy.encode_prompt(problem) for problem, _ in flat]
+    completions = [policy.encode_reference(problem, text) for problem, text in flat]
+    context = policy.context or float("inf")
+    fits = [len(prompt) + len(completion) <= context for prompt, completion in zip(prompts, completions, strict=True)]
+    scores = iter(policy.score(*([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))))
+    out: dict[str, list[Reference]] = defaultdict(list)
+    said = [(problem, policy.decode(completion)) for (problem, _), completion in zip(flat, completions, strict=True)]
+    for (problem, _), completion, ok, verdict in zip(said, completions, fits, verifier.grade(said), strict=True):
+        out[problem.id].append(Reference(len(completion), verdict.reward, verdict.correct, next(scores).tolist() if ok else None))
+    return out
+
+
+def faults(
+    problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapping[str, Sequence[Reference]], rejected: Set[str]
+) -> dict[str, list[str]]:
+    """What is wrong with each problem, by its id; ``rejected`` are the ids of those whose own answer the verifier refuses."""
+    context, room = policy.context or float("inf"), policy.config.rollout.max_tokens
+    answers: dict[str, set[str]] = defaultdict(set)
+    for problem in problems:
+        answers[json.dumps(problem.prompt)].add(problem.answer)
+    seen: set[str] = set()
+    out = {}
+    for problem in problems:
+        prompt, mine, asked = len(policy.encode_prompt(problem)), graded.get(problem.id, []), json.dumps(problem.prompt)
+        found = {
+            "answer_rejected": problem.id in rejected,
+            "reference_rejected": any(reference.correct is False for reference in mine),
+            "unverifiable": any(reference.correct is None for reference in mine),
+            "prompt_too_long": prompt + room > context,
+            "reference_too_long": any(prompt + reference.tokens > context for reference in mine),
+            "reference_over_max_tokens": any(reference.tokens > room for reference in mine),
+            "duplicate": asked in seen,
+            "contradiction": len(answers[asked]) > 1,
+        }
+        seen.add(asked)
+        out[problem.id] = [fault for fault, there in found.items() if there]
+    return out
+
+
+def other_verifiers(problems: Sequence[Problem], config: VerifierConfig) -> dict[str, float]:
+    """What share of the references each other general verifier accepts, as it is without ``extract``."""
+    flat = [(problem, text) for problem in problems for text in problem.references]
+    out = {}
+    for name in GENERAL_VERIFIERS:
+        if name != config.name:
+            with VerifierPool(VerifierConfig(name=name, workers=config.workers, timeout=config.timeout)) as other:
+                out[name] = fmean(verdict.correct is True for verdict in other.grade(flat))
+    return out

@@ -1,0 +1,128 @@
+"""Which runs a comparison consists of, and where each is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handrail._util.errors import UserError
+from handrail._util.names import slug
+from handrail.methods import build
+from handrail.training.config import Config, load_config, parse_config
+from handrail.training.contents import contents
+from handrail.training.resuming import differences, require_unchanged
+from handrail.training.run_data import load_data
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    name: str
+    seed: int
+    config: Config
+    directory: Path
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        file = self.directory / "summary.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        except ValueError:
+            raise UserError(f"{file} is damaged; delete it, and the run is ended again") from None
+
+    @property
+    def final_accuracies(self) -> dict[str, dict[str, float | None]]:
+        """Held-out set -> problem -> its share of correct completions in the last evaluation; None without a verdict."""
+        lines = (self.directory / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+        return {row["set"]: row.get("correct", row.get("rewards")) for row in map(json.loads, lines)}  # later lines win
+
+    @property
+    def config_written(self) -> Config | None:
+        file = self.directory / "config.toml"
+        return load_config(file) if file.exists() else None
+
+
+def jobs(config: Config, output: Path) -> list[Job]:
+    """Every run with every seed. Raises UserError for a run that cannot be, or is another one's in the same directory."""
+    if not config.compare.runs:
+        raise UserError("the configuration has no [compare.runs], so there is nothing to compare; list runs there, or name --methods")
+    tree = config.model_dump(exclude={"compare"}, exclude_none=True)
+    out: list[Job] = []
+    for seed in config.compare.seeds:
+        for name, changes in config.compare.runs.items():
+            changed = runnable(merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}")
+            job = Job(name, seed, changed, output / slug(name) / f"seed-{seed}")
+            if any(other.directory == job.directory for other in out):
+                raise UserError(f"compare: two runs would be written into {job.directory}; rename one, or list each seed once")
+            there = job.config_written
+            if there and (other := differences(there.model_dump(), changed.model_dump())):
+                raise UserError(f"{job.directory} holds a run of another configuration: {other}; choose another --output")
+            out.append(job)
+    return out
+
+
+def require_finished_unchanged(planned: Sequence[Job]) -> None:
+    """Raises UserError if data, a model or the user's code have changed since a finished run of a comparison."""
+    found: dict[str, dict[str, str]] = {}
+    for job in planned:
+        if job.summary is None:
+            continue
+        key = job.config.model_dump_json(include={"data", "model", "eval", "experts", "verifier", "method"})
+        if key not in found:
+            found[key] = loaded_contents(job.config)
+        require_unchanged(job.directory, found[key], every=True)
+
+
+def loaded_contents(config: Config) -> dict[str, str]:
+    data = load_data(config)
+    return contents(config, data.sources, data.held_out)
+
+
+def runnable(tree: dict[str, Any], where: str) -> Config:
+    """The configuration ``tree``, its method's settings included. Raises UserError, naming ``where``, if it is none."""
+    config = parse_config(tree, where)
+    try:
+        build(config.method, config.rollout)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return config
+
+
+def choose(config: Config, names: list[str]) -> Config:
+    """``config`` with these of its runs only. Raises UserError for a name that no run has."""
+    for name in names:
+        if name not in config.compare.runs:
+            raise UserError(f"--runs: [compare.runs] has no {name!r}; there are: {', '.join(config.compare.runs)}")
+    runs = {name: config.compare.runs[name] for name in names}
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
+
+
+def by_methods(config: Config, names: list[str]) -> Config:
+    """``config`` with a run for each of these methods, with their defaults but where ``config`` sets one up."""
+    own = config.method
+    runs = {name: {} if own.get("name", "grpo") == name else {"method": {"name": name}} for name in names}
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
+
+
+def with_seeds(config: Config, n: int) -> Config:
+    """``config`` with ``n`` seeds, from ``train.seed`` on."""
+    seeds = list(range(config.train.seed, config.train.seed + n))
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"seeds": seeds})})
+
+
+def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``tree`` with ``changes`` over it, tables merged key by key; naming another method drops the settings of the first."""
+    out = dict(tree)
+    for key, value in changes.items():
+        both_tables = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        other_method = both_tables and key == "method" and "name" in value
+        out[key] = merged(out[key], value) if both_tables and not other_method else value
+    return out

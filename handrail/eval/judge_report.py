@@ -1,0 +1,76 @@
+"""How good a step judge is at naming the first wrong step, on solutions of which it is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from handrail._util.seeds import derive
+from handrail.eval.corrupt import corrupt
+from handrail.experts.judges import StepJudge, first_error
+from handrail.experts.steps import split_steps
+from handrail.training.evaluate import Accuracy
+from handrail.types import Problem
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A solution and the index of its wrong step, None if it is right; ``original`` is that step before it was changed."""
+
+    problem: Problem
+    steps: list[str]
+    wrong: int | None = None
+    original: str | None = None
+
+
+def labelled(problems: Sequence[Problem], seed: int) -> list[Labelled]:
+    """The first reference of every problem that has one: as it is, taken for right, and with one number in one step changed."""
+    found = []
+    for problem in problems:
+        if not problem.references:
+            continue
+        steps = split_steps(problem.references[0])
+        found.append(Labelled(problem, steps))
+        changed = corrupt(steps, random.Random(derive("corrupt", seed, problem.id)))
+        if changed:
+            found.append(Labelled(problem, changed[0], changed[1], steps[changed[1]]))
+    return found
+
+
+def report(judge: StepJudge, labelled: Sequence[Labelled], threshold: float = 0.5) -> dict[str, Any]:
+    """Counts, shares with their 95 % Wilson intervals (None of nothing), and every failure.
+
+    ``precision``: of the solutions in which the judge names a first error, those where it names the labelled step. ``recall``:
+    of the wrong ones, the same. ``false_alarms``: of the right ones, those with a named error. ``not_judged``: of all, those in
+    which no step has a score.
+    """
+    all_scores = judge.judge([(one.problem, one.steps) for one in labelled])
+    named = [first_error(scores, threshold) if scores else None for scores in all_scores]
+    failures = [_failure(one, step) for one, step in zip(labelled, named, strict=True) if step != one.wrong]
+    pairs = [(one.wrong, step) for one, step in zip(labelled, named, strict=True)]
+    return {
+        "threshold": threshold,
+        "right": sum(wrong is None for wrong, _ in pairs),
+        "wrong": sum(wrong is not None for wrong, _ in pairs),
+        "precision": _share([step == wrong for wrong, step in pairs if step is not None]),
+        "recall": _share([step == wrong for wrong, step in pairs if wrong is not None]),
+        "false_alarms": _share([step is not None for wrong, step in pairs if wrong is None]),
+        "not_judged": _share([all(score is None for score in scores or []) for scores in all_scores]),
+        "failures": failures,
+    }
+
+
+def _share(hits: Sequence[bool]) -> dict[str, float] | None:
+    return asdict(Accuracy.of([float(hit) for hit in hits])) if hits else None
+
+
+def _failure(one: Labelled, named: int | None) -> dict[str, Any]:
+    kind = "false alarm" if one.wrong is None else "missed" if named is None else "misplaced"
+    failure: dict[str, Any] = {"problem": one.problem.id, "kind": kind, "wrong": one.wrong, "named": named}
+    if one.wrong is not None:
+        failure |= {"wrong_step": one.steps[one.wrong], "original": one.original}
+    if named is not None:
+        failure["named_step"] = one.steps[named]
+    return failure

@@ -1,0 +1,60 @@
+"""samples.jsonl as compressed pieces, one a step, which the page unpacks when somebody looks at them."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from handrail.eval.report.read import Row, rows
+
+BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+MEMBER = ("role", "reward", "correct", "finished", "origin", "credit", "weight", "judged")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The trajectories of one run and step; ``data`` is base64 of gzip of JSON, ``signal`` whether any token of them was learnt from."""
+
+    run: int
+    step: int
+    data: str
+    signal: bool
+
+
+def chunks(run: int, file: Path) -> Iterator[Chunk]:
+    for step, lines in groupby(rows(file), key=lambda row: row["step"]):
+        found = list(lines)
+        text = json.dumps(problems(found), separators=(",", ":"))
+        data = base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+        yield Chunk(run, step, data, any(row["weight"] for row in found))
+
+
+def problems(lines: list[Row]) -> list[dict[str, Any]]:
+    """A step's trajectories, those of one problem together."""
+    spaces = any("Ġ" in token or "Ċ" in token for row in lines for token in row["tokens"])
+    out = []
+    for _, group in groupby(lines, key=lambda row: row["problem"]):
+        members = list(group)
+        head = {"id": members[0]["problem"], **{key: members[0].get(key) for key in ("prompt", "answer", "plan")}}
+        out.append({**head, "members": [member(row, spaces) for row in members]})
+    return out
+
+
+def member(row: Row, byte_level: bool) -> dict[str, Any]:
+    tokens = [readable(token, byte_level) for token in row["tokens"]]
+    return {"tokens": tokens, **{key: row[key] for key in MEMBER if key in row}}
+
+
+def readable(token: str, byte_level: bool) -> str:
+    """What a token spells. Byte-level vocabularies write a letter for each byte, SentencePiece ▁ for a space before a word."""
+    if byte_level and all(letter in BYTES for letter in token):
+        return bytes(BYTES[letter] for letter in token).decode("utf-8", errors="backslashreplace")
+    return token.replace("▁", " ")

@@ -1,0 +1,203 @@
+"""A language model behind the OpenAI chat-completions protocol: answers are cached, calls have a budget, and a failure costs one answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from handrail._util.errors import Paused, UserError
+from handrail._util.interrupts import results
+from handrail.experts.cache import AnswerCache
+from handrail.training.config import EndpointConfig
+from handrail.types import Message
+
+ADVICE = {401: "set {key} to a valid key", 403: "use a key that may use this model", 404: "check endpoint.base_url and endpoint.model"}
+SHORTEST_SECRET = 8
+LONGEST_REASON = 300
+
+
+@dataclass
+class Spent:
+    """What an endpoint has used of its budget; ``cost`` in the currency of the prices."""
+
+    calls: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+
+class Endpoint:
+    """Asks a chat-completions server, many questions at a time. Raises UserError if the configuration or its key cannot work.
+
+    A call is one question with all its retries. ``counts`` are for the step's metrics, ``spent`` is what the budget compares with.
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self.config = config
+        self.counts: Counter[str] = Counter()
+        self.spent = Spent()
+        self._name = f"{config.model} at {config.base_url}"
+        self._key = os.environ.get(config.api_key_env, "").strip()
+        if not re.match(r"https?://[^/]", config.base_url):
+            raise UserError(f"endpoint.base_url should look like http://localhost:8000/v1, not {config.base_url!r}")
+        if not re.fullmatch(r"[!-~]*", self._key):
+            raise UserError(f"the environment variable {config.api_key_env} holds characters that no key has")
+        try:
+            self._client = openai.OpenAI(
+                base_url=config.base_url, api_key=self._key or "none", timeout=config.timeout, max_retries=config.retries
+            )
+        except Exception as error:  # InvalidURL, of whichever httpx the client uses
+            raise UserError(f"endpoint.base_url cannot be used: {error}") from None
+        self._lock = threading.Lock()
+        self._cache = AnswerCache(Path(config.cache), self._cache_broke)
+        self._refused: set[str] = set()
+        self._failed_in_row = self._pauses = 0
+        self._reason = ""
+
+    def close(self) -> None:
+        self._client.close()
+        self._cache.close()
+
+    def take_counts(self) -> Counter[str]:
+        """The counts since the last time they were taken."""
+        with self._lock:
+            taken, self.counts = self.counts, Counter()
+        return taken
+
+    def ask(self, conversations: Sequence[list[Message]], max_tokens: int, temperature: float = 0.0, attempt: int = 0) -> list[str | None]:
+        """The answer to each conversation, in order; None where there is none, because the call failed, the answer was cut off at
+        ``max_tokens`` or the budget is spent. Another ``attempt`` at the same question is another answer.
+
+        Raises Paused after ``pause_after`` failures in a row, and UserError if the server refuses the key or the model.
+        """
+        settings = (self.config.base_url.rstrip("/"), self.config.model, max_tokens, float(temperature), attempt)
+        questions = [[{key: _clean(text) for key, text in message.items()} for message in messages] for messages in conversations]
+        keys = [hashlib.sha256(json.dumps([*settings, messages], sort_keys=True).encode()).digest() for messages in questions]
+        pauses = self._pauses
+        pool = ThreadPoolExecutor(self.config.concurrency)
+        try:
+            asked = {
+                key: pool.submit(self._answer, key, messages, max_tokens, temperature, pauses)
+                for key, messages in dict(zip(keys, questions, strict=True)).items()
+            }
+            answers = dict(zip(asked, results(list(asked.values())), strict=True))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if self._pauses != pauses:
+            raise Paused(
+                f"the endpoint {self._name} failed {self.config.pause_after} questions in a row, the last with: {self._reason}; "
+                "the run can be resumed when it answers again"
+            )
+        return [answers[key] for key in keys]
+
+    def _answer(self, key: bytes, messages: list[Message], max_tokens: int, temperature: float, pauses: int) -> str | None:
+        known = self._cache.get(key)
+        with self._lock:
+            if known:
+                self.counts["endpoint/cached"] += 1
+                return known[0]
+            if self._pauses != pauses:
+                return None
+            if self._over_budget():
+                self.counts["endpoint/over_budget"] += 1
+                return None
+            self.counts["endpoint/calls"] += 1
+            self.spent.calls += 1
+        try:
+            completion = self._create(messages, max_tokens, temperature)
+            self._spend(completion, messages)
+            text = self._text(completion)
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            advice = ADVICE[error.status_code].format(key=f"the environment variable {self.config.api_key_env}")
+            raise UserError(f"the endpoint {self._name} refuses to answer ({self._describe(error)}); {advice}") from None
+        except (openai.BadRequestError, openai.UnprocessableEntityError):  # too long, or filtered: the question's fault
+            with self._lock:
+                self.counts["endpoint/refused"] += 1
+            return None
+        except Exception as error:  # a server can make the client stumble in any way
+            self._failed(self._describe(error), pauses)
+            return None
+        self._cache.put(key, text)
+        with self._lock:
+            self._failed_in_row = 0
+            if text is None:
+                self.counts["endpoint/cut_off"] += 1
+        return text
+
+    def _text(self, completion: Any) -> str | None:
+        """The answer, None if it was cut off. Raises whatever it may where there is none."""
+        choice = completion.choices[0]
+        if choice.finish_reason == "length":
+            return None
+        text = _clean(choice.message.content)
+        if not text.strip():
+            raise ValueError("it is empty")
+        return self._masked(text) if len(self._key) >= SHORTEST_SECRET else text
+
+    def _create(self, messages: list[Message], max_tokens: int, temperature: float) -> Any:
+        """One completion. Some models refuse ``max_tokens`` for its newer name, or any temperature but their own; that is remembered."""
+        create: Any = self._client.chat.completions.create
+        while True:
+            settings = {name: n for name, n in (("max_tokens", max_tokens), ("temperature", temperature)) if name not in self._refused}
+            if "max_tokens" not in settings:
+                settings["max_completion_tokens"] = max_tokens
+            try:
+                return create(model=self.config.model, messages=messages, **settings)
+            except openai.BadRequestError as error:
+                if not str(error.code).startswith("unsupported_") or error.param not in {"max_tokens", "temperature"} & settings.keys():
+                    raise
+                self._refused = self._refused | {error.param}
+
+    def _over_budget(self) -> bool:
+        spent, config = self.spent, self.config
+        limits = [(spent.calls, config.max_calls), (spent.tokens, config.max_tokens), (spent.cost, config.max_cost)]
+        return any(limit is not None and used >= limit for used, limit in limits)
+
+    def _spend(self, completion: Any, messages: list[Message]) -> None:
+        """Books what the server says it used; one that does not say is taken to use a token for every three bytes."""
+        usage = getattr(completion, "usage", None)
+        prompt, answer = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        if type(prompt) is not int or type(answer) is not int or min(prompt, answer) < 0:
+            prompt, answer = (len(text.encode()) // 3 for text in (str(messages), str(completion)))
+        with self._lock:
+            self.spent.tokens += prompt + answer
+            self.spent.cost += (prompt * (self.config.input_price or 0.0) + answer * (self.config.output_price or 0.0)) / 1e6
+            self.counts["endpoint/tokens"] += prompt + answer
+
+    def _failed(self, reason: str, pauses: int) -> None:
+        with self._lock:
+            self.counts["endpoint/failed"] += 1
+            if self._pauses == pauses:
+                self._reason = reason
+                self._failed_in_row += 1
+                if self._failed_in_row >= self.config.pause_after:
+                    self._pauses, self._failed_in_row = self._pauses + 1, 0
+
+    def _describe(self, error: Exception) -> str:
+        """One line on what went wrong, without the key."""
+        line = " ".join(str(part) for part in (error, error.__cause__) if part)
+        if not isinstance(error, openai.OpenAIError):
+            line = f"no usable answer, {type(error).__name__}: {line}"
+        return "".join(letter if letter.isprintable() else " " for letter in self._masked(line))[:LONGEST_REASON]
+
+    def _masked(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    def _cache_broke(self) -> None:
+        with self._lock:
+            self.counts["endpoint/cache_broken"] += 1
+
+
+def _clean(text: str) -> str:
+    """Without lone surrogates, which neither a request nor the cache can hold."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,118 @@
+"""Planners: from a problem with a worked solution to a plan that says how, and gives no value away."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, Protocol
+
+from handrail.experts.conversations import plan_conversation, spoken
+from handrail.models import Policy
+from handrail.types import Problem
+
+DataPlannerName = Literal["auto", "column", "rule", "outline"]
+
+NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?")
+# A 5-day trip and 7 days/week hold no operator.
+TOKEN = re.compile(
+    rf"(?P<number>{NUMBER.pattern})|(?P<operator>\\times|\\cdot|\\div|[+*×·÷−]|(?<![A-Za-z])[-/](?![A-Za-z])|(?<=[\d\s])x(?=[\d\s]))"
+)
+VERBS = {
+    "+": "add", "-": "subtract", "−": "subtract", "/": "divide", "÷": "divide", "\\div": "divide",
+    "*": "multiply", "×": "multiply", "·": "multiply", "x": "multiply", "\\times": "multiply", "\\cdot": "multiply",
+}  # fmt: skip
+TWOFOLD = {"multiply": "double", "divide": "halve"}
+STEP_END = re.compile(r"\n|;|(?<=[^\d\s])\.\s|(?<=\d)\.\s+(?=[A-Z])")
+CALCULATOR_NOTE = re.compile(r"<<[^>]*>>")
+LIST_MARK = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
+
+
+def operations(expression: str) -> list[str]:
+    """The operations of the arithmetic that ``expression`` ends in, in order: ``so 35 × 3 + 1`` → multiply, add."""
+    found: list[str] = []
+    awaits_operator, operand = False, ""
+    for token in reversed(list(TOKEN.finditer(expression))):
+        if (token["operator"] is not None) != awaits_operator:
+            break
+        if awaits_operator:
+            verb = VERBS[token["operator"]]
+            found.append(TWOFOLD.get(verb, verb) if operand == "2" else verb)
+        operand, awaits_operator = token[0], not awaits_operator
+    return found[::-1] if awaits_operator else found[:-1][::-1]
+
+
+def skeleton(solution: str) -> str | None:
+    """A worked solution's operations, a line for each step that calculates; None if nothing is calculated."""
+    lines = []
+    for step in STEP_END.split(CALCULATOR_NOTE.sub("", solution)):
+        sides = step.split("=")[:-1]
+        verbs = [verb for side in sides for verb in operations(side)]
+        if verbs:
+            lines.append(" then ".join(verbs))
+    return "\n".join(lines) or None
+
+
+def outline(solution: str) -> str | None:
+    """A worked solution in its own words, with ``...`` for every number; None if it has none to leave out."""
+    blanked, numbers_left_out = NUMBER.subn("...", CALCULATOR_NOTE.sub("", solution))
+    return blanked if numbers_left_out else None
+
+
+class Planner(Protocol):
+    """Whoever can say how a worked solution proceeds. A plan may give the answer away: whoever uses one asks ``leaks`` first."""
+
+    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
+        """A plan for each problem with its reference, None where there is none."""
+        ...
+
+
+class DataPlanner:
+    """Plans that the data hold, or that follow from the reference by rule."""
+
+    def __init__(self, name: DataPlannerName) -> None:
+        self.name = name
+
+    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
+        return [make_plan(problem, reference, self.name) for problem, reference in pairs]
+
+
+class PolicyPlanner:
+    """The policy writes the plans, as it is now; its plans are not kept."""
+
+    def __init__(self, policy: Policy, max_tokens: int) -> None:
+        self.policy, self.max_tokens = policy, max_tokens
+
+    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
+        asked = [replace(problem, prompt=plan_conversation(problem, reference)[0]["content"]) for problem, reference in pairs]
+        drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in asked], 1, self.max_tokens)
+        return [spoken(plan.text) or None if plan.finished else None for (plan,) in drawn]
+
+
+def make_plan(problem: Problem, reference: str, planner: DataPlannerName) -> str | None:
+    """A problem's own plan (``column``), its reference's ``skeleton`` (``rule``) or ``outline``, its own or else the rule's (``auto``)."""
+    if planner == "outline":
+        return outline(reference)
+    plan = problem.plan if planner != "rule" else None
+    if planner != "column":
+        plan = plan or skeleton(reference)
+    return plan if plan and plan.strip() else None
+
+
+def numbers(text: str) -> set[float]:
+    return {float(number.replace(",", "")) for number in NUMBER.findall(text)}
+
+
+def names_answer(text: str, problem: Problem) -> bool:
+    """Whether a text holds the problem's answer, as it is written or as a number."""
+    case = re.IGNORECASE if len(problem.answer) > 2 else re.NOFLAG
+    written = re.search(rf"(?<!\w){re.escape(problem.answer.strip())}(?!\w)", text, case)
+    return bool(written) or bool(numbers(problem.answer)) and numbers(problem.answer) <= numbers(text)
+
+
+def leaks(plan: str, problem: Problem) -> bool:
+    """Whether a plan gives the answer away, or a value that only the references know."""
+    plan = LIST_MARK.sub("", plan)
+    prompt = problem.prompt if isinstance(problem.prompt, str) else " ".join(message["content"] for message in problem.prompt)
+    worked_out = set().union(*map(numbers, problem.references)) - numbers(prompt)
+    return names_answer(plan, problem) or bool(numbers(plan) & (worked_out | numbers(problem.answer)))

@@ -1,0 +1,94 @@
+"""Plans for a whole data set, derived once and written as data that ``train`` reads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from handrail._util.errors import UserError
+from handrail._util.files import writable, write_whole
+from handrail.experts.planners import Planner, leaks
+from handrail.types import Problem
+
+BATCH = 64
+
+
+def derive(
+    problems: Sequence[Problem], planner: Planner, by: str, output: Path, progress: Callable[[int, int], None], replace: bool = False
+) -> Counter[str]:
+    """Write the problems with a plan each to ``output`` (JSONL) and count plans, leaks and failures. ``by`` is the planner's name.
+
+    A problem's own plan is kept; with ``replace``, only if the planner has none for it. Plans that this planner wrote to ``output``, or to
+    ``output`` + ``.partial``, before are kept too, so that a stopped run continues where it was. Raises UserError if ``output`` holds
+    other planners' plans.
+    """
+    partial = writable(output).with_name(output.name + ".partial")
+    own = {key(problem): problem.plan for problem in problems}
+    plans = known(output, by, own) | known(partial, by, own)
+    wanted = [problem for problem in problems if replace or not problem.plan]
+    todo = [problem for problem in wanted if problem.references and key(problem) not in plans]
+    counts = Counter(own=len(problems) - len(wanted), kept=sum(key(problem) in plans for problem in wanted))
+    counts["no_reference"] = sum(not problem.references for problem in wanted)
+    progress(len(problems) - len(todo), len(problems))
+    with partial.open("a", encoding="utf-8") as stream:
+        for batch in batches(todo):
+            for problem, plan in zip(batch, planner.plans([(problem, problem.references[0]) for problem in batch]), strict=True):
+                kind = "no_plan" if plan is None else "leaking" if leaks(plan, problem) else "planned"
+                counts[kind] += 1
+                if plan and kind == "planned":
+                    plans[key(problem)] = plan
+                    stream.write(line(problem, plan, by))
+            stream.flush()
+            progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
+    lines = (line(problem, plans.get(key(problem)) if replace or not problem.plan else None, by) for problem in problems)
+    write_whole(output, "".join(lines))
+    partial.unlink()
+    return counts
+
+
+def batches(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
+    rest = iter(problems)
+    while batch := list(islice(rest, BATCH)):
+        yield batch
+
+
+def key(problem: Problem) -> str:
+    """What a plan depends on."""
+    return json.dumps([problem.prompt, problem.references])
+
+
+def line(problem: Problem, plan: str | None, by: str) -> str:
+    """The problem as a line of JSONL that is read back as the same problem, with the ``plan`` that a planner has made in place of its own.
+
+    Metadata that JSON does not know, such as fractions, become text, as they do on the way to a verifier.
+    """
+    planned = {"plan": plan, "planner": by} if plan else {"plan": problem.plan}
+    own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references), **planned}
+    return json.dumps({**problem.metadata, **{field: value for field, value in own.items() if value}}, default=str) + "\n"
+
+
+def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
+    """The plans that one planner has written to a file before; there may be the problems' ``own`` too.
+
+    Raises UserError if the file holds anything else.
+    """
+    if not file.exists():
+        return {}
+    plans: dict[str, str] = {}
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(text)
+            asked = json.dumps([entry["prompt"], entry.get("reference", [])])
+            plan, planner = (entry["answer"] and entry.get("plan")), entry.get("planner")
+        except (ValueError, KeyError, AttributeError):
+            if file.suffix == ".partial":  # a line that was being written when the run died
+                continue
+            raise UserError(f"{file}, line {number}: this is no problem with a plan; choose another --output") from None
+        if plan and planner == by:
+            plans[asked] = plan
+        elif plan and plan != own.get(asked):
+            raise UserError(f"{file}, line {number}: its plan is not by {by}; choose another --output")
+    return plans

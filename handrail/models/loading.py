@@ -1,0 +1,115 @@
+"""Models and tokenizers from directories, names, GGUF files and adapters; safetensors only."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from handrail._util.errors import UserError
+from handrail._util.memory import enough_memory
+from handrail.models.builtin import locate
+from handrail.models.hub import look_up
+from handrail.training.config import ModelConfig
+
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "float32") -> tuple[Any, Any]:
+    """(model, tokenizer) from a directory, a hub name, a GGUF file, an adapter's directory (merged into its model) or ``builtin:NAME``.
+
+    Raises UserError, naming ``field``, where there is no such model.
+    """
+    path = Path(locate(config.path))
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", ADAPTER)):
+        hint = f"; did you mean {path / 'model'}?" if (path / "model").is_dir() else ""
+        raise UserError(f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json){hint}")
+    if path.suffix == ".gguf" and not path.is_file():
+        raise UserError(f"{field}: there is no file {config.path}")
+    if not path.exists():
+        look_up(str(path), "model", field)
+    try:
+        with enough_memory("load"):
+            model, tokenizer = _reader(path)(config, dtype)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        missing = "" if path.exists() else "; there is no directory of that name either"
+        raise UserError(f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}{missing}") from error
+    if any("RewardModel" in name for name in model.config.architectures or []):
+        raise UserError(f"{field}: {config.path} is a reward model, not a causal language model")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end")
+    return model, tokenizer
+
+
+def _reader(path: Path) -> Callable[[ModelConfig, str], tuple[Any, Any]]:
+    if path.suffix == ".gguf":
+        return _from_gguf
+    return _from_adapter if (path / ADAPTER).is_file() else _from_directory
+
+
+def _from_directory(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+    path, trusted = locate(config.path), config.trust_remote_code
+    attention = None if config.attention == "auto" else config.attention
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, use_safetensors=True, trust_remote_code=trusted, attn_implementation=attention
+    )
+    return model, tokenizer
+
+
+def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+    """The file's quantised weights as plain ones, which can be trained and saved."""
+    file = Path(locate(config.path))
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    plain = copy.deepcopy(read.config)
+    del plain.quantization_config
+    attention = None if config.attention == "auto" else config.attention
+    model = AutoModelForCausalLM.from_config(plain, dtype=dtype, attn_implementation=attention)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    return model, tokenizer
+
+
+def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    directory = Path(locate(config.path))
+    if not (directory / ADAPTER_WEIGHTS).is_file():  # peft would go on to unpickle another file
+        raise UserError(f"model.path: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors")
+    changes = {"path": base_of(directory)}
+    model, tokenizer = load_model(config.model_copy(update=changes), f"the adapter {config.path} needs its model", dtype)
+    if (directory / "tokenizer_config.json").is_file():  # peft alone writes none
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=config.trust_remote_code)
+    return PeftModel.from_pretrained(model, directory).merge_and_unload(), tokenizer
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter changes: a path, or else a name on the hub. Raises UserError for a path to nothing."""
+    named = str(json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    for path in (adapter / named, Path(named)):  # an absolute one stays as it is; a relative one begins at the adapter, or here
+        if path.exists():
+            return str(path)
+    if not HUB_NAME.fullmatch(named):
+        raise UserError(
+            f"the adapter {adapter} was trained on {named}, which is not there; write where that model is now as "
+            f"base_model_name_or_path into {adapter / ADAPTER}"
+        )
+    return named
+
+
+def absolute(path: str) -> str:
+    """A model's path in a form that holds in any working directory; a name on the hub stays as it is."""
+    located = locate(path)
+    return os.path.abspath(located) if Path(located).exists() else located

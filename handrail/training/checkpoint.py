@@ -1,0 +1,124 @@
+"""Everything a run needs to go on as if it had never stopped, in safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.filesize import decimal
+from safetensors.torch import load_file, save_file
+
+from handrail._util.errors import Paused, UserError
+from handrail._util.files import damage, no_room, whole_directory, write_sums
+from handrail.methods.base import Method
+from handrail.models.trainable import LearningPolicy
+from handrail.training.config import TrainConfig
+
+log = logging.getLogger("handrail")
+
+
+def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, optimizer: Any, method: Method) -> None:
+    """Writes ``root/step-NNNNNN``, whole or not at all, then deletes those that ``config`` does not keep.
+
+    Raises Paused if the disk is full, and UserError if a weight is not finite; what was
+    checkpointed before is then still there.
+    """
+    require_finite(root, step, policy)
+    try:
+        with whole_directory(root / f"step-{step:06d}") as aside:
+            policy.save_state(aside / "model")
+            entries = optimizer.state_dict()["state"].items()
+            moments = {f"{index}.{name}": value.contiguous() for index, entry in entries for name, value in entry.items()}
+            save_file(moments, aside / "optimizer.safetensors")
+            state = {"step": step, "method": method.state()}
+            (aside / "state.json").write_text(json.dumps(state, indent=1, default=float))
+            write_sums(aside)
+    except Exception as error:
+        if not no_room(error):
+            raise
+        raise Paused(no_room_for(root, step, policy)) from error
+    prune(root, step, config)
+
+
+def require_finite(root: Path, step: int, policy: LearningPolicy) -> None:
+    """Raises UserError if a weight that is trained is not finite."""
+    if not all(bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad):
+        raise UserError(f"a weight is not finite after step {step}, so it is not kept; {anew(root)}")
+
+
+def no_room_for(root: Path, step: int, policy: LearningPolicy) -> str:
+    free = shutil.disk_usage(root).free
+    takes = 3 * sum(p.numel() * p.element_size() for p in policy.model.parameters() if p.requires_grad)  # weights and two moments
+    there = checkpoints(root)
+    kept = f"{there[-1]} is whole" if there else "there is none before it"
+    return (
+        f"no room for the checkpoint of step {step}: it takes about {decimal(takes)}, and {root} has {decimal(free)} left; {kept}; "
+        "make room, then go on with --resume"
+    )
+
+
+def anew(root: Path) -> str:
+    """What to do where going on as before leads nowhere."""
+    there = checkpoints(root)
+    keep = f' with model.path = "{there[-1] / "model"}", to keep what was learnt' if there else ""
+    return f"lower train.learning_rate in a new run{keep}"
+
+
+def prune(root: Path, step: int, config: TrainConfig) -> None:
+    """Deletes all but the newest ``keep_last`` checkpoints up to ``step`` and those at multiples of ``keep_every``.
+
+    Later ones could not be used when the run went on from before them.
+    """
+    there = checkpoints(root)
+    for old in [path for path in there if step_of(path) <= step][: -config.keep_last]:
+        if not (config.keep_every and step_of(old) % config.keep_every == 0):
+            shutil.rmtree(old)
+    for later in [path for path in there if step_of(path) > step]:
+        shutil.rmtree(later)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted((path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step after which it was written."""
+    return int(path.name.removeprefix("step-"))
+
+
+def newest_intact(root: Path, until: int, every: int) -> Path | None:
+    """The newest undamaged checkpoint of a step up to ``until``; None if there never was one. Says which it skips, and why.
+
+    Raises UserError if there are checkpoints but none that can be used, or none at all where one was written ``every`` so many steps.
+    """
+    skipped: list[str] = []
+    for path in reversed(checkpoints(root)):
+        what = damage(path) if step_of(path) <= until else f"metrics.jsonl has nothing of it after step {until}"
+        if not what:
+            if skipped:
+                log.warning("%s; going on from %s", "; ".join(skipped), path)
+            return path
+        skipped.append(f"{path} cannot be used: {what}")
+    if skipped:
+        raise UserError(f"{'; '.join(skipped)}; restore one from a copy, or begin anew with another --output")
+    if 0 < every < until:
+        raise UserError(f"{root} has no checkpoint of the {until} steps there were; restore one, or begin anew with another --output")
+    return None
+
+
+def load(path: Path, policy: LearningPolicy, optimizer: Any, method: Method) -> int:
+    """Restores what ``save`` wrote and returns the step it was written after. Raises UserError if the model is another one."""
+    policy.load_state(path / "model")
+    state = json.loads((path / "state.json").read_text())
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(path / "optimizer.safetensors").items():
+        index, _, name = key.partition(".")
+        entries.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    method.load_state(state["method"])
+    return int(state["step"])

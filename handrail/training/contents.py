@@ -1,0 +1,90 @@
+"""Digests of what a configuration names, so that contents that have changed under the same path are noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from handrail.models.builtin import locate
+from handrail.training.config import Config
+from handrail.types import Problem, digest
+
+READ_WHOLE = 64 * 2**20
+"""Bytes up to which a file is read whole."""
+BLOCKS, BLOCK = 256, 2**16
+"""Number and size of the blocks read from a larger file, instead of all of it: training changes all weights, or all
+of some layers."""
+KINDS = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+"""The files that make a model and its tokenizer."""
+
+
+def contents(config: Config, sources: Sequence[Sequence[Problem]], held_out: Mapping[str, Sequence[Problem]]) -> dict[str, str]:
+    """Setting and value, as in ``model.path = "x"`` -> digest of what is there; nothing for what has no contents of its own."""
+    found: dict[str, tuple[str, str]] = {}
+    for number, (source, problems) in enumerate(zip(config.data.train, sources, strict=True), 1):
+        found[f"data.train[{number}].path"] = source.path, digest(problems)
+    for name, problems in held_out.items():
+        found[f"eval.sets.{name}"] = config.eval.sets[name], digest(problems)
+    models = {"model.path": config.model.path, "experts.prm": config.experts.prm, "experts.teacher": config.experts.teacher}
+    found |= {key: (path, model_digest(path)) for key, path in models.items()}
+    code = {"verifier.name": config.verifier.name, "method.name": str(config.method.get("name", ""))}
+    found |= {key: (name, code_digest(name)) for key, name in code.items()}
+    return {f"{key} = {json.dumps(value, ensure_ascii=False)}": made for key, (value, made) in found.items() if made}
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """What is named in both and has changed."""
+    return [key for key, value in now.items() if before.get(key, value) != value]
+
+
+def model_digest(path: str) -> str:
+    """Of a model's weights, settings and tokenizer, and of the model that an adapter is for; empty if it is no local directory or file."""
+    place = Path(locate(path)) if path else Path("/nowhere")
+    if place.is_file():
+        return file_digest(place)
+    if not place.is_dir():
+        return ""
+    parts = [f"{file.name} {file_digest(file)}" for file in sorted(place.iterdir()) if file.suffix in KINDS and file.is_file()]
+    adapter = read_object(place / "adapter_config.json")
+    base = str(adapter.get("base_model_name_or_path") or "")
+    if base:
+        parts.append(model_digest(str(place / base)) or model_digest(base))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= READ_WHOLE:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.sha256(str(size).encode())
+        for place in range(BLOCKS):
+            stream.seek(place * (size - BLOCK) // (BLOCKS - 1))
+            found.update(stream.read(BLOCK))
+    return found.hexdigest()
+
+
+def code_digest(name: str) -> str:
+    """Of the user's file in ``file.py:Name`` or ``module:Name``; empty for what is built in."""
+    where, colon, _ = name.rpartition(":")
+    if not colon:
+        return ""
+    if not where.endswith(".py"):
+        try:
+            spec = importlib.util.find_spec(where)
+        except (ImportError, ValueError):  # whoever needs it says so
+            spec = None
+        where = str(spec.origin) if spec else ""
+    return file_digest(Path(where)) if Path(where).is_file() else ""
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``; an empty one if there is none, or it was being written when the process died."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,158 @@
+"""What a step looked like, in numbers that say plainly whether there was anything to learn from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from handrail.methods.base import Method
+from handrail.methods.context import Tools
+from handrail.training.config import Config
+from handrail.training.diversity import diversity, measures
+from handrail.training.run_directory import RunDirectory
+from handrail.training.update import Outcome
+from handrail.types import Group
+
+TRAINING_PARTS = ("sample", "verify", "guide", "update")
+
+
+class StepMetrics:
+    """Collects sums on one process; ``result`` adds the processes up."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        """``groups`` as the verifier left them, before any guidance."""
+        rollouts = [member for group in groups for member in group.rollouts]
+        self.sums: Counter[str] = Counter({
+            "groups": len(groups),
+            "graded": sum(bool(group.rollouts) for group in groups),
+            "all_wrong": sum(group.all_wrong for group in groups),
+            "mixed": sum(group.mixed for group in groups),
+            "all_right": sum(group.all_right for group in groups),
+            "dead": sum(group.dead for group in groups if group.rollouts),
+            "guided": 0,
+            "rollouts": len(rollouts),
+            "correct": sum(member.correct is True for member in rollouts),
+            "verified": sum(member.correct is not None for member in rollouts),
+            "truncated": sum(not member.finished for member in rollouts),
+            "sampled": sum(map(len, rollouts)),
+            "spread": sum(len(member.entropy) for member in rollouts),  # tokens whose entropy is known
+            "trained": 0,
+            "off_policy": 0,
+            "dropped": 0,
+        })  # fmt: skip
+        self.all_wrong = {group.problem.id for group in groups if group.all_wrong}
+        self.reward = sum(member.reward for member in rollouts)
+        self.entropy = sum(sum(member.entropy) for member in rollouts)
+        self.diversity = [measures(group) for group in groups]
+        self.updates: list[dict[str, float]] = []
+
+    def updated(self, groups: Sequence[Group], outcome: Outcome) -> None:
+        """``groups`` as they were credited."""
+        self.sums["guided"] += sum(group.problem.id in self.all_wrong and learns_from_others(group) for group in groups)
+        self.sums["trained"] += outcome.tokens_trained
+        self.sums["off_policy"] += outcome.tokens_off_policy
+        self.sums["dropped"] += outcome.tokens_dropped
+        if outcome.figures:
+            self.updates.append(outcome.figures)
+
+    def result(self, tools: Tools) -> dict[str, Any]:
+        """The step's line: counts over all processes, those in ``tools`` included, and means over its updates."""
+        parts = gather_object([(self.sums, self.reward, self.entropy, tools.counts, self.diversity)])
+        sums: Counter[str] = sum((part[0] for part in parts), Counter())
+        own: Counter[str] = sum((part[3] for part in parts), Counter())
+        return {
+            "groups/all": sums["groups"],
+            "groups/all_wrong": sums["all_wrong"],
+            "groups/mixed": sums["mixed"],
+            "groups/all_right": sums["all_right"],
+            "groups/dead": sums["dead"],
+            "groups/guided": sums["guided"],
+            "rollouts": sums["rollouts"],
+            "length": ratio(sums["sampled"], sums["rollouts"]),
+            "correct": ratio(sums["correct"], sums["verified"]),
+            "reward": ratio(sum(part[1] for part in parts), sums["rollouts"]),
+            "entropy": ratio(sum(part[2] for part in parts), sums["spread"]),
+            "truncated": ratio(sums["truncated"], sums["rollouts"]),
+            "tokens/sampled": sums["sampled"],
+            "tokens/trained": sums["trained"],
+            "tokens/off_policy": sums["off_policy"],
+            "tokens/dropped": sums["dropped"],
+            **diversity([group for part in parts for group in part[4]]),
+            **{name: own[name] for name in sorted(own)},
+            **first_unverified(tools),
+            **self.figures(),
+            **({} if self.updates else {"note": no_signal(sums)}),
+        }
+
+    def figures(self) -> dict[str, float]:
+        names = sorted({name for figures in self.updates for name in figures})
+        return {name: mean(figures[name] for figures in self.updates if name in figures) for name in names}
+
+
+def first_unverified(tools: Tools) -> dict[str, str]:
+    """For each reason of ``tools.unverified``, in any process, the first completion without a verdict."""
+    found = reversed(gather_object([tools.unverified]))
+    return {f"verifier/first_{reason}": said for process in found for reason, said in process.items()}
+
+
+def learns_from_others(group: Group) -> bool:
+    """True if the update of ``group`` learns from tokens that the policy did not sample."""
+    return any(member.has_signal and not member.is_rollout for member in group.members)
+
+
+def ratio(total: float, n: int) -> float | None:
+    return total / n if n else None
+
+
+def no_signal(sums: Counter[str]) -> str:
+    """Why nothing was learnt, in words."""
+    if not sums["graded"]:
+        return f"no signal: {sums['groups']} groups without a rollout or a usable reference"
+    kinds = {"mixed": sums["mixed"], "all right": sums["all_right"]}
+    kinds["unverified"] = sums["graded"] - sums["all_wrong"] - sum(kinds.values())
+    others = "".join(f", {n} {kind}" for kind, n in kinds.items() if n)
+    return f"no signal: {sums['all_wrong']} of {sums['graded']} groups all wrong{others}"
+
+
+def summary(out: RunDirectory, config: Config, method: Method, spent: str) -> dict[str, Any]:
+    """What a run came to: held-out accuracy, and diversity if it was measured, before and after; groups at both ends; all-wrong groups
+    that were guided; the share of trained tokens that the policy did not sample; of partly right failures, the share repaired; training
+    seconds. ``spent`` is the budget that ended the run, if one did."""
+    lines = out.read(out.metrics)
+    steps, timings = lines[1:], out.read(out.timings)
+    tenth = max(1, len(steps) // 10)
+    return {
+        "method": method.name or type(method).__name__,
+        "source": method.source,
+        "status": method.status,
+        "seed": config.train.seed,
+        "steps": len(steps),
+        "ended_by": spent or "steps",
+        "tokens_sampled": total(steps, "tokens/sampled"),
+        "eval": {name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)} for name in config.eval.sets},
+        "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
+        "guided": total(steps, "groups/guided"),
+        "off_policy": ratio(total(steps, "tokens/off_policy"), total(steps, "tokens/trained")),
+        "salvaged": ratio(total(steps, "scope/repaired"), total(steps, "scope/partly_right")),
+        "steps_without_signal": sum("note" in line for line in steps),
+        "seconds": round(sum(line.get(part, 0.0) for line in timings for part in TRAINING_PARTS), 2),
+    }
+
+
+def evaluation(line: dict[str, Any], name: str) -> dict[str, Any]:
+    start = f"eval/{name}/"
+    return {key.removeprefix(start): value for key, value in line.items() if key.startswith(start)}
+
+
+def total(lines: Sequence[Mapping[str, Any]], key: str) -> int:
+    return sum(int(line.get(key, 0)) for line in lines)
+
+
+def share(lines: Sequence[dict[str, Any]], kind: str) -> float | None:
+    """The share of groups of one kind among those with rollouts."""
+    graded = sum(line[f"groups/{name}"] for line in lines for name in ("all_wrong", "mixed", "all_right"))
+    return ratio(sum(line[f"groups/{kind}"] for line in lines), graded)

@@ -1,0 +1,116 @@
+"""What has to be as it was for a run or a measurement to go on: its settings, and the contents of what they name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from handrail._util.errors import UserError
+from handrail.training.config import Config, EndpointConfig
+from handrail.training.contents import changed, read_object
+
+CONTENTS = "contents.json"
+"""The file in a run directory with the digests of what the run was made from."""
+log = logging.getLogger("handrail")
+
+SHOWN = 3
+"""How many differing settings are shown with both values."""
+
+
+def run_directory(config: str | Path) -> Path:
+    """Where a run of this configuration file is written by default: in ``runs/``, or where it is if a run has written it."""
+    file = Path(config)
+    return file.parent if written_by_a_run(file) else Path("runs") / file.stem
+
+
+def compare_directory(config: str | Path) -> Path:
+    """Where a comparison of this configuration file is written by default; never into the run that has written it."""
+    file = Path(config)
+    return Path("runs") / (f"compare-{file.absolute().parent.name}" if written_by_a_run(file) else file.stem)
+
+
+def written_by_a_run(file: Path) -> bool:
+    return file.name == "config.toml" and file.with_name("metrics.jsonl").exists()
+
+
+def no_run_in(path: Path) -> str:
+    """What to say if there is nothing to resume in ``path``: with the runs of a similar name nearby."""
+    runs = [str(file.parent) for file in [*path.parent.glob("*/metrics.jsonl"), *Path("runs").glob("*/metrics.jsonl")]]
+    near = difflib.get_close_matches(str(path), list(dict.fromkeys(runs)), SHOWN, cutoff=0.3)
+    hint = f"did you mean --output {' or '.join(near)}? To start one, " if near else "to start one, "
+    return f"there is no run in {path} to resume; {hint}leave out --resume"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ, with both values, as in ``train.seed is 0 there and 5 here``; nothing if none does."""
+    there, here = flat(before), flat(now)
+    keys = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
+    shown = [f"{key} is {as_text(there.get(key))} there and {as_text(here.get(key))} here" for key in keys[:SHOWN]]
+    more = [f"{', '.join(keys[SHOWN:])} differ too"] if keys[SHOWN:] else []
+    return ", ".join(shown + more)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value by its dotted key; lists of tables are numbered from 1, as in ``data.train[1].path``."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{name}.")
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            out |= flat({f"{name}[{number}]": item for number, item in enumerate(value, 1)})
+        else:
+            out[name] = value
+    return out
+
+
+def as_text(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = False) -> None:
+    """Warns, or raises UserError, if contents that the run in ``directory`` was made from have changed since it began.
+
+    Held-out sets and the user's own code may change while a run goes on, unless ``every`` change makes it another run.
+    """
+    before = read_object(directory / CONTENTS)
+    found = changed(before, now)
+    fatal = [key for key in found if every or not key.startswith(("eval.", "verifier.", "method."))]
+    if fatal:
+        raise UserError(
+            f"{directory} was made from other contents of {', '.join(fatal)}, which changed since; restore them, or choose another --output"
+        )
+    if found:
+        log.warning("%s goes on with other contents of %s, which changed since it began", directory, ", ".join(found))
+
+
+def what_is_learnt(config: Config) -> dict[str, Any]:
+    """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, how much
+    is computed at once, and where and how a server is asked."""
+    book_keeping = {
+        "steps",
+        "token_budget",
+        "seconds_budget",
+        "checkpoint_every",
+        "keep_last",
+        "keep_every",
+        "samples_every",
+        "most_skipped",
+    }
+    asking = set(EndpointConfig.model_fields) - {"model"}
+    same: dict[str, Any] = {
+        "train": {*book_keeping, "micro_batch_tokens"},
+        "model": {"gradient_checkpointing"},
+        "rollout": {"batch_size"},
+        "sampler": {"cache_gib"},
+        "eval": True,
+        "compare": True,
+        "verifier": {"timeout", "memory_gib", "workers"},
+        "endpoint": asking,
+    }
+    return config.model_dump(exclude=same)

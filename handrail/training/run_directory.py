@@ -1,0 +1,218 @@
+"""What a run leaves behind: configuration, versions, metrics, timings, samples, TensorBoard events and the summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import tomli_w
+from safetensors import SafetensorError
+from torch.utils.tensorboard import SummaryWriter
+
+from handrail import __version__
+from handrail._util.errors import Paused, UserError
+from handrail._util.files import locked, no_room, sync, write_whole
+from handrail.training.checkpoint import newest_intact
+from handrail.training.config import Config, load_config
+from handrail.training.resuming import CONTENTS, differences, no_run_in, what_is_learnt
+
+log = logging.getLogger("handrail")
+
+
+class RunDirectory:
+    """``metrics.jsonl`` holds only what is a function of the configuration, so that two equal runs write equal bytes;
+    what the clock says stands in ``timings.jsonl``."""
+
+    def __init__(self, path: Path, config: Config, resume_from: int | None, writes: bool = True) -> None:
+        """``resume_from`` is the step after which to go on; lines of later steps are cut off. None starts anew.
+
+        Of several processes one ``writes``; for the others every method does nothing.
+        """
+        self.path, self.writes, self.checkpoints = path, writes, path / "checkpoints"
+        self.files = [path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")]
+        self.metrics, self.timings, self.samples, self.evaluations, self.versions = self.files
+        self.skipped = path / "skipped.jsonl"
+        if not writes:
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        for file in self.files:
+            keep_until(file, resume_from)
+        write_whole(path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True, exclude={"compare"})))
+        if self.skipped.exists():
+            keep_until(self.skipped, resume_from)
+        append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
+        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.writes:
+            with suppress(OSError):  # what stands in the way has been said already
+                self.board.close()
+                if isinstance(error, UserError | Paused) and not (self.path / "summary.json").exists():
+                    write_whole(self.path / "stopped.txt", f"{error}\n")
+
+    @staticmethod
+    def claim(path: Path, config: Config, resume: bool) -> None:
+        """Raises UserError if ``path`` is no directory, holds no run to resume, one that is not to be resumed, or anything else."""
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; choose another --output")
+        if not (path / "metrics.jsonl").exists():
+            if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+                raise UserError(f"{path} has no metrics.jsonl and holds something else; choose another --output")
+            if resume and not (path / ".lock").exists():  # which a run killed at its very start leaves behind
+                raise UserError(no_run_in(path))
+            return
+        if not resume:
+            raise UserError(f"{path} already holds a run; continue it with --resume, or choose another --output")
+        if not (path / "checkpoints").exists() and (path / "summary.json").exists():
+            raise UserError(f"{path} holds a finished run without checkpoints; choose another --output")
+        if last_step(path) < 0:  # killed at its very start
+            return
+        own = path / "config.toml"
+        if changed := differences(what_is_learnt(load_config(own)), what_is_learnt(config)):
+            raise UserError(
+                f"{path} holds a run of another configuration: {changed}; resume it with its own, {own}, or choose another --output"
+            )
+
+    @classmethod
+    @contextmanager
+    def owned(cls, path: Path, config: Config, resume: bool) -> Iterator[None]:
+        """Keeps other runs out, with one look more at what has become of ``path`` since it was claimed. Raises UserError as ``claim``."""
+        with locked(path):
+            cls.claim(path, config, resume)
+            yield
+
+    def log(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        if not self.writes:
+            return
+        append(self.metrics, {"step": step, **metrics})
+        append(self.timings, {"step": step, **{name: round(value, 4) for name, value in seconds.items()}})
+        for name, value in {**metrics, **{f"seconds/{name}": value for name, value in seconds.items()}}.items():
+            of_rollouts = name in ("rollouts", "tokens/sampled") or (name.startswith("groups/") and name != "groups/all")
+            if isinstance(value, int | float) and (metrics.get("rollouts") or not of_rollouts):
+                self.board.add_scalar(name, value, step)
+
+    def sample(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            append(self.samples, row)
+
+    def skip(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keeps the batch of an update that was skipped."""
+        for row in rows:
+            append(self.skipped, row)
+
+    def evaluated(self, step: int, name: str, correct: Mapping[str, float | None]) -> None:
+        """The share of correct completions of every problem of a held-out set, by its id; None without a verdict."""
+        if self.writes:
+            append(self.evaluations, {"step": step, "set": name, "correct": correct})
+
+    def read(self, file: Path) -> list[dict[str, Any]]:
+        if not self.writes:
+            return []
+        return whole_lines(file)
+
+    def reopen(self) -> None:
+        """A run that goes on has not ended: what an earlier end wrote is void."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+        (self.path / "stopped.txt").unlink(missing_ok=True)
+
+    def made_from(self, contents: Mapping[str, str]) -> None:
+        if self.writes:
+            write_whole(self.path / CONTENTS, json.dumps(contents, indent=1) + "\n")
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def sync(self) -> None:
+        """Has the lines written so far on the disk, before a checkpoint that belongs to them."""
+        for file in filter(Path.exists, [*self.files, self.skipped]):
+            sync(file)
+
+
+def versions() -> dict[str, str]:
+    """What computes: Python and the packages whose releases may change a figure."""
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "math-verify", "reasoning-gym", "numpy")
+    return {"handrail": __version__, "python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def append(file: Path, row: Mapping[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file without one that was being written when the run died. Raises UserError, with its place, for a damaged one."""
+    rows = []
+    lines = file.read_bytes().split(b"\n") if file.exists() else []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(dict(json.loads(line)))
+            rows[-1]["step"] = int(rows[-1]["step"])
+        except (ValueError, TypeError, KeyError):
+            without = ", or delete it to do without that step" if number > 1 else ""
+            raise UserError(f"{file}, line {number}: it is damaged; restore it from a copy{without}") from None
+    return rows
+
+
+def last_step(path: Path) -> int:
+    """The last step that the metrics of the run in ``path`` know; -1 if they know none."""
+    rows = whole_lines(path / "metrics.jsonl")
+    return int(rows[-1]["step"]) if rows else -1
+
+
+def newest_checkpoint(path: Path) -> Path | None:
+    """The newest intact checkpoint of the run in ``path``; None, which it says, if the run was stopped before its first one.
+
+    Raises UserError as ``newest_intact``.
+    """
+    done = last_step(path)
+    if done < 0:
+        return None
+    # Every so many steps one was written, whatever a resumption now asks for.
+    newest = newest_intact(path / "checkpoints", done, load_config(path / "config.toml").train.checkpoint_every)
+    if newest is None:
+        log.warning("%s was stopped after step %d and before its first checkpoint, so it starts again at step 0", path, done)
+    return newest
+
+
+def keep_until(file: Path, step: int | None) -> None:
+    """Keeps the rows of steps up to ``step``, none if that is None."""
+    kept = [] if step is None else [row for row in whole_lines(file) if row["step"] <= step]
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """A block that writes the run directory ``path``. Raises Paused where its disk is full, UserError where it cannot be written."""
+    before = threading.excepthook
+    # TensorBoard's thread fails where this one does.
+    threading.excepthook = lambda thread: None if isinstance(thread.exc_value, OSError) else before(thread)
+    try:
+        yield
+    except (UserError, Paused):
+        raise
+    except Exception as error:
+        if no_room(error):
+            raise Paused(f"no room left in {path}; what was checkpointed is whole: make room, then go on with --resume") from error
+        if not isinstance(error, OSError | SafetensorError):
+            raise
+        name = getattr(error, "filename", None)
+        where = Path(os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ".")
+        if not where.is_relative_to(path):
+            raise
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{where} is gone: {path} was deleted or renamed while it was being written") from error
+        raise UserError(f"{where} cannot be written ({getattr(error, 'strerror', error)}); choose another --output") from error
+    finally:
+        threading.excepthook = before

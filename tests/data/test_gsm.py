@@ -1,0 +1,69 @@
+"""The built-in task of reasoning-gym's GSM-Symbolic: whole templates held out, and a level for small models."""
+
+from __future__ import annotations
+
+import pytest
+
+from handrail._util.errors import UserError
+from handrail.data.load import load_problems
+from handrail.data.tasks.gsm import is_short
+from handrail.types import Problem
+
+
+def templates(problems: list[Problem]) -> set[int]:
+    return {problem.metadata["template"] for problem in problems}
+
+
+@pytest.mark.parametrize("level", ["all", "short"])
+def test_no_two_splits_share_a_prompt_and_new_templates_are_new(level: str) -> None:
+    splits = ("train", "new-numbers", "new-templates")
+    # Other seeds must not bring a prompt of another split either.
+    train, numbers, new = (
+        load_problems(f"task:gsm-symbolic?n=200&seed={seed}&split={split}&level={level}") for seed, split in enumerate(splits)
+    )
+    assert not templates(train + numbers) & templates(new)
+    assert len(templates(train) & templates(numbers)) > 5
+    every = train + numbers + new
+    assert len({problem.prompt for problem in every}) == len(every) == 600
+    assert all(problem.references[0].splitlines()[-1].startswith("#### ") for problem in every)
+
+
+def test_the_same_seed_gives_the_same_problems() -> None:
+    sizes = ("n=5&seed=4", "n=50&seed=4", "n=50&seed=5")
+    few, many, other = (load_problems(f"task:gsm-symbolic?level=short&{size}") for size in sizes)
+    assert few == many[:5]
+    assert not {problem.prompt for problem in many} <= {problem.prompt for problem in other}
+
+
+def test_short_problems_are_those_of_all_that_are_short() -> None:
+    every = load_problems("task:gsm-symbolic?n=2000&seed=4")
+    expected = [problem.prompt for problem in every if is_short(problem.references[0])]
+    short = load_problems(f"task:gsm-symbolic?n={len(expected)}&seed=4&level=short")
+    assert [problem.prompt for problem in short] == expected and len(expected) > 10
+
+
+@pytest.mark.parametrize(
+    ("solution", "short"),
+    [
+        ("2 + 3 = 5 apples\n5 * 5 = 25\n#### 25", True),
+        ("5 * 5 = 25.0\n#### 25", True),
+        ("2 + 3 = 5 apples\n2 * 13 = 26\n#### 26", False),
+        ("5 * 0.5 = 2.5\n2.5 * 2 = 5\n#### 5", False),
+        ("1 + 1 = 2\n2 + 1 = 3\n3 + 1 = 4\n#### 4", True),
+        ("1 + 1 = 2\n2 + 1 = 3\n3 + 1 = 4\n4 + 1 = 5\n#### 5", False),
+        ("2 * 1,000 = 2,000\n2,000 / 1,000 = 2\n#### 2", False),
+    ],
+)
+def test_short_is_of_three_steps_and_small_whole_numbers(solution: str, short: bool) -> None:
+    assert is_short(solution) == short
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(UserError, match="level"):
+        load_problems("task:gsm-symbolic?n=5&level=tiny")
+
+
+def test_as_many_as_a_level_allows_are_there_and_more_are_refused() -> None:
+    assert len(load_problems("task:gsm-symbolic?n=1000&level=short&split=new-numbers")) == 1000  # the rarest
+    with pytest.raises(UserError, match="1000|1,000|1001"):
+        load_problems("task:gsm-symbolic?n=1001&level=short")

@@ -1,0 +1,398 @@
+"""The endpoint against a real server on loopback: order, faults, retries, budget, cache, pauses, and that the key stays secret."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handrail._util.errors import Paused, UserError
+from handrail.experts import cache
+from handrail.experts.endpoint import Endpoint
+from handrail.training.config import EndpointConfig
+from tests.openai_server import (
+    BROKEN,
+    CUT,
+    EMPTY,
+    MALFORMED,
+    NULL,
+    RATE_LIMITED,
+    SLOW,
+    Messages,
+    OpenAiServer,
+    Reply,
+    completion,
+    failure,
+)
+
+KEY = "sk-secret'\\0123456789"
+
+
+def echo(messages: Messages) -> str:
+    return f"re: {messages[-1]['content']}"
+
+
+def question(text: object) -> Messages:
+    return [{"role": "user", "content": str(text)}]
+
+
+Make = Callable[..., Endpoint]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Makes endpoints that share a cache."""
+    monkeypatch.setenv("TEST_KEY", KEY)
+    made: list[Endpoint] = []
+
+    def endpoint(server: OpenAiServer | str, **settings: Any) -> Endpoint:
+        url = server if isinstance(server, str) else server.url
+        defaults: dict[str, Any] = {"api_key_env": "TEST_KEY", "cache": str(tmp_path / "cache.sqlite")}
+        made.append(Endpoint(EndpointConfig(base_url=url, model="judge", **(defaults | settings))))
+        return made[-1]
+
+    yield endpoint
+    for each in made:
+        each.close()
+
+
+def test_answers_come_in_the_order_of_the_questions_and_a_bounded_number_at_once(make: Make) -> None:
+    def late(messages: Messages) -> str:
+        time.sleep(0.02 + 0.02 * (int(messages[-1]["content"]) % 3))
+        return echo(messages)
+
+    with OpenAiServer(late) as server:
+        endpoint = make(server, concurrency=4)
+        assert endpoint.ask([question(n) for n in range(20)], 7) == [f"re: {n}" for n in range(20)]
+        assert server.most_at_once == 4
+        assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+        assert server.requests[0].body.items() >= {"model": "judge", "max_tokens": 7, "temperature": 0.0}.items()
+        assert endpoint.take_counts() == {"endpoint/calls": 20, "endpoint/tokens": 300}
+        assert endpoint.take_counts() == {}
+        assert endpoint.ask([], 7) == []
+
+
+@pytest.mark.parametrize("fault", [RATE_LIMITED, BROKEN, failure(408), failure(409), failure(503), CUT, SLOW])
+def test_a_passing_fault_is_tried_again(make: Make, fault: Reply) -> None:
+    with OpenAiServer(echo, [fault]) as server:
+        endpoint = make(server, timeout=0.7)
+        assert endpoint.ask([question("a")], 7) == ["re: a"]
+        assert len(server.requests) == 2
+        assert endpoint.take_counts()["endpoint/calls"] == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        MALFORMED,
+        EMPTY,
+        NULL,
+        Reply(body=completion("")),
+        Reply(body=completion("", choices=None)),
+        Reply(body=completion("", choices=[{"message": {"content": [1]}}])),
+        Reply(body="[]"),
+        Reply(body="null"),
+        Reply(body="<html>", headers={"Content-Type": "text/html"}),
+        Reply(body="[" * 50_000),
+        Reply(302, headers={"Location": "nowhere:"}),
+    ],
+)
+def test_a_fault_that_stays_costs_one_answer(make: Make, fault: Reply) -> None:
+    with OpenAiServer(echo, [fault]) as server:
+        endpoint = make(server, concurrency=1, retries=0)
+        assert endpoint.ask([question("a"), question("b")], 7) == [None, "re: b"]
+        counts = endpoint.take_counts()
+        assert (counts["endpoint/calls"], counts["endpoint/failed"]) == (2, 1)
+        assert endpoint.ask([question("a")], 7) == ["re: a"]
+
+
+@pytest.mark.parametrize("fault", [failure(400), failure(422)])
+def test_a_question_that_the_server_refuses_is_not_the_servers_failure(make: Make, fault: Reply) -> None:
+    with OpenAiServer(lambda messages: fault) as server:
+        endpoint = make(server, concurrency=1, retries=0, pause_after=1)
+        assert endpoint.ask([question("a"), question("b")], 7) == [None, None]
+        counts = endpoint.take_counts()
+        assert (counts["endpoint/calls"], counts["endpoint/refused"], counts["endpoint/failed"]) == (2, 2, 0)
+
+
+def test_retries_end(make: Make) -> None:
+    with OpenAiServer(lambda messages: BROKEN) as server:
+        endpoint = make(server, retries=2)
+        assert endpoint.ask([question("a")], 7) == [None]
+        assert len(server.requests) == 3
+
+
+def test_an_answer_that_was_cut_off_is_none_and_no_failure(make: Make) -> None:
+    with OpenAiServer(lambda messages: Reply(body=completion("half an", "length"))) as server:
+        endpoint = make(server, pause_after=1)
+        assert endpoint.ask([question("a")], 7) == [None]
+        assert endpoint.take_counts() == {"endpoint/calls": 1, "endpoint/tokens": 15, "endpoint/cut_off": 1}
+        assert endpoint.ask([question("a")], 7) == [None]
+        assert endpoint.take_counts() == {"endpoint/cached": 1}
+
+
+def test_settings_that_a_model_refuses_are_left_out(make: Make) -> None:
+    def picky(messages: Messages) -> str | Reply:
+        body = server.requests[-1].body
+        for name, code in (("max_tokens", "unsupported_parameter"), ("temperature", "unsupported_value")):
+            if name in body:
+                return failure(400, f"Unsupported: {name}", param=name, code=code)
+        assert body["max_completion_tokens"] == 7
+        return echo(messages)
+
+    with OpenAiServer(picky) as server:
+        endpoint = make(server, concurrency=1)
+        assert endpoint.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
+        assert len(server.requests) == 4
+
+
+def test_a_model_that_refuses_everything_is_not_asked_forever(make: Make) -> None:
+    def picky(messages: Messages) -> Reply:
+        body = server.requests[-1].body
+        name = next(name for name in ("temperature", "max_tokens", "max_completion_tokens") if name in body)
+        return failure(400, param=name, code="unsupported_parameter")
+
+    with OpenAiServer(picky) as server:
+        assert make(server).ask([question("a")], 7) == [None]
+        assert len(server.requests) == 3
+
+
+def test_a_value_that_is_refused_is_no_setting_that_is_unknown(make: Make) -> None:
+    with OpenAiServer(lambda messages: failure(400, param="max_tokens", code="invalid_value")) as server:
+        assert make(server).ask([question("a")], 7) == [None]
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [(401, "set the environment variable TEST_KEY"), (403, "a key that may use this model"), (404, "check endpoint.base_url and")],
+)
+def test_a_refused_key_or_model_is_the_users_to_mend(make: Make, status: int, advice: str) -> None:
+    with OpenAiServer(lambda messages: failure(status, f"Bad \x1b[31mkey {KEY}!")) as server:
+        with pytest.raises(UserError, match=advice) as caught:
+            make(server, concurrency=2).ask([question(n) for n in range(50)], 7)
+        assert server.url in str(caught.value) and "judge" in str(caught.value) and "Bad" in str(caught.value)
+        assert "0123456789" not in str(caught.value) and "\x1b" not in str(caught.value)
+        assert len(server.requests) < 50
+
+
+def test_nothing_more_is_asked_once_the_key_is_refused(make: Make) -> None:
+    with OpenAiServer(lambda messages: replace(failure(401), delay=0.05)) as server:
+        with pytest.raises(UserError):
+            make(server, concurrency=1).ask([question(n) for n in range(50)], 7)
+        time.sleep(0.5)
+        assert len(server.requests) < 5
+
+
+def test_no_key_is_needed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with OpenAiServer(echo) as server:
+        assert make(server).ask([question("a")], 7) == ["re: a"]
+        assert KEY not in str(server.requests[0].headers)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "", "http://", "http://host:port"])
+def test_an_address_that_is_none_is_refused_at_once(make: Make, url: str) -> None:
+    with pytest.raises(UserError, match="endpoint.base_url"):
+        make(url)
+
+
+def test_a_key_that_is_none_is_refused_without_being_shown(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "two\nlines")
+    with pytest.raises(UserError, match="TEST_KEY") as caught:
+        make("http://localhost/v1")
+    assert "lines" not in str(caught.value)
+
+
+def test_the_key_is_nowhere(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    faults = [Reply(body=completion(f"your key is {KEY}")), Reply(500, f"not you, {KEY}"), failure(400, KEY), MALFORMED]
+    with OpenAiServer(lambda messages: failure(429, KEY), faults) as server:
+        endpoint = make(server, concurrency=1, retries=1, pause_after=4)
+        assert endpoint.ask([question("a")], 7) == ["your key is ***"]
+        with pytest.raises(Paused) as caught:
+            endpoint.ask([question(n) for n in range(9)], 7)
+    texts = [repr(caught.value), repr(caught.value.__cause__), repr(caught.value.__context__), repr(endpoint), repr(endpoint.config)]
+    texts += [caplog.text, *capfd.readouterr(), json.dumps(endpoint.counts)]
+    texts += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    assert "your key is" in texts[-1]
+    assert not any("0123456789" in text for text in texts)
+
+
+def test_nothing_is_printed(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    with OpenAiServer(echo, [BROKEN, MALFORMED]) as server:
+        make(server).ask([question(n) for n in range(3)], 7)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_question_is_paid_for_once(make: Make) -> None:
+    with OpenAiServer(echo) as server:
+        endpoint = make(server)
+        assert endpoint.ask([question("a"), question("b"), question("a")], 7) == ["re: a", "re: b", "re: a"]
+        assert len(server.requests) == 2
+        again = make(server, max_calls=1)
+        assert again.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
+        assert again.take_counts() == {"endpoint/cached": 2}
+        for other in ({"attempt": 1}, {"temperature": 0.5}, {"max_tokens": 8}):
+            make(server).ask([question("a")], **({"max_tokens": 7} | other))
+        assert len(server.requests) == 5
+
+
+ASK = """
+import sys
+from handrail.training.config import EndpointConfig
+from handrail.experts.endpoint import Endpoint
+endpoint = Endpoint(EndpointConfig(base_url=sys.argv[1], model="judge", cache=sys.argv[2], api_key_env="TEST_KEY"))
+assert endpoint.ask([[{"role": "user", "content": str(n)}] for n in range(40)], 7) == [f"re: {n}" for n in range(40)]
+assert "endpoint/cache_broken" not in endpoint.counts
+"""
+
+
+def test_processes_share_a_cache(make: Make, tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    def answer(messages: Messages) -> str:
+        begun.set()
+        return echo(messages)
+
+    with OpenAiServer(answer) as server:
+        endpoint = make(server)
+        process = subprocess.Popen([sys.executable, "-c", ASK, server.url, str(tmp_path / "cache.sqlite")])
+        assert begun.wait(60)
+        assert endpoint.ask([question(n) for n in range(60, 20, -1)], 7) == [f"re: {n}" for n in range(60, 20, -1)]
+        assert process.wait(60) == 0
+        sent = len(server.requests)
+        assert endpoint.ask([question(n) for n in range(60)], 7) == [f"re: {n}" for n in range(60)]
+        assert len(server.requests) == sent
+        assert "endpoint/cache_broken" not in endpoint.counts
+
+
+def test_threads_share_an_endpoint(make: Make) -> None:
+    with OpenAiServer(echo) as server:
+        endpoint = make(server)
+        wrong: list[object] = []
+
+        def work(start: int) -> None:
+            answers = endpoint.ask([question(n) for n in range(start, start + 20)], 7)
+            wrong.extend(answers if answers != [f"re: {n}" for n in range(start, start + 20)] else [])
+
+        threads = [threading.Thread(target=work, args=(start,)) for start in (0, 5, 10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        counts = endpoint.take_counts()
+        assert not wrong and counts["endpoint/calls"] == len(server.requests)
+        assert counts["endpoint/calls"] + counts["endpoint/cached"] == 60
+
+
+def test_a_damaged_cache_is_done_without(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "cache.sqlite").write_bytes(b"no database, " * 500)
+    with OpenAiServer(echo) as server:
+        endpoint = make(server)
+        assert endpoint.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
+        assert endpoint.take_counts() == {"endpoint/cache_broken": 1, "endpoint/calls": 2, "endpoint/tokens": 30}
+        assert endpoint.ask([question("a")], 7) == ["re: a"]
+
+
+def test_a_locked_cache_is_done_without(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LOCK_LIMIT", 0.1)
+    with OpenAiServer(echo) as server:
+        endpoint = make(server)
+        other = sqlite3.connect(tmp_path / "cache.sqlite")
+        other.execute("BEGIN EXCLUSIVE")
+        assert endpoint.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
+        assert endpoint.take_counts()["endpoint/cache_broken"] == 1
+        other.close()
+
+
+def test_a_cache_that_cannot_be_is_refused_at_once(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "cache.sqlite"):
+        with pytest.raises(UserError, match="endpoint.cache"):
+            make("http://localhost/v1", cache=str(path))
+
+
+def test_text_that_is_no_unicode_passes(make: Make) -> None:
+    with OpenAiServer(lambda messages: echo(messages) + "\ud800") as server:
+        assert make(server).ask([question("a\udfff")], 7) == ["re: a??"]
+        assert make(server).ask([question("a\udfff")], 7) == ["re: a??"]
+
+
+def test_no_call_goes_past_the_number_allowed(make: Make) -> None:
+    with OpenAiServer(echo) as server:
+        endpoint = make(server, max_calls=7)
+        answers = endpoint.ask([question(n) for n in range(30)], 7)
+        assert len(server.requests) == 7 == sum(answer is not None for answer in answers)
+        assert endpoint.take_counts()["endpoint/over_budget"] == 23
+        assert endpoint.ask([question(n) for n in range(31)], 7) == [*answers, None]
+        assert len(server.requests) == 7
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"max_tokens": 40},
+        {"max_cost": 40e-6, "input_price": 1.0, "output_price": 1.0},
+        {"max_cost": 24e-6, "input_price": 0.0, "output_price": 2.0},
+    ],
+)
+def test_tokens_and_cost_end_the_calls(make: Make, budget: dict[str, Any]) -> None:
+    with OpenAiServer(echo) as server:
+        endpoint = make(server, concurrency=1, **budget)
+        assert endpoint.ask([question(n) for n in range(6)], 7) == ["re: 0", "re: 1", "re: 2", None, None, None]
+        assert endpoint.spent.tokens == 45
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": -1000, "completion_tokens": 5}, {"prompt_tokens": "no", "completion_tokens": 1}]
+)
+def test_a_server_that_does_not_say_what_it_used_cannot_go_on_forever(make: Make, usage: Any) -> None:
+    with OpenAiServer(lambda messages: Reply(body=completion("word " * 50, usage=usage))) as server:
+        endpoint = make(server, concurrency=1, max_tokens=500)
+        assert None in endpoint.ask([question(n) for n in range(9)], 7)
+
+
+def test_failures_in_a_row_pause_the_run_and_lose_nothing(make: Make) -> None:
+    with OpenAiServer(echo, [None, BROKEN, None, BROKEN, BROKEN, MALFORMED]) as server:
+        endpoint = make(server, concurrency=1, retries=0, pause_after=3)
+        with pytest.raises(Paused) as caught:
+            endpoint.ask([question(n) for n in range(9)], 7)
+        assert re.search(rf"judge at {server.url} failed 3 questions in a row, .*JSONDecodeError.*can be resumed", str(caught.value))
+        assert len(server.requests) == 6
+        resumed = make(server, concurrency=1)
+        assert resumed.ask([question(n) for n in range(9)], 7) == [f"re: {n}" for n in range(9)]
+        assert resumed.take_counts()["endpoint/cached"] == 2
+        assert endpoint.ask([question("other")], 7) == ["re: other"]
+
+
+def test_failures_add_up_over_asks_and_a_spent_budget_is_none(make: Make) -> None:
+    with OpenAiServer(lambda messages: failure(500)) as server:
+        endpoint = make(server, retries=0, pause_after=2, max_calls=3)
+        assert endpoint.ask([question("a")], 7) == [None]
+        with pytest.raises(Paused):
+            endpoint.ask([question("b")], 7)
+        for text in "cdef":
+            assert endpoint.ask([question(text)], 7) == [None]
+        assert endpoint.take_counts() == {"endpoint/calls": 3, "endpoint/failed": 3, "endpoint/over_budget": 3}
+
+
+def test_a_server_that_is_not_there_pauses_the_run(make: Make) -> None:
+    with OpenAiServer(echo) as server:
+        pass
+    with pytest.raises(Paused, match="Connection"):
+        make(server.url, retries=0, pause_after=3).ask([question(n) for n in range(5)], 7)

@@ -1,0 +1,92 @@
+"""Metric curves as text: a change in numerics shows up as a diff.
+
+The rollouts are written down (see Scripted), so that no machine's arithmetic can flip a sampled token. To accept a change:
+``python -m tests.training.test_golden`` writes the files anew.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import pytest
+
+from handrail import Group, Tools, train
+from handrail.experts.registry import JudgeName
+from handrail.experts.steps import split_steps
+from handrail.methods.base import Method
+from handrail.methods.grpo import Grpo
+from handrail.methods.luffy import Luffy
+from handrail.methods.scope import Scope, ScopeSettings
+from handrail.methods.sort import Sort
+from tests.conftest import EASY, HARD, config
+from tests.training.test_loop import Scripted
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class ScriptedGrpo(Grpo):
+    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
+        return Scripted(Sort.Settings()).rollout(problems, tools)
+
+
+class ScriptedLuffy(Luffy):
+    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
+        return Scripted(Sort.Settings()).rollout(problems, tools)
+
+
+class ScopeAtOnce(ScopeSettings):
+    """Repairs that need nothing sampled."""
+
+    judge: JudgeName | Literal["random"] = "reference"
+    mode: Literal["step", "suffix", "reference"] = "suffix"
+    least_right: float = 0.0
+
+
+class ScriptedScope(Scope):
+    Settings = ScopeAtOnce
+
+    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
+        scripted = Scripted(Sort.Settings())
+        begun = {problem.id: split_steps(problem.references[0])[0] for problem in problems}
+        groups = scripted.rollout(problems, tools)
+        extra = [scripted.written(problem, f"{begun[problem.id]} 7 * 2 = 14 # 14", tools) for problem in problems]
+        return [replace(group, trajectories=[*group.trajectories, more]) for group, more in zip(groups, extra, strict=True)]
+
+
+METHODS: dict[str, type[Method]] = {"grpo": ScriptedGrpo, "luffy": ScriptedLuffy, "sort": Scripted, "scope": ScriptedScope}
+
+
+def curve(method: type[Method], output: Path) -> list[dict[str, Any]]:
+    """Ten steps on hard and easy problems; figures to six digits."""
+    sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
+    schedule = {"steps": 10, "problems_per_step": 4, "updates_per_step": 2, "learning_rate": 3e-4, "schedule": "linear", "samples_every": 0}
+    with patch("handrail.training.update.APART_EVERY", 1):  # every norm in every step
+        train(config(data={"train": sources}, train=schedule), output, method=method)
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_metric_curve_is_the_one_committed(name: str, tmp_path: Path) -> None:
+    expected = [json.loads(line) for line in (GOLDEN / f"{name}.jsonl").read_text().splitlines()]
+    found = curve(METHODS[name], tmp_path / "run")
+    assert [row.keys() for row in found] == [row.keys() for row in expected]
+    for row, golden in zip(found, expected, strict=True):
+        for key, value in golden.items():
+            if isinstance(value, float):
+                assert row[key] == pytest.approx(value, rel=2e-3, abs=1e-6), (row["step"], key)
+            else:
+                assert row[key] == value, (row["step"], key)
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for name, method in METHODS.items():
+        with tempfile.TemporaryDirectory() as directory:
+            rows = curve(method, Path(directory) / "run")
+        (GOLDEN / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

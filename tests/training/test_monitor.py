@@ -1,0 +1,158 @@
+"""What is said when a run seems to collapse, and what becomes of numbers that are not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from handrail import train
+from handrail._util.errors import UserError
+from handrail.data.load import load_problems
+from handrail.methods.context import Tools
+from handrail.methods.grpo import Grpo
+from handrail.methods.losses import Streams
+from handrail.methods.luffy import Luffy
+from handrail.models.trainable import LearningPolicy
+from handrail.training.monitor import Watch
+from handrail.types import Group
+from tests.conftest import HARD, config
+
+HEALTHY = {"reward": 0.3, "correct": 0.3, "entropy": 1.0, "length": 40.0, "truncated": 0.1, "rollouts": 64}
+
+
+def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
+    """What is said over so many steps of each kind, later ones differing from the healthy as stated."""
+    watch = Watch()
+    return [text for n, changes in parts for _ in range(n) if (text := watch(HEALTHY | changes))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"entropy": 0.05}, "entropy has fallen from 1 to"),
+        ({"length": 5.0}, "completions have shrunk from 40 to"),
+        ({"truncated": 0.9}, "of the completions are cut off"),
+        ({"reward": 0.1, "correct": 0.1}, "the reward has fallen from 0.30 to"),
+        ({"correct": 0.1}, "the share of correct rollouts has fallen from 0.30 to"),  # while the rest is paid for its form
+        ({"entropy": 0.05, "reward": 0.9}, "without a gain in accuracy"),
+        ({"verifier/unverified": 32}, "of the completions are unverified"),
+    ],
+)
+def test_each_collapse_is_said_once(changes: dict[str, Any], words: str) -> None:
+    (text,) = said((15, {}), (40, changes))
+    assert words in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"entropy": 0.05, "reward": 0.9, "correct": 0.9},  # it has learnt the answer
+        {"length": 5.0, "reward": 0.9, "correct": 0.9},
+        {"entropy": 0.2, "length": 15.0, "truncated": 0.4, "reward": 0.2, "verifier/unverified": 6},
+        {"reward": None, "correct": None, "entropy": None, "length": None, "truncated": None, "rollouts": 0},  # nothing is sampled
+    ],
+)
+def test_nothing_is_said_of_a_healthy_run(changes: dict[str, Any]) -> None:
+    assert said((15, {}), (40, changes)) == []
+
+
+def test_a_resumed_run_has_said_it_already() -> None:
+    before = [HEALTHY] * 15 + [HEALTHY | {"entropy": 0.0}] * 12
+    assert Watch(before)(HEALTHY | {"entropy": 0.0}) is None
+    assert Watch(before[:-5])(HEALTHY | {"entropy": 0.0}) is None  # the mean of the last ten is not low yet
+    watch = Watch(before[:24])
+    assert watch(HEALTHY | {"entropy": 0.0}) is not None
+
+
+@pytest.mark.parametrize(("wrong", "words"), [(0, None), (1, None), (8, "the verifier refuses 8 of the first 32 references")])
+def test_a_verifier_that_refuses_references_is_named_before_training(wrong: int, words: str | None, tmp_path: Path) -> None:
+    problems = load_problems(f"{HARD}&n=32")
+    rows = [
+        {"prompt": problem.prompt, "answer": "1 2" if place < wrong else problem.answer, "reference": problem.references[0]}
+        for place, problem in enumerate(problems)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(config(data={"train": str(tmp_path / "data.jsonl")}, train={"steps": 1}), tmp_path / "run")
+    first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert words in first["warning"] if words else "warning" not in first
+
+
+@pytest.mark.parametrize("name, extract", [("task", None), ("normalised", None), ("exact", "#(.*)")])
+def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training(name: str, extract: str | None, tmp_path: Path) -> None:
+    rows = [{"prompt": "1 + 1 =", "answer": answer} for answer in ("2", "3", "5 #### 4", "5")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"data": {"train": str(tmp_path / "data.jsonl")}, "train": {"steps": 1}, "method": {"name": "grpo"}}
+    train(config(**settings, verifier={"name": name, "extract": extract}), tmp_path / "run")
+    first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    said = f"the verifier refuses 1 of the first 4 answers as the answer to their own problem, first {tmp_path / 'data.jsonl'}, line 3"
+    assert said in first["warning"] if extract is None else "warning" not in first
+
+
+class Broken(Luffy):
+    """Divides by nothing in the updates that it is told."""
+
+    name = "broken"
+    updates = 0
+    bad: frozenset[int] = frozenset()
+
+    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
+        Broken.updates += 1
+        return super().credit(groups, tools)
+
+    def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
+        objective = super().surrogate(logp, streams)
+        return objective / 0 if Broken.updates in Broken.bad else objective
+
+
+def run(directory: Path, bad: set[int], **changes: Any) -> list[dict[str, Any]]:
+    Broken.updates, Broken.bad = 0, frozenset(bad)
+    settings = {"steps": 6, "checkpoint_every": 1, "samples_every": 0, **changes}
+    train(config(train=settings), directory, method=Broken)
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(tmp_path: Path) -> None:
+    rows = run(tmp_path, {2, 3})
+    assert [row.get("update/skipped") for row in rows[1:]] == [None, 1.0, 1.0, None, None, None]
+    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+    kept = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in kept] == [2] * 16 + [3] * 16  # 4 groups of 4
+    assert all(len(row["completion"]) == len(row["credit"]) == len(row["behaviour"]) == len(row["logp"]) for row in kept)
+    assert any(any(row["credit"]) for row in kept)
+
+
+def test_too_many_in_a_row_end_the_run_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, set(range(2, 99)), most_skipped=3)
+    newest = tmp_path / "checkpoints/step-000003/model"
+    assert f"no finite gradient in 3 updates in a row, the last in step 4; their batches are in {tmp_path / 'skipped.jsonl'}" in str(
+        caught.value
+    )
+    assert str(caught.value).endswith(f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learnt')
+    assert newest.is_dir()
+
+
+class Poisoned(Grpo):
+    """Spoils the model itself."""
+
+    name = "poisoned"
+
+    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
+        assert isinstance(tools.policy, LearningPolicy)
+        next(tools.policy.model.parameters()).data.fill_(torch.inf)
+        return super().credit(groups, tools)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_weights_that_are_not_finite_are_not_kept(every: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a weight is not finite after step 1, so it is not kept"):
+        train(config(train={"steps": 1, "checkpoint_every": every, "samples_every": 0}), tmp_path, method=Poisoned)
+    assert not (tmp_path / "model").exists()
+    assert not list((tmp_path / "checkpoints").glob("step-*"))

@@ -1,0 +1,110 @@
+"""What a run says of time and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import get_scheduler
+
+from handrail import UserError, train
+from handrail.training.budget import Budget
+from handrail.training.resources import Clock, Forecast, spoken
+from tests.cli.test_commands import configured
+from tests.conftest import Handrail, config
+from tests.tiny_models import save_chat_model
+
+SECONDS = {"sample": 2.0, "verify": 0.5, "update": 1.5}
+
+
+def test_the_forecast_counts_steps_and_evaluations() -> None:
+    forecast = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))
+    assert forecast(0, 31, {}, {"evaluate": 30.0}) is None
+    said = forecast(1, 31, {}, SECONDS)
+    assert (
+        said
+        and said.startswith("first step: 4.0 s (sample 2.0, update 1.5), at most ")
+        and said.endswith("about 4 min for the 30 steps left")
+    )
+    assert forecast(2, 31, {}, SECONDS) is None  # 30·4 + (3 + 1)·30 = 240 s
+    resumed = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))(1, 31, {}, SECONDS)
+    assert resumed and resumed.endswith("about 2 min for the 30 steps left, evaluation aside")
+    assert Forecast(config())(31, 31, {}, SECONDS) is None  # nothing is left
+    bare = Forecast(config())(1, 31, {}, SECONDS)
+    assert bare and bare.endswith("about 2 min for the 30 steps left")
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_learning_rate_is_that_of_transformers_schedules(schedule: str, warmup: int) -> None:
+    settings = config(train={"steps": 10, "learning_rate": 0.5, "schedule": schedule, "warmup_steps": warmup}).train
+    theirs = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    scheduler = get_scheduler({"constant": "constant_with_warmup"}.get(schedule, schedule), theirs, warmup, 10)
+    budget = Budget(settings, [], [])
+    for step in range(1, 11):
+        assert budget.learning_rate(step) == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
+        theirs.step()
+        scheduler.step()
+
+
+def test_a_learning_rate_falls_with_tokens_or_steps_whichever_is_further() -> None:
+    settings = config(train={"steps": 10, "token_budget": 1000, "learning_rate": 0.8, "schedule": "linear"}).train
+    budget = Budget(settings, [], [])
+    assert budget.learning_rate(1) == 0.8
+    budget.spend({"tokens/sampled": 250}, SECONDS)
+    assert budget.learning_rate(2) == pytest.approx(0.6)  # a quarter of the tokens, a tenth of the steps
+    assert budget.learning_rate(8) == pytest.approx(0.24)  # seven tenths of the steps
+    budget.spend({"tokens/sampled": 750}, SECONDS)
+    assert budget.learning_rate(3) == 0.0
+
+
+def test_the_last_step_under_a_budget_is_foretold_from_all_steps_so_far() -> None:
+    before = [{"tokens/sampled": tokens} for tokens in (100, 300)]
+    budget = Budget(config(train={"steps": 50, "token_budget": 2000}).train, before, [SECONDS] * 2)
+    assert budget.last_step(2) == 10  # 200 tokens a step
+    budget.spend({"tokens/sampled": 1600}, SECONDS)
+    assert budget.last_step(3) == 3 and budget.spent == "tokens"
+    assert Budget(config(train={"steps": 50, "seconds_budget": 60.0}).train, before, [SECONDS] * 2).last_step(2) == 15
+    assert Budget(config(train={"steps": 5, "token_budget": 2000}).train, before, [SECONDS] * 2).last_step(2) == 5
+    assert Budget(config(train={"steps": 50, "token_budget": 2000}).train, [], []).last_step(1) == 50  # nothing sampled yet
+
+
+def test_durations_are_spoken() -> None:
+    assert [spoken(seconds) for seconds in (59.6, 200, 5 * 3600 + 120)] == ["60 s", "3 min", "5 h 2 min"]
+
+
+@pytest.mark.parametrize(("part", "named"), [("sample", "rollout.batch_size"), ("update", "gradient_checkpointing"), ("guide", "scored")])
+def test_out_of_memory_names_what_to_lower(part: str, named: str) -> None:
+    with pytest.raises(UserError, match=f"out of memory .*{named}"), Clock()(part):
+        torch.empty(10**16)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when")]
+)
+def test_a_model_that_does_not_fit_is_said_in_a_sentence(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Accelerator, model: object) -> object:
+        raise error
+
+    monkeypatch.setattr(Accelerator, "prepare", full)
+    with pytest.raises(UserError, match="out of memory while loading the model"):
+        train(config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_errors_are_left_alone() -> None:
+    with pytest.raises(RuntimeError, match="size of tensor"), Clock()("update"):
+        torch.ones(2) + torch.ones(3)
+
+
+def test_a_run_that_needs_too_much_memory_says_so(tmp_path: Path) -> None:
+    model = save_chat_model(tmp_path / "model", context=10**13)
+    with pytest.raises(UserError, match="out of memory while sampling; lower rollout.batch_size"):
+        train(config(model={"path": str(model)}, rollout={"max_tokens": 10**12}), tmp_path / "run")
+
+
+def test_training_says_how_long_it_will_take(tmp_path: Path, handrail: Handrail) -> None:
+    done = handrail("train", str(configured(tmp_path, train={"steps": 2})), "--output", str(tmp_path / "run"))
+    assert done.code == 0 and "first step: " in done.out and "for the 1 steps left" in done.out
