@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 from handrail.data.load import load_problems
 from handrail.experts.planners import DataPlanner
-from handrail.models.hf import TransformersPolicy
 from handrail.training.config import load_config
+from handrail.training.policies import load_policy
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=64, help="problems, the first ones")
     options = parser.parse_args()
     config = load_config(options.config)
-    policy = TransformersPolicy(config, Accelerator())
+    policy = load_policy(config, Accelerator())
     source = config.data.train[0]
     pairs = [(problem, problem.references[0]) for problem in load_problems(source.path)[: options.n]]
     completions = [policy.encode_reference(problem, reference) for problem, reference in pairs]

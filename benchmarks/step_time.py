@@ -26,8 +26,9 @@ from transformers.utils import logging
 from handrail._util.interrupts import Interrupts
 from handrail._util.memory import peak_resident
 from handrail.data.load import load_problems
+from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
-from handrail.training.config import Config, ModelConfig, parse_config
+from handrail.training.config import Config, parse_config
 from handrail.training.loop import Run
 from handrail.training.run_directory import RunDirectory
 from handrail.types import Problem

@@ -19,11 +19,11 @@ from accelerate import Accelerator
 
 from handrail import cli
 from handrail._util import progress
-from handrail.experts.registry import Experts
 from handrail.methods.base import Method
 from handrail.methods.context import Tools
 from handrail.models.trainable import LearningPolicy
 from handrail.training.config import Config, parse_config
+from handrail.training.policies import load_experts, load_learning_policy
 from handrail.verifiers.pool import VerifierPool
 
 HARD = "task:house-rules?level=hard&house=3"
@@ -48,12 +48,12 @@ def config(**changes: Any) -> Config:
 
 
 def policy_of(path: Path, **changes: Any) -> LearningPolicy:
-    return LearningPolicy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
+    return load_learning_policy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
 
 
 def prepared(method: Method, tools: Tools) -> Method:
     """``method`` with the experts that it asks for, as a run prepares it."""
-    method.prepare(Experts(config(), Accelerator(cpu=True), tools.policy))
+    method.prepare(load_experts(config(), Accelerator(cpu=True), tools.policy))
     return method
 
 
@@ -65,7 +65,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def policy() -> LearningPolicy:
     """The built-in backbone; tests must leave its weights as they are."""
-    return LearningPolicy(config(), Accelerator(cpu=True))
+    return load_learning_policy(config(), Accelerator(cpu=True))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from statistics import mean
 from accelerate import Accelerator
 
 from benchmarks.backbones.make_prm import KINDS, draw, first_wrong
+from handrail.data.config import DataConfig, Source
 from handrail.data.load import load_problems
 from handrail.data.tasks import IN_DOMAIN, OUT_OF_DOMAIN, TASKS, structure
 from handrail.data.tasks.house_rules import derivation_is_right
@@ -19,10 +20,13 @@ from handrail.experts.judges.prm import PrmJudge
 from handrail.experts.steps import split_steps
 from handrail.methods.context import Tools
 from handrail.models.builtin import locate
+from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.hf import TransformersPolicy
-from handrail.training.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig
+from handrail.training.config import Config
 from handrail.training.evaluate import Accuracy, evaluate
+from handrail.training.policies import load_policy
 from handrail.types import Group, Problem
+from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
 GROUP_SIZE = 8
@@ -47,7 +51,7 @@ def measure_policy(model: str, n: int) -> Iterator[str]:
     )  # fmt: skip
     accelerator = Accelerator(cpu=True)
     with VerifierPool(config.verifier) as verifier:
-        tools = Tools(policy := TransformersPolicy(config, accelerator), verifier)
+        tools = Tools(policy := load_policy(config, accelerator), verifier)
         for name, source in BENCHMARKS.items():
             problems = held_out(source, n)
             if policy.tokenizer.unk_token_id not in policy.tokenizer.encode(problems[0].prompt):

@@ -18,10 +18,11 @@ from pydantic import Field, ValidationError, model_validator
 from handrail._util.errors import UserError
 from handrail._util.files import locked, write_whole
 from handrail._util.names import slug
+from handrail._util.section import Section, explain
 from handrail.eval.compare import mean_of_known, run_all
 from handrail.eval.jobs import Job, merged, runnable
 from handrail.models.builtin import locate
-from handrail.training.config import Config, Section, explain
+from handrail.training.config import Config
 
 BUILTIN = Path(__file__).with_name("suite.toml")
 

@@ -14,8 +14,8 @@ from handrail._util.processes import accelerator
 from handrail.data.load import load_problems
 from handrail.data.tasks import structure
 from handrail.eval.estimators import Estimate, interval
-from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
+from handrail.training.policies import load_policy
 from handrail.types import Problem
 
 PROBLEMS = 50
@@ -53,7 +53,7 @@ def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
 
     The first ``n`` problems of each training source are scored. Words of a foreign style are left out: they are neither.
     """
-    policy = TransformersPolicy(config, accelerator(config.model.device))
+    policy = load_policy(config, accelerator(config.model.device))
     problems = [problem for source in config.data.train for problem in load_problems(source.path)[:n]]
     completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
     without = policy.score([policy.encode_prompt(problem) for problem in problems], completions)

@@ -21,10 +21,13 @@ from handrail.cli.model import app as model
 from handrail.cli.options import Columns, Data, Settings, configured, fitting_verifier, help_alone, parse_column, with_model
 from handrail.cli.report import report_command
 from handrail.cli.settings import config_command, methods_command
-from handrail.training.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, load_config
+from handrail.data.config import DataConfig, Source
+from handrail.models.config import ModelConfig, RolloutConfig
+from handrail.training.config import Config, load_config
 from handrail.training.resuming import compare_directory, run_directory
 from handrail.training.trained import model_of, settings_file
 from handrail.types import Problem
+from handrail.verifiers.config import VerifierConfig
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 

@@ -88,10 +88,10 @@ def opened(data: str, config: Path | None, settings: list[str] | None) -> tuple[
     quiet()
     from handrail._util.processes import accelerator
     from handrail.data.load import load_problems
-    from handrail.experts.registry import Experts
+    from handrail.training.policies import load_experts
 
     parsed = configured(config, settings, model={"path": "builtin:house-tiny"}, data={"train": data})
-    return Experts(parsed, accelerator(parsed.model.device)), load_problems(data, parsed.data.columns)
+    return load_experts(parsed, accelerator(parsed.model.device)), load_problems(data, parsed.data.columns)
 
 
 def show_calls(experts: Experts) -> None:

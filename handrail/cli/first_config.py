@@ -12,13 +12,17 @@ from pathlib import Path
 import tomli_w
 from accelerate import Accelerator
 
+from handrail.data.config import DataConfig, Source
 from handrail.data.load import load_problems
-from handrail.eval.check import TOLERATED
 from handrail.methods import build
+from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.hf import TransformersPolicy
-from handrail.training.config import Config, DataConfig, ModelConfig, RolloutConfig, Source, VerifierConfig, parse_config
+from handrail.training.config import Config, parse_config
 from handrail.training.lengths import TooLong, fitting
+from handrail.training.policies import load_policy
 from handrail.types import Problem
+from handrail.verifiers.audit import TOLERATED
+from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
 GRADED = 64
@@ -60,7 +64,7 @@ def first_config(
         data=DataConfig(train=[Source(path=data)], columns=dict(columns)),
         rollout=RolloutConfig(max_tokens=1),
     )
-    policy = TransformersPolicy(config, Accelerator(cpu=True))
+    policy = load_policy(config, Accelerator(cpu=True))
     problems, long = fitting(policy, problems, "skip")
     tested, long_tested = fitting(policy, load_problems(held_out, columns) if held_out else [], "skip", references=False)
     prompts = [*problems, *tested]

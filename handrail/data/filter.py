@@ -7,20 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handrail._util.errors import UserError
-from handrail.training.config import Source
-from handrail.training.contents import model_digest, read_object
+from handrail.data.config import Source
 from handrail.types import Problem, digest
-
-
-def of_another_model(source: Source, model: str) -> str:
-    """A warning if the probe of ``source`` was of another model than ``model``; nothing if it was not, or nobody knows."""
-    settings = read_object(Path(source.probe).with_name("settings.json")) if source.probe else {}
-    if not settings:
-        return ""
-    path, before, now = settings["model"]["path"], settings.get("contents", {}).get("the model"), model_digest(model)
-    same = before == now if before and now else path == model
-    another = "as it was before it changed" if path == model else f"and this run starts from {model}"
-    return "" if same else f"{source.probe} says what {path} got right and wrong, {another}; probe {source.path} with the run's model"
 
 
 def kept(problems: Sequence[Problem], source: Source, file: Path) -> list[Problem]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from handrail._util.errors import BadRow, UserError
+from handrail._util.hub import look_up
 from handrail._util.numerals import Written
-from handrail.models.hub import look_up
 
 
 @dataclass(frozen=True)

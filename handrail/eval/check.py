@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from handrail.data import contamination
 from handrail.data.layouts import FIELDS
 from handrail.data.load import Loaded, describe, load_problems
-from handrail.training.config import Config, VerifierConfig
+from handrail.training.config import Config
 from handrail.types import Problem
-from handrail.verifiers.pool import Verdict, VerifierPool, unreached
+from handrail.verifiers.audit import place, rejected_answers, spoils
+from handrail.verifiers.config import VerifierConfig
+from handrail.verifiers.pool import Verdict, VerifierPool
 
-TOLERATED = 0.05
-"""The share of answers or references that a verifier may refuse before a run would be spoiled."""
-SPOILING = {"answer_rejected": TOLERATED, "reference_rejected": TOLERATED, "unverifiable": TOLERATED}
-"""The faults that spoil a run if a larger share has them. The others are said, but cost a run no more than what they are in."""
 NAMED = 10
 """How many rows with the same fault are named."""
 LONG = 200
@@ -45,41 +43,6 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
         yield "warning: no references, so no method but grpo has anything to guide with"
 
 
-OWN_ANSWER = {"math": r"\boxed{%s}", "exact": "%s", "normalised": "%s", "reasoning-gym": "%s", "task": "# %s"}
-"""A completion that says nothing but the answer, as each built-in verifier reads it."""
-
-
-def rejected_answers(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> list[tuple[Problem, Verdict]] | None:
-    """The problems whose own answer the verifier does not take for correct, so that nothing earns anything on them.
-
-    None if the verifier is the user's own or has an ``extract``: only they know how an answer is to be written.
-    """
-    form = OWN_ANSWER.get(config.name)
-    if form is None or config.extract is not None:
-        return None
-    verdicts = verifier.grade([(problem, form % problem.answer) for problem in problems])
-    return [(problem, verdict) for problem, verdict in zip(problems, verdicts, strict=True) if not verdict.correct]
-
-
-def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> str | None:
-    """A warning if the verifier refuses a problem's own answer, or more than TOLERATED of the references, or cannot grade those."""
-    flat = [(problem, text) for problem in problems for text in problem.references[:1]]
-    graded = [(problem, verdict) for (problem, _), verdict in zip(flat, verifier.grade(flat), strict=True)]
-    refused = [problem for problem, verdict in graded if verdict.correct is False]
-    unverified = [pair for pair in graded if pair[1].correct is None]
-    own = rejected_answers(problems, config, verifier)
-    found = []
-    if own:
-        found.append(f"{len(own)} of the first {len(problems)} answers as the answer to their own problem, first {place(own[0][0])}")
-    if spoils("reference_rejected", len(refused), len(flat)):
-        found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}")
-    said = [f"the verifier refuses {' and '.join(found)}"] if found else []
-    if spoils("unverifiable", len(unverified), len(flat)):
-        share = f"{len(unverified)} of the first {len(flat)} references"
-        said.append(f"the verifier reaches no verdict on {share}, first on {unreached(*unverified[0]):.200}")
-    return f"{'; '.join(said)}; see handrail check" if said else None
-
-
 def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:
     """What the verifier makes of every answer, and of the references, which ought to end in it. Raises UserError for no verifier."""
     flat = [(problem, text) for problem in problems for text in problem.references]
@@ -101,11 +64,6 @@ def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]
         yield f"{severity}: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
 
 
-def spoils(fault: str, faulty: int, of: int) -> bool:
-    """Whether ``faulty`` of ``of`` answers, references or problems with ``fault`` would spoil a run."""
-    return fault in SPOILING and faulty > SPOILING[fault] * of
-
-
 def _severity(fault: str, faulty: Sequence[object], of: Sequence[object]) -> str:
     return "error" if spoils(fault, len(faulty), len(of)) else "warning"
 
@@ -125,10 +83,6 @@ def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, problem
         yield f"  and {len(rejected) - NAMED} more"
 
 
-def place(problem: Problem) -> str:
-    return problem.where or problem.id
-
-
 def shortened(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:39] + "…")
 
@@ -145,10 +99,10 @@ def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
     # Not above: loading torch takes longer than everything that is checked without a model.
     from accelerate import Accelerator
 
-    from handrail.models.hf import TransformersPolicy
     from handrail.training.lengths import fitting
+    from handrail.training.policies import load_policy
 
-    policy = TransformersPolicy(config, Accelerator(cpu=True))
+    policy = load_policy(config, Accelerator(cpu=True))
     first = problems[0]
     prompt = policy.encode_prompt(first)
     yield f"first problem ({first.id}) as {config.model.path} sees it, {len(prompt)} tokens:", policy.tokenizer.decode(prompt)

@@ -14,10 +14,10 @@ from handrail._util.progress import show
 from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempting, Attempts, claim
 from handrail.eval.estimators import interval, ks, maj_at_k, pass_at_k, votes
-from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
 from handrail.training.diversity import diversity, measures_of
 from handrail.training.lengths import fitting
+from handrail.training.policies import load_policy
 from handrail.verifiers.pool import VerifierPool
 
 
@@ -32,7 +32,7 @@ def evaluate_sets(
 ) -> dict[str, Any]:
     """``evaluation`` of every set (name -> source), by name; the attempts go to ``directory``. Raises UserError."""
     problems = {name: load_problems(source, config.data.columns)[:limit] for name, source in sets.items()}
-    policy = TransformersPolicy(config, accelerator(config.model.device))
+    policy = load_policy(config, accelerator(config.model.device))
     for name, each in problems.items():
         problems[name], left_out = fitting(policy, each, config.data.too_long, references=False)
         if left_out:

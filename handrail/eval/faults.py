@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from handrail.models.hf import TransformersPolicy
-from handrail.training.config import VerifierConfig
 from handrail.types import Problem
+from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
 GENERAL_VERIFIERS = ("math", "exact", "normalised")
@@ -58,7 +58,7 @@ def faults(
     problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapping[str, Sequence[Reference]], rejected: Set[str]
 ) -> dict[str, list[str]]:
     """What is wrong with each problem, by its id; ``rejected`` are the ids of those whose own answer the verifier refuses."""
-    context, room = policy.context or float("inf"), policy.config.rollout.max_tokens
+    context, room = policy.context or float("inf"), policy.rollout.max_tokens
     answers: dict[str, set[str]] = defaultdict(set)
     for problem in problems:
         answers[json.dumps(problem.prompt)].add(problem.answer)

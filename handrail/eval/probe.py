@@ -16,14 +16,14 @@ from handrail._util.files import locked, write_whole
 from handrail._util.processes import accelerator
 from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempting, Attempts, claim
-from handrail.eval.check import rejected_answers, spoils
 from handrail.eval.estimators import dead_at_k, ks, pass_at_k
 from handrail.eval.evaluation import estimated, unverified, with_verdicts
 from handrail.eval.faults import Reference, faults, other_verifiers, references
 from handrail.eval.recommend import SURPRISING, recommendation
-from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
+from handrail.training.policies import load_policy
 from handrail.types import Problem, digest
+from handrail.verifiers.audit import rejected_answers, spoils
 from handrail.verifiers.pool import VerifierPool
 
 
@@ -73,7 +73,7 @@ def probe(
     Returns what probe.json holds. Goes on where it was stopped. Raises UserError.
     """
     problems = load_problems(source, config.data.columns)[:limit]
-    policy = TransformersPolicy(config, accelerator(config.model.device))
+    policy = load_policy(config, accelerator(config.model.device))
     with VerifierPool(config.verifier) as verifier:
         graded = references(problems, policy, verifier)
         rejected = rejected_answers(problems, config.verifier, verifier) or []

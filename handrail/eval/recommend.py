@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from handrail.eval.check import spoils
+from handrail.verifiers.audit import spoils
 
 SURPRISING = 0.01
 """A reference token whose probability is below it is one that the model would hardly ever write."""

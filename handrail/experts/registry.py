@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from accelerate import Accelerator
+import torch
 
 from handrail._util.errors import UserError
+from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.experts.correctors import Corrector, PolicyCorrector, ReferenceCorrector
 from handrail.experts.judges import StepJudge
 from handrail.experts.judges.reference import ReferenceJudge
 from handrail.experts.planners import DataPlanner, DataPlannerName, Planner, PolicyPlanner
 from handrail.models import Policy
-from handrail.training.config import Config
 
 if TYPE_CHECKING:
     from handrail.experts.endpoint import Endpoint
@@ -27,10 +28,20 @@ CorrectorName = Literal["reference", "policy", "model", "endpoint"]
 class Experts:
     """Makes experts for one run. Every method raises UserError where the configuration lacks what an expert needs."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, policy: Policy | None = None) -> None:
-        """``policy`` is the one in training; without it, the model of the configuration is loaded where it is asked for."""
-        self.config, self.accelerator = config, accelerator
-        self.trained = policy
+    def __init__(
+        self,
+        config: ExpertsConfig,
+        endpoint: EndpointConfig | None = None,
+        load: Callable[[str, str], Policy] | None = None,
+        policy: Policy | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """``load`` opens the model of a path as a policy, and blames a setting for it if it cannot; ``policy`` is the one in training.
+
+        Without ``policy``, the model of the configuration is loaded as "" when an expert asks for it.
+        """
+        self.config, self.server, self.load, self.trained = config, endpoint, load, policy
+        self.device = device or torch.device("cpu")
 
     def judge(self, name: JudgeName, step_end: str | None = None) -> StepJudge:
         match name:
@@ -43,9 +54,9 @@ class Experts:
             case "prm":
                 from handrail.experts.judges.prm import PrmJudge
 
-                if not self.config.experts.prm:
+                if not self.config.prm:
                     raise UserError('the step judge "prm" needs experts.prm, a process reward model\'s directory')
-                return PrmJudge(self.config.experts.prm, self.accelerator.device)
+                return PrmJudge(self.config.prm, self.device)
             case "llm":
                 from handrail.experts.judges.llm import LlmJudge
 
@@ -78,27 +89,26 @@ class Experts:
 
     @cached_property
     def policy(self) -> Policy:
-        return self.trained or self._load(self.config.model.path, "model.path")
+        return self.trained or self._load("", "model.path")
 
     @cached_property
     def teacher(self) -> Policy:
-        if not self.config.experts.teacher:
+        if not self.config.teacher:
             raise UserError('the corrector "model" needs experts.teacher, a causal language model\'s directory or name')
-        return self._load(self.config.experts.teacher, "experts.teacher")
+        return self._load(self.config.teacher, "experts.teacher")
 
     def _load(self, path: str, field: str) -> Policy:
-        from handrail.models.hf import TransformersPolicy
-
-        model = self.config.model.model_copy(update={"path": path})
-        return TransformersPolicy(self.config.model_copy(update={"model": model}), self.accelerator, field)
+        if self.load is None:
+            raise UserError(f"{field}: this expert asks a model, and nothing here can load one")
+        return self.load(path, field)
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        if self.config.endpoint is None:
+        if self.server is None:
             raise UserError("an expert that asks a server needs a section [endpoint] with base_url and model")
         from handrail.experts.endpoint import Endpoint  # the client takes a second to import
 
-        return Endpoint(self.config.endpoint)
+        return Endpoint(self.server)
 
     def take_counts(self) -> Counter[str]:
         """What the endpoint has counted since the last call."""

@@ -9,13 +9,14 @@ from pydantic import ValidationError
 
 from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
+from handrail._util.section import explain
 from handrail.methods.base import Method
 from handrail.methods.grpo import Grpo
 from handrail.methods.luffy import Luffy
 from handrail.methods.scope import Scope
 from handrail.methods.sft import Dft, GrpoSft, Sft, SftOnFailures
 from handrail.methods.sort import Sort
-from handrail.training.config import RolloutConfig, explain
+from handrail.models.config import RolloutConfig
 
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort, Scope)}
 

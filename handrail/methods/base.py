@@ -10,12 +10,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from handrail._util.section import Section
 from handrail.experts.registry import Experts
 from handrail.methods import losses
 from handrail.methods.context import Tools
 from handrail.methods.losses import Ratio, Streams
-from handrail.training.batch import Counts
-from handrail.training.config import RolloutConfig, Section
+from handrail.methods.normalizers import Counts
+from handrail.models.config import RolloutConfig
 from handrail.types import Group, Problem, Trajectory
 
 Status = Literal["published", "secondary", "reconstruction", "yours"]

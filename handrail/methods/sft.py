@@ -13,7 +13,7 @@ from handrail.methods import losses
 from handrail.methods.base import GrpoSettings, Method, MethodSettings
 from handrail.methods.context import Tools
 from handrail.methods.losses import Streams
-from handrail.training.batch import Counts
+from handrail.methods.normalizers import Counts
 from handrail.types import Group, Problem, Trajectory
 
 Mean = Literal["token", "sequence"]

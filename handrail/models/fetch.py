@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from handrail._util.errors import UserError
+from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
-from handrail.training.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from handrail.training.batch import Inputs
+from handrail.models.batching import Inputs
 
 LEAVE_TOGETHER = 8
 """Ended completions leave once they are an eighth of the batch: to leave costs a copy of the others' cache."""

@@ -15,12 +15,13 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from handrail._util.memory import enough_memory
 from handrail._util.processes import dealt_back
+from handrail.data.config import PromptFormat
 from handrail.models.attention import share_on_cpu
+from handrail.models.batching import Inputs, by_budget
+from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.generate import Drawn, Share, decode, positions
 from handrail.models.loading import load_model
 from handrail.models.renderer import Renderer
-from handrail.training.batch import Inputs, by_budget
-from handrail.training.config import Config
 from handrail.types import Origin, Problem, Trajectory
 
 log = logging.getLogger("handrail")
@@ -35,30 +36,43 @@ def can_share_prompts(model: Any) -> bool:
 class TransformersPolicy:
     """Implements ``handrail.models.Policy``. Probabilities are those of the sampling temperature throughout, or of 1 where it is 0."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, field: str = "model.path") -> None:
-        """Raises UserError, naming ``field``, where the model cannot be had."""
-        self.config, self.accelerator = config, accelerator
+    def __init__(
+        self,
+        model: ModelConfig,
+        rollout: RolloutConfig | None = None,
+        prompts: PromptFormat | None = None,
+        accelerator: Accelerator | None = None,
+        micro_batch_tokens: int = 8192,
+        field: str = "model.path",
+    ) -> None:
+        """``micro_batch_tokens``: most tokens of one forward pass, padding included.
+
+        Raises UserError, naming ``field``, if the model cannot be loaded.
+        """
+        self.config, self.rollout = model, rollout or RolloutConfig()
+        self.accelerator = accelerator or Accelerator(cpu=model.device == "cpu")
+        self.micro_batch_tokens = micro_batch_tokens
         self.poll: Callable[[], None] = lambda: None
         """Called between the tokens of what is sampled; what it raises ends the sampling."""
-        model, self.tokenizer = load_model(config.model, field, self.kept_in)
-        ends = model.generation_config.eos_token_id
+        loaded, self.tokenizer = load_model(model, field, self.kept_in)
+        ends = loaded.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends]) - {None}
-        embeddings = len(model.get_input_embeddings().weight)
-        self.renderer = Renderer(self.tokenizer, config.data, config.model.path, embeddings, ends, field)
+        embeddings = len(loaded.get_input_embeddings().weight)
+        self.renderer = Renderer(self.tokenizer, prompts or PromptFormat(), model.path, embeddings, ends, field)
         self.end, self.ends = self.renderer.end, self.renderer.ends
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
-        if accelerator.device.type == "cpu" and config.model.attention == "auto":
-            share_on_cpu(model)
-        self.shares_prompts = can_share_prompts(model)
+        if self.accelerator.device.type == "cpu" and model.attention == "auto":
+            share_on_cpu(loaded)
+        self.shares_prompts = can_share_prompts(loaded)
         with enough_memory("load"):
-            self.model = self._prepared(model)
-        self.temperature = config.rollout.temperature or 1.0
+            self.model = self._prepared(loaded)
+        self.temperature = self.rollout.temperature or 1.0
 
     @property
     def kept_in(self) -> str:
         """The precision of the weights."""
-        return self.config.model.dtype
+        return self.config.dtype
 
     def _prepared(self, model: Any) -> Any:
         return model.to(self.accelerator.device).requires_grad_(False)
@@ -86,10 +100,10 @@ class TransformersPolicy:
 
     @property
     def drawn_at_once(self) -> int:
-        return self.config.rollout.batch_size
+        return self.rollout.batch_size
 
     def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int | None = None) -> list[list[Trajectory]]:
-        rollout = self.config.rollout
+        rollout = self.rollout
         flat = [prompt for prompt in prompts for _ in range(n)]
         drawn: list[Trajectory] = []
         for at in range(0, len(flat), self.drawn_at_once):
@@ -107,14 +121,14 @@ class TransformersPolicy:
             part = flat[at : at + self.drawn_at_once]
             share = Share(len(part), range(rank, len(part), processes))
             mine = part[rank::processes]
-            own = list(map(self._trajectory, mine, self._draw(mine, self.config.rollout.max_tokens, share))) if mine else []
+            own = list(map(self._trajectory, mine, self._draw(mine, self.rollout.max_tokens, share))) if mine else []
             everybodys = gather_object([(share.taken, own)])
             share.catch_up(max(taken for taken, _ in everybodys), device)
             drawn += dealt_back([each for _, each in everybodys])
         return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
 
     def _draw(self, prompts: list[list[int]], max_tokens: int, share: Share | None = None) -> list[Drawn]:
-        return decode(self.bare_model.eval(), prompts, max_tokens, self.config.rollout.temperature, self.ends, self.poll, share)
+        return decode(self.bare_model.eval(), prompts, max_tokens, self.rollout.temperature, self.ends, self.poll, share)
 
     def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
         origin = [Origin.POLICY] * len(drawn.tokens)
@@ -167,7 +181,7 @@ class TransformersPolicy:
         model = self.bare_model.eval()  # processes may score different numbers of batches
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = list(map(len, completions))
-        for part in by_budget(prompts, lengths, self.config.train.micro_batch_tokens, self.shares_prompts):
+        for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.shares_prompts):
             inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part]).to(self.accelerator.device)
             logp, _ = self.forward(inputs, model=model)
             for index, row in zip(part, logp.cpu(), strict=True):

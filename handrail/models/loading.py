@@ -13,10 +13,10 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from handrail._util.errors import UserError
+from handrail._util.hub import look_up
 from handrail._util.memory import enough_memory
 from handrail.models.builtin import locate
-from handrail.models.hub import look_up
-from handrail.training.config import ModelConfig
+from handrail.models.config import ModelConfig
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from handrail._util.errors import UserError
 from handrail._util.seeds import derive
+from handrail.models.config import LoraConfig
 from handrail.models.loading import ADAPTER_WEIGHTS
-from handrail.training.config import LoraConfig
 
 
 def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:

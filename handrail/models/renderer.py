@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from handrail._util.errors import UserError
-from handrail.training.config import DataConfig
+from handrail.data.config import PromptFormat
 from handrail.types import Problem
 
 TAG = re.compile(r"<[^<>\s]+>")
@@ -21,7 +21,7 @@ DAYS = datetime(2001, 2, 3), datetime(2012, 11, 10)
 class Renderer:
     """A tokenizer with its chat template, and the checks without which a run would go wrong in silence. It holds no weights."""
 
-    def __init__(self, tokenizer: Any, data: DataConfig, model: str, embeddings: int, ends: Iterable[int] = (), field: str = "") -> None:
+    def __init__(self, tokenizer: Any, data: PromptFormat, model: str, embeddings: int, ends: Iterable[int] = (), field: str = "") -> None:
         """``embeddings``: how many tokens the model has an embedding for; ``ends``: the end tokens of its generation_config.
 
         Raises UserError, naming ``field`` and ``model``, if the chat template does not render a question and its answer.

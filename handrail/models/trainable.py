@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from handrail._util.errors import UserError
+from handrail.data.config import PromptFormat
+from handrail.models.batching import Inputs
+from handrail.models.config import LoraConfig, ModelConfig, RolloutConfig, SamplerConfig
 from handrail.models.generate import CopySampler, Drawn, Share
 from handrail.models.hf import TransformersPolicy
 from handrail.models.loading import absolute, load_model
 from handrail.models.lora import load_adapter, merged, with_adapter
 from handrail.models.vllm import INSTEAD, VllmSampler
-from handrail.training.batch import Inputs
-from handrail.training.config import Config
 from handrail.types import Group, Origin, Trajectory
 
 COMPARED = 2
@@ -31,49 +32,64 @@ COMPARED = 2
 class LearningPolicy(TransformersPolicy):
     """With [lora] only adapters learn; with ``sampler.name = "vllm"``, vLLM samples, and in bfloat16 a copy of the model."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, keep_start: bool = False) -> None:
-        """``keep_start``: the model as it is now stays at hand, see ``frozen``. Raises UserError where the model cannot be had."""
-        self.keep_start = keep_start
+    def __init__(
+        self,
+        model: ModelConfig,
+        rollout: RolloutConfig | None = None,
+        prompts: PromptFormat | None = None,
+        accelerator: Accelerator | None = None,
+        micro_batch_tokens: int = 8192,
+        lora: LoraConfig | None = None,
+        sampler: SamplerConfig | None = None,
+        seed: int = 0,
+        keep_start: bool = False,
+    ) -> None:
+        """``seed``: of the adapters' first weights; ``keep_start``: the model as it is now stays at hand, see ``frozen``.
+
+        Raises UserError if the model cannot be loaded.
+        """
+        self.lora, self.sampling, self.seed, self.keep_start = lora, sampler or SamplerConfig(), seed, keep_start
         self.start: Any = None
         self.checkpointed: list[nn.Module] = []
         self.sampler: VllmSampler | CopySampler | None = None
-        super().__init__(config, accelerator)
-        if config.sampler.name == "vllm":
-            if accelerator.num_processes > 1:
-                raise UserError(f'sampler.name is "vllm", which samples in a single process, not in {accelerator.num_processes}; {INSTEAD}')
-            self.sampler = VllmSampler(config, self.bare_base, self.ends)
+        super().__init__(model, rollout, prompts, accelerator, micro_batch_tokens)
+        if self.sampling.name == "vllm":
+            processes = self.accelerator.num_processes
+            if processes > 1:
+                raise UserError(f'sampler.name is "vllm", which samples in a single process, not in {processes}; {INSTEAD}')
+            self.sampler = VllmSampler(self.config, self.sampling, self.rollout, self.bare_base, self.ends)
         self.handed_over = False
 
     @property
     def kept_in(self) -> str:
-        return self.config.model.dtype if self.config.lora else "float32"
+        return self.config.dtype if self.lora else "float32"
 
     @property
     def bare_base(self) -> Any:
         """The model below the adapters, if there are any."""
-        return self.bare_model.get_base_model() if self.config.lora else self.bare_model
+        return self.bare_model.get_base_model() if self.lora else self.bare_model
 
     @property
     def draws_otherwise(self) -> bool:
         """Whether rollouts are drawn with other probabilities than the trainer computes: by another program, or with other rounding."""
-        return self.sampler is not None or self.config.model.dtype == "bfloat16"
+        return self.sampler is not None or self.config.dtype == "bfloat16"
 
     @property
     def correction(self) -> float:
         """The cap of importance weights, where rollouts are drawn otherwise; 0 for none."""
-        return self.config.sampler.correction if self.draws_otherwise else 0.0
+        return self.sampling.correction if self.draws_otherwise else 0.0
 
     def _prepared(self, model: Any) -> Any:
         # Some published models state a temperature without do_sample, which is refused on saving.
         model.generation_config.do_sample = True
-        reduced = self.config.sampling_dtype == "bfloat16" and self.kept_in == "float32"
-        if reduced and self.config.sampler.name == "transformers":
-            self.sampler = CopySampler(model, self.config.rollout.temperature, self.ends, self.accelerator.device)
-        if self.config.lora:
-            model = with_adapter(model, self.config.lora, absolute(self.config.model.path), self.config.train.seed)
+        reduced = self.sampling.computes_in(self.config) == "bfloat16" and self.kept_in == "float32"
+        if reduced and self.sampling.name == "transformers":
+            self.sampler = CopySampler(model, self.rollout.temperature, self.ends, self.accelerator.device)
+        if self.lora:
+            model = with_adapter(model, self.lora, absolute(self.config.path), self.seed)
         elif self.keep_start:
             self.start = copy.deepcopy(model).to(self.accelerator.device).requires_grad_(False).eval()
-        if self.config.model.gradient_checkpointing:
+        if self.config.gradient_checkpointing:
             self.shares_prompts = False  # what is not kept cannot be shared
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.checkpointed = [without_dropout(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -83,13 +99,13 @@ class LearningPolicy(TransformersPolicy):
         self.model.eval()  # without dropout and the like, as it was sampled
         for layer in self.checkpointed:  # transformers checkpoints activations in training mode only
             layer.training = torch.is_grad_enabled()
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.model.dtype == "bfloat16"):
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
             return super().forward(inputs, with_entropy, model)
 
     @torch.no_grad()
     def frozen(self, inputs: Inputs) -> Tensor:
         """log π [B, T] of the model as it was before training."""
-        if self.config.lora:
+        if self.lora:
             with self.bare_model.disable_adapter():
                 return self.forward(inputs, model=self.bare_model)[0]
         return self.forward(inputs, model=self.start)[0]
@@ -103,7 +119,7 @@ class LearningPolicy(TransformersPolicy):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor once, by transformers' names, with adapters merged in."""
         base = self.bare_base
-        named = merged(base) if self.config.lora else base.state_dict().items()
+        named = merged(base) if self.lora else base.state_dict().items()
         return ((name, value.detach()) for name, value in named if name not in base.all_tied_weights_keys)
 
     @property
@@ -132,7 +148,7 @@ class LearningPolicy(TransformersPolicy):
             return {}
         scored = torch.cat(self.score([rollout.prompt for rollout in rollouts], [rollout.completion for rollout in rollouts]))
         gap = (scored - torch.tensor([logp for rollout in rollouts for logp in rollout.behaviour])).abs().mean().item()
-        if not gap <= self.config.most_gap:
+        if not gap <= self.sampling.largest_gap(self.config):
             raise UserError(
                 f"the sampler's log-probabilities are {gap:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does not "
                 'sample from the model that is trained; set sampler.name = "transformers", or raise sampler.most_gap for mere rounding'
@@ -154,7 +170,7 @@ class LearningPolicy(TransformersPolicy):
 
     def save(self, directory: Path) -> None:
         """Writes model and tokenizer so that transformers loads them, or the adapter so that peft does."""
-        if self.config.lora and self.config.lora.save == "merged":
+        if self.lora and self.lora.save == "merged":
             self.bare_base.save_pretrained(directory, state_dict=dict(self.weights()))
             self.tokenizer.save_pretrained(directory)
         else:
@@ -168,9 +184,9 @@ class LearningPolicy(TransformersPolicy):
     def load_state(self, directory: Path) -> None:
         """Takes back what ``save_state`` wrote. Raises UserError if it is of another model."""
         self.changed()
-        if self.config.lora:
+        if self.lora:
             return load_adapter(self.bare_model, directory)
-        weights = load_model(self.config.model.model_copy(update={"path": str(directory)}))[0].state_dict()
+        weights = load_model(self.config.model_copy(update={"path": str(directory)}))[0].state_dict()
         try:
             missing, unexpected = self.bare_model.load_state_dict(weights, strict=False)
         except RuntimeError:  # a tensor of another size

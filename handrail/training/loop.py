@@ -17,22 +17,19 @@ from handrail._util.files import whole_directory
 from handrail._util.interrupts import Interrupts
 from handrail._util.processes import accelerator
 from handrail._util.seeds import derive
-from handrail.data.filter import of_another_model
 from handrail.data.sampler import Schedule
-from handrail.eval.check import refusal
-from handrail.experts.registry import Experts
 from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.methods.context import Tools
-from handrail.models.trainable import LearningPolicy
 from handrail.training import checkpoint
 from handrail.training.budget import Budget
 from handrail.training.config import Config, load_config
-from handrail.training.contents import contents
+from handrail.training.contents import contents, probed_with_another_model
 from handrail.training.diversity import diversity, measures
 from handrail.training.evaluate import evaluate, figures, share_correct
 from handrail.training.metrics import StepMetrics, first_unverified, summary
 from handrail.training.monitor import Watch
+from handrail.training.policies import load_experts, load_learning_policy
 from handrail.training.resources import Clock
 from handrail.training.resuming import require_unchanged, run_directory
 from handrail.training.run_data import fit, load_data
@@ -41,6 +38,7 @@ from handrail.training.samples import batch_rows, sample_rows
 from handrail.training.trained import keep_settings
 from handrail.training.update import Outcome, Update, taken_apart
 from handrail.types import Group, Problem
+from handrail.verifiers.audit import refusal
 from handrail.verifiers.pool import VerifierPool
 
 log = logging.getLogger("handrail")
@@ -95,13 +93,13 @@ class Run:
                 "or take a method without them"
             )
         self.contents = contents(config, data.sources, data.held_out)
-        for warning in filter(None, (of_another_model(source, config.model.path) for source in config.data.train)):
+        for warning in filter(None, (probed_with_another_model(source, config.model.path) for source in config.data.train)):
             log.warning("data.train: %s", warning)
         self.accelerator = accelerator(config.model.device)
         self.verifier, self.interrupts = verifier, interrupts
-        self.policy = LearningPolicy(config, self.accelerator, keep_start=self.method.kl > 0)
+        self.policy = load_learning_policy(config, self.accelerator, keep_start=self.method.kl > 0)
         self.policy.poll = interrupts.check
-        self.experts = Experts(config, self.accelerator, self.policy)
+        self.experts = load_experts(config, self.accelerator, self.policy)
         self.method.prepare(self.experts)
         self.data = fit(data, self.policy, config)
         shares = [source.share for source in config.data.train]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from handrail._util.errors import UserError
-from handrail.training.config import Config, EndpointConfig
+from handrail.experts.config import EndpointConfig
+from handrail.training.config import Config
 from handrail.training.contents import changed, read_object
 
 CONTENTS = "contents.json"

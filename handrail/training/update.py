@@ -13,8 +13,9 @@ from accelerate import Accelerator
 
 from handrail.methods import losses
 from handrail.methods.base import Method
+from handrail.methods.normalizers import Counts
 from handrail.models.trainable import LearningPolicy
-from handrail.training.batch import Counts, MicroBatch, Row, micro_batch, pack
+from handrail.training.batch import MicroBatch, Row, micro_batch, pack
 from handrail.training.config import TrainConfig
 from handrail.types import Group, Origin, Trajectory
 

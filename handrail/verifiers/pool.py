@@ -19,9 +19,9 @@ from typing import Any, Literal, Self
 
 from handrail._util.errors import UserError
 from handrail._util.interrupts import results
-from handrail.training.config import VerifierConfig
 from handrail.types import Problem
 from handrail.verifiers.builtin import BUILTIN
+from handrail.verifiers.config import VerifierConfig
 
 START_LIMIT = 60.0
 FIRST_CALL_LIMIT = 60.0

@@ -20,9 +20,9 @@ from typing import Any, TextIO
 
 from handrail._util.errors import UserError
 from handrail._util.memory import peak_resident
-from handrail.training.config import VerifierConfig
 from handrail.types import Problem
 from handrail.verifiers.builtin import BUILTIN, Verifier, reader, resolve, warm_up
+from handrail.verifiers.config import VerifierConfig
 
 DETAIL_LIMIT = 500
 ORPHAN_GRACE = 60.0

@@ -11,7 +11,7 @@ import pytest
 from handrail import cli
 from handrail.data.load import load_problems
 from handrail.experts.planners import skeleton
-from handrail.training.config import VerifierConfig
+from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 from tests.openai_server import BROKEN, Messages, OpenAiServer, Reply
 

@@ -15,9 +15,9 @@ from handrail.data.tasks.gym import FAMILIES
 from handrail.data.tasks.house_rules import FILLERS
 from handrail.data.tasks.procedures import Impossible, carry_out, procedure
 from handrail.experts.planners import leaks
-from handrail.training.config import VerifierConfig
 from handrail.types import Problem
 from handrail.verifiers.builtin import resolve
+from handrail.verifiers.config import VerifierConfig
 
 GRADE = resolve(VerifierConfig(name="task"))
 SOURCES = [*FAMILIES, "house-rules?level=hard", "house-rules?level=easy"]

@@ -19,13 +19,13 @@ from handrail._util.errors import UserError
 from handrail._util.progress import console
 from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempt, Attempts
-from handrail.eval.check import refusal
 from handrail.eval.faults import Reference
 from handrail.eval.probe import Probed, figures, groups, probe
 from handrail.eval.recommend import FOREIGN, SURPRISING, recommendation
 from handrail.eval.report.tables import probe_table
-from handrail.models.hf import TransformersPolicy
+from handrail.training.policies import load_policy
 from handrail.types import Problem, digest
+from handrail.verifiers.audit import refusal
 from handrail.verifiers.pool import VerifierPool
 from tests.conftest import EASY, HARD, Handrail, config
 
@@ -168,7 +168,7 @@ def test_recommendations(found: dict[str, Any], method: str, size: int, words: s
 def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: str) -> None:
     """Measured where docs/evidence.md was: the suite's own references and model, then its own results."""
     suite = load_suite()
-    policy = TransformersPolicy(config(model={"path": suite.backbones["middle"], "device": "cpu"}), Accelerator(cpu=True))
+    policy = load_policy(config(model={"path": suite.backbones["middle"], "device": "cpu"}), Accelerator(cpu=True))
     sources = [source["path"].format(style=style, problems=1).replace("n=600", "n=8") for source in suite.base["data"]["train"]]
     problems = [problem for source in sources for problem in load_problems(source)]
     texts = [policy.encode_completion(problem.references[0]) for problem in problems]

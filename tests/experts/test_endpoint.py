@@ -19,8 +19,8 @@ import pytest
 
 from handrail._util.errors import Paused, UserError
 from handrail.experts import cache
+from handrail.experts.config import EndpointConfig
 from handrail.experts.endpoint import Endpoint
-from handrail.training.config import EndpointConfig
 from tests.openai_server import (
     BROKEN,
     CUT,
@@ -254,7 +254,7 @@ def test_a_question_is_paid_for_once(make: Make) -> None:
 
 ASK = """
 import sys
-from handrail.training.config import EndpointConfig
+from handrail.experts.config import EndpointConfig
 from handrail.experts.endpoint import Endpoint
 endpoint = Endpoint(EndpointConfig(base_url=sys.argv[1], model="judge", cache=sys.argv[2], api_key_env="TEST_KEY"))
 assert endpoint.ask([[{"role": "user", "content": str(n)}] for n in range(40)], 7) == [f"re: {n}" for n in range(40)]

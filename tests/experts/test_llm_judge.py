@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from handrail.experts.config import EndpointConfig
 from handrail.experts.conversations import correction_conversation, judge_conversation, read_correction, right_steps, spoken
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.judges import StepJudge, first_error
 from handrail.experts.judges.llm import LlmJudge
-from handrail.training.config import EndpointConfig
 from handrail.types import Problem
 from tests.openai_server import EMPTY, Messages, OpenAiServer, Reply, completion
 

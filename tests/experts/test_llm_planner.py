@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from handrail.experts.config import EndpointConfig
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.planners import leaks
 from handrail.experts.planners.llm import LONGEST_PLAN, EndpointPlanner
-from handrail.training.config import EndpointConfig
 from handrail.types import Problem
 from tests.openai_server import EMPTY, Messages, OpenAiServer, Reply
 

@@ -17,9 +17,10 @@ from handrail.methods import METHODS, build
 from handrail.methods.base import Method
 from handrail.methods.context import Tools
 from handrail.methods.sort import Sort
+from handrail.models.config import RolloutConfig
 from handrail.models.hf import TransformersPolicy
-from handrail.training.config import RolloutConfig, VerifierConfig
 from handrail.types import Group, Origin, Problem, Trajectory
+from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 from tests.conftest import prepared
 

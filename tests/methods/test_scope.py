@@ -17,14 +17,15 @@ from handrail import train
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
 from handrail.experts.judges import Scores
-from handrail.experts.registry import Experts
 from handrail.experts.steps import spelt, split_steps
 from handrail.methods import build
 from handrail.methods.context import Tools
+from handrail.methods.normalizers import Counts
 from handrail.methods.scope import Scope
+from handrail.models.config import RolloutConfig
 from handrail.models.hf import TransformersPolicy
-from handrail.training.batch import Counts, Row, micro_batch
-from handrail.training.config import RolloutConfig
+from handrail.training.batch import Row, micro_batch
+from handrail.training.policies import load_experts, load_policy
 from handrail.training.samples import sample_rows
 from handrail.types import Group, Origin, Problem, Trajectory
 from tests.conftest import EASY, HARD, config, prepared
@@ -197,7 +198,7 @@ def test_another_model_can_be_the_corrector(tools: Tools) -> None:
     hard = load_problems(f"{HARD}&n=1")[0]
     planned = replace(hard, references=(hard.plan or "",))
     method = make(tools, mode="reference")
-    experts = Experts(config(experts={"teacher": "builtin:house-tiny"}), Accelerator(cpu=True), tools.policy)
+    experts = load_experts(config(experts={"teacher": "builtin:house-tiny"}), Accelerator(cpu=True), tools.policy)
     method.corrector = experts.corrector("model", True, 24, None)
     method.guide([Group(planned, [rollout(tools, planned, wrong_from(hard, 1))])], tools)
     assert tools.counts["scope/tried"] == 1 and tools.counts["scope/no_correction"] == tools.counts["scope/leaking_step"] == 0
@@ -237,7 +238,7 @@ def test_gradient_of_a_repair_that_begins_in_the_middle_by_hand(tools: Tools) ->
 
 
 def test_tokens_that_reach_beyond_the_kept_text_are_not_kept(tmp_path: Path) -> None:
-    policy = TransformersPolicy(config(model={"path": str(save_chat_model(tmp_path))}), Accelerator(cpu=True))
+    policy = load_policy(config(model={"path": str(save_chat_model(tmp_path))}), Accelerator(cpu=True))
     tokens = policy.encode_completion("what is two and three", end=False)
     assert len(tokens) < len("what is two and three")
     for length in range(len("what is two and three") + 1):

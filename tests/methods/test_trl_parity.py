@@ -15,10 +15,11 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks import step_time
 from handrail import Group
 from handrail.methods import build
+from handrail.models.batching import Inputs
+from handrail.models.config import RolloutConfig
 from handrail.models.loading import load_model
-from handrail.models.trainable import LearningPolicy
-from handrail.training.batch import Inputs, pack
-from handrail.training.config import RolloutConfig
+from handrail.training.batch import pack
+from handrail.training.policies import load_learning_policy
 from handrail.training.update import Update
 from handrail.types import Origin, Problem, Trajectory
 from tests.conftest import config
@@ -68,7 +69,7 @@ def trl_gradient(groups: list[Group], loss_type: str, directory: Path) -> dict[s
 def test_the_gradient_is_trls(loss_type: str, normaliser: str, budget: int, tmp_path: Path) -> None:
     changes = {"rollout": {"max_tokens": LENGTH}, "train": {"micro_batch_tokens": budget}}
     method = build({"name": "grpo", "normaliser": normaliser}, RolloutConfig(max_tokens=LENGTH), None)
-    policy = LearningPolicy(config(**changes), Accelerator(cpu=True))
+    policy = load_learning_policy(config(**changes), Accelerator(cpu=True))
     prompts = [policy.tokenizer.encode(text) for text in ("77 A 8 C 9 B 4 ?", "5 + 3 ?", "9 * 2 ?")]
     chance = random.Random(0)
     groups = []

@@ -20,9 +20,9 @@ from transformers import (
 
 from handrail.models import attention
 from handrail.models import generate as decoding
+from handrail.models.batching import Inputs
 from handrail.models.generate import decode, draw
 from handrail.models.hf import TransformersPolicy
-from handrail.training.batch import Inputs
 from tests.conftest import policy_of
 from tests.tiny_models import save_chat_model
 

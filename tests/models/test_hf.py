@@ -17,6 +17,7 @@ from transformers import (
 from handrail import UserError
 from handrail.models.hf import TransformersPolicy
 from handrail.training.lengths import fitting
+from handrail.training.policies import load_policy
 from handrail.types import Problem
 from tests.conftest import config, policy_of
 from tests.tiny_models import TEMPLATE, save_chat_model
@@ -189,9 +190,9 @@ def test_chat_messages_need_a_chat_template() -> None:
     with pytest.raises(
         UserError, match="chat.jsonl, line 3, field prompt: it is chat messages, but builtin:house-tiny has no chat template"
     ):
-        TransformersPolicy(config(), Accelerator(cpu=True)).encode_prompt(CHAT)
+        load_policy(config(), Accelerator(cpu=True)).encode_prompt(CHAT)
     with pytest.raises(UserError, match="data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"):
-        TransformersPolicy(config(data={"chat": True}), Accelerator(cpu=True))
+        load_policy(config(data={"chat": True}), Accelerator(cpu=True))
 
 
 def test_chat_messages_are_refused_where_chat_is_off(chat_model: Path) -> None:

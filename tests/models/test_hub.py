@@ -12,8 +12,8 @@ from huggingface_hub import constants
 
 from handrail import UserError
 from handrail.data.load import load_problems
+from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
-from handrail.training.config import ModelConfig
 
 
 @pytest.fixture(params=["missing", "silent"])

@@ -11,13 +11,12 @@ from accelerate import Accelerator
 
 from handrail import UserError, train
 from handrail.experts.judges import Scores
-from handrail.experts.registry import Experts
 from handrail.methods import build
 from handrail.methods.context import Tools
 from handrail.methods.scope import Scope
 from handrail.models.hf import TransformersPolicy
-from handrail.models.trainable import LearningPolicy
 from handrail.training.lengths import fitting
+from handrail.training.policies import load_experts, load_learning_policy, load_policy
 from handrail.types import Group, Origin, Problem, Trajectory
 from handrail.verifiers.pool import VerifierPool
 from tests.conftest import Handrail, config, prepared
@@ -43,7 +42,7 @@ GENERATION = "{% if add_generation_prompt %}"
 
 
 def policy(directory: Path, data: dict[str, Any] | None = None, **changes: Any) -> TransformersPolicy:
-    return TransformersPolicy(config(model={"path": str(directory)}, data=data or {}, **changes), Accelerator(cpu=True))
+    return load_policy(config(model={"path": str(directory)}, data=data or {}, **changes), Accelerator(cpu=True))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +151,7 @@ def test_a_reference_that_is_no_turn_behind_the_prompt_is_refused(text: str, com
 
 
 def test_a_reference_that_repeats_a_text_prompt_is_refused(thinking: TransformersPolicy) -> None:
-    bare = policy(Path(thinking.config.model.path), {"chat": False, "prompt_template": "Q: {prompt}\nA:"})
+    bare = policy(Path(thinking.config.path), {"chat": False, "prompt_template": "Q: {prompt}\nA:"})
     assert bare.encode_reference(problem("what is two and three? 5"), "what is two and three? 5")
     with pytest.raises(UserError, match="line 3, field reference: it begins with the whole prompt"):
         bare.encode_reference(problem(), "Q: what is two and three\nA: 5")
@@ -250,7 +249,7 @@ def test_tokens_without_an_embedding_are_refused_by_check_and_train(field: str, 
 
 
 def test_rows_of_an_embedding_that_no_token_has_are_no_fault(tmp_path: Path) -> None:
-    model = LearningPolicy(config(model={"path": str(save_chat_model(tmp_path / "a"))}), Accelerator(cpu=True))
+    model = load_learning_policy(config(model={"path": str(save_chat_model(tmp_path / "a"))}), Accelerator(cpu=True))
     model.bare_model.resize_token_embeddings(400)
     model.save(tmp_path / "b")
     assert policy(tmp_path / "b").encode_prompt(problem())
@@ -303,6 +302,6 @@ def test_a_teachers_template_is_named_by_its_setting_and_need_not_know_the_polic
     save_chat_model(tmp_path / "other")
     asked = config(data={"chat_template_kwargs": {"enable_thinking": False}}, experts={"teacher": str(tmp_path / "broken")})
     with pytest.raises(UserError, match="experts.teacher: the chat template of .*broken cannot render"):
-        Experts(asked, Accelerator(cpu=True)).corrector("model", True, 8, None)
+        load_experts(asked, Accelerator(cpu=True)).corrector("model", True, 8, None)
     other = asked.model_copy(update={"experts": asked.experts.model_copy(update={"teacher": str(tmp_path / "other")})})
-    assert Experts(other, Accelerator(cpu=True)).teacher.encode_prompt(problem())
+    assert load_experts(other, Accelerator(cpu=True)).teacher.encode_prompt(problem())

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
 
 from handrail import Group, Method, UserError, train
+from handrail.models.batching import Inputs
+from handrail.models.config import LoraConfig
 from handrail.models.generate import CopySampler
 from handrail.models.loading import load_model
 from handrail.models.lora import with_adapter
-from handrail.models.trainable import LearningPolicy
-from handrail.training.batch import Inputs
-from handrail.training.config import LoraConfig
+from handrail.training.policies import load_learning_policy
 from handrail.types import Problem
 from tests.conftest import Handrail, config, policy_of
 from tests.tiny_models import save_chat_model, save_gguf
@@ -84,7 +84,7 @@ def test_an_adapter_over_bfloat16_weights_learns_in_float32(tmp_path: Path) -> N
     assert {value.dtype for value in adapter.values()} == {torch.float32}
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
     assert rows[-1]["loss"] < rows[0]["loss"] and all(0 < row["sampler/gap"] < 0.1 for row in rows)  # drawn without the trainer's rounding
-    policy = LearningPolicy(changed, Accelerator(cpu=True))
+    policy = load_learning_policy(changed, Accelerator(cpu=True))
     assert policy.correction == 2 and set(policy.sample([[5, 6, 7]], 1)[0][0].old) == {None}
 
 
@@ -199,7 +199,7 @@ def test_checkpointed_activations_give_the_same_run(tmp_path: Path) -> None:
 def test_checkpointing_really_computes_activations_again(chat_model: Path) -> None:
     calls = []
     for again in (False, True):
-        policy = LearningPolicy(config(model={"path": str(chat_model), "gradient_checkpointing": again}), Accelerator(cpu=True))
+        policy = load_learning_policy(config(model={"path": str(chat_model), "gradient_checkpointing": again}), Accelerator(cpu=True))
         count = 0
 
         def counted(*_: Any) -> None:
@@ -220,7 +220,7 @@ def test_checkpointed_activations_are_those_of_the_model_that_sampled_without_dr
     words.save_pretrained(tmp_path)
     inputs, found = Inputs.of([[5, 6]], [[7, 8]]), []
     for again in (False, True):
-        policy = LearningPolicy(config(model={"path": str(tmp_path), "gradient_checkpointing": again}), Accelerator(cpu=True))
+        policy = load_learning_policy(config(model={"path": str(tmp_path), "gradient_checkpointing": again}), Accelerator(cpu=True))
         logp, _ = policy.forward(inputs)
         logp.sum().backward()
         found.append((logp.detach(), next(policy.bare_model.parameters()).grad))
@@ -258,7 +258,7 @@ def test_in_bfloat16_a_copy_samples_and_follows_the_learner(tmp_path: Path) -> N
     train(config(**{**changes, "train": {**changes["train"], "steps": 1, "checkpoint_every": 1}}), tmp_path / "parts", method=Repairing)
     train(config(**changes), tmp_path / "parts", method=Repairing, resume=True)
     assert lines(tmp_path / "parts/metrics.jsonl") == lines(tmp_path / "run/metrics.jsonl")
-    policy = LearningPolicy(config(**changes), Accelerator(cpu=True))
+    policy = load_learning_policy(config(**changes), Accelerator(cpu=True))
     assert isinstance(policy.sampler, CopySampler) and {p.dtype for p in policy.sampler.model.parameters()} == {torch.bfloat16}
     copied, ours = (model.model.rotary_emb.inv_freq for model in (policy.sampler.model, policy.bare_model))
     assert torch.equal(copied, ours)  # in bfloat16 distant positions would be others
@@ -282,7 +282,7 @@ class Repairing(Method):
 def test_for_several_updates_the_trainers_own_log_probabilities_are_taken_before_the_first(tmp_path: Path) -> None:
     changes = {"model": {"dtype": "bfloat16"}, "train": {"steps": 2, "updates_per_step": 2}}
     train(config(**changes), tmp_path / "run")
-    policy = LearningPolicy(config(**changes), Accelerator(cpu=True))
+    policy = load_learning_policy(config(**changes), Accelerator(cpu=True))
     torch.manual_seed(0)
     (drawn,) = policy.sample([[5, 6, 7]], 2)
     assert all(value is None for row in drawn for value in row.old)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
-from handrail.training.config import VerifierConfig
 from handrail.types import Problem
+from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
 ANSWER = "7391468205"

@@ -13,9 +13,9 @@ from handrail.eval.report.page import write_report
 from handrail.methods.base import Method
 from handrail.methods.context import Tools
 from handrail.methods.grpo import Grpo
-from handrail.training.config import VerifierConfig
 from handrail.types import Group, Problem
 from handrail.verifiers.builtin import resolve
+from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 from tests.conftest import config
 from tests.reliability.hostile import corpus, fuzzed, grade_all, overpaid, problems

@@ -12,10 +12,10 @@ import pytest
 import tomli_w
 
 from handrail import UserError, train
-from handrail.data.filter import of_another_model
+from handrail.data.config import Source
 from handrail.eval.jobs import jobs, require_finished_unchanged
 from handrail.training import contents
-from handrail.training.config import Source
+from handrail.training.contents import probed_with_another_model
 from handrail.training.resuming import compare_directory, differences
 from handrail.types import Problem, digest
 from tests.conftest import EASY, Handrail, config
@@ -167,7 +167,7 @@ def test_a_probe_of_another_model_is_said(handrail: Handrail, tmp_path: Path, ca
     assert Path("probe/problems.jsonl").exists(), probed.err
     source = Source(path="d.jsonl", probe="probe/problems.jsonl", keep=["all_wrong", "mixed", "all_right", "faulty"])
     shutil.copytree(model, tmp_path / "moved")
-    assert of_another_model(source, "model") == of_another_model(source, "moved") == ""
+    assert probed_with_another_model(source, "model") == probed_with_another_model(source, "moved") == ""
     with caplog.at_level(logging.WARNING, "handrail"):
         train(short(data={"train": [source.model_dump()]}), tmp_path / "run")
     said = "probe/problems.jsonl says what model got right and wrong, and this run starts from builtin:house-tiny; probe d.jsonl with"

@@ -13,9 +13,11 @@ from accelerate import Accelerator
 from handrail.methods import METHODS
 from handrail.methods.base import Method
 from handrail.methods.context import Tools
+from handrail.methods.normalizers import Counts
+from handrail.models.batching import by_budget
+from handrail.models.config import RolloutConfig
 from handrail.models.trainable import LearningPolicy
-from handrail.training.batch import Counts, Row, by_budget, micro_batch
-from handrail.training.config import RolloutConfig
+from handrail.training.batch import Row, micro_batch
 from handrail.training.update import Update
 from handrail.types import Group, Origin, Problem, Trajectory
 from tests.conftest import config, prepared

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from handrail.training.config import VerifierConfig
 from handrail.types import Problem
 from handrail.verifiers.answer_text import boxes, last_joined, numeral, plain
 from handrail.verifiers.builtin import reader, resolve
+from handrail.verifiers.config import VerifierConfig
 
 RIGHT = [
     # words, units and spacing in the answer

@@ -15,8 +15,8 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 from handrail._util.errors import UserError
 from handrail.experts.judges import Scores
+from handrail.models.batching import Inputs, by_budget
 from handrail.models.builtin import locate
-from handrail.training.batch import Inputs, by_budget
 from handrail.types import Problem
 
 SEPARATOR = "<extra_0>"

@@ -1,0 +1,63 @@
+"""Settings of the data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from handrail._util.section import Section
+
+
+class Source(Section):
+    """A source of training problems, and its share of every step."""
+
+    path: str
+    """A data file, a directory, a dataset, ``task:NAME?key=value`` or ``reasoning-gym:FAMILY?key=value``."""
+    share: float = Field(1.0, gt=0)
+    """The source's share of the problems of a step, relative to the shares of the other sources."""
+    probe: str | None = None
+    """The ``problems.jsonl`` that ``handrail probe`` wrote for this source; only its problems of the kinds in
+    ``keep`` are trained on."""
+    keep: list[Literal["all_wrong", "mixed", "all_right", "faulty"]] = Field(["all_wrong", "mixed"], min_length=1)
+    """The kinds of probed problems to train on; ``faulty`` means every problem with a fault, whatever its
+    rollouts did."""
+
+
+def _one_source(value: Any) -> Any:
+    values = [value] if isinstance(value, str) else value
+    return [{"path": item} if isinstance(item, str) else item for item in values] if isinstance(values, list) else values
+
+
+class TrainingData(Section):
+    """The training data."""
+
+    train: Annotated[list[Source], BeforeValidator(_one_source, str | list[str | Source]), Field(min_length=1)]
+    """One source, or a list of sources with shares: ``[{path = "hard.jsonl", share = 3}, {path =
+    "easy.jsonl"}]``."""
+    columns: dict[str, str] = {}
+    """The data's column for each of our fields, if the layout is not recognised: ``{prompt =
+    "question"}``."""
+    too_long: Literal["refuse", "skip"] = "refuse"
+    """Treatment of problems that exceed the model's context: ``refuse`` stops with their number, ``skip``
+    leaves them out."""
+
+
+class PromptFormat(Section):
+    """How a problem becomes the prompt that the model sees."""
+
+    chat: bool | None = None
+    """Wrap a text prompt in the tokenizer's chat template, as the user's message; by default on if the
+    tokenizer has a template."""
+    system: str | None = None
+    """System message for chat models; a prompt that brings its own system message keeps it."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the chat template, by the names that it uses: ``{enable_thinking = false}``."""
+    prompt_template: str = Field("{prompt}", pattern=r"\{prompt\}")
+    """Template for text prompts: the prompt replaces ``{prompt}``."""
+    plan_template: str = Field("{prompt}\n\nPlan:\n{plan}", pattern=r"\{prompt\}[\s\S]*\{plan\}|\{plan\}[\s\S]*\{prompt\}")
+    """Template for a prompt with its plan, which SORT uses to score a reference."""
+
+
+class DataConfig(PromptFormat, TrainingData):
+    """The training data, and how its prompts are written."""

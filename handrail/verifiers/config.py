@@ -1,0 +1,30 @@
+"""Settings of the verifier."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from handrail._util.section import Section
+
+
+class VerifierConfig(Section):
+    """The verifier, which grades completions."""
+
+    name: str = "math"
+    """``math``, ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own
+    ``module:function``."""
+    extract: str | None = None
+    """Regular expression that finds the answer in a completion: the verifier sees the first group of the last
+    match."""
+    timeout: float = Field(5.0, gt=0, le=86_400)
+    """Seconds for one verdict; a worker that takes longer is killed, and its completion is unverified and
+    earns nothing."""
+    memory_gib: float = Field(4.0, ge=0.05)
+    """Memory of one worker, in GiB; a completion that needs more gets no verdict."""
+    workers: int = Field(2, ge=1)
+    """Processes that grade in parallel."""
+    correct_from: float = Field(1.0, gt=0, le=1)
+    """A completion is correct if its score is at least this; below it is wrong, whatever it is paid."""
+    partial_credit: bool | None = None
+    """Pay the score itself instead of 1 for correct and 0 for wrong; by default on, except for
+    ``reasoning-gym`` and ``task``, whose scorers may give a wrong answer a hundredth."""

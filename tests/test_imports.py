@@ -1,0 +1,64 @@
+"""Imports point one way, from room to room, and never in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ["_util", "types", "data", "models", "verifiers", "experts", "methods", "training", "eval", "engines", "cli"]
+"""Lowest first; docs/design.md says what each is for."""
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(file.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__"): file for file in (ROOT / "handrail").rglob("*.py")
+    }
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """What is imported from the package when the code runs, inside functions too."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "handrail":
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        yield from imports(node)
+
+
+def module_of(name: str, known: dict[str, Path]) -> str:
+    return name if name in known else name.rpartition(".")[0]
+
+
+def test_every_module_is_in_a_room() -> None:
+    strangers = {name for name in modules() if name != "handrail" and name.split(".")[1] not in ROOMS}
+    assert not strangers
+
+
+def test_no_import_goes_up() -> None:
+    known, upward = modules(), []
+    for name, file in known.items():
+        if name == "handrail":
+            continue
+        for target in imports(ast.parse(file.read_text())):
+            place, below = name.split(".")[1], module_of(target, known).split(".")
+            if len(below) > 1 and ROOMS.index(below[1]) > ROOMS.index(place):
+                upward.append(f"{name} imports {target}")
+    assert not upward
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    known = modules()
+    graph = {
+        name: {module_of(target, known) for target in imports(ast.parse(file.read_text()))} - {"handrail", name}
+        for name, file in known.items()
+        if name != "handrail"
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
