@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.answer_text import boxes, last_joined, marked, plain
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool

@@ -31,7 +31,7 @@ from handrail.models.loading import load_model
 from handrail.training.config import Config, parse_config
 from handrail.training.loop import Run
 from handrail.training.run_directory import RunDirectory
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.pool import VerifierPool
 
 Times = dict[str, float]
@@ -77,7 +77,7 @@ def write_problems(source: str, problems: int, dead: float, file: Path) -> Path:
 
 
 def configuration(model: Path, problems: Path, options: argparse.Namespace, method: str, group_size: int) -> Config:
-    ours = {"name": method, "normaliser": "sequence", **({"entropy_bonus": 0.0} if method == "luffy" else {})}
+    ours = {"name": method, "loss_normalizer": "sequence", **({"entropy_bonus": 0.0} if method == "luffy" else {})}
     return parse_config({
         "model": {"path": str(model), "device": options.device},
         "data": {"train": str(problems)},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["_util", "types", "data", "models", "verifiers", "experts", "methods", "training", "eval", "engines", "cli"]
+ROOMS = ["_util", "types", "data", "models", "verifiers", "experts", "methods", "engines", "training", "eval", "cli"]
 """Lowest first; docs/design.md says what each is for."""
 
 

@@ -24,7 +24,7 @@ from handrail.data.tasks import house_rules as house
 from handrail.data.tasks.house_rules import Item
 from handrail.experts.judges.prm import SEPARATOR, ChatLayout
 from handrail.experts.steps import split_steps
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 RULES = house.KNOWN_RULES | house.HOUSE_RULES
 ROLES = ("system", "user", "assistant")

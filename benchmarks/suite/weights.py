@@ -16,7 +16,7 @@ from handrail.data.tasks import structure
 from handrail.eval.estimators import Estimate, interval
 from handrail.training.config import Config
 from handrail.training.policies import load_policy
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 PROBLEMS = 50
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

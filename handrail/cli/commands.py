@@ -26,7 +26,7 @@ from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.training.config import Config, load_config
 from handrail.training.resuming import compare_directory, run_directory
 from handrail.training.trained import model_of, settings_file
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.config import VerifierConfig
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h

@@ -16,7 +16,7 @@ from handrail.cli.options import ConfigFile, Data, Settings, configured
 
 if TYPE_CHECKING:
     from handrail.experts.registry import Experts
-    from handrail.types import Problem
+    from handrail.types.problem import Problem
 
 
 def plan_command(
@@ -52,7 +52,7 @@ def plan_command(
 
 def judge_command(
     data: Data,
-    judge: Annotated[Literal["rule", "reference", "prm", "llm"], typer.Option(help="Step judge to measure.")] = "rule",
+    judge: Annotated[Literal["arithmetic", "reference", "prm", "llm"], typer.Option(help="Step judge to measure.")] = "arithmetic",
     n: Annotated[int, typer.Option(min=1, help="Use the first N problems that have a reference.")] = 500,
     threshold: Annotated[float, typer.Option(help="A step that scores below this counts as wrong.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the errors that are put in.")] = 0,

@@ -20,7 +20,7 @@ from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config, parse_config
 from handrail.training.lengths import TooLong, fitting
 from handrail.training.policies import load_policy
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.audit import TOLERATED
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool

@@ -58,7 +58,7 @@ def tables() -> list[SettingsTable]:
     return out
 
 
-def of_method(cls: type[Method]) -> SettingsTable:
+def of_method(cls: type[Method[Any]]) -> SettingsTable:
     """The settings of one method, its name aside."""
     settings = [setting for setting in _settings(tidy(cls.Settings.model_json_schema()), "") if setting.key != "name"]
     return SettingsTable(f'[method] name = "{cls.name}"', first_line(cls), settings)

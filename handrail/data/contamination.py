@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 PUNCTUATION = re.compile(r"[\s\"'`.,;:!?¿¡’‘“”]+")
 AROUND_SIGNS = re.compile(r" ?([^\w ]) ?")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from handrail._util.errors import UserError
 from handrail.data.config import Source
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 
 
 def kept(problems: Sequence[Problem], source: Source, file: Path) -> list[Problem]:

@@ -18,7 +18,7 @@ from typing import Any
 from handrail._util.errors import BadRow
 from handrail._util.numerals import positional
 from handrail.data.choices import are_choices, with_choices
-from handrail.types import Message, Problem
+from handrail.types.problem import Message, Problem
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]

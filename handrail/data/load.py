@@ -14,7 +14,7 @@ from handrail._util.errors import BadRow, UserError
 from handrail.data.layouts import ABSENT, FIELDS, Layout, lookup, mapped, recognise, to_problem
 from handrail.data.rows import Row, brief, read
 from handrail.data.tasks import TASKS
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 from handrail._util.errors import UserError
 from handrail._util.seeds import derive
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
-class Schedule:
+class ProblemSampler:
     """Every step takes each source's quota of its next problems; a source is shuffled anew for every pass over it."""
 
     def __init__(self, sources: Sequence[Sequence[Problem]], shares: Sequence[float], per_step: int, seed: int) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import set_seed
-
 from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.memory import enough_memory
@@ -18,7 +16,8 @@ from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
 from handrail.training.contents import changed, code_digest, model_digest, read_object
 from handrail.training.resuming import differences
-from handrail.types import Problem, Trajectory, digest
+from handrail.types.problem import Problem, digest
+from handrail.types.trajectory import Trajectory
 from handrail.verifiers.pool import CUT_OFF, Verdict, VerifierPool
 
 
@@ -85,8 +84,7 @@ class Attempting:
         progress(len(done), len(problems))
         with file.open("a", encoding="utf-8") as stream:
             for start in range(len(done), len(problems), size):
-                set_seed(derive("attempts", self.seed, name, start) % 2**32)
-                new = self._graded(problems[start : start + size])
+                new = self._graded(problems[start : start + size], name, start)
                 if failing := self.verifier.failing:
                     _keep_verified(file, done)
                     raise UserError(f"{failing}; mend the verifier, for what it graded last is not kept")
@@ -96,9 +94,17 @@ class Attempting:
                 progress(len(done), len(problems))
         return done
 
-    def _graded(self, problems: Sequence[Problem]) -> list[Attempts]:
+    def _graded(self, problems: Sequence[Problem], name: str, start: int) -> list[Attempts]:
+        """Attempts at the problems of the set ``name`` from place ``start`` on."""
+        prompts = [prompt for problem in problems for prompt in [self.policy.encode_prompt(problem)] * self.samples]
+        seeds = [
+            derive("attempts", self.seed, name, start + place, number)
+            for place in range(len(problems))
+            for number in range(self.samples)
+        ]
         with enough_memory("sample"):
-            drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in problems], self.samples)
+            flat = iter(self.policy.generate(prompts, seeds))
+        drawn = [[next(flat) for _ in range(self.samples)] for _ in problems]
         items = [(problem, rollout.text) for problem, rollouts in zip(problems, drawn, strict=True) for rollout in rollouts]
         verdicts = iter(self.verifier.grade(items, answers=True))
         out = []

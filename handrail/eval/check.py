@@ -8,7 +8,7 @@ from handrail.data import contamination
 from handrail.data.layouts import FIELDS
 from handrail.data.load import Loaded, describe, load_problems
 from handrail.training.config import Config
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.audit import place, rejected_answers, spoils
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import Verdict, VerifierPool

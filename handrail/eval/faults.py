@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from handrail.models.hf import TransformersPolicy
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 

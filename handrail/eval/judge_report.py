@@ -12,7 +12,7 @@ from handrail.eval.corrupt import corrupt
 from handrail.experts.judges import StepJudge, first_error
 from handrail.experts.steps import split_steps
 from handrail.training.evaluate import Accuracy
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 @dataclass(frozen=True)

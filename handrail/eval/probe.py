@@ -22,7 +22,7 @@ from handrail.eval.faults import Reference, faults, other_verifiers, references
 from handrail.eval.recommend import SURPRISING, recommendation
 from handrail.training.config import Config
 from handrail.training.policies import load_policy
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 from handrail.verifiers.audit import rejected_answers, spoils
 from handrail.verifiers.pool import VerifierPool
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from handrail.experts import prompts
-from handrail.types import Message, Problem
+from handrail.types.problem import Message, Problem
 
 DONE = "<done>"
 LONGEST = 20_000

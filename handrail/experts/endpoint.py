@@ -20,7 +20,7 @@ from handrail._util.errors import Paused, UserError
 from handrail._util.interrupts import results
 from handrail.experts.cache import AnswerCache
 from handrail.experts.config import EndpointConfig
-from handrail.types import Message
+from handrail.types.problem import Message
 
 ADVICE = {401: "set {key} to a valid key", 403: "use a key that may use this model", 404: "check endpoint.base_url and endpoint.model"}
 SHORTEST_SECRET = 8

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,11 @@ class Inputs:
     completion_mask: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Inputs:
+    def of(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int] | Tensor]) -> Inputs:
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-        before, after = max(map(len, prompts)), max(map(len, completions))
-        return cls(
-            pad([*distinct], before, left=True, dtype=torch.long),
-            pad([[1] * len(prompt) for prompt in distinct], before, left=True, dtype=torch.long),
-            torch.tensor([distinct[tuple(prompt)] for prompt in prompts]),
-            pad(completions, after, dtype=torch.long),
-            pad([[1] * len(completion) for completion in completions], after, dtype=torch.long),
-        )
+        prompt, prompt_mask = padded([*distinct], side="left")
+        completion, completion_mask = padded(completions)
+        return cls(prompt, prompt_mask, torch.tensor([distinct[tuple(prompt)] for prompt in prompts]), completion, completion_mask)
 
     @property
     def share_prompts(self) -> bool:
@@ -49,13 +45,14 @@ class Inputs:
         return Inputs(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def pad(rows: Sequence[Sequence[float]], width: int, left: bool = False, fill: float = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[len(rows), width], each row at the right (``left`` padding) or at the left."""
-    out = torch.full((len(rows), width), fill, dtype=dtype)
-    for line, row in zip(out, rows, strict=True):
-        if row:
-            line[slice(-len(row), None) if left else slice(len(row))] = torch.tensor(row, dtype=dtype)
-    return out
+def padded(rows: Sequence[Sequence[int] | Tensor], side: str = "right") -> tuple[Tensor, Tensor]:
+    """(tokens, mask), int64 [len(rows), longest] each, padded with 0 on one ``side``."""
+    tokens = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    masks = [torch.ones_like(row) for row in tokens]
+    return (
+        pad_sequence(tokens, batch_first=True, padding_side=side),
+        pad_sequence(masks, batch_first=True, padding_side=side),
+    )
 
 
 def by_budget(prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: bool = True) -> list[list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from handrail._util.errors import UserError
 from handrail.data.config import PromptFormat
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 TAG = re.compile(r"<[^<>\s]+>")
 DAYS = datetime(2001, 2, 3), datetime(2012, 11, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from handrail._util.errors import UserError
 from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
-from handrail.models.generate import Drawn, Share
+from handrail.models.generate import Completion
 
 INSTEAD = 'set sampler.name = "transformers"'
 
@@ -46,8 +47,8 @@ class VllmSampler:
             except Exception as error:  # vLLM raises what it likes, and has printed more
                 raise UserError(f"sampler: vLLM cannot run {config.path}: {str(error).strip().splitlines()[0]}") from error
 
-    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Goes on with these weights, by their names in transformers. Raises UserError where vLLM does not take them."""
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on, named as in transformers. Raises UserError if vLLM does not take them."""
         published = revert_weight_conversion(self.model, dict(weights)).items()  # named and cut as in published checkpoints
         try:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published})
@@ -55,22 +56,20 @@ class VllmSampler:
             raise UserError(f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}") from error
         self.llm.reset_prefix_cache()
 
-    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None], share: Share | None = None) -> list[Drawn]:
-        """One completion of each prompt, with vLLM's log-probabilities; it does not tell the entropy. ``poll`` is called before.
-
-        A single process samples with it, so nothing is shared.
-        """
+    def generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int], poll: Callable[[], None]
+    ) -> list[Completion]:
+        """One completion of each prompt, with vLLM's log-probabilities; it does not report the entropy. ``poll`` is called before."""
         from vllm import SamplingParams, TokensPrompt
 
         poll()
-        seeds = torch.randint(2**31, (len(prompts),)).tolist()
-        common = {"temperature": self.rollout.temperature, "max_tokens": max_tokens, "stop_token_ids": self.ends}
-        wanted = [SamplingParams(**common, seed=seed, logprobs=0, detokenize=False) for seed in seeds]
+        common = {"temperature": self.rollout.temperature, "stop_token_ids": self.ends, "logprobs": 0, "detokenize": False}
+        wanted = [SamplingParams(**common, max_tokens=limit, seed=seed % 2**31) for limit, seed in zip(max_tokens, seeds, strict=True)]
         answers = self.llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], wanted, use_tqdm=False)
-        drawn = []
+        completions = []
         for answer in answers:
             output = answer.outputs[0]
-            tokens = list(output.token_ids)
-            logp = [float(each[token].logprob) for token, each in zip(tokens, output.logprobs, strict=True)]
-            drawn.append(Drawn(tokens, logp, [], output.finish_reason == "stop"))
-        return drawn
+            tokens = torch.tensor(list(output.token_ids))
+            logp = torch.tensor([float(each[token].logprob) for token, each in zip(output.token_ids, output.logprobs, strict=True)])
+            completions.append(Completion(tokens, logp, torch.full_like(logp, math.nan), output.finish_reason == "stop"))
+        return completions

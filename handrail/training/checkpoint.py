@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import damage, no_room, whole_directory, write_sums
 from handrail.methods.base import Method
-from handrail.models.trainable import LearningPolicy
+from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
 
 log = logging.getLogger("handrail")
 
 
-def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, optimizer: Any, method: Method) -> None:
+def save(root: Path, step: int, config: TrainConfig, policy: TrainablePolicy, optimizer: Any, method: Method[Any]) -> None:
     """Writes ``root/step-NNNNNN``, whole or not at all, then deletes those that ``config`` does not keep.
 
     Raises Paused if the disk is full, and UserError if a weight is not finite; what was
@@ -44,13 +44,13 @@ def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, opt
     prune(root, step, config)
 
 
-def require_finite(root: Path, step: int, policy: LearningPolicy) -> None:
+def require_finite(root: Path, step: int, policy: TrainablePolicy) -> None:
     """Raises UserError if a weight that is trained is not finite."""
     if not all(bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad):
         raise UserError(f"a weight is not finite after step {step}, so it is not kept; {anew(root)}")
 
 
-def no_room_for(root: Path, step: int, policy: LearningPolicy) -> str:
+def no_room_for(root: Path, step: int, policy: TrainablePolicy) -> str:
     free = shutil.disk_usage(root).free
     takes = 3 * sum(p.numel() * p.element_size() for p in policy.model.parameters() if p.requires_grad)  # weights and two moments
     there = checkpoints(root)
@@ -111,7 +111,7 @@ def newest_intact(root: Path, until: int, every: int) -> Path | None:
     return None
 
 
-def load(path: Path, policy: LearningPolicy, optimizer: Any, method: Method) -> int:
+def load(path: Path, policy: TrainablePolicy, optimizer: Any, method: Method[Any]) -> int:
     """Restores what ``save`` wrote and returns the step it was written after. Raises UserError if the model is another one."""
     policy.load_state(path / "model")
     state = json.loads((path / "state.json").read_text())

@@ -12,7 +12,7 @@ from typing import Any
 from handrail.data.config import Source
 from handrail.models.builtin import locate
 from handrail.training.config import Config
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 
 READ_WHOLE = 64 * 2**20
 """Bytes up to which a file is read whole."""

@@ -12,7 +12,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from handrail.experts.planners import CALCULATOR_NOTE, NUMBER
 from handrail.experts.steps import split_steps
-from handrail.types import Group
+from handrail.types.trajectory import Group
 
 ORDERS = range(1, 5)
 # What a step says when its words are left out: a lone letter is a variable.

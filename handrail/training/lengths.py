@@ -16,7 +16,7 @@ from huggingface_hub import cached_assets_path
 from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.progress import show
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 if TYPE_CHECKING:
     from handrail.models.hf import TransformersPolicy

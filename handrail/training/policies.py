@@ -5,9 +5,9 @@ from __future__ import annotations
 from accelerate import Accelerator
 
 from handrail.experts.registry import Experts
-from handrail.models import Policy
 from handrail.models.hf import TransformersPolicy
-from handrail.models.trainable import LearningPolicy
+from handrail.models.policy import Policy
+from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config
 
 
@@ -17,9 +17,9 @@ def load_policy(config: Config, accelerator: Accelerator, path: str = "", field:
     return TransformersPolicy(model, config.rollout, config.data, accelerator, config.train.micro_batch_tokens, field)
 
 
-def load_learning_policy(config: Config, accelerator: Accelerator, keep_start: bool = False) -> LearningPolicy:
-    """The configured model, to be trained; ``keep_start`` as for LearningPolicy. Raises UserError if it cannot be loaded."""
-    return LearningPolicy(
+def load_trainable_policy(config: Config, accelerator: Accelerator, keep_start: bool = False) -> TrainablePolicy:
+    """The configured model, to be trained; ``keep_start`` as for TrainablePolicy. Raises UserError if it cannot be loaded."""
+    return TrainablePolicy(
         config.model, config.rollout, config.data, accelerator, config.train.micro_batch_tokens, config.lora, config.sampler,
         config.train.seed, keep_start,
     )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from handrail._util.memory import enough_memory, peak_resident
-from handrail.training.budget import training_seconds
 from handrail.training.config import Config
+from handrail.training.stopping import training_seconds
 
 
 class Clock:

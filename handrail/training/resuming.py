@@ -101,7 +101,7 @@ def what_is_learnt(config: Config) -> dict[str, Any]:
         "keep_last",
         "keep_every",
         "samples_every",
-        "most_skipped",
+        "max_skipped_updates",
     }
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {

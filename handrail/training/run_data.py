@@ -12,7 +12,7 @@ from handrail.data.filter import kept
 from handrail.data.load import load
 from handrail.training.config import Config
 from handrail.training.lengths import TooLong, fitting
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 if TYPE_CHECKING:
     from handrail.models.hf import TransformersPolicy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import Verdict, VerifierPool, unreached
 

@@ -19,7 +19,7 @@ from typing import Any, SupportsFloat
 from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
 from handrail.data.tasks.gym import BY_NAME
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers import gym_answers, math_answers, math_reading
 from handrail.verifiers.answer_text import boxes, final_answer, looks, marked, plain
 from handrail.verifiers.config import VerifierConfig

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 
 from handrail._util.errors import UserError
 from handrail._util.interrupts import results
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.builtin import BUILTIN
 from handrail.verifiers.config import VerifierConfig
 

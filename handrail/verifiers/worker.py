@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from handrail._util.errors import UserError
 from handrail._util.memory import peak_resident
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.builtin import BUILTIN, Verifier, reader, resolve, warm_up
 from handrail.verifiers.config import VerifierConfig
 

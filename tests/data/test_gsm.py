@@ -7,7 +7,7 @@ import pytest
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
 from handrail.data.tasks.gsm import is_short
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 def templates(problems: list[Problem]) -> set[int]:

@@ -22,7 +22,7 @@ import pytest
 from handrail._util.errors import BadRow, UserError
 from handrail.data.layouts import LAYOUTS, final_answer
 from handrail.data.load import describe, load, load_problems
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 GOOD = {"prompt": "1 + 1?", "answer": "2"}
 USER = {"role": "user", "content": "1 + 1?"}

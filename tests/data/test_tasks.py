@@ -15,7 +15,7 @@ from handrail.data.tasks.gym import FAMILIES
 from handrail.data.tasks.house_rules import FILLERS
 from handrail.data.tasks.procedures import Impossible, carry_out, procedure
 from handrail.experts.planners import leaks
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.builtin import resolve
 from handrail.verifiers.config import VerifierConfig
 

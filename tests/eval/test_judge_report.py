@@ -11,7 +11,7 @@ from handrail.eval.judge_report import Labelled, labelled, report
 from handrail.experts.judges import Scores
 from handrail.experts.steps import split_steps
 from handrail.training.evaluate import wilson
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 PROBLEMS = [
     Problem("a", "?", "14", ("3 + 4 = 7\n7 * 2 = 14\n#### 14",)),

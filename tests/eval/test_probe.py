@@ -24,7 +24,7 @@ from handrail.eval.probe import Probed, figures, groups, probe
 from handrail.eval.recommend import FOREIGN, SURPRISING, recommendation
 from handrail.eval.report.tables import probe_table
 from handrail.training.policies import load_policy
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 from handrail.verifiers.audit import refusal
 from handrail.verifiers.pool import VerifierPool
 from tests.conftest import EASY, HARD, Handrail, config

@@ -31,7 +31,7 @@ METHODS = {
     "SORT": {"method": {"name": "sort"}},
     # On easy problems and with heat, rollouts fail after a right step.
     "SCOPE": {
-        "method": {"name": "scope", "judge": "reference", "least_right": 0.0, "mode": "suffix", "placing": "append", "repairs": 4},
+        "method": {"name": "scope", "judge": "reference", "min_correct_prefix": 0.0, "mode": "suffix", "placing": "append", "repairs": 4},
         "data": {"train": f"{EASY}&n=64"}, "rollout": {"temperature": 2.0, "group_size": 8},
     },
 }  # fmt: skip

@@ -14,7 +14,7 @@ from handrail.experts.conversations import correction_conversation, judge_conver
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.judges import StepJudge, first_error
 from handrail.experts.judges.llm import LlmJudge
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from tests.openai_server import EMPTY, Messages, OpenAiServer, Reply, completion
 
 PROBLEM = Problem("1", "What is {2} + 3 * 4?", "14")

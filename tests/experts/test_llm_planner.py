@@ -12,7 +12,7 @@ from handrail.experts.config import EndpointConfig
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.planners import leaks
 from handrail.experts.planners.llm import LONGEST_PLAN, EndpointPlanner
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from tests.openai_server import EMPTY, Messages, OpenAiServer, Reply
 
 REFERENCE = "3 boxes of 12 hold 3 * 12 = 36 eggs. Without the 5 broken ones, 36 - 5 = 31 are left. #### 31"
@@ -61,6 +61,6 @@ def test_a_plan_that_gives_a_value_away_is_seen(tmp_path: Path, told: str) -> No
 def test_another_attempt_may_be_another_plan(tmp_path: Path) -> None:
     said = iter(["The answer is 31.", PLAN])
     with OpenAiServer(lambda messages: next(said)) as server, planner(server, tmp_path) as writer:
-        plans = [writer.plans([(PROBLEM, REFERENCE)], attempt)[0] for attempt in (0, 1, 0)]
+        plans = [writer.plans([(PROBLEM, REFERENCE)], attempt=attempt)[0] for attempt in (0, 1, 0)]
         assert [request.body["temperature"] for request in server.requests] == [0.0, 1.0]
     assert [plan is not None and leaks(plan, PROBLEM) for plan in plans] == [True, False, True]

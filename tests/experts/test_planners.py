@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from handrail.data.load import load_problems
 from handrail.experts.planners import DataPlannerName, leaks, make_plan, outline, skeleton
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 @pytest.mark.parametrize(

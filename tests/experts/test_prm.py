@@ -19,7 +19,7 @@ from handrail._util.errors import UserError
 from handrail.experts.judges import StepJudge
 from handrail.experts.judges.prm import SYSTEM, ChatLayout, PrmJudge
 from handrail.experts.steps import split_steps
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"]
 PROBLEM = Problem("p", "What is 2 + 3?", "5")

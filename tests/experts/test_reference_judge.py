@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from handrail.experts.judges.reference import ReferenceJudge, aligned, result
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 REFERENCE = "3 + 4 = 7\n7 * 2 = 1,400 cents\nSo 14.\n#### 14"
 

@@ -67,7 +67,7 @@ def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_
         again = run(server, tmp_path, "again", method={"name": "sort", "planner": "endpoint"})
         assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
         assert len(server.requests) - asked <= sum(row.get("endpoint/failed", 0) for row in rows)
-    assert sum(row.get("endpoint/failed", 0) for row in rows) >= 1 and sum(row.get("sort/no_plan", 0) for row in rows) >= 1
+    assert sum(row.get("endpoint/failed", 0) for row in rows) >= 1 and sum(row.get("planner/no_answer", 0) for row in rows) >= 1
     assert all(row["groups/guided"] > 0 for row in rows) and again[0]["endpoint/cached"] > 0
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
@@ -79,8 +79,9 @@ def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
     train(config(model={"path": str(model)}, method=method), tmp_path / "run")
     rows = lines(tmp_path / "run")
     assert all(row["groups/guided"] > 0 for row in rows)
-    assert all(row.get("sort/no_plan", 0) + row.get("sort/leaking_plan", 0) <= row["groups/guided"] for row in rows)
-    assert any("sort/no_plan" in row for row in rows)
+    assert all(row["planner/asked"] == row["groups/guided"] for row in rows)
+    assert all(row.get("planner/no_answer", 0) + row.get("planner/leaking", 0) <= row["groups/guided"] for row in rows)
+    assert any("planner/no_answer" in row for row in rows)
 
 
 def test_sort_learns_from_an_outline_as_from_the_same_words_in_a_column(tmp_path: Path) -> None:
@@ -94,19 +95,21 @@ def test_sort_learns_from_an_outline_as_from_the_same_words_in_a_column(tmp_path
         train(config(method={"name": "sort", "planner": planner}, data={"train": str(tmp_path / "data.jsonl")}), tmp_path / planner)
         rows[planner] = lines(tmp_path / planner)
     assert rows["outline"] == rows["column"] != rows["rule"]
-    assert rows["outline"][0]["groups/guided"] > 0 and "sort/no_plan" not in rows["outline"][0]
+    assert rows["outline"][0]["groups/guided"] > 0 and "planner/no_answer" not in rows["outline"][0]
 
 
 def test_a_plan_that_leaks_weighs_nothing(tmp_path: Path) -> None:
     with OpenAiServer(lambda messages: "The answer is " + PROBLEMS[messages[-1]["content"].split("\n")[3]].answer) as server:
         rows = run(server, tmp_path, method={"name": "sort", "planner": "endpoint"})
-    assert all(row["sort/leaking_plan"] == row["groups/guided"] for row in rows)
+    assert all(row["planner/leaking"] == row["groups/guided"] > 0 and "planner/no_answer" not in row for row in rows)
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert not any("answer is" in row.get("plan", "") for row in samples)  # it shows the data's own instead
 
 
 @pytest.mark.parametrize("mode", ["step", "suffix", "reference"])
 def test_scope_repairs_with_a_judge_and_a_corrector_behind_a_server(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handrail.training.update.APART_EVERY", 1)
-    method = {"name": "scope", "judge": "llm", "corrector": "endpoint", "mode": mode, "least_right": 0.0, "placing": "append"}
+    method = {"name": "scope", "judge": "llm", "corrector": "endpoint", "mode": mode, "min_correct_prefix": 0.0, "placing": "append"}
     hot = {"max_tokens": 48, "group_size": 8, "temperature": 2.0}
     with OpenAiServer(expert) as server:
         rows = run(server, tmp_path, method=method, data={"train": f"{EASY}&n=64"}, rollout=hot)
@@ -118,7 +121,7 @@ def test_scope_repairs_with_a_judge_and_a_corrector_behind_a_server(mode: str, t
 def test_a_dead_server_costs_signal_and_never_the_run(tmp_path: Path) -> None:
     with OpenAiServer(expert) as server:
         gone = server.url
-    method = {"name": "scope", "judge": "llm", "least_right": 0.0}
+    method = {"name": "scope", "judge": "llm", "min_correct_prefix": 0.0}
     endpoint = {"base_url": gone, "retries": 0, "pause_after": 1000}
     with OpenAiServer(expert) as server:
         rows = run(server, tmp_path, method=method, endpoint=endpoint)
@@ -159,11 +162,11 @@ from tests.conftest import config
 class Pausing(Grpo):
     steps = 0
 
-    def guide(self, groups, tools):
-        Pausing.steps += 1
-        if Pausing.steps == 2 and int(sys.argv[2]) == int(__import__("os").environ["RANK"]):
+    async def guide(self, group, ctx):
+        Pausing.steps = ctx.step
+        if ctx.step == 2 and int(sys.argv[2]) == int(__import__("os").environ["RANK"]):
             raise Paused("the expert is gone")
-        return groups
+        return group
 
 torch.set_num_threads(1)
 try:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate import Accelerator
 
-from handrail import UserError, train
+from handrail import Author, Context, Group, LocalEngine, Problem, Trajectory, UserError, train
 from handrail.experts.judges import Scores
 from handrail.methods import build
-from handrail.methods.context import Tools
-from handrail.methods.scope import Scope
 from handrail.models.hf import TransformersPolicy
 from handrail.training.lengths import fitting
-from handrail.training.policies import load_experts, load_learning_policy, load_policy
-from handrail.types import Group, Origin, Problem, Trajectory
+from handrail.training.policies import load_experts, load_policy, load_trainable_policy
 from handrail.verifiers.pool import VerifierPool
-from tests.conftest import Handrail, config, prepared
+from tests.conftest import Handrail, config
 from tests.tiny_models import TEMPLATE, save_chat_model
 from tests.training.test_loop import lines
 
@@ -67,11 +65,10 @@ def problem(reference: str = SOLUTION, prompt: str = "what is two and three") ->
 def test_equal_tokens_are_one_text_and_earn_one_reward_whoever_wrote_them(thinking: TransformersPolicy, tmp_path: Path) -> None:
     (tmp_path / "form.py").write_text(FORMAT)
     with VerifierPool(config(verifier={"name": f"{tmp_path / 'form.py'}:reward", "extract": None}).verifier) as verifier:
-        reference = Tools(thinking, verifier).reference(problem())
-        assert reference is not None and reference.text == SOLUTION
-        origin = [Origin.POLICY] * len(reference)
-        said = Trajectory(reference.prompt, reference.completion, thinking.decode(reference.completion), origin, reference.behaviour)
-        graded = Tools(thinking, verifier).grade([(problem(), reference), (problem(), said)])
+        reference = Context(thinking.renderer, 64).reference(problem())
+        assert reference is not None and reference.text == SOLUTION and reference.author.tolist() == [Author.REFERENCE] * len(reference)
+        said = Trajectory.by(Author.POLICY, reference.prompt_ids, reference.tokens, thinking.decode(reference.tokens))
+        graded = LocalEngine(thinking, verifier).verify([(problem(), reference), (problem(), said)])
     assert [(member.text, member.reward) for member in graded] == [(SOLUTION, 1.0)] * 2
 
 
@@ -99,21 +96,21 @@ def test_a_run_trains_on_special_tokens_that_references_spell_and_grades_and_sho
     assert any("<|" in row["text"] for row in rows if row["role"] == "trajectory")  # a random model says any token
 
 
-def test_a_reference_that_goes_on_from_kept_steps_is_the_tokens_that_the_whole_would_be(thinking: TransformersPolicy) -> None:
+def test_a_reference_that_goes_on_from_kept_steps_is_the_tokens_that_the_whole_would_be(
+    thinking: TransformersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "<think>1 + 1 = 2\n\n2 + 3 = 5\n\n</think>so five"
     asked, failed = problem(text), "<think>1 + 1 = 2\n\n2 + 3 = 6\n\nso six"
-    tokens = thinking.encode_completion(failed)
-    origin: list[Origin] = [Origin.POLICY] * len(tokens)
-    member = Trajectory(thinking.encode_prompt(asked), tokens, failed, origin, [-1.0] * len(tokens), correct=False)
+    rollout = Trajectory.by(Author.POLICY, thinking.encode_prompt(asked), thinking.encode_completion(failed), failed)
+    rollout = replace(rollout, correct=False)
     method = build({"name": "scope", "judge": "reference", "mode": "suffix"}, config(rollout={"max_tokens": 64}).rollout)
-    assert isinstance(method, Scope)
     with VerifierPool(config(verifier={"name": "exact", "extract": "so (five)"}).verifier) as verifier:
-        tools = Tools(thinking, verifier)
-        prepared(method, tools)
-        method.judge = Second()
-        (group,) = method.guide([Group(Problem("p", asked.prompt, "five", asked.references), [member])], tools)
+        engine = LocalEngine(policy(Path(thinking.config.path), rollout={"max_tokens": 64}), verifier)
+        monkeypatch.setattr(engine.experts, "judge", lambda name, step_end: Second())
+        ((group,),) = engine.guide(method, [Group(Problem("p", asked.prompt, "five", asked.references), [rollout])])
     (repaired,) = group.trajectories
-    assert repaired.text == text and repaired.completion == thinking.encode_completion(text)
+    assert repaired.text == text and repaired.tokens == thinking.encode_completion(text)
+    assert repaired.author.tolist() == sorted(repaired.author.tolist()) and set(repaired.author.tolist()) == {Author.POLICY, Author.REFERENCE}
 
 
 class Second:
@@ -249,7 +246,7 @@ def test_tokens_without_an_embedding_are_refused_by_check_and_train(field: str, 
 
 
 def test_rows_of_an_embedding_that_no_token_has_are_no_fault(tmp_path: Path) -> None:
-    model = load_learning_policy(config(model={"path": str(save_chat_model(tmp_path / "a"))}), Accelerator(cpu=True))
+    model = load_trainable_policy(config(model={"path": str(save_chat_model(tmp_path / "a"))}), Accelerator(cpu=True))
     model.bare_model.resize_token_embeddings(400)
     model.save(tmp_path / "b")
     assert policy(tmp_path / "b").encode_prompt(problem())
@@ -304,4 +301,4 @@ def test_a_teachers_template_is_named_by_its_setting_and_need_not_know_the_polic
     with pytest.raises(UserError, match="experts.teacher: the chat template of .*broken cannot render"):
         load_experts(asked, Accelerator(cpu=True)).corrector("model", True, 8, None)
     other = asked.model_copy(update={"experts": asked.experts.model_copy(update={"teacher": str(tmp_path / "other")})})
-    assert load_experts(other, Accelerator(cpu=True)).teacher.encode_prompt(problem())
+    assert load_experts(other, Accelerator(cpu=True)).teacher.renderer.prompt(problem())

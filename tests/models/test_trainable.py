@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
 
-from handrail import Group, Method, UserError, train
+from handrail import Author, Context, Group, Problem, Trajectory, UserError, train
+from handrail.methods.grpo import Grpo
+from handrail.methods.imitating import imitate
 from handrail.models.batching import Inputs
 from handrail.models.config import LoraConfig
 from handrail.models.generate import CopySampler
 from handrail.models.loading import load_model
 from handrail.models.lora import with_adapter
-from handrail.training.policies import load_learning_policy
-from handrail.types import Problem
+from handrail.training.policies import load_trainable_policy
 from tests.conftest import Handrail, config, policy_of
 from tests.tiny_models import save_chat_model, save_gguf
 from tests.training.test_golden import ScriptedGrpo
@@ -83,9 +83,11 @@ def test_an_adapter_over_bfloat16_weights_learns_in_float32(tmp_path: Path) -> N
     adapter = load_file(tmp_path / "run/model/adapter_model.safetensors")
     assert {value.dtype for value in adapter.values()} == {torch.float32}
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
-    assert rows[-1]["loss"] < rows[0]["loss"] and all(0 < row["sampler/gap"] < 0.1 for row in rows)  # drawn without the trainer's rounding
-    policy = load_learning_policy(changed, Accelerator(cpu=True))
-    assert policy.correction == 2 and set(policy.sample([[5, 6, 7]], 1)[0][0].old) == {None}
+    assert rows[-1]["loss"] < rows[0]["loss"] and all(0 < row["sampler/mismatch"] < 0.1 for row in rows)  # drawn without the trainer's rounding
+    policy = load_trainable_policy(changed, Accelerator(cpu=True))
+    (drawn,) = policy.generate([[5, 6, 7]], [1])
+    assert policy.importance_weight_cap == 2 and len(drawn) and drawn.columns["old_logp"].isnan().all()
+    assert drawn.columns["sampling_logp"].isfinite().all()
 
 
 def test_an_adapter_samples_in_the_precision_of_its_model() -> None:
@@ -199,7 +201,7 @@ def test_checkpointed_activations_give_the_same_run(tmp_path: Path) -> None:
 def test_checkpointing_really_computes_activations_again(chat_model: Path) -> None:
     calls = []
     for again in (False, True):
-        policy = load_learning_policy(config(model={"path": str(chat_model), "gradient_checkpointing": again}), Accelerator(cpu=True))
+        policy = load_trainable_policy(config(model={"path": str(chat_model), "gradient_checkpointing": again}), Accelerator(cpu=True))
         count = 0
 
         def counted(*_: Any) -> None:
@@ -220,7 +222,7 @@ def test_checkpointed_activations_are_those_of_the_model_that_sampled_without_dr
     words.save_pretrained(tmp_path)
     inputs, found = Inputs.of([[5, 6]], [[7, 8]]), []
     for again in (False, True):
-        policy = load_learning_policy(config(model={"path": str(tmp_path), "gradient_checkpointing": again}), Accelerator(cpu=True))
+        policy = load_trainable_policy(config(model={"path": str(tmp_path), "gradient_checkpointing": again}), Accelerator(cpu=True))
         logp, _ = policy.forward(inputs)
         logp.sum().backward()
         found.append((logp.detach(), next(policy.bare_model.parameters()).grad))
@@ -232,15 +234,13 @@ def test_the_divergence_is_from_the_model_as_it_was_and_holds_the_learner_back(l
     extra = {"lora": lora} if lora else {}
     settings = {"steps": 8, "learning_rate": 1e-2 if lora else 3e-4}
     start = policy_of(Path("builtin:house-tiny"))
-    problems = [[5, 6, 7], [8, 9]]
-    drawn = start.sample(problems, 4)
+    rows = start.generate([[5, 6, 7], [8, 9]] * 4, range(8))
     moved = []
     for kl in (0.0, 10.0):
         train(config(train=settings, method={"name": "grpo", "kl": kl}, **extra), tmp_path / f"{kl}", method=ScriptedGrpo)
         end = policy_of(tmp_path / f"{kl}/model")
-        rows = [row for group in drawn for row in group]
-        scores = end.score([row.prompt for row in rows], [row.completion for row in rows])
-        moved.append(sum((torch.tensor(row.behaviour) - score).sum().item() for row, score in zip(rows, scores, strict=True)) / len(rows))
+        scores = end.score([row.prompt_ids for row in rows], [row.token_ids for row in rows])
+        moved.append(sum((row.column("sampling_logp") - score).sum().item() for row, score in zip(rows, scores, strict=True)) / len(rows))
     assert moved[1] < moved[0] / 2
 
 
@@ -254,38 +254,44 @@ def test_in_bfloat16_a_copy_samples_and_follows_the_learner(tmp_path: Path) -> N
     changes: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "train": {"steps": 3, "learning_rate": 3e-3}}
     train(config(**changes), tmp_path / "run", method=Repairing)
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
-    assert all(0 < row["sampler/gap"] < 0.1 for row in rows) and all(row["grad_norm/all"] > 0 for row in rows)
+    assert all(0 < row["sampler/mismatch"] < 0.1 for row in rows) and all(row["grad_norm/all"] > 0 for row in rows)
     train(config(**{**changes, "train": {**changes["train"], "steps": 1, "checkpoint_every": 1}}), tmp_path / "parts", method=Repairing)
     train(config(**changes), tmp_path / "parts", method=Repairing, resume=True)
     assert lines(tmp_path / "parts/metrics.jsonl") == lines(tmp_path / "run/metrics.jsonl")
-    policy = load_learning_policy(config(**changes), Accelerator(cpu=True))
+    policy = load_trainable_policy(config(**changes), Accelerator(cpu=True))
     assert isinstance(policy.sampler, CopySampler) and {p.dtype for p in policy.sampler.model.parameters()} == {torch.bfloat16}
     copied, ours = (model.model.rotary_emb.inv_freq for model in (policy.sampler.model, policy.bare_model))
     assert torch.equal(copied, ours)  # in bfloat16 distant positions would be others
-    frozen = {**changes, "sampler": {"most_gap": 0.1}}
+    frozen = {**changes, "train": {**changes["train"], "steps": 6}, "sampler": {"max_mismatch": 0.1}}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"sampler's log-probabilities are .* nats from"):
-        patch.setattr(CopySampler, "take", lambda self, weights: None)  # it stays behind
+        patch.setattr(CopySampler, "update_weights", lambda self, weights: None)  # it stays behind
         train(config(**frozen), tmp_path / "stale", method=Repairing)
 
 
-class Repairing(Method):
+class Repairing(Grpo):
     """Every reference is imitated, whatever the rollouts did."""
 
-    def guide(self, groups: Any, tools: Any) -> Any:
-        return [replace(group, demonstrations=[tools.reference(group.problem)]) for group in groups]
-
-    def credit(self, groups: Any, tools: Any) -> Any:
-        weighted = [[replace(shown, weight=[1.0] * len(shown)) for shown in group.demonstrations] for group in groups]
-        return [replace(group, demonstrations=shown) for group, shown in zip(super().credit(groups, tools), weighted, strict=True)]
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        return imitate(group, ctx)
 
 
 def test_for_several_updates_the_trainers_own_log_probabilities_are_taken_before_the_first(tmp_path: Path) -> None:
     changes = {"model": {"dtype": "bfloat16"}, "train": {"steps": 2, "updates_per_step": 2}}
     train(config(**changes), tmp_path / "run")
-    policy = load_learning_policy(config(**changes), Accelerator(cpu=True))
-    torch.manual_seed(0)
-    (drawn,) = policy.sample([[5, 6, 7]], 2)
-    assert all(value is None for row in drawn for value in row.old)
-    ((one, two),) = (group.trajectories for group in policy.anchored([Group(Problem("p", "x", "1"), drawn)]))
-    for row, scored in zip((one, two), policy.score([row.prompt for row in drawn], [row.completion for row in drawn]), strict=True):
-        assert row.old == scored.tolist() and row.behaviour != row.old
+    policy = load_trainable_policy(config(**changes), Accelerator(cpu=True))
+    one, two = policy.generate([[5, 6, 7]] * 2, range(2))
+    assert all(row.column("old_logp").isnan().all() for row in (one, two))
+    shown = Trajectory.by(Author.REFERENCE, [5, 6, 7], [8, 9])
+    known = torch.full((len(two),), -7.0)  # as a method may set it
+    group = Group(Problem("p", "x", "1"), [one, shown, two.with_columns(old_logp=known), spliced(one)])
+    (found,) = policy.with_old_logp([group])
+    scored = policy.score([row.prompt_ids for row in group.trajectories], [row.token_ids for row in group.trajectories])
+    first, reference, given, mixed = found.trajectories
+    assert torch.equal(first.columns["old_logp"], scored[0]) and not torch.equal(first.columns["sampling_logp"], scored[0])
+    assert reference.column("old_logp").isnan().all() and torch.equal(given.columns["old_logp"], known)
+    assert torch.equal(mixed.columns["old_logp"][:-2], scored[3][:-2]) and mixed.columns["old_logp"][-2:].isnan().all()
+
+
+def spliced(row: Trajectory) -> Trajectory:
+    """The row with two tokens of somebody else behind it."""
+    return row.append([8, 9], Author.TEACHER, finished=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,7 @@ from handrail import train
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import locked
 from handrail._util.interrupts import Interrupts
-from handrail.methods.context import Tools
-from handrail.methods.grpo import Grpo
-from handrail.models.trainable import LearningPolicy
 from handrail.training.config import EvalConfig, load_config
-from handrail.types import Group, Problem
 from tests.conftest import config
 from tests.reliability.kills import killed_and_resumed
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
@@ -59,31 +55,22 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     assert -code in (signal.SIGINT, signal.SIGTERM) and "Traceback" not in said
 
 
-class Asked(Grpo):
-    """Is asked to stop while its third token is drawn."""
+def test_a_stop_is_granted_between_two_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is asked to stop while its third token is sampled."""
+    polls, check = count(1), Interrupts.check
+    asked = []
 
-    name = "asked"
-    polls = 0
+    def counted(self: Interrupts) -> None:
+        asked.append(next(polls))
+        if asked[-1] == 3:
+            Interrupts.ask("a test")
+        check(self)
 
-    def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
-        assert isinstance(tools.policy, LearningPolicy)
-        poll = tools.policy.poll
-
-        def counted() -> None:
-            Asked.polls += 1
-            if Asked.polls == 3:
-                Interrupts.ask("a test")
-            poll()
-
-        tools.policy.poll = counted
-        return super().rollout(problems, tools)
-
-
-def test_a_stop_is_granted_between_two_tokens(tmp_path: Path) -> None:
+    monkeypatch.setattr(Interrupts, "check", counted)
     config = load_config(job(tmp_path)).model_copy(update={"eval": EvalConfig()})
     with pytest.raises(Paused, match="stopped by a test; step 0 is checkpointed"):
-        train(config, tmp_path / "run", method=Asked)
-    assert Asked.polls == 3 and steps(tmp_path / "run") == 1
+        train(config, tmp_path / "run")
+    assert asked == [1, 2, 3] and steps(tmp_path / "run") == 1
 
 
 SLOW = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from random import Random
 from statistics import mean
@@ -13,15 +14,17 @@ from sacrebleu.metrics.bleu import BLEU
 
 from handrail.training.diversity import distinct_derivations as derivations
 from handrail.training.diversity import distinct_n, distinct_prefixes, diversity, measures, self_bleu_diversity
-from handrail.types import Group, Problem, Trajectory
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Group, Trajectory
 
 TEXTS = st.lists(st.lists(st.sampled_from(["a", "b", "c", "=", "é", "語"]), max_size=9).map(" ".join), min_size=2, max_size=5)
 SACREBLEU = BLEU(effective_order=True, tokenize="none")
 
 
 def group(texts: list[str], rewards: list[float], reference: str | None = None) -> Group:
-    rollouts = [Trajectory([1], [], text, [], [], reward=reward, correct=reward == 1) for text, reward in zip(texts, rewards, strict=True)]
-    references = [] if reference is None else [Trajectory.reference([1], [2], reference)]
+    bare = Trajectory.by(Author.POLICY, [1], [])
+    rollouts = [replace(bare, text=text, reward=reward, correct=reward == 1) for text, reward in zip(texts, rewards, strict=True)]
+    references = [] if reference is None else [Trajectory.by(Author.REFERENCE, [1], [2], reference)]
     return Group(Problem("p", "?", "!"), rollouts + references)
 
 

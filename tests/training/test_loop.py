@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -17,12 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from handrail import Group, Method, Origin, Problem, Tools, Trajectory, UserError, train
+from handrail import Author, Context, Group, Method, Problem, Score, Trajectory, UserError, train
 from handrail.methods import METHODS
+from handrail.methods.base import GrpoSettings
 from handrail.methods.sort import Sort
-from handrail.models.trainable import LearningPolicy
-from handrail.training.config import Config, load_config
-from handrail.training.loop import split
+from handrail.models.trainable import TrainablePolicy
+from handrail.training.config import Config
 from tests.conftest import EASY, HARD, config
 
 
@@ -100,7 +97,7 @@ def test_a_run_made_longer_and_killed_before_its_end_is_ended(tmp_path: Path, mo
     train(small(train={"steps": 1, "checkpoint_every": 1}), tmp_path)
     longer = small(train={"steps": 2, "checkpoint_every": 1})
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
-        patched.setattr(LearningPolicy, "save", lambda *_: 1 / 0)
+        patched.setattr(TrainablePolicy, "save", lambda *_: 1 / 0)
         train(longer, tmp_path, resume=True)
     assert train(longer, tmp_path, resume=True)["steps"] == 2
 
@@ -131,7 +128,7 @@ def test_samples_tell_who_wrote_each_token_and_how_hard_it_pulls(tmp_path: Path)
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_goes_through_the_loop_and_moves_the_model(name: str, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in ("grpo", "scope") else {}
+    changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in ("grpo", "scope", "dmpo") else {}
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
     train(small(method={"name": name}, train={"steps": 3, "samples_every": 0}, rollout=hot, **changes), tmp_path / "run")
     before = AutoModelForCausalLM.from_pretrained("handrail/models/builtin/house-tiny", dtype=torch.float32).state_dict()
@@ -214,13 +211,6 @@ def test_a_step_without_signal_says_so_and_leaves_the_model_alone(tmp_path: Path
     train(settings, tmp_path / "run", progress=lambda step, steps, metrics, seconds: notes.append(metrics.get("note", "")))
     assert "no signal: 1 of 1 groups all wrong" in notes
     assert "loss" not in lines(tmp_path / "run/metrics.jsonl")[notes.index("no signal: 1 of 1 groups all wrong")]
-
-
-@pytest.mark.parametrize(("items", "parts"), [(12, 3), (5, 2), (1, 2), (0, 2)])
-def test_a_step_is_split_without_losing_a_group(items: int, parts: int) -> None:
-    groups = [Group(Problem(str(place), "", "")) for place in range(items)]
-    found = list(split(groups, parts))
-    assert len(found) == parts and [group for part in found for group in part] == groups
 
 
 def test_warm_up_holds_under_a_constant_schedule_too(tmp_path: Path) -> None:
@@ -312,15 +302,12 @@ def test_unverified_held_out_completions_are_neither_right_nor_wrong(tmp_path: P
     assert (first["eval/hard/mean"], first["eval/hard/reward"]) == (0, 0.5) and "eval/hard/unverified" not in first
 
 
-class BestOnly(Method):
+class BestOnly(Method[GrpoSettings]):
     """Only the best rollouts of a group train."""
 
-    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
-        tools.counts["best/groups"] += len(groups)
-        return [
-            Group(group.problem, [member.credited(float(member.reward == 1 and not group.all_right)) for member in group.trajectories])
-            for group in groups
-        ]
+    async def credit(self, group: Group, ctx: Context) -> Group:
+        ctx.counts["best/groups"] += 1
+        return group.map(lambda member: member.with_advantage(float(member.reward == 1 and not group.all_right)))
 
 
 def test_a_method_of_ones_own_trains_without_touching_the_package(tmp_path: Path) -> None:
@@ -345,80 +332,26 @@ def test_the_share_of_easy_problems_is_kept_in_every_step(tmp_path: Path) -> Non
         assert sorted(problem.split("-")[0] for problem in problems) == ["easy", "hard", "hard", "hard"]
 
 
+async def written(group: Group, texts: Sequence[str], ctx: Context) -> Group:
+    """The group with rollouts that are written down, so that any number of processes, on any machine, sees the same ones."""
+    rollouts = []
+    for text in texts:
+        rollout = Trajectory.by(Author.POLICY, ctx.renderer.prompt(group.problem), ctx.renderer.completion(text), text)
+        logp = await Score(rollout.prompt_ids, rollout.token_ids)
+        rollouts.append(rollout.with_columns(sampling_logp=logp, old_logp=logp))
+    return replace(group, trajectories=rollouts)
+
+
+def script(problem: Problem) -> list[str]:
+    solved = problem.references if int(problem.id.rsplit("-")[-1]) % 2 else ("# 3",)
+    return ["1 + 1 = 2 # 2", *solved, "7 * 2 = 14 ; 14 - 3 = 11 # 14 11"]
+
+
 class Scripted(Sort):
-    """SORT on rollouts that are written down, so that any number of processes sees the same ones."""
+    """SORT on the script."""
 
-    def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
-        return [Group(problem, [self.written(problem, text, tools) for text in self.texts(problem)]) for problem in problems]
+    def samples(self, problem: Problem) -> int:
+        return 0
 
-    def texts(self, problem: Problem) -> list[str]:
-        solved = problem.references if int(problem.id.rsplit("-")[-1]) % 2 else ("# 3",)
-        return ["1 + 1 = 2 # 2", *solved, "7 * 2 = 14 ; 14 - 3 = 11 # 14 11"]
-
-    def written(self, problem: Problem, text: str, tools: Tools) -> Trajectory:
-        reference = Trajectory.reference(tools.policy.encode_prompt(problem), tools.policy.encode_completion(text), text)
-        (logp,) = tools.policy.score([reference.prompt], [reference.completion])
-        return replace(reference, origin=[Origin.POLICY] * len(reference), behaviour=list(logp.tolist()))
-
-
-TWO = """
-import os, sys, torch
-from handrail import train
-from tests.training.test_loop import Scripted, scripted
-
-def note(step, steps, metrics, seconds):
-    with open(f"{sys.argv[1]}-{os.environ['RANK']}.rates", "a") as file:
-        file.write(f"{metrics.get('learning_rate')} ")
-
-torch.set_num_threads(1)
-train(scripted(steps=1), sys.argv[1], method=Scripted, progress=note)
-train(scripted(), sys.argv[1], resume=True, method=Scripted, progress=note)
-"""
-
-
-def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    train(scripted(), tmp_path / "one", method=Scripted)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "two")]
-    environment = {**os.environ, "PYTHONPATH": "."}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    rates = [(tmp_path / f"two-{rank}.rates").read_text().split() for rank in range(2)]
-    assert rates[0] == rates[1] and len(set(rates[0])) == 4  # none at step 0, then falling
-    one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
-    assert len(one) == len(two) == 4 and one[1]["groups/mixed"] and one[1]["groups/guided"]
-    for left, right in zip(one, two, strict=True):
-        assert left.keys() == right.keys()
-        for key, value in left.items():
-            assert right[key] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-6)), key
-
-
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """``torchrun -m handrail.cli`` as the documentation has it, told nothing of CPUs."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "handrail.cli"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300)
-
-
-def test_torchrun_as_documented_starts_where_one_process_does(tmp_path: Path) -> None:
-    """The batches are smaller than the held-out sets, and one is a single row, so that a process has nothing of it."""
-    command = ["train", "examples/quick.toml", *("--set", "train.steps=1", "--set", "rollout.batch_size=5", "--set", "eval.limit=8")]
-    command += ["--set", "eval.samples=2", "--set", "train.problems_per_step=4", "--set", "model.device=auto"]
-    done = torchrun(*command, "--output", tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("into ") == 1  # one process speaks
-    train(load_config("examples/quick.toml", command[3::2]), tmp_path / "one")
-    one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
-    assert one[0] == two[0] and len(two) == 2 and two[1]["rollouts"] == one[1]["rollouts"]
-    started = [lines(tmp_path / name / "evaluations.jsonl")[:2] for name in ("one", "two")]
-    assert started[0] == started[1] and list(started[0][0]["correct"]) == list(started[1][0]["correct"])
-
-
-def scripted(steps: int = 3) -> Config:
-    return config(
-        rollout={"group_size": 3, "max_tokens": 48}, data={"train": f"{HARD}&n=64"},
-        train={"steps": steps, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300, "updates_per_step": 1,
-               "schedule": "linear", "token_budget": 800, "checkpoint_every": 1},
-    )  # fmt: skip
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        return await super().reward(await written(group, script(group.problem), ctx), ctx)

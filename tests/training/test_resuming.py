@@ -17,7 +17,7 @@ from handrail.eval.jobs import jobs, require_finished_unchanged
 from handrail.training import contents
 from handrail.training.contents import probed_with_another_model
 from handrail.training.resuming import compare_directory, differences
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 from tests.conftest import EASY, Handrail, config
 from tests.tiny_models import save_chat_model
 

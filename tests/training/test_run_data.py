@@ -15,7 +15,7 @@ from handrail.models.hf import TransformersPolicy
 from handrail.training import lengths
 from handrail.training.lengths import reference_lengths, too_long
 from handrail.training.run_data import with_distinct_ids
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from tests.cli.test_commands import ROWS, assert_refused, configured, jsonl
 from tests.conftest import Handrail, policy_of
 from tests.tiny_models import save_chat_model

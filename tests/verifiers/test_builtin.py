@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers import pool as verifier_pool
 from handrail.verifiers.builtin import exact, normalised, reader, resolve
 from handrail.verifiers.config import VerifierConfig
@@ -570,7 +570,7 @@ def test_a_verifier_that_ends_the_process_on_import(tmp_path: Path) -> None:
 PARENT = """
 import os, signal, sys, threading
 from handrail.verifiers.config import VerifierConfig
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.data.load import load_problems
 from handrail.verifiers.pool import VerifierPool
 

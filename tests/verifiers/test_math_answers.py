@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.answer_text import boxes, last_joined, numeral, plain
 from handrail.verifiers.builtin import reader, resolve
 from handrail.verifiers.config import VerifierConfig

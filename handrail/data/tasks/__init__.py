@@ -9,7 +9,7 @@ from typing import Any
 
 from handrail.data.tasks import gsm, gym, house_rules
 from handrail.data.tasks.house_rules import FILLERS, Split, Style
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from handrail._util.seeds import derive
 from handrail.data.tasks.house_rules import is_test
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 HELD_OUT = 5
 """Every fifth template is one of split ``new-templates``: 17 of 85. Of the others, about every fifth prompt is one of ``new-numbers``."""

@@ -22,7 +22,7 @@ from handrail.data.tasks.procedures import (
     carry_out,
     procedure,
 )
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 LEGS = {"chicken": 2, "duck": 2, "dog": 4, "cow": 4, "ant": 6, "bee": 6, "spider": 8, "crab": 10}
 

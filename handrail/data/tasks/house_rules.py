@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 MODULUS = 100
 OPERANDS = range(2, 10)

@@ -8,19 +8,16 @@ from handrail.experts.conversations import correction_conversation, read_correct
 from handrail.experts.correctors import Correction, Draft, bare
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.steps import split_steps
-from handrail.types import Origin
 
 
 class EndpointCorrector:
     """Asks for the next step, or the rest; with the reference before its eyes if ``shown``."""
 
-    origin = Origin.TEACHER
-
     def __init__(self, endpoint: Endpoint, shown: bool, step_end: str | None = None, max_tokens: int = 2048) -> None:
         """``max_tokens`` is for the answer with its reasoning."""
         self.endpoint, self.shown, self.step_end, self.max_tokens = endpoint, shown, step_end, max_tokens
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int) -> list[Correction | None]:
+    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int] = ()) -> list[Correction | None]:
         asked = [correction_conversation(draft.problem, draft.kept, draft.reference if self.shown else None, whole) for draft in drafts]
         # The first answer is the likeliest; further ones are drawn, to differ.
         answers = self.endpoint.ask(asked, self.max_tokens, 1.0 if attempt else 0.0, attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 Scores = list[float | None]
 

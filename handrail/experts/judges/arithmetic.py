@@ -11,7 +11,7 @@ from handrail.experts.judges import Scores
 from handrail.experts.judges.expressions import CLAUSE, Reader, Style, Unreadable, Value
 from handrail.experts.judges.math_text import NOTHING, Token, measure, tokenise
 from handrail.experts.judges.provenance import NOTE, unfounded
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 MAX_LENGTH, MAX_TOKENS = 10_000, 60
 STRICT, MEASURED = Style(), Style(measured=True)
@@ -27,7 +27,7 @@ SCALING = {
 JOINING = {"in", "per", "at", "from", "to", "with", "on"}
 
 
-class RuleJudge:
+class ArithmeticJudge:
     """Checks what can be checked without understanding the problem, and makes no guesses.
 
     A step scores 0 if an equality in it is false, .25 if a number in it comes from nowhere (``origins=False`` leaves this

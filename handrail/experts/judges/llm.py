@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from handrail.experts.conversations import judge_conversation, right_steps
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.judges import Scores
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 class LlmJudge:

@@ -17,7 +17,7 @@ from handrail._util.errors import UserError
 from handrail.experts.judges import Scores
 from handrail.models.batching import Inputs, by_budget
 from handrail.models.builtin import locate
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 SEPARATOR = "<extra_0>"
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from handrail.experts.judges.math_text import MAX_DIGITS, Token, tokenise
 from handrail.experts.planners import NUMBER
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 MAX_NUMBERS = 400
 NOTE = re.compile(r"<<([^<>\n]*)>>")

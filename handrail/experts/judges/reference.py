@@ -9,7 +9,7 @@ from fractions import Fraction
 from handrail.experts.judges import Scores
 from handrail.experts.planners import NUMBER
 from handrail.experts.steps import split_steps
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 LONGEST = 100
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from handrail._util import seeds
 from handrail._util.errors import UserError
 from handrail._util.files import writable, write_whole
 from handrail.experts.planners import Planner, leaks
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 BATCH = 64
 
@@ -35,7 +36,11 @@ def derive(
     progress(len(problems) - len(todo), len(problems))
     with partial.open("a", encoding="utf-8") as stream:
         for batch in batches(todo):
-            for problem, plan in zip(batch, planner.plans([(problem, problem.references[0]) for problem in batch]), strict=True):
+            for problem, plan in zip(
+                batch,
+                planner.plans([(problem, problem.references[0]) for problem in batch], [seed(problem) for problem in batch]),
+                strict=True,
+            ):
                 kind = "no_plan" if plan is None else "leaking" if leaks(plan, problem) else "planned"
                 counts[kind] += 1
                 if plan and kind == "planned":
@@ -47,6 +52,11 @@ def derive(
     write_whole(output, "".join(lines))
     partial.unlink()
     return counts
+
+
+def seed(problem: Problem) -> int:
+    """The same whenever a plan for this problem is sampled."""
+    return seeds.derive("plan", problem.prompt, problem.references)
 
 
 def batches(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
