@@ -100,7 +100,11 @@ def damage(directory: Path) -> str:
         written = dict(json.loads((directory / SUMS).read_text(encoding="utf-8")))
         there = sums(directory)
     except (OSError, ValueError, TypeError) as error:
-        return f"{SUMS} cannot be read ({type(error).__name__})" if (directory / SUMS).exists() else f"it has no {SUMS}"
+        return (
+            f"{SUMS} cannot be read ({type(error).__name__})"
+            if (directory / SUMS).exists()
+            else f"it has no {SUMS}"
+        )
     for name in sorted(written.keys() | there.keys()):
         if there.get(name) != written.get(name):
             return f"{name} differs from its checksum" if name in there else f"{name} is missing"
@@ -118,7 +122,9 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another process is writing {directory}; wait for it, or choose another --output") from None
+        raise UserError(
+            f"another process is writing {directory}; wait for it, or choose another --output"
+        ) from None
     try:
         yield
     finally:
@@ -130,4 +136,6 @@ def no_room(error: BaseException) -> bool:
     full = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
         return error.errno in full
-    return any(os.strerror(code) in str(error) for code in full)  # safetensors and tokenizers raise errors of their own
+    return any(
+        os.strerror(code) in str(error) for code in full
+    )  # safetensors and tokenizers raise errors of their own

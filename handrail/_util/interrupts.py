@@ -46,7 +46,9 @@ class Interrupts:
         self.active.append(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.active.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -56,7 +58,9 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.asked = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # nobody may be left to read it; and not print(), which the signal may have interrupted
+        with contextlib.suppress(
+            OSError
+        ):  # nobody may be left to read it; and not print(), which the signal may have interrupted
             os.write(2, f"\n{self.asked}: {self.granted}; once more stops at once\n".encode())
 
     @contextlib.contextmanager

@@ -26,7 +26,9 @@ def peak_resident() -> int:
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
         found = None
-    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    return (
+        int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )  # bytes on macOS
 
 
 @contextmanager
@@ -37,7 +39,9 @@ def enough_memory(doing: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(f"out of memory while {ADVICE.get(doing, doing)}; what was checkpointed can be resumed") from error
+        raise UserError(
+            f"out of memory while {ADVICE.get(doing, doing)}; what was checkpointed can be resumed"
+        ) from error
 
 
 def out_of_memory(error: Exception) -> bool:

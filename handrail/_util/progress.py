@@ -12,7 +12,16 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
@@ -30,7 +39,9 @@ def show(text: str) -> None:
 
 def held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Held-out set -> accuracy, if the step evaluated."""
-    return {found[1]: value for key, value in metrics.items() if (found := re.fullmatch("eval/(.+)/mean", key))}
+    return {
+        found[1]: value for key, value in metrics.items() if (found := re.fullmatch("eval/(.+)/mean", key))
+    }
 
 
 def parts(metrics: Mapping[str, Any]) -> list[str]:
@@ -41,7 +52,10 @@ def parts(metrics: Mapping[str, Any]) -> list[str]:
     if "note" in metrics:
         return [*out, *str(metrics["note"]).split(": ", 1)]
     out += [f"{name} {value:.3g}" for name, value in figures.items()]
-    kinds = {kind.replace("_", " "): metrics.get(f"groups/{kind}", 0) for kind in ("all_wrong", "mixed", "all_right")}
+    kinds = {
+        kind.replace("_", " "): metrics.get(f"groups/{kind}", 0)
+        for kind in ("all_wrong", "mixed", "all_right")
+    }
     if any(kinds.values()):
         out.append("groups " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     if metrics.get("groups/guided"):
@@ -97,7 +111,9 @@ def shortened(text: str, cells: int) -> str:
     if cell_len(text) <= cells:
         return text
     tail = (cells - 1) // 2
-    return f"{set_cell_size(text, cells - 1 - tail).rstrip()}…{set_cell_size(text[::-1], tail)[::-1].lstrip()}"
+    return (
+        f"{set_cell_size(text, cells - 1 - tail).rstrip()}…{set_cell_size(text[::-1], tail)[::-1].lstrip()}"
+    )
 
 
 class StatusColumn(ProgressColumn):
@@ -127,7 +143,9 @@ class Bars:
 
     def update(self, name: str, step: int, steps: int, metrics: dict[str, Any]) -> None:
         """``name`` is that of one of several runs, or empty."""
-        if "warning" in metrics and not (step == 0 and metrics["warning"] in self.warned):  # runs of a comparison share their data
+        if "warning" in metrics and not (
+            step == 0 and metrics["warning"] in self.warned
+        ):  # runs of a comparison share their data
             self.warned.add(metrics["warning"])
             self.line(f"{name} step {step}: {metrics['warning']}", style="yellow")
         scores = held_out(metrics)

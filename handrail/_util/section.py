@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
@@ -35,7 +37,9 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(part)
-        kinds = get_args(field.annotation) or (field.annotation,) if field else ()  # a section that may be missing is a union
+        kinds = (
+            get_args(field.annotation) or (field.annotation,) if field else ()
+        )  # a section that may be missing is a union
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not sections:
             return []

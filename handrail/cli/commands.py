@@ -18,7 +18,16 @@ from handrail.cli.evaluate import eval_command, probe_command
 from handrail.cli.experts import judge_command, plan_command
 from handrail.cli.init import init_command
 from handrail.cli.model import app as model
-from handrail.cli.options import Columns, Data, Settings, configured, fitting_verifier, help_alone, parse_column, with_model
+from handrail.cli.options import (
+    Columns,
+    Data,
+    Settings,
+    configured,
+    fitting_verifier,
+    help_alone,
+    parse_column,
+    with_model,
+)
 from handrail.cli.report import report_command
 from handrail.cli.settings import config_command, methods_command
 from handrail.data.config import DataConfig, Source
@@ -35,8 +44,12 @@ RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 def train_command(
     config: Annotated[Path, typer.Argument(help="Configuration file (TOML); handrail init writes one.")],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="Run directory to write (default: runs/ and the file's name).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run directory.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory to write (default: runs/ and the file's name).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run directory.")
+    ] = False,
 ) -> None:
     """Train a model with one method and write a run directory."""
     parsed = load_config(config, settings)
@@ -58,7 +71,9 @@ def train_command(
     for name, ends in summary["eval"].items():
         start, end = ends["start"], ends["end"]
         if "mean" not in start or "mean" not in end:
-            show(f"held-out {name}: no verdict on any completion at the {'end' if 'mean' in start else 'start'}")
+            show(
+                f"held-out {name}: no verdict on any completion at the {'end' if 'mean' in start else 'start'}"
+            )
             continue
         interval = f"[{end['low']:.1%}, {end['high']:.1%}]"
         show(f"held-out {name}: {start['mean']:.1%} → {end['mean']:.1%} {interval}, n = {end['n']}")
@@ -68,13 +83,23 @@ def train_command(
 
 
 def compare_command(
-    config: Annotated[Path, typer.Argument(help="Configuration file (TOML); its section \\[compare] may list the runs.")],
+    config: Annotated[
+        Path, typer.Argument(help="Configuration file (TOML); its section \\[compare] may list the runs.")
+    ],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write (default: runs/ and the file's name).")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")] = None,
-    methods: Annotated[str, typer.Option(help="Compare these methods, separated by commas, instead of \\[compare.runs].")] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="Directory to write (default: runs/ and the file's name).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Compare these methods, separated by commas, instead of \\[compare.runs].")
+    ] = "",
     runs: Annotated[str, typer.Option(help="Only these of \\[compare.runs], separated by commas.")] = "",
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, from train.seed on, instead of compare.seeds.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds, from train.seed on, instead of compare.seeds.")
+    ] = None,
 ) -> None:
     """Train several methods from the same model on the same problems and say which differ.
 
@@ -90,7 +115,9 @@ def compare_command(
     from handrail.eval.report.tables import comparison_table, diversity_table, training_table
 
     if methods and runs:
-        raise UserError("--methods makes the runs and --runs chooses among those of the file; give one of them")
+        raise UserError(
+            "--methods makes the runs and --runs chooses among those of the file; give one of them"
+        )
     if methods:
         parsed = by_methods(parsed, [name.strip() for name in methods.split(",")])
     if runs:
@@ -99,7 +126,10 @@ def compare_command(
         parsed = with_seeds(parsed, seeds)
     planned = jobs(parsed, directory)
     finished = sum(job.summary is not None for job in planned)
-    show(f"{len(planned)} runs from {parsed.model.path} into {directory}" + (f", {finished} of them finished already" * bool(finished)))
+    show(
+        f"{len(planned)} runs from {parsed.model.path} into {directory}"
+        + (f", {finished} of them finished already" * bool(finished))
+    )
     with bars(console) as shown:
         summary = compare(parsed, directory, workers, shown.update)
     for table in (comparison_table, training_table, diversity_table):
@@ -115,10 +145,21 @@ def compare_command(
 def check_command(
     data: Data,
     columns: Columns = None,
-    model: Annotated[str | None, typer.Option(help="Show the first problem as this model sees it, and check all lengths.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Take model, templates, lengths, verifier and held-out sets from this file.")] = None,
-    verifier: Annotated[str | None, typer.Option(help="Verifier that grades the references (default: the one that fits the data).")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="Held-out data, which must not be in the source. May be repeated.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Show the first problem as this model sees it, and check all lengths.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Take model, templates, lengths, verifier and held-out sets from this file."),
+    ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(help="Verifier that grades the references (default: the one that fits the data)."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Held-out data, which must not be in the source. May be repeated."),
+    ] = None,
 ) -> None:
     """Validate a data source and show how it is read.
 
@@ -131,7 +172,9 @@ def check_command(
 
     settings = load_config(config) if config else None
     if settings is None and model and settings_file(model_of(model)):
-        settings = configured(None, None, model={"path": model}, data={"train": data}, verifier={"name": fitting_verifier(data)})
+        settings = configured(
+            None, None, model={"path": model}, data={"train": data}, verifier={"name": fitting_verifier(data)}
+        )
     mapping = mapping or (settings.data.columns if settings else {})
     loaded = load(data, mapping)
     grader = settings.verifier if settings else VerifierConfig(name=fitting_verifier(data))
@@ -148,7 +191,9 @@ def check_command(
     elif model:
         # How much will be sampled is not known here, so nothing is asked of it.
         short = RolloutConfig(max_tokens=1)
-        settings = Config(model=ModelConfig(path=model), data=DataConfig(train=[Source(path=data)]), rollout=short)
+        settings = Config(
+            model=ModelConfig(path=model), data=DataConfig(train=[Source(path=data)]), rollout=short
+        )
     show_first(loaded.problems, settings)
     if any(line.startswith("error:") for line in found):
         raise typer.Exit(1)
@@ -157,7 +202,9 @@ def check_command(
 def show_first(problems: list[Problem], settings: Config | None) -> None:
     """Show the first problem: as the configured model sees it, or as text if there is none."""
     if settings is None:
-        show(f"\nfirst problem ({problems[0].id}), as text; add --model to see it as a model does:\n{problems[0].prompt}")
+        show(
+            f"\nfirst problem ({problems[0].id}), as text; add --model to see it as a model does:\n{problems[0].prompt}"
+        )
         return
     quiet()  # here, because it loads transformers, which no check without a model needs
     from handrail.eval.check import as_seen
@@ -180,7 +227,9 @@ def handrail(
         show(f"handrail {__version__}")
         raise typer.Exit
     if context.invoked_subcommand not in (None, "train") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(f"handrail {context.invoked_subcommand} runs in one process; start it without torchrun")
+        raise UserError(
+            f"handrail {context.invoked_subcommand} runs in one process; start it without torchrun"
+        )
     help_alone(context)
 
 
@@ -220,5 +269,7 @@ def main(app: typer.Typer = app) -> None:
 
 
 def refuse(sentence: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"error: {sentence}", style="red", highlight=False, markup=False)
+    Console(stderr=True, soft_wrap=True).print(
+        f"error: {sentence}", style="red", highlight=False, markup=False
+    )
     sys.exit(2)

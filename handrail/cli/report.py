@@ -11,8 +11,12 @@ from handrail._util.progress import quiet, show
 
 
 def report_command(
-    directory: Annotated[Path, typer.Argument(help="Directory that handrail train or handrail compare wrote, finished or not.")],
-    output: Annotated[Path | None, typer.Option(help="HTML file to write (default: report.html in the directory).")] = None,
+    directory: Annotated[
+        Path, typer.Argument(help="Directory that handrail train or handrail compare wrote, finished or not.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file to write (default: report.html in the directory).")
+    ] = None,
 ) -> None:
     """Write one HTML page: results, learning curves, groups, trajectories token by token, settings."""
     quiet()

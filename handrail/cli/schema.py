@@ -19,7 +19,13 @@ from handrail.training.config import Config
 
 Schema = dict[str, Any]
 
-TYPES = {"boolean": "true or false", "string": "text", "integer": "integer", "number": "number", "object": "table"}
+TYPES = {
+    "boolean": "true or false",
+    "string": "text",
+    "integer": "integer",
+    "number": "number",
+    "object": "table",
+}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -60,14 +66,21 @@ def tables() -> list[SettingsTable]:
 
 def of_method(cls: type[Method]) -> SettingsTable:
     """The settings of one method, its name aside."""
-    settings = [setting for setting in _settings(tidy(cls.Settings.model_json_schema()), "") if setting.key != "name"]
+    settings = [
+        setting for setting in _settings(tidy(cls.Settings.model_json_schema()), "") if setting.key != "name"
+    ]
     return SettingsTable(f'[method] name = "{cls.name}"', first_line(cls), settings)
 
 
 def find(name: str) -> list[SettingsTable]:
     """The table of this name, or the one setting. Raises UserError if there is none."""
     everything = tables()
-    found = [replace(table, settings=[setting]) for table in everything for setting in table.settings if setting.key == name]
+    found = [
+        replace(table, settings=[setting])
+        for table in everything
+        for setting in table.settings
+        if setting.key == name
+    ]
     found += [table for table in everything if table.name == name]
     if found:
         return found
@@ -115,7 +128,9 @@ def values(schema: Schema) -> str:
         return "table"
     if schema["type"] == "array":
         return _list(schema)
-    inner = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), None)
+    inner = schema.get("additionalProperties") or next(
+        iter(schema.get("patternProperties", {}).values()), None
+    )
     words = "table of " + values(inner) if isinstance(inner, dict) else TYPES[schema["type"]]
     bounds = ", ".join(f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema)
     pattern = f"matching {schema['pattern']}" if "pattern" in schema else ""
@@ -135,7 +150,11 @@ def _settings(schema: Schema, prefix: str) -> list[Setting]:
         Setting(
             prefix + name,
             values(node),
-            "required" if name in required else json.dumps(node["default"], ensure_ascii=False) if "default" in node else "–",
+            "required"
+            if name in required
+            else json.dumps(node["default"], ensure_ascii=False)
+            if "default" in node
+            else "–",
             node.get("description", ""),
         )
         for name, node in schema["properties"].items()
@@ -169,7 +188,9 @@ def _name_of_method() -> str:
 def editor_schema() -> Schema:
     """A JSON schema of a configuration, the settings of every built-in method included."""
     schema: Schema = tidy(Config.model_json_schema())
-    schema["properties"]["method"]["anyOf"] = [_method_schema(name, cls.Settings) for name, cls in METHODS.items()]
+    schema["properties"]["method"]["anyOf"] = [
+        _method_schema(name, cls.Settings) for name, cls in METHODS.items()
+    ]
     own = {"name": {"type": "string", "pattern": ":", "description": _name_of_method()}}
     schema["properties"]["method"]["anyOf"].append({"properties": own, "required": ["name"]})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

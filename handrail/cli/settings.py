@@ -38,9 +38,15 @@ def methods_command(
 
 
 def config_command(
-    name: Annotated[str | None, typer.Argument(help="A section or a setting, such as train or train.steps.")] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema, for completion in editors.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", hidden=True, help="Print docs/configuration.md.")] = False,
+    name: Annotated[
+        str | None, typer.Argument(help="A section or a setting, such as train or train.steps.")
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema, for completion in editors.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", hidden=True, help="Print docs/configuration.md.")
+    ] = False,
 ) -> None:
     """List all settings of a configuration, or those of a section, with their values and defaults."""
     from handrail.cli.schema import editor_schema, find, page, tables
@@ -48,7 +54,9 @@ def config_command(
     if (name is not None) + schema + markdown > 1:
         raise UserError("a NAME, --schema and --markdown exclude each other; give one of them")
     if schema or markdown:
-        sys.stdout.write(json.dumps(editor_schema(), indent=2, ensure_ascii=False) + "\n" if schema else page())
+        sys.stdout.write(
+            json.dumps(editor_schema(), indent=2, ensure_ascii=False) + "\n" if schema else page()
+        )
         return
     for table in find(name) if name else tables():
         show(f"{table.title}  {table.about}")

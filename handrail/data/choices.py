@@ -16,7 +16,11 @@ def are_choices(value: object) -> bool:
     """True for a list of texts or numbers, and for ARC's object of two lists: nothing else can be meant as choices."""
     if isinstance(value, dict):
         value = value.get("text")
-    return isinstance(value, list) and len(value) > 1 and all(isinstance(each, str | int | float) for each in value)
+    return (
+        isinstance(value, list)
+        and len(value) > 1
+        and all(isinstance(each, str | int | float) for each in value)
+    )
 
 
 def with_choices(prompt: Any, answer: object, choices: Any) -> tuple[Any, object]:
@@ -61,14 +65,19 @@ def _right(answer: object, labels: Sequence[str], texts: list[str]) -> int:
     text = answer.strip() if isinstance(answer, str) else None
     found = {place for names in (labels, texts) for place, name in enumerate(names) if name == text}
     if len(found) != 1:
-        both, neither = "it is the letter of one choice and the text of another", "it is neither a choice's letter nor a choice"
+        both, neither = (
+            "it is the letter of one choice and the text of another",
+            "it is neither a choice's letter nor a choice",
+        )
         what = both if found else neither
         raise BadRow("answer", what, "give the letter of the right choice, or its number counted from 0")
     return found.pop()
 
 
 def _is_chat(prompt: Any) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[-1], dict) and "content" in prompt[-1]
+    return (
+        isinstance(prompt, list) and bool(prompt) and isinstance(prompt[-1], dict) and "content" in prompt[-1]
+    )
 
 
 def _shown(question: str, labels: Sequence[str], texts: list[str]) -> bool:

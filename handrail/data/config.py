@@ -19,20 +19,28 @@ class Source(Section):
     probe: str | None = None
     """The ``problems.jsonl`` that ``handrail probe`` wrote for this source; only its problems of the kinds in
     ``keep`` are trained on."""
-    keep: list[Literal["all_wrong", "mixed", "all_right", "faulty"]] = Field(["all_wrong", "mixed"], min_length=1)
+    keep: list[Literal["all_wrong", "mixed", "all_right", "faulty"]] = Field(
+        ["all_wrong", "mixed"], min_length=1
+    )
     """The kinds of probed problems to train on; ``faulty`` means every problem with a fault, whatever its
     rollouts did."""
 
 
 def _one_source(value: Any) -> Any:
     values = [value] if isinstance(value, str) else value
-    return [{"path": item} if isinstance(item, str) else item for item in values] if isinstance(values, list) else values
+    return (
+        [{"path": item} if isinstance(item, str) else item for item in values]
+        if isinstance(values, list)
+        else values
+    )
 
 
 class TrainingData(Section):
     """The training data."""
 
-    train: Annotated[list[Source], BeforeValidator(_one_source, str | list[str | Source]), Field(min_length=1)]
+    train: Annotated[
+        list[Source], BeforeValidator(_one_source, str | list[str | Source]), Field(min_length=1)
+    ]
     """One source, or a list of sources with shares: ``[{path = "hard.jsonl", share = 3}, {path =
     "easy.jsonl"}]``."""
     columns: dict[str, str] = {}
@@ -55,7 +63,9 @@ class PromptFormat(Section):
     """Arguments of the chat template, by the names that it uses: ``{enable_thinking = false}``."""
     prompt_template: str = Field("{prompt}", pattern=r"\{prompt\}")
     """Template for text prompts: the prompt replaces ``{prompt}``."""
-    plan_template: str = Field("{prompt}\n\nPlan:\n{plan}", pattern=r"\{prompt\}[\s\S]*\{plan\}|\{plan\}[\s\S]*\{prompt\}")
+    plan_template: str = Field(
+        "{prompt}\n\nPlan:\n{plan}", pattern=r"\{prompt\}[\s\S]*\{plan\}|\{plan\}[\s\S]*\{prompt\}"
+    )
     """Template for a prompt with its plan, which SORT uses to score a reference."""
 
 

@@ -15,15 +15,23 @@ def kept(problems: Sequence[Problem], source: Source, file: Path) -> list[Proble
     """Those of the probed ``problems`` of ``source`` that it keeps. Raises UserError."""
     kinds = _kinds(file)
     checksums = [digest([problem]) for problem in problems]
-    strange = [problem.id for problem, checksum in zip(problems, checksums, strict=True) if checksum not in kinds]
+    strange = [
+        problem.id for problem, checksum in zip(problems, checksums, strict=True) if checksum not in kinds
+    ]
     if strange:
         raise UserError(
             f"{file}: it does not say how {len(strange)} of the {len(problems)} problems of {source.path} did as they are now, "
             f"{strange[0]} first; probe this source, without --limit"
         )
-    chosen = [problem for problem, checksum in zip(problems, checksums, strict=True) if kinds[checksum] in source.keep]
+    chosen = [
+        problem
+        for problem, checksum in zip(problems, checksums, strict=True)
+        if kinds[checksum] in source.keep
+    ]
     if not chosen:
-        raise UserError(f"{file}: no problem of {source.path} is {' or '.join(source.keep)}; keep other kinds, or train on other problems")
+        raise UserError(
+            f"{file}: no problem of {source.path} is {' or '.join(source.keep)}; keep other kinds, or train on other problems"
+        )
     return chosen
 
 

@@ -139,7 +139,9 @@ def _bare(fields: Fields) -> Fields:
     """An answer among bare ones, out of its box."""
     text = fields["answer"]
     if is_worked(text):
-        raise BadRow("answer", "it is a worked solution, and most rows have a bare answer", "keep the answer alone")
+        raise BadRow(
+            "answer", "it is a worked solution, and most rows have a bare answer", "keep the answer alone"
+        )
     if not isinstance(text, str):
         return fields
     if text.strip().casefold() in NO_ANSWER:
@@ -219,7 +221,15 @@ LAYOUTS = (
     _layout("MATH", "problem, solution", "problem", "solution", worked=True),
     _layout("AIME", "Problem, Answer", "Problem", "Answer", "Solution", {"id": "ID"}),
     _layout("OpenMath", "problem, expected_answer", "problem", "expected_answer", "generated_solution"),
-    _layout("OlympiadBench", "question, final_answer", "question", "final_answer", "solution", CONTEXT, refine=_with_context),
+    _layout(
+        "OlympiadBench",
+        "question, final_answer",
+        "question",
+        "final_answer",
+        "solution",
+        CONTEXT,
+        refine=_with_context,
+    ),
     _layout("s1K", "question, solution", "question", "solution"),
     _layout("ARC", "question, choices, answerKey", "question", "answerKey"),
     _layout("AQuA", "question, options, correct", "question", "correct"),
@@ -262,7 +272,14 @@ def to_problem(fields: Fields, metadata: dict[str, Any], default_id: str) -> Pro
 
 
 def _kind(value: object) -> str:
-    kinds = {bool: "true or false", int | float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null"}
+    kinds = {
+        bool: "true or false",
+        int | float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+        type(None): "null",
+    }
     return next((name for kind, name in kinds.items() if isinstance(value, kind)), type(value).__name__)
 
 
@@ -274,7 +291,9 @@ def _text(field: str, value: object, wanted: str = "text") -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(field, "it holds half a character (a lone surrogate)", "write the character in full") from None
+        raise BadRow(
+            field, "it holds half a character (a lone surrogate)", "write the character in full"
+        ) from None
     return value
 
 
@@ -283,7 +302,11 @@ def _one(answer: object) -> object:
     if not isinstance(answer, list):
         return answer
     if len(answer) != 1:
-        raise BadRow("answer", f"it is a list of {len(answer)}", "give one answer, which is what a verifier compares with")
+        raise BadRow(
+            "answer",
+            f"it is a list of {len(answer)}",
+            "give one answer, which is what a verifier compares with",
+        )
     return answer[0]
 
 
@@ -307,10 +330,22 @@ def _prompt(value: object) -> str | list[Message]:
         raise BadRow("prompt", "it is empty", "fill it in, or leave the row out")
     value = [_of_one_text(message) for message in value]
     for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise BadRow("prompt", "a message lacks a role or a content of text", "write each as {role: ..., content: ...}")
+        if (
+            not isinstance(message, dict)
+            or not isinstance(message.get("role"), str)
+            or not isinstance(message.get("content"), str)
+        ):
+            raise BadRow(
+                "prompt",
+                "a message lacks a role or a content of text",
+                "write each as {role: ..., content: ...}",
+            )
         if message["role"] not in ROLES:
-            raise BadRow("prompt", "a message has an unknown role", f"'{message['role']}' is none of {', '.join(ROLES)}")
+            raise BadRow(
+                "prompt",
+                "a message has an unknown role",
+                f"'{message['role']}' is none of {', '.join(ROLES)}",
+            )
     if value[-1]["role"] != "user":
         role = value[-1]["role"]
         advice = "end it with the user's message, which the policy is to answer; begun answers are not gone on with"
@@ -325,7 +360,11 @@ def _of_one_text(message: Any) -> Any:
     if not isinstance(parts, list) or not all(isinstance(part, dict) and "type" in part for part in parts):
         return message
     if other := [part["type"] for part in parts if part["type"] != "text"]:
-        raise BadRow("prompt", "a message holds more than text", f"leave out its part of the type {other[0]!r}, or the row")
+        raise BadRow(
+            "prompt",
+            "a message holds more than text",
+            f"leave out its part of the type {other[0]!r}, or the row",
+        )
     texts = [part.get("text") for part in parts]
     return {**message, "content": "".join(texts)} if all(isinstance(text, str) for text in texts) else message
 

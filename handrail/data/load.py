@@ -95,10 +95,14 @@ def describe(problems: list[Problem], source: str) -> Summary:
     )
 
 
-def _column_map(source: str, columns: Mapping[str, str], rows: list[dict[str, Any]], names: list[str]) -> Layout:
+def _column_map(
+    source: str, columns: Mapping[str, str], rows: list[dict[str, Any]], names: list[str]
+) -> Layout:
     for field, path in columns.items():
         if field not in FIELDS:
-            raise UserError(f"{source}: the column map has the unknown field '{field}'; the fields are {', '.join(FIELDS)}")
+            raise UserError(
+                f"{source}: the column map has the unknown field '{field}'; the fields are {', '.join(FIELDS)}"
+            )
         if all(lookup(row, path) is ABSENT for row in rows):
             raise UserError(
                 f"{source}, field {field}: the column map names the column '{path}', which is not there; the columns are {', '.join(names)}"
@@ -114,7 +118,11 @@ def _problems(rows: list[Row], layout: Layout) -> list[Problem]:
         try:
             problem = _problem(row, layout)
             if problem.id in places:
-                raise BadRow("id", "another row has the same one", f"'{problem.id}' is also that of {places[problem.id]}: change one")
+                raise BadRow(
+                    "id",
+                    "another row has the same one",
+                    f"'{problem.id}' is also that of {places[problem.id]}: change one",
+                )
         except BadRow as error:
             bad.append((row.place, error))
         else:
@@ -155,7 +163,9 @@ def _options(source: str) -> tuple[str, dict[str, str]]:
         if key in options:
             raise UserError(f"{source}: the option '{key}' is given twice; leave one out")
         if value[:1] in set("\"'[{"):
-            raise UserError(f"{source}: the option '{key}' has the value {value}; write it without quotes or brackets")
+            raise UserError(
+                f"{source}: the option '{key}' has the value {value}; write it without quotes or brackets"
+            )
         options[key] = value
     return name, options
 
@@ -166,14 +176,18 @@ def _task(source: str) -> list[Problem]:
         raise UserError(f"{source}: there is no task '{name}'; the tasks are {', '.join(TASKS)}")
     task = TASKS[name]
     types = {key: kind for key, kind in get_type_hints(task.problems).items() if key != "return"}
-    defaults = {key: parameter.default for key, parameter in inspect.signature(task.problems).parameters.items()}
+    defaults = {
+        key: parameter.default for key, parameter in inspect.signature(task.problems).parameters.items()
+    }
     for key in given:
         if key not in types:
             raise UserError(f"{source}: the task has no option '{key}'; its options are {', '.join(types)}")
     options = defaults | {key: _typed(source, key, value, types[key]) for key, value in given.items()}
     for key, allowed in task.ranges(options).items():
         if options[key] not in allowed:
-            raise UserError(f"{source}: {key} is {options[key]}; here it must be from {allowed[0]} to {allowed[-1]}")
+            raise UserError(
+                f"{source}: {key} is {options[key]}; here it must be from {allowed[0]} to {allowed[-1]}"
+            )
     return task.problems(**options)
 
 
@@ -195,17 +209,29 @@ def _reasoning_gym(source: str) -> list[Problem]:
     family, given = _options(source)
     if family not in DATASETS:
         near = difflib.get_close_matches(family, DATASETS) or sorted(DATASETS)
-        raise UserError(f"{source}: reasoning-gym has no family '{family}'; did you mean one of {', '.join(near)}?")
+        raise UserError(
+            f"{source}: reasoning-gym has no family '{family}'; did you mean one of {', '.join(near)}?"
+        )
     fields = dataclasses.fields(DATASETS[family][1])
-    config = {field.name: field.default for field in fields if isinstance(field.default, int | float | str | None)}
+    config = {
+        field.name: field.default for field in fields if isinstance(field.default, int | float | str | None)
+    }
     options = {"size": 1000, "seed": 0} | _gym_options(source, given, config)
     try:
         entries = list(reasoning_gym.create_dataset(family, **options))
-    except Exception as error:  # each family checks its settings in its own way, some only when it makes an entry
-        raise UserError(f"{source}: reasoning-gym refuses these options ({brief(error)}); change them") from error
+    except (
+        Exception
+    ) as error:  # each family checks its settings in its own way, some only when it makes an entry
+        raise UserError(
+            f"{source}: reasoning-gym refuses these options ({brief(error)}); change them"
+        ) from error
     if any(entry["answer"] is None for entry in entries):
-        raise UserError(f"{source}: this family's problems have no one answer to compare with; choose another family")
-    return [_gym_problem(source, family, options["seed"], number, entry) for number, entry in enumerate(entries)]
+        raise UserError(
+            f"{source}: this family's problems have no one answer to compare with; choose another family"
+        )
+    return [
+        _gym_problem(source, family, options["seed"], number, entry) for number, entry in enumerate(entries)
+    ]
 
 
 def _gym_options(source: str, given: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +239,9 @@ def _gym_options(source: str, given: dict[str, str], config: dict[str, Any]) -> 
     for key, text in given.items():
         name = "size" if key == "n" and "n" not in config else key  # n_queens has an n of its own
         if name not in config:
-            raise UserError(f"{source}: the family takes no option '{key}' here; its options are n, {', '.join(config)}")
+            raise UserError(
+                f"{source}: the family takes no option '{key}' here; its options are n, {', '.join(config)}"
+            )
         if name in options:
             raise UserError(f"{source}: n and size are the same option; leave one out")
         value = options[name] = _parsed(text)

@@ -52,17 +52,25 @@ def _near(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; there is no directory {path.parent} either, so check the path"
     names = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
-    return f"; did you mean {' or '.join(names)}?" if names else f"; check the path, as nothing in {path.parent} has a name like it"
+    return (
+        f"; did you mean {' or '.join(names)}?"
+        if names
+        else f"; check the path, as nothing in {path.parent} has a name like it"
+    )
 
 
 def _file(path: Path, place: str, name: str) -> list[Row]:
     """``place`` stands before the line in messages, ``name`` in ids."""
     if path.suffix not in READERS:
-        raise UserError(f"{place}: files ending in '{path.suffix}' are not read; convert it to one of {', '.join(READERS)}")
+        raise UserError(
+            f"{place}: files ending in '{path.suffix}' are not read; convert it to one of {', '.join(READERS)}"
+        )
     try:
         return READERS[path.suffix](path, place, name)
     except OSError as error:
-        raise UserError(f"{place}: it cannot be read ({brief(error)}); check that it is whole and that you may read it") from error
+        raise UserError(
+            f"{place}: it cannot be read ({brief(error)}); check that it is whole and that you may read it"
+        ) from error
 
 
 def _decoded(path: Path, source: str) -> str:
@@ -77,16 +85,24 @@ def _decoded(path: Path, source: str) -> str:
 def _jsonl(path: Path, source: str, name: str) -> list[Row]:
     # Not splitlines(): JSON text may hold U+2028 and its like, which are no line ends to an editor or to a JSON reader.
     lines = enumerate(_decoded(path, source).split("\n"), 1)
-    return [Row(f"{source}, line {number}", f"{name}:{number}", _line(line)) for number, line in lines if line.strip()]
+    return [
+        Row(f"{source}, line {number}", f"{name}:{number}", _line(line))
+        for number, line in lines
+        if line.strip()
+    ]
 
 
 def _line(line: str) -> object:
     try:
         return json.loads(line, parse_float=Written)
     except json.JSONDecodeError as error:
-        return BadRow(None, "it is not JSON", f"{error.msg} at column {error.colno}: write one JSON object on each line")
+        return BadRow(
+            None, "it is not JSON", f"{error.msg} at column {error.colno}: write one JSON object on each line"
+        )
     except (ValueError, RecursionError) as error:
-        return BadRow(None, "it is JSON that cannot be read", f"{brief(error)}: give a very long number as text")
+        return BadRow(
+            None, "it is JSON that cannot be read", f"{brief(error)}: give a very long number as text"
+        )
 
 
 def _json(path: Path, source: str, name: str) -> list[Row]:
@@ -101,7 +117,9 @@ def _json(path: Path, source: str, name: str) -> list[Row]:
             "correct it, or name the file .jsonl if it holds one object on each line"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source}: it cannot be read ({brief(error)}); give a very long number as text") from error
+        raise UserError(
+            f"{source}: it cannot be read ({brief(error)}); give a very long number as text"
+        ) from error
     if not isinstance(values, list):
         raise UserError(f"{source}: it does not hold a list; put the rows in one, [{{...}}, {{...}}]")
     return _rows(source, name, values)
@@ -118,7 +136,11 @@ def _parquet(path: Path, source: str, name: str) -> list[Row]:
         raise UserError(f"{source}: it cannot be read as parquet ({brief(error)}); write it again") from error
 
 
-READERS: dict[str, Callable[[Path, str, str], list[Row]]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path, str, str], list[Row]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".parquet": _parquet,
+}
 
 
 def _values(table: Any) -> list[dict[str, Any]]:
@@ -133,7 +155,9 @@ def _values(table: Any) -> list[dict[str, Any]]:
 
 
 def _rows(place: str, name: str, values: Iterable[object]) -> list[Row]:
-    return [Row(f"{place}, row {number}", f"{name}:{number}", value) for number, value in enumerate(values, 1)]
+    return [
+        Row(f"{place}, row {number}", f"{name}:{number}", value) for number, value in enumerate(values, 1)
+    ]
 
 
 def brief(error: BaseException) -> str:
@@ -148,12 +172,18 @@ def _directory(path: Path, split: str, source: str) -> tuple[list[Row], str]:
         return _saved(path, split, source)
     files = _split_files(path, source)
     if not files:
-        raise UserError(f"{source}: this directory holds no {', '.join(READERS)} file and no dataset of save_to_disk; name a file in it")
+        raise UserError(
+            f"{source}: this directory holds no {', '.join(READERS)} file and no dataset of save_to_disk; name a file in it"
+        )
     wanted, note = _chosen(list(files), split, str(path), source)
     places = sorted({str(file.parent) for file in files[wanted]})
     if len(places) > 1:
-        raise UserError(f"{source}: its files are in several directories, {' and '.join(places[:2])}; name one of them, or a file")
-    return [row for file in files[wanted] for row in _file(file, str(file), str(file.relative_to(path)))], note
+        raise UserError(
+            f"{source}: its files are in several directories, {' and '.join(places[:2])}; name one of them, or a file"
+        )
+    return [
+        row for file in files[wanted] for row in _file(file, str(file), str(file.relative_to(path)))
+    ], note
 
 
 def _split_files(path: Path, source: str) -> dict[str, list[Path]]:
@@ -184,19 +214,28 @@ def _matching(path: Path, patterns: Sequence[str]) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns:
         with suppress(FileNotFoundError):
-            found.update(path / relpath(file, path) for file in resolve_pattern(pattern, glob.escape(str(path))))
+            found.update(
+                path / relpath(file, path) for file in resolve_pattern(pattern, glob.escape(str(path)))
+            )
     return sorted(file for file in found if file.suffix in READERS)
 
 
 def _chosen(splits: Sequence[str], split: str, name: str, source: str) -> tuple[str, str]:
     """The split that is asked for, or ``train``, or the only one; and a note if there was a choice. Raises UserError if neither."""
     if split and split not in splits:
-        raise UserError(f"{source}: there is no split '{split}'; name one as {name}#SPLIT: {', '.join(splits)}")
+        raise UserError(
+            f"{source}: there is no split '{split}'; name one as {name}#SPLIT: {', '.join(splits)}"
+        )
     if split or len(splits) == 1:
         return split or splits[0], ""
     if "train" not in splits:
-        raise UserError(f"{source}: it has several splits and none is 'train'; name one as {name}#SPLIT: {', '.join(splits)}")
-    return "train", f"{source}: the split 'train' is taken, of {', '.join(splits)}; for another write {name}#SPLIT"
+        raise UserError(
+            f"{source}: it has several splits and none is 'train'; name one as {name}#SPLIT: {', '.join(splits)}"
+        )
+    return (
+        "train",
+        f"{source}: the split 'train' is taken, of {', '.join(splits)}; for another write {name}#SPLIT",
+    )
 
 
 def _saved(path: Path, split: str, source: str) -> tuple[list[Row], str]:
@@ -205,7 +244,9 @@ def _saved(path: Path, split: str, source: str) -> tuple[list[Row], str]:
     try:
         data = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever the library makes of a damaged directory
-        raise UserError(f"{source}: the saved dataset cannot be read ({brief(error)}); save it again") from error
+        raise UserError(
+            f"{source}: the saved dataset cannot be read ({brief(error)}); save it again"
+        ) from error
     note = ""
     if isinstance(data, datasets.DatasetDict):
         wanted, note = _chosen(list(data), split, str(path), source)

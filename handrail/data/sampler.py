@@ -14,7 +14,9 @@ from handrail.types import Problem
 class Schedule:
     """Every step takes each source's quota of its next problems; a source is shuffled anew for every pass over it."""
 
-    def __init__(self, sources: Sequence[Sequence[Problem]], shares: Sequence[float], per_step: int, seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[Sequence[Problem]], shares: Sequence[float], per_step: int, seed: int
+    ) -> None:
         self.sources, self.seed = sources, seed
         self.quotas = apportion(shares, per_step)
         self._order = lru_cache(maxsize=2 * len(sources))(self._shuffled)
@@ -22,7 +24,9 @@ class Schedule:
     def problems(self, step: int) -> list[Problem]:
         """The problems of step ``step`` (from 1), in an order that mixes the sources."""
         chosen = [
-            self._at(source, position) for source, quota in enumerate(self.quotas) for position in range((step - 1) * quota, step * quota)
+            self._at(source, position)
+            for source, quota in enumerate(self.quotas)
+            for position in range((step - 1) * quota, step * quota)
         ]
         random.Random(derive("mix", self.seed, step)).shuffle(chosen)
         return chosen

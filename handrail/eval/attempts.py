@@ -73,7 +73,9 @@ class Attempting:
     samples: int
     seed: int
 
-    def at(self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[int, int], None]) -> list[Attempts]:
+    def at(
+        self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[int, int], None]
+    ) -> list[Attempts]:
         """``samples`` attempts at each problem of the set ``name``; ``file`` holds those there are already, and gets the others.
 
         Raises UserError for a verifier that only fails.
@@ -98,8 +100,14 @@ class Attempting:
 
     def _graded(self, problems: Sequence[Problem]) -> list[Attempts]:
         with enough_memory("sample"):
-            drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in problems], self.samples)
-        items = [(problem, rollout.text) for problem, rollouts in zip(problems, drawn, strict=True) for rollout in rollouts]
+            drawn = self.policy.sample(
+                [self.policy.encode_prompt(problem) for problem in problems], self.samples
+            )
+        items = [
+            (problem, rollout.text)
+            for problem, rollouts in zip(problems, drawn, strict=True)
+            for rollout in rollouts
+        ]
         verdicts = iter(self.verifier.grade(items, answers=True))
         out = []
         for problem, rollouts in zip(problems, drawn, strict=True):
@@ -113,12 +121,21 @@ class Attempting:
         if not rollout.finished and self.config.rollout.require_end:
             verdict = CUT_OFF
         return Attempt(
-            rollout.text, len(rollout), rollout.finished, verdict.reward, verdict.correct, verdict.answer, verdict.status, verdict.detail
+            rollout.text,
+            len(rollout),
+            rollout.finished,
+            verdict.reward,
+            verdict.correct,
+            verdict.answer,
+            verdict.status,
+            verdict.detail,
         )
 
 
 def line(attempts: Attempts) -> str:
-    return json.dumps({"id": attempts.id, "attempts": [vars(attempt) for attempt in attempts.attempts]}) + "\n"
+    return (
+        json.dumps({"id": attempts.id, "attempts": [vars(attempt) for attempt in attempts.attempts]}) + "\n"
+    )
 
 
 def _keep_verified(file: Path, done: Sequence[Attempts]) -> None:
@@ -137,11 +154,15 @@ def written(file: Path) -> list[Attempts]:
             row = json.loads(text)
             out.append(Attempts(row["id"], [Attempt(**attempt) for attempt in row["attempts"]]))
         except (ValueError, TypeError, KeyError):
-            raise UserError(f"{file}, line {number}: it is damaged; delete it and all below it, which are then sampled again") from None
+            raise UserError(
+                f"{file}, line {number}: it is damaged; delete it and all below it, which are then sampled again"
+            ) from None
     return out
 
 
-def claim(directory: Path, config: Config, what: dict[str, Any], problems: Mapping[str, Sequence[Problem]]) -> None:
+def claim(
+    directory: Path, config: Config, what: dict[str, Any], problems: Mapping[str, Sequence[Problem]]
+) -> None:
     """Makes ``directory`` that of one measurement of ``problems``, by source.
 
     Raises UserError if it holds another one, or the problems, the model or the verifier have changed since.
@@ -163,11 +184,15 @@ def claim(directory: Path, config: Config, what: dict[str, Any], problems: Mappi
         if other := differences({key: there.get(key) for key in settings}, settings):
             raise UserError(f"{directory} holds another measurement: {other}; choose another --output")
         if changed_since := changed(there.get("contents", {}), made_from):
-            raise UserError(f"{directory} holds a measurement before {' and '.join(changed_since)} changed; choose another --output")
+            raise UserError(
+                f"{directory} holds a measurement before {' and '.join(changed_since)} changed; choose another --output"
+            )
     elif directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} holds something else; choose another --output")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({**settings, "contents": made_from}, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --output") from error
+        raise UserError(
+            f"{directory} cannot be written ({error.strerror}); choose another --output"
+        ) from error

@@ -52,8 +52,14 @@ def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]
     yield from _said_of_answers(own, problems, config.name)
     if not flat:
         return
-    refused = [problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is False]
-    unverified = [(problem, verdict) for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is None]
+    refused = [
+        problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is False
+    ]
+    unverified = [
+        (problem, verdict)
+        for (problem, _), verdict in zip(flat, verdicts, strict=True)
+        if verdict.correct is None
+    ]
     yield f"verifier {config.name!r}: it accepts {len(flat) - len(refused) - len(unverified)} of {len(flat)} references"
     if refused:
         said = f"{place(refused[0])} (answer {shortened(refused[0].answer)})"
@@ -68,7 +74,9 @@ def _severity(fault: str, faulty: Sequence[object], of: Sequence[object]) -> str
     return "error" if spoils(fault, len(faulty), len(of)) else "warning"
 
 
-def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, problems: Sequence[Problem], name: str) -> Iterator[str]:
+def _said_of_answers(
+    rejected: Sequence[tuple[Problem, Verdict]] | None, problems: Sequence[Problem], name: str
+) -> Iterator[str]:
     if rejected is None:
         yield f"verifier {name!r}: the answers are not graded, because only the verifier knows how a completion gives one"
         return
@@ -78,7 +86,9 @@ def _said_of_answers(rejected: Sequence[tuple[Problem, Verdict]] | None, problem
         severity = _severity("answer_rejected", rejected, problems)
         yield f"{severity}: no completion is correct for {len(rejected)} problems, whose own answer the verifier refuses:"
     for problem, verdict in rejected[:NAMED]:
-        yield f"  {place(problem)} (answer {shortened(problem.answer)})" + (f": {verdict.detail:.200}" if verdict.detail else "")
+        yield f"  {place(problem)} (answer {shortened(problem.answer)})" + (
+            f": {verdict.detail:.200}" if verdict.detail else ""
+        )
     if len(rejected) > NAMED:
         yield f"  and {len(rejected) - NAMED} more"
 
@@ -105,7 +115,10 @@ def as_seen(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
     policy = load_policy(config, Accelerator(cpu=True))
     first = problems[0]
     prompt = policy.encode_prompt(first)
-    yield f"first problem ({first.id}) as {config.model.path} sees it, {len(prompt)} tokens:", policy.tokenizer.decode(prompt)
+    yield (
+        f"first problem ({first.id}) as {config.model.path} sees it, {len(prompt)} tokens:",
+        policy.tokenizer.decode(prompt),
+    )
     for reference in first.references[:1]:
         tokens = policy.encode_reference(first, reference)
         yield f"its reference, {len(tokens)} tokens:", policy.tokenizer.decode(tokens)

@@ -39,7 +39,10 @@ def compare(config: Config, output: Path, workers: int | None, report: Report) -
     summary = {
         "config": config.model_dump(mode="json", exclude={"compare"}),
         "methods": aggregate(planned),
-        "runs": [{"name": job.name, "seed": job.seed, "directory": str(job.directory.relative_to(output))} for job in planned],
+        "runs": [
+            {"name": job.name, "seed": job.seed, "directory": str(job.directory.relative_to(output))}
+            for job in planned
+        ],
         "differences": [difference.as_json() for difference in differences],
         "verdict": verdict(differences, ended_by(planned), budget(config)),
     }
@@ -97,7 +100,11 @@ def _check(future: Future[None], job: Job) -> None:
 def visible_devices() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",") if named and cuda.is_available() else [str(index) for index in range(cuda.device_count())]
+    return (
+        named.split(",")
+        if named and cuda.is_available()
+        else [str(index) for index in range(cuda.device_count())]
+    )
 
 
 def _settle(threads: int, places: Any, messages: Any, stopping: Any) -> None:
@@ -171,12 +178,23 @@ def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
         summaries = [run for run in runs if run]
         sets = summaries[0]["eval"]
         for run in summaries:
-            if missing := [held_out for held_out in sets if not all("mean" in run["eval"][held_out][at] for at in ("start", "end"))]:
-                raise UserError(f"{name}, seed {run['seed']}: the verifier reached no verdict on {missing[0]}; mend it and run again")
+            if missing := [
+                held_out
+                for held_out in sets
+                if not all("mean" in run["eval"][held_out][at] for at in ("start", "end"))
+            ]:
+                raise UserError(
+                    f"{name}, seed {run['seed']}: the verifier reached no verdict on {missing[0]}; mend it and run again"
+                )
         out[name] = {
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
-            "all_wrong": {end: mean_of_known([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
-            **{key: mean_of_known([run.get(key) for run in summaries]) for key in ("guided", "off_policy", "salvaged")},
+            "all_wrong": {
+                end: mean_of_known([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")
+            },
+            **{
+                key: mean_of_known([run.get(key) for run in summaries])
+                for key in ("guided", "off_policy", "salvaged")
+            },
             "tokens_sampled": mean_of_known([run.get("tokens_sampled") for run in summaries]),
             "steps_without_signal": mean_of_known([run["steps_without_signal"] for run in summaries]),
             "seconds": mean_of_known([run["seconds"] for run in summaries]),
@@ -231,7 +249,9 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "n": sum(run["end"]["n"] for run in runs),
         "per_seed": ends,
         "diversity": {
-            key.removeprefix("diversity/"): {end: mean_of_known([run[end][key] for run in runs]) for end in ("start", "end")}
+            key.removeprefix("diversity/"): {
+                end: mean_of_known([run[end][key] for run in runs]) for end in ("start", "end")
+            }
             for key in runs[0]["end"]
             if key.startswith("diversity/")
         },

@@ -14,7 +14,12 @@ def corrupt(steps: list[str], rng: random.Random) -> tuple[list[str], int] | Non
 
     None where no step has a number.
     """
-    places = [(index, match) for index, step in enumerate(steps) for match in NUMBER.finditer(step) if len(match[0]) <= MAX_DIGITS]
+    places = [
+        (index, match)
+        for index, step in enumerate(steps)
+        for match in NUMBER.finditer(step)
+        if len(match[0]) <= MAX_DIGITS
+    ]
     if not places:
         return None
     index, match = rng.choice(places)
@@ -30,7 +35,9 @@ def another(number: str, rng: random.Random) -> str:
     changes = [_shifted, _replaced, _swapped, _tenfold, _tenth]
     rng.shuffle(changes)
     found = (change(digits, rng) for change in (*changes, _shifted))
-    other = next(other for other in found if other is not None and int(other) != int(digits)).zfill(len(decimals) + 1)
+    other = next(other for other in found if other is not None and int(other) != int(digits)).zfill(
+        len(decimals) + 1
+    )
     places = len(other) - len(decimals)
     whole, decimals = str(int(other[:places])), other[places:]
     return (f"{int(whole):,}" if "," in number else whole) + ("." + decimals if decimals else "")
@@ -45,12 +52,20 @@ def _shifted(digits: str, rng: random.Random) -> str | None:
 def _replaced(digits: str, rng: random.Random) -> str | None:
     """One digit another."""
     place = rng.randrange(len(digits))
-    return digits[:place] + rng.choice([digit for digit in "123456789" if digit != digits[place]]) + digits[place + 1 :]
+    return (
+        digits[:place]
+        + rng.choice([digit for digit in "123456789" if digit != digits[place]])
+        + digits[place + 1 :]
+    )
 
 
 def _swapped(digits: str, rng: random.Random) -> str | None:
     """Two neighbouring digits the other way round, the first no 0 afterwards."""
-    places = [place for place in range(len(digits) - 1) if digits[place] != digits[place + 1] and (place or digits[1] != "0")]
+    places = [
+        place
+        for place in range(len(digits) - 1)
+        if digits[place] != digits[place + 1] and (place or digits[1] != "0")
+    ]
     if not places:
         return None
     place = rng.choice(places)

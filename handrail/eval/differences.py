@@ -43,7 +43,9 @@ class Difference:
         return {**vars(self), "words": self.words}
 
 
-def paired(name: str, a: str, b: str, ours: Rewards, theirs: Rewards, level: float = 0.95, most: float = 1.0) -> Difference:
+def paired(
+    name: str, a: str, b: str, ours: Rewards, theirs: Rewards, level: float = 0.95, most: float = 1.0
+) -> Difference:
     """The difference on the held-out set ``name``, over the seeds and problems that both have.
 
     Its interval is at each end the wider of two: a bootstrap over problems (of each problem's mean over seeds) and Student's over
@@ -53,7 +55,9 @@ def paired(name: str, a: str, b: str, ours: Rewards, theirs: Rewards, level: flo
     """
     seeds = sorted(ours.keys() & theirs.keys())
     problems = sorted(set.intersection(*(set(rewards[seed]) for seed in seeds for rewards in (ours, theirs))))
-    per_problem = [fmean(ours[seed][problem] - theirs[seed][problem] for seed in seeds) for problem in problems]
+    per_problem = [
+        fmean(ours[seed][problem] - theirs[seed][problem] for seed in seeds) for problem in problems
+    ]
     per_seed = [fmean(ours[seed][problem] - theirs[seed][problem] for problem in problems) for seed in seeds]
     mean = fmean(per_seed)
     over_problems = interval([*per_problem, most, -most], level)
@@ -65,7 +69,9 @@ def paired(name: str, a: str, b: str, ours: Rewards, theirs: Rewards, level: flo
     return Difference(name, a, b, mean, max(low, -most), min(high, most), per_seed, len(problems))
 
 
-def over_seeds(name: str, a: str, b: str, ours: Mapping[int, float], theirs: Mapping[int, float], level: float = 0.95) -> Difference:
+def over_seeds(
+    name: str, a: str, b: str, ours: Mapping[int, float], theirs: Mapping[int, float], level: float = 0.95
+) -> Difference:
     """The difference of one figure a seed, with Student's interval over the seeds that both have; of one seed, none at all is known."""
     per_seed = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     half = half_width(per_seed, level) if len(per_seed) > 1 else float("inf")
@@ -90,7 +96,9 @@ def against_first(rewards: Mapping[str, Mapping[str, Rewards]]) -> list[Differen
     ]  # fmt: skip
 
 
-def verdict(differences: Sequence[Difference], ended_by: Mapping[str, set[str]], budget: str | None) -> list[str]:
+def verdict(
+    differences: Sequence[Difference], ended_by: Mapping[str, set[str]], budget: str | None
+) -> list[str]:
     """Sentences. ``ended_by`` says of every run what ended it, over its seeds; ``budget`` names the budget that was to, if one was."""
     sentences = [difference.words for difference in differences]
     if differences:
@@ -102,5 +110,7 @@ def verdict(differences: Sequence[Difference], ended_by: Mapping[str, set[str]],
         )
     early = [run for run, ends in ended_by.items() if budget and ends != {budget}]
     if early:
-        sentences.append(f"{' and '.join(early)} ended at train.steps with {budget} to spare, so the runs did not spend the same.")
+        sentences.append(
+            f"{' and '.join(early)} ended at train.steps with {budget} to spare, so the runs did not spend the same."
+        )
     return sentences

@@ -80,14 +80,21 @@ def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Est
     Equal values, of which a bootstrap would say that nothing else was possible, get Wilson's interval if they are shares (0 to 1), and
     otherwise none. The same values and ``seed`` give the same interval.
     """
-    values = [round(value, 12) for value in values]  # so that equal shares, added up in another order, are equal
+    values = [
+        round(value, 12) for value in values
+    ]  # so that equal shares, added up in another order, are equal
     mean = math.fsum(values) / len(values)
     if len(set(values)) == 1:
         if not 0 <= mean <= 1:
             return Estimate(mean, None, None, len(values))
         return Estimate(mean, *wilson(mean, len(values), NormalDist().inv_cdf((1 + level) / 2)), len(values))
     found = bootstrap(
-        (np.asarray(values),), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
+        (np.asarray(values),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(seed),
     ).confidence_interval
     return Estimate(mean, float(found.low), float(found.high), len(values))
 
@@ -103,4 +110,6 @@ def votes(answers: Sequence[str | None], rewards: Sequence[float]) -> tuple[list
     for answer, reward in zip(answers, rewards, strict=True):
         if answer is not None:
             earned.setdefault(answer, []).append(reward)
-    return [(len(each), math.fsum(each) / len(each)) for each in earned.values()], sum(answer is None for answer in answers)
+    return [(len(each), math.fsum(each) / len(each)) for each in earned.values()], sum(
+        answer is None for answer in answers
+    )

@@ -43,7 +43,9 @@ def evaluate_sets(
         attempting = Attempting(config, policy, verifier, samples, seed)
         with locked(directory):
             return {
-                name: evaluation(attempting.at(each, name, directory / f"{name}.jsonl", partial(progress, name)))
+                name: evaluation(
+                    attempting.at(each, name, directory / f"{name}.jsonl", partial(progress, name))
+                )
                 for name, each in problems.items()
             }
 
@@ -58,18 +60,30 @@ def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
     attempts = [attempt for result in results for attempt in result.attempts]
     out: dict[str, Any] = {"problems": len(results), "samples": n}
     if any(0 < attempt.reward < 1 for attempt in attempts):
-        out["reward"] = estimated([fmean(each.reward for each in result.verified) for result in results if result.verified])
+        out["reward"] = estimated(
+            [fmean(each.reward for each in result.verified) for result in results if result.verified]
+        )
     for k in ks(n):
         if graded := with_verdicts(results, k):
-            out[f"pass@{k}"] = estimated([pass_at_k(len(result.verified), result.right, k) for result in graded])
+            out[f"pass@{k}"] = estimated(
+                [pass_at_k(len(result.verified), result.right, k) for result in graded]
+            )
     if any(attempt.answer is not None for attempt in attempts):
         for k in ks(n)[1:]:
             if graded := with_verdicts(results, k):
                 out[f"maj@{k}"] = estimated([maj_at_k(*_votes(result), k) for result in graded])
     out["tokens"] = estimated([sum(attempt.tokens for attempt in result.attempts) / n for result in results])
-    out["cut_off"] = estimated([sum(not attempt.finished for attempt in result.attempts) / n for result in results])
+    out["cut_off"] = estimated(
+        [sum(not attempt.finished for attempt in result.attempts) / n for result in results]
+    )
     out |= unverified(results)
-    out |= diversity([measures_of([attempt.text for attempt in result.attempts], result.correct) for result in results]) if n > 1 else {}
+    out |= (
+        diversity(
+            [measures_of([attempt.text for attempt in result.attempts], result.correct) for result in results]
+        )
+        if n > 1
+        else {}
+    )
     return out
 
 
@@ -79,7 +93,9 @@ def with_verdicts(results: Sequence[Attempts], k: int) -> list[Attempts]:
 
 
 def _votes(result: Attempts) -> tuple[list[tuple[int, float]], int]:
-    return votes([each.answer for each in result.verified], [float(each.correct is True) for each in result.verified])
+    return votes(
+        [each.answer for each in result.verified], [float(each.correct is True) for each in result.verified]
+    )
 
 
 def unverified(results: Sequence[Attempts]) -> dict[str, Any]:
@@ -88,7 +104,10 @@ def unverified(results: Sequence[Attempts]) -> dict[str, Any]:
     if not found:
         return {"unverified": 0}
     name, first = found[0]
-    return {"unverified": len(found), "first_unverified": " ".join(f"{name} ({first.status}): {first.detail:.200}".split())}
+    return {
+        "unverified": len(found),
+        "first_unverified": " ".join(f"{name} ({first.status}): {first.detail:.200}".split()),
+    }
 
 
 def estimated(values: Sequence[float]) -> dict[str, float | None]:

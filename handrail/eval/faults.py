@@ -39,23 +39,42 @@ class Reference:
     logp: list[float] | None
 
 
-def references(problems: Sequence[Problem], policy: TransformersPolicy, verifier: VerifierPool) -> dict[str, list[Reference]]:
+def references(
+    problems: Sequence[Problem], policy: TransformersPolicy, verifier: VerifierPool
+) -> dict[str, list[Reference]]:
     """The references of every problem, by its id, graded and scored."""
     flat = [(problem, text) for problem in problems for text in problem.references]
     prompts = [policy.encode_prompt(problem) for problem, _ in flat]
     completions = [policy.encode_reference(problem, text) for problem, text in flat]
     context = policy.context or float("inf")
-    fits = [len(prompt) + len(completion) <= context for prompt, completion in zip(prompts, completions, strict=True)]
-    scores = iter(policy.score(*([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))))
+    fits = [
+        len(prompt) + len(completion) <= context
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    scores = iter(
+        policy.score(
+            *([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))
+        )
+    )
     out: dict[str, list[Reference]] = defaultdict(list)
-    said = [(problem, policy.decode(completion)) for (problem, _), completion in zip(flat, completions, strict=True)]
-    for (problem, _), completion, ok, verdict in zip(said, completions, fits, verifier.grade(said), strict=True):
-        out[problem.id].append(Reference(len(completion), verdict.reward, verdict.correct, next(scores).tolist() if ok else None))
+    said = [
+        (problem, policy.decode(completion))
+        for (problem, _), completion in zip(flat, completions, strict=True)
+    ]
+    for (problem, _), completion, ok, verdict in zip(
+        said, completions, fits, verifier.grade(said), strict=True
+    ):
+        out[problem.id].append(
+            Reference(len(completion), verdict.reward, verdict.correct, next(scores).tolist() if ok else None)
+        )
     return out
 
 
 def faults(
-    problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapping[str, Sequence[Reference]], rejected: Set[str]
+    problems: Sequence[Problem],
+    policy: TransformersPolicy,
+    graded: Mapping[str, Sequence[Reference]],
+    rejected: Set[str],
 ) -> dict[str, list[str]]:
     """What is wrong with each problem, by its id; ``rejected`` are the ids of those whose own answer the verifier refuses."""
     context, room = policy.context or float("inf"), policy.rollout.max_tokens
@@ -65,7 +84,11 @@ def faults(
     seen: set[str] = set()
     out = {}
     for problem in problems:
-        prompt, mine, asked = len(policy.encode_prompt(problem)), graded.get(problem.id, []), json.dumps(problem.prompt)
+        prompt, mine, asked = (
+            len(policy.encode_prompt(problem)),
+            graded.get(problem.id, []),
+            json.dumps(problem.prompt),
+        )
         found = {
             "answer_rejected": problem.id in rejected,
             "reference_rejected": any(reference.correct is False for reference in mine),
@@ -87,6 +110,8 @@ def other_verifiers(problems: Sequence[Problem], config: VerifierConfig) -> dict
     out = {}
     for name in GENERAL_VERIFIERS:
         if name != config.name:
-            with VerifierPool(VerifierConfig(name=name, workers=config.workers, timeout=config.timeout)) as other:
+            with VerifierPool(
+                VerifierConfig(name=name, workers=config.workers, timeout=config.timeout)
+            ) as other:
                 out[name] = fmean(verdict.correct is True for verdict in other.grade(flat))
     return out

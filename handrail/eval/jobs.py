@@ -42,7 +42,9 @@ class Job:
     def final_accuracies(self) -> dict[str, dict[str, float | None]]:
         """Held-out set -> problem -> its share of correct completions in the last evaluation; None without a verdict."""
         lines = (self.directory / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
-        return {row["set"]: row.get("correct", row.get("rewards")) for row in map(json.loads, lines)}  # later lines win
+        return {
+            row["set"]: row.get("correct", row.get("rewards")) for row in map(json.loads, lines)
+        }  # later lines win
 
     @property
     def config_written(self) -> Config | None:
@@ -53,18 +55,26 @@ class Job:
 def jobs(config: Config, output: Path) -> list[Job]:
     """Every run with every seed. Raises UserError for a run that cannot be, or is another one's in the same directory."""
     if not config.compare.runs:
-        raise UserError("the configuration has no [compare.runs], so there is nothing to compare; list runs there, or name --methods")
+        raise UserError(
+            "the configuration has no [compare.runs], so there is nothing to compare; list runs there, or name --methods"
+        )
     tree = config.model_dump(exclude={"compare"}, exclude_none=True)
     out: list[Job] = []
     for seed in config.compare.seeds:
         for name, changes in config.compare.runs.items():
-            changed = runnable(merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}")
+            changed = runnable(
+                merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}"
+            )
             job = Job(name, seed, changed, output / slug(name) / f"seed-{seed}")
             if any(other.directory == job.directory for other in out):
-                raise UserError(f"compare: two runs would be written into {job.directory}; rename one, or list each seed once")
+                raise UserError(
+                    f"compare: two runs would be written into {job.directory}; rename one, or list each seed once"
+                )
             there = job.config_written
             if there and (other := differences(there.model_dump(), changed.model_dump())):
-                raise UserError(f"{job.directory} holds a run of another configuration: {other}; choose another --output")
+                raise UserError(
+                    f"{job.directory} holds a run of another configuration: {other}; choose another --output"
+                )
             out.append(job)
     return out
 
@@ -100,7 +110,9 @@ def choose(config: Config, names: list[str]) -> Config:
     """``config`` with these of its runs only. Raises UserError for a name that no run has."""
     for name in names:
         if name not in config.compare.runs:
-            raise UserError(f"--runs: [compare.runs] has no {name!r}; there are: {', '.join(config.compare.runs)}")
+            raise UserError(
+                f"--runs: [compare.runs] has no {name!r}; there are: {', '.join(config.compare.runs)}"
+            )
     runs = {name: config.compare.runs[name] for name in names}
     return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
 

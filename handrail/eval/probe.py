@@ -41,7 +41,9 @@ class Probed:
         if self.attempts is None:
             return "not_sampled"
         right, wrong = self.attempts.right, self.attempts.correct.count(False)
-        return "mixed" if right and wrong else "all_right" if right else "all_wrong" if wrong else "unverified"
+        return (
+            "mixed" if right and wrong else "all_right" if right else "all_wrong" if wrong else "unverified"
+        )
 
     def line(self) -> str:
         """The problem as ``train`` reads it (``data.train.probe``) and as people may."""
@@ -55,7 +57,13 @@ class Probed:
             for each in self.references
         ]
         rewards = self.attempts.rewards if self.attempts else []
-        row = {"id": self.problem.id, "kind": self.kind, "faults": self.faults, "rewards": rewards, "references": usual}
+        row = {
+            "id": self.problem.id,
+            "kind": self.kind,
+            "faults": self.faults,
+            "rewards": rewards,
+            "references": usual,
+        }
         return json.dumps({**row, "problem": digest([self.problem])}) + "\n"
 
 
@@ -90,8 +98,14 @@ def probe(
     with VerifierPool(config.verifier) as verifier:
         attempting = Attempting(config, policy, verifier, rollouts, seed)
         with locked(directory):
-            attempts = {each.id: each for each in attempting.at(sampled, "probe", directory / "attempts.jsonl", progress)}
-    probed = [Probed(problem, attempts.get(problem.id), graded.get(problem.id, []), found[problem.id]) for problem in problems]
+            attempts = {
+                each.id: each
+                for each in attempting.at(sampled, "probe", directory / "attempts.jsonl", progress)
+            }
+    probed = [
+        Probed(problem, attempts.get(problem.id), graded.get(problem.id, []), found[problem.id])
+        for problem in problems
+    ]
     result = figures(probed, rollouts)
     if result["faults"].get("reference_rejected") or result["faults"].get("unverifiable"):
         result["other_verifiers"] = other_verifiers(problems, config.verifier)
@@ -112,7 +126,9 @@ def figures(probed: Sequence[Probed], rollouts: int) -> dict[str, Any]:
     out: dict[str, Any] = {
         "problems": len(probed),
         "rollouts": rollouts,
-        "kinds": {kind: kinds[kind] for kind in ("all_wrong", "mixed", "all_right", "unverified", "not_sampled")},
+        "kinds": {
+            kind: kinds[kind] for kind in ("all_wrong", "mixed", "all_right", "unverified", "not_sampled")
+        },
         "pass": {
             f"pass@{k}": estimated([pass_at_k(len(each.verified), each.right, k) for each in graded])
             for k in ks(rollouts)
@@ -137,7 +153,11 @@ def figures(probed: Sequence[Probed], rollouts: int) -> dict[str, Any]:
 def spoiled_by(found: Mapping[str, Any]) -> list[str]:
     """The faults that would spoil a run, by the rule of ``handrail check``."""
     of = {"answer_rejected": found["problems"]}
-    return [fault for fault, n in found["faults"].items() if spoils(fault, n, of.get(fault, found["with_reference"]))]
+    return [
+        fault
+        for fault, n in found["faults"].items()
+        if spoils(fault, n, of.get(fault, found["with_reference"]))
+    ]
 
 
 def usable(each: Probed) -> bool:

@@ -21,20 +21,26 @@ def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
     refused = found["faults"].get("reference_rejected", 0)
     first = []
     if impossible := found["faults"].get("answer_rejected", 0):
-        first.append(f"First of all: the verifier refuses {impossible} answers as the answer to their own problem; see handrail check.")
+        first.append(
+            f"First of all: the verifier refuses {impossible} answers as the answer to their own problem; see handrail check."
+        )
     if spoils("reference_rejected", refused, found["with_reference"]):
         first.append(
             f"First of all: the verifier refuses {refused} of {found['with_reference']} references; mend the verifier, or the data."
         )
     method, reasons = _method(found, kinds["all_wrong"], tried)
     if kinds["all_right"] > tried / 2:
-        reasons.append(f"{kinds['all_right']} problems succeeded in every rollout; train on the others (data.train.probe).")
+        reasons.append(
+            f"{kinds['all_right']} problems succeeded in every rollout; train on the others (data.train.probe)."
+        )
     size, why = _group_size(found["groups"], found["rollouts"], tried)
     return {"method": method, "group_size": size, "reasons": [*first, *reasons, why]}
 
 
 def _method(found: Mapping[str, Any], stuck: int, tried: int) -> tuple[str, list[str]]:
-    failed = f"{stuck} of {tried} problems failed in all of {found['rollouts']} rollouts ({stuck / tried:.0%})"
+    failed = (
+        f"{stuck} of {tried} problems failed in all of {found['rollouts']} rollouts ({stuck / tried:.0%})"
+    )
     if stuck < 0.2 * tried:
         return "grpo", [f"Only {failed}, so the rollouts themselves carry a signal."]
     failed = f"{failed}, and GRPO alone has no correct rollout of those to learn from."
@@ -71,4 +77,7 @@ def _group_size(by_size: Mapping[str, Any], n: int, tried: int) -> tuple[int, st
                 f"With groups of {size}, {each['wasted']['mean']:.0%} of the rollouts stand in dead groups (all rewards equal): "
                 f"{each['wasted_rollouts']:.0f} of {rollouts} in one pass; with groups of {n}, {least:.0%}."
             )
-    return 8, f"Groups of {n} still waste {least:.0%} of their rollouts, so the size does not matter yet; 8 is what the papers take."
+    return (
+        8,
+        f"Groups of {n} still waste {least:.0%} of their rollouts, so the size does not matter yet; 8 is what the papers take.",
+    )

@@ -7,12 +7,16 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
-SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0c": ",", "\u00a0": " ", "\u202f": " ", "\u2009": " "})
+SIGNS = str.maketrans(
+    {"\u2212": "-", "\u2013": "-", "\uff0c": ",", "\u00a0": " ", "\u202f": " ", "\u2009": " "}
+)
 SPACING = re.compile(r"(?<!\\)\\(?:[,;:>] ?| |q?quad(?![a-zA-Z]))|(?<=[^\s(])~")
 TIGHT = re.compile(r"\\!\s*")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])")
 FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-FONTS = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf|normal)|mbox|boldsymbol|bm|operatorname)\s*\{([^{}]*)\}")
+FONTS = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf|normal)|mbox|boldsymbol|bm|operatorname)\s*\{([^{}]*)\}"
+)
 DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 END = re.compile(r"(?<![.,;])[.,;]$")
 # A space after a comma tells 32, 349 from 32,349.
@@ -111,7 +115,11 @@ def numeral(text: str) -> Numeral | None:
     if not match:
         return None
     digits = match["digits"]
-    top, bottom = (digits[0], digits[1]) if digits else (match["top"] or match["number"], match["bottom"] or match["under"])
+    top, bottom = (
+        (digits[0], digits[1])
+        if digits
+        else (match["top"] or match["number"], match["bottom"] or match["under"])
+    )
     with suppress(ValueError, ZeroDivisionError):  # more digits than Python converts, or a division by 0
         number = Fraction(COMMA.sub(".", top).replace(",", "").replace(" ", "")) / int(bottom or 1)
         if not bottom or number.denominator > 1:
@@ -123,7 +131,11 @@ def numeral(text: str) -> Numeral | None:
 def same_numeral(mine: Numeral, right: Numeral) -> bool:
     """Whether both are one number, where one has a point to six digits, as math-verify has it. 50% is also 50 and 0.5."""
     hundredth = Fraction(1, 100)
-    scaled = {mine.value} if mine.percent == right.percent else {mine.value, mine.value * (hundredth if mine.percent else 100)}
+    scaled = (
+        {mine.value}
+        if mine.percent == right.percent
+        else {mine.value, mine.value * (hundredth if mine.percent else 100)}
+    )
     if not (mine.rounded or right.rounded):
         return right.value in scaled
     return any(_close(each, right.value) for each in scaled)

@@ -17,7 +17,9 @@ OWN_ANSWER = {"math": r"\boxed{%s}", "exact": "%s", "normalised": "%s", "reasoni
 """A completion that says nothing but the answer, as each built-in verifier reads it."""
 
 
-def rejected_answers(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> list[tuple[Problem, Verdict]] | None:
+def rejected_answers(
+    problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool
+) -> list[tuple[Problem, Verdict]] | None:
     """The problems whose own answer the verifier does not take for correct, so that nothing earns anything on them.
 
     None if the verifier is the user's own or has an ``extract``: only they know how an answer is to be written.
@@ -26,7 +28,9 @@ def rejected_answers(problems: Sequence[Problem], config: VerifierConfig, verifi
     if form is None or config.extract is not None:
         return None
     verdicts = verifier.grade([(problem, form % problem.answer) for problem in problems])
-    return [(problem, verdict) for problem, verdict in zip(problems, verdicts, strict=True) if not verdict.correct]
+    return [
+        (problem, verdict) for problem, verdict in zip(problems, verdicts, strict=True) if not verdict.correct
+    ]
 
 
 def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> str | None:
@@ -38,7 +42,9 @@ def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: Verif
     own = rejected_answers(problems, config, verifier)
     found = []
     if own:
-        found.append(f"{len(own)} of the first {len(problems)} answers as the answer to their own problem, first {place(own[0][0])}")
+        found.append(
+            f"{len(own)} of the first {len(problems)} answers as the answer to their own problem, first {place(own[0][0])}"
+        )
     if spoils("reference_rejected", len(refused), len(flat)):
         found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}")
     said = [f"the verifier refuses {' and '.join(found)}"] if found else []

@@ -43,7 +43,11 @@ def resolve(config: VerifierConfig) -> Verifier:
     """
     grade = BUILTIN[config.name] if config.name in BUILTIN else _user_function(config.name)
     cut = _cutter(config)
-    partial = config.name not in ("reasoning-gym", "task") if config.partial_credit is None else config.partial_credit
+    partial = (
+        config.name not in ("reasoning-gym", "task")
+        if config.partial_credit is None
+        else config.partial_credit
+    )
 
     def graded(problem: Problem, completion: str) -> float:
         found = cut(completion)
@@ -74,7 +78,9 @@ def _cutter(config: VerifierConfig) -> Callable[[str], str | None]:
     try:
         pattern = re.compile(config.extract)
     except re.error as error:
-        raise UserError(f"verifier.extract = {config.extract!r} is not a regular expression: {error}.") from error
+        raise UserError(
+            f"verifier.extract = {config.extract!r} is not a regular expression: {error}."
+        ) from error
     return lambda completion: _last_match(pattern, completion)
 
 
@@ -122,7 +128,11 @@ def task(problem: Problem, completion: str) -> float:
     family = BY_NAME.get(problem.metadata.get("source_dataset", ""))
     if not marked or family is None:
         return exact(problem, answer) if marked else 0.0
-    entry = {"question": problem.prompt, "answer": problem.metadata["gym_answer"], "metadata": problem.metadata}
+    entry = {
+        "question": problem.prompt,
+        "answer": problem.metadata["gym_answer"],
+        "metadata": problem.metadata,
+    }
     return _scored(family.family, family.spoken(answer.split()), entry)
 
 
@@ -181,7 +191,9 @@ def _normal(text: str) -> Fraction | str:
         value = bare if LARGE_EXPONENT.search(number) or "_" in number else Fraction(number)
     except (ValueError, ZeroDivisionError):
         return bare
-    undone = "/" in number and isinstance(value, Fraction) and value.denominator == 1  # 84/2 is a question, 42 its answer
+    undone = (
+        "/" in number and isinstance(value, Fraction) and value.denominator == 1
+    )  # 84/2 is a question, 42 its answer
     return bare if undone else value
 
 
@@ -215,7 +227,11 @@ def _user_function(name: str) -> Callable[[Problem, str], object]:
     where, colon, attribute = name.rpartition(":")
     if not colon:
         close = difflib.get_close_matches(name, BUILTIN, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose {', '.join(BUILTIN)} or your own module:function"
+        hint = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else f"choose {', '.join(BUILTIN)} or your own module:function"
+        )
         raise UserError(f"verifier.name: there is no verifier {name!r}; {hint}")
     function = load_attribute(name, "verifier.name")
     if not callable(function):

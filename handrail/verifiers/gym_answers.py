@@ -25,7 +25,9 @@ DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
 def shown(family: str, answer: str, entry: Mapping[str, Any]) -> str | None:
     """What the scorer of ``family`` is to see of ``answer``; None if it earns nothing. ``entry`` is the family's, with the right answer."""
     gold, metadata = entry["answer"], entry["metadata"]
-    if answer == gold:  # even where it holds what we refuse in others: an integral that the family could not take
+    if (
+        answer == gold
+    ):  # even where it holds what we refuse in others: an integral that the family could not take
         return answer
     match family:
         case "intermediate_integration" | "polynomial_multiplication" | "simple_integration":

@@ -90,8 +90,14 @@ def _is_true_chain(expression: Any) -> bool:
     """Whether every equation between numbers is true, to a hundredth, as one rounds on the way: not 0 = 42."""
     from sympy import I
 
-    numbers = [link for link in _links(expression) if link.lhs != I and _number(link.lhs) is not None and _number(link.rhs) is not None]
-    return all(abs(_number(link.lhs) - _number(link.rhs)) <= 0.01 * abs(_number(link.rhs)) for link in numbers)
+    numbers = [
+        link
+        for link in _links(expression)
+        if link.lhs != I and _number(link.lhs) is not None and _number(link.rhs) is not None
+    ]
+    return all(
+        abs(_number(link.lhs) - _number(link.rhs)) <= 0.01 * abs(_number(link.rhs)) for link in numbers
+    )
 
 
 def _same_equations(found: Any, gold: Any) -> bool:
@@ -110,8 +116,16 @@ def _shaped(value: Any, wanted: Any, mine: str, right: str) -> tuple[Any, Any]:
     from sympy import MatrixBase, Tuple, pi
 
     if isinstance(value, MatrixBase) != isinstance(wanted, MatrixBase):
-        value, wanted = (Tuple(*each) if isinstance(each, MatrixBase) and 1 in each.shape else each for each in (value, wanted))
-    if DEGREES.search(mine) and not DEGREES.search(right) and getattr(wanted, "has", bool)(pi) and _number(value) is not None:
+        value, wanted = (
+            Tuple(*each) if isinstance(each, MatrixBase) and 1 in each.shape else each
+            for each in (value, wanted)
+        )
+    if (
+        DEGREES.search(mine)
+        and not DEGREES.search(right)
+        and getattr(wanted, "has", bool)(pi)
+        and _number(value) is not None
+    ):
         value = value * pi / 180
     return value, wanted
 
@@ -131,7 +145,9 @@ def _same_numbers(value: Any, wanted: Any) -> bool:
     mine, right = _number(value), _number(wanted)
     if mine is None or right is None:
         return mine is right or True
-    return any(abs(mine * scale - right) <= 2e-6 * min(abs(mine * scale), abs(right)) for scale in (1, 100, 0.01))
+    return any(
+        abs(mine * scale - right) <= 2e-6 * min(abs(mine * scale), abs(right)) for scale in (1, 100, 0.01)
+    )
 
 
 def _last_side(text: str) -> str:

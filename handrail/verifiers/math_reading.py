@@ -7,10 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from handrail.verifiers.answer_text import FORMULA_JOINT, Numeral, boxes, last_joined, looks, marked, numeral, plain
+from handrail.verifiers.answer_text import (
+    FORMULA_JOINT,
+    Numeral,
+    boxes,
+    last_joined,
+    looks,
+    marked,
+    numeral,
+    plain,
+)
 
 # Functions that school writes without a backslash.
-FUNCTIONS = re.compile(r"(?<![\\A-Za-z])(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|pi|infty|gcd|lcm|min|max|det)(?![A-Za-z])")
+FUNCTIONS = re.compile(
+    r"(?<![\\A-Za-z])(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|pi|infty|gcd|lcm|min|max|det)(?![A-Za-z])"
+)
 WORD = re.compile(r"(?<![\\{A-Za-z])(?!sqrt(?![a-z]))[A-Za-z]{3,}")
 # "Difference = 64,800", "Answer: 5"
 LABEL = re.compile(r"(?P<words>[A-Za-z][A-Za-z ]*[A-Za-z]{2}) ?[=:](?=[-\d\\(\[.])")
@@ -18,7 +29,9 @@ LIST = re.compile(r",? ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]),? ?")
 SEPARATOR = re.compile(r",(?!\d{3}(?!\d)) ?|, (?=\d)")
 PERCENT = re.compile(r"(?<=\d) ?(?:percent(?:age)?|pct)(?![A-Za-z])")
 UNIT = re.compile(r"(?P<value>.*(?:[\d})%]|\\pi|\\circ)) ?(?P<unit>[A-Za-z][A-Za-z ./{}^0-9-]*)")
-LETTER_UNIT = re.compile(r"(?<=[\d}]) *\\(?:text|mathrm|mbox)\s*\{[~\s]*[CFJKLNVWghms]\s*\}(?:\^\{?\d\}?)?(?=[\s$.]*$)")
+LETTER_UNIT = re.compile(
+    r"(?<=[\d}]) *\\(?:text|mathrm|mbox)\s*\{[~\s]*[CFJKLNVWghms]\s*\}(?:\^\{?\d\}?)?(?=[\s$.]*$)"
+)
 SHORT_UNIT = re.compile(r"cm|mm|km|kg|mg|m[lL]|ft|in|lb|oz|hr|am|pm|mi|yd|ha|sq")
 QUALIFIER = re.compile(
     r"\b(?:not|is|are|was|if|when|where|for|such|with|without|than|less|more|least|most|about|except|but|to|from|no|nor|only|wrong)\b",
@@ -33,7 +46,9 @@ ANSWER = re.compile(r"answer", re.IGNORECASE)
 ANSWER_IS = re.compile(r"answers?(?: is| are|:)", re.IGNORECASE)
 NAME = re.compile(r" *[A-Za-z] *")
 ADDED = re.compile(r"\\text\w*\s*\{[^}]*\d")
-REGION = re.compile(r"(?<!\\)\$\$(.+?)(?<!\\)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+REGION = re.compile(
+    r"(?<!\\)\$\$(.+?)(?<!\\)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,9 @@ class Answer:
         from latex2sympy2_extended import NormalizationConfig
         from math_verify import LatexExtractionConfig, parse
 
-        whole = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+        whole = NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+        )
         latex = E_NOTATION.sub(r"\1\\cdot10^{\2}", self.text).replace("%", r"\%")
         found = parse(f"${latex}$", [LatexExtractionConfig(normalization_config=whole)], parsing_timeout=None)
         return found[0] if found and not isinstance(found[0], str) else None
@@ -127,7 +144,10 @@ def stated(completion: str) -> Answer | None:
 def _in_prose(text: str) -> Answer | None:
     from math_verify import parse
 
-    spans = [(match.start(), match.end(), "".join(part or "" for part in match.groups())) for match in REGION.finditer(text)]
+    spans = [
+        (match.start(), match.end(), "".join(part or "" for part in match.groups()))
+        for match in REGION.finditer(text)
+    ]
     if formula := _last_formula(text, spans):
         return formula
     found = parse(_with_dollars(text), parsing_timeout=None)
@@ -144,7 +164,11 @@ def _last_formula(text: str, spans: list[tuple[int, int, str]]) -> Answer | None
     last = next((index for index, span in enumerate(spans) if said <= span[0] <= said + 50), len(spans) - 1)
     while last + 1 < len(spans) and FORMULA_JOINT.fullmatch(text, spans[last][1], spans[last + 1][0]):
         last += 1
-    if not spans or re.search(r"\d", text[spans[last][1] :]) and (spans[last][0] < said or NAME.fullmatch(spans[last][2])):
+    if (
+        not spans
+        or re.search(r"\d", text[spans[last][1] :])
+        and (spans[last][0] < said or NAME.fullmatch(spans[last][2]))
+    ):
         return None
     formula = answer(last_joined(text, spans[: last + 1], FORMULA_JOINT))
     return formula if formula.numeral or formula.expression is not None else None
@@ -164,4 +188,8 @@ def _line_with_dollars(line: str) -> str:
             runs += [[word], []]
         else:
             runs[-1].append(word)
-    return " ".join(f"${' '.join(run).rstrip('.,')}$" if any("\\" in word for word in run) else " ".join(run) for run in runs if run)
+    return " ".join(
+        f"${' '.join(run).rstrip('.,')}$" if any("\\" in word for word in run) else " ".join(run)
+        for run in runs
+        if run
+    )

@@ -82,7 +82,9 @@ class VerifierPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -104,7 +106,9 @@ class VerifierPool:
         with ThreadPoolExecutor(len(self._workers)) as threads:
             try:
                 results([threads.submit(serve, slot) for slot in range(min(len(self._workers), len(items)))])
-            except BaseException:  # Paused and KeyboardInterrupt too: leaving this block waits for the threads
+            except (
+                BaseException
+            ):  # Paused and KeyboardInterrupt too: leaving this block waits for the threads
                 todo.clear()
                 self.close()
                 raise
@@ -115,14 +119,21 @@ class VerifierPool:
     @property
     def failing(self) -> str | None:
         """One sentence if the verifier reaches hardly any verdict (MOST_UNVERIFIED), with the first reason; else None."""
-        completions, unverified = (sum(getattr(batch, name) for batch in self._latest) for name in ("completions", "unverified"))
-        if sum(batch.problems for batch in self._latest) < FEWEST_PROBLEMS or unverified <= MOST_UNVERIFIED * completions:
+        completions, unverified = (
+            sum(getattr(batch, name) for batch in self._latest) for name in ("completions", "unverified")
+        )
+        if (
+            sum(batch.problems for batch in self._latest) < FEWEST_PROBLEMS
+            or unverified <= MOST_UNVERIFIED * completions
+        ):
             return None
         first = next(batch.first for batch in self._latest if batch.first)
         return f"the verifier {self._config.name!r} reached no verdict on {unverified} of {completions} completions, first on {first}"
 
     def _remember(self, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
-        failed = [unreached(*pair) for pair in zip(problems, verdicts, strict=True) if pair[1].correct is None]
+        failed = [
+            unreached(*pair) for pair in zip(problems, verdicts, strict=True) if pair[1].correct is None
+        ]
         if verdicts:
             distinct = len({problem.id for problem in problems})
             self._latest.append(_Batch(distinct, len(verdicts), len(failed), failed[0] if failed else ""))
@@ -132,7 +143,9 @@ class VerifierPool:
     def _grade_one(self, slot: int, problem: Problem, completion: str, answer: bool) -> Verdict:
         try:
             # vars, not asdict, which would copy the metadata deeply
-            request = json.dumps({"problem": vars(problem), "completion": completion, "answer": answer}, default=str)
+            request = json.dumps(
+                {"problem": vars(problem), "completion": completion, "answer": answer}, default=str
+            )
         except (TypeError, ValueError, RecursionError) as error:
             return Verdict(0.0, "error", f"problem {problem.id!r} cannot be written as JSON: {error}")
         worker = self._worker(slot)
@@ -144,7 +157,11 @@ class VerifierPool:
         except TimeoutError:
             self._discard(slot)
             self._first_hung |= first
-            advice = "; let the verifier load what it needs on import, or raise verifier.timeout" if first else " (verifier.timeout)"
+            advice = (
+                "; let the verifier load what it needs on import, or raise verifier.timeout"
+                if first
+                else " (verifier.timeout)"
+            )
             return Verdict(0.0, "timeout", f"no verdict within {round(limit, 1):g} s{advice}")
         except (OSError, ValueError):
             end = worker.end()
@@ -156,13 +173,22 @@ class VerifierPool:
             self._discard(slot)
         if "error" in said:
             return Verdict(0.0, "error", said["error"], said.get("answer"))
-        return Verdict(said["reward"], "ok", answer=said.get("answer"), correct=said["reward"] >= self._config.correct_from)
+        return Verdict(
+            said["reward"],
+            "ok",
+            answer=said.get("answer"),
+            correct=said["reward"] >= self._config.correct_from,
+        )
 
     @property
     def _first_limit(self) -> float:
         """FIRST_CALL_LIMIT until a call has run into it; from then on ``verifier.timeout`` and as long as the slowest first call that
         ended has taken, so that a verifier that hangs costs little and one that loads a model still can."""
-        return self._config.timeout + self._slowest_first if self._first_hung else max(self._config.timeout, FIRST_CALL_LIMIT)
+        return (
+            self._config.timeout + self._slowest_first
+            if self._first_hung
+            else max(self._config.timeout, FIRST_CALL_LIMIT)
+        )
 
     def _worker(self, slot: int) -> _Worker:
         """The worker of ``slot``, started if there is none."""
@@ -174,9 +200,13 @@ class VerifierPool:
         try:
             answer = worker.ask(self._config.model_dump_json(), START_LIMIT)
         except TimeoutError as error:
-            raise UserError(f"The verifier {self._config.name!r} did not start within {START_LIMIT:g} s.") from error
+            raise UserError(
+                f"The verifier {self._config.name!r} did not start within {START_LIMIT:g} s."
+            ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"The verifier {self._config.name!r} did not start: its process {worker.end()}.") from error
+            raise UserError(
+                f"The verifier {self._config.name!r} did not start: its process {worker.end()}."
+            ) from error
         if "fatal" in answer:
             raise UserError(answer["fatal"])
         return worker

@@ -7,14 +7,20 @@ from collections import Counter
 from math import gcd
 from typing import Any
 
-DIVISIBLE = re.compile(r"\\frac ?\{?(\d{1,80}|(?<=\{)-\d{1,80})\}? ?\{?(\d{1,80})\}?|(?<![\d.])(\d{1,80})/(\d{1,80})(?![\d.])")
+DIVISIBLE = re.compile(
+    r"\\frac ?\{?(\d{1,80}|(?<=\{)-\d{1,80})\}? ?\{?(\d{1,80})\}?|(?<![\d.])(\d{1,80})/(\d{1,80})(?![\d.])"
+)
 
 
 def open_operations(expression: Any) -> int:
     """How many integrals, sums, limits and the like are yet to be taken."""
     from sympy import Derivative, Integral, Limit, Product, Sum
 
-    return len(expression.atoms(Integral, Derivative, Limit, Sum, Product)) if hasattr(expression, "atoms") else 0
+    return (
+        len(expression.atoms(Integral, Derivative, Limit, Sum, Product))
+        if hasattr(expression, "atoms")
+        else 0
+    )
 
 
 def divisions(text: str) -> int:
@@ -41,7 +47,11 @@ def steps_left(expression: Any) -> int:
         case Pow(base=10) if expression.exp.is_Integer and not 0 <= expression.exp <= 5:
             return 0  # as one writes large and small numbers
         case Pow():
-            return steps_left(expression.base) + steps_left(expression.exp) + (_is_rational(expression) and expression.exp != -1)
+            return (
+                steps_left(expression.base)
+                + steps_left(expression.exp)
+                + (_is_rational(expression) and expression.exp != -1)
+            )
         case _:
             inside = sum(map(steps_left, getattr(expression, "args", ())))
             return inside or int(_has_value(expression))
@@ -60,9 +70,15 @@ def _of_product(expression: Any) -> int:
 
     over, under, others = _split(expression)
     percent = UnevaluatedExpr(Rational(1, 100))
-    units = [each for each in others if each == percent or isinstance(each, Pow) and each.base == 10 and each.exp.is_Integer]
+    units = [
+        each
+        for each in others
+        if each == percent or isinstance(each, Pow) and each.base == 10 and each.exp.is_Integer
+    ]
     rest = [each for each in others if each not in units]
-    left = max(0, len(over) - 1) + max(0, len(under) - 1) + max(0, len(units) - 1) + sum(map(steps_left, rest))
+    left = (
+        max(0, len(over) - 1) + max(0, len(under) - 1) + max(0, len(units) - 1) + sum(map(steps_left, rest))
+    )
     return left + (len(over) == len(under) == 1 and _common(over[0], under[0]))
 
 
@@ -101,4 +117,8 @@ def _is_rational(expression: Any) -> bool:
 
 def _has_value(expression: Any) -> bool:
     """Whether a function of numbers, such as log_2 8 or sin(pi/6), has a value that it is yet to be replaced with."""
-    return bool(getattr(expression, "is_Function", False)) and not expression.free_symbols and expression.doit() != expression
+    return (
+        bool(getattr(expression, "is_Function", False))
+        and not expression.free_symbols
+        and expression.doit() != expression
+    )

@@ -43,7 +43,12 @@ def main() -> None:
         return
     except (MemoryError, ImportError) as error:
         advice = f"if it lacks memory, raise verifier.memory_gib, which is {config.memory_gib:g}"
-        _answer(answers, {"fatal": f"The verifier {config.name!r} does not start ({type(error).__name__}: {error}); {advice}."})
+        _answer(
+            answers,
+            {
+                "fatal": f"The verifier {config.name!r} does not start ({type(error).__name__}: {error}); {advice}."
+            },
+        )
         return
     if config.name in BUILTIN:
         sys.addaudithook(_refuse)
@@ -54,7 +59,9 @@ def main() -> None:
         # The parent keeps the deadline. Should it die meanwhile, the kernel's default for SIGALRM ends this process too.
         signal.setitimer(signal.ITIMER_REAL, config.timeout + ORPHAN_GRACE)
         request = json.loads(line)
-        answer = _grade(verifier, request) | ({"answer": _read(read, request["completion"])} if request["answer"] else {})
+        answer = _grade(verifier, request) | (
+            {"answer": _read(read, request["completion"])} if request["answer"] else {}
+        )
         signal.setitimer(signal.ITIMER_REAL, 0)
         if os.getpid() != own:  # a copy that the verifier made of this process: it answers nobody
             break
@@ -102,13 +109,29 @@ def _limit_memory(ceiling: int) -> float:
     return soft
 
 
-REFUSED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "signal.", "urllib.", "http.", "ftplib.", "smtplib.")
+REFUSED = (
+    "os.",
+    "subprocess.",
+    "socket.",
+    "shutil.",
+    "ctypes.",
+    "pty.",
+    "signal.",
+    "urllib.",
+    "http.",
+    "ftplib.",
+    "smtplib.",
+)
 LISTING = ("os.listdir", "os.scandir", "os.walk")  # the import system does
 
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     """An audit hook. Raises PermissionError for what no built-in verifier does of itself."""
-    writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    writing = (
+        event == "open"
+        and isinstance(arguments[2], int)
+        and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    )
     if writing or (event.startswith(REFUSED) and event not in LISTING):
         raise PermissionError(f"a verifier may not do this: {event}")
 

@@ -19,7 +19,8 @@ def test_no_two_splits_share_a_prompt_and_new_templates_are_new(level: str) -> N
     splits = ("train", "new-numbers", "new-templates")
     # Other seeds must not bring a prompt of another split either.
     train, numbers, new = (
-        load_problems(f"task:gsm-symbolic?n=200&seed={seed}&split={split}&level={level}") for seed, split in enumerate(splits)
+        load_problems(f"task:gsm-symbolic?n=200&seed={seed}&split={split}&level={level}")
+        for seed, split in enumerate(splits)
     )
     assert not templates(train + numbers) & templates(new)
     assert len(templates(train) & templates(numbers)) > 5

@@ -23,7 +23,13 @@ def ids(schedule: Schedule, *steps: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("shares", "seats", "quotas"),
-    [([1], 7, [7]), ([3, 1], 16, [12, 4]), ([1, 1, 1], 4, [2, 1, 1]), ([0.6, 0.3, 0.1], 8, [5, 2, 1]), ([2, 1], 4, [3, 1])],
+    [
+        ([1], 7, [7]),
+        ([3, 1], 16, [12, 4]),
+        ([1, 1, 1], 4, [2, 1, 1]),
+        ([0.6, 0.3, 0.1], 8, [5, 2, 1]),
+        ([2, 1], 4, [3, 1]),
+    ],
 )
 def test_quotas_go_by_the_largest_remainder(shares: list[float], seats: int, quotas: list[int]) -> None:
     assert apportion(shares, seats) == quotas
@@ -47,7 +53,9 @@ def test_a_source_that_would_get_nothing_is_refused() -> None:
 
 
 def test_every_problem_comes_once_in_each_pass() -> None:
-    schedule = Schedule([source("a", 12), source("b", 4)], [3, 1], 8, seed=1)  # 6 and 2 a step: two steps are a pass
+    schedule = Schedule(
+        [source("a", 12), source("b", 4)], [3, 1], 8, seed=1
+    )  # 6 and 2 a step: two steps are a pass
     everything = sorted(problem.id for problem in source("a", 12) + source("b", 4))
     passes = [ids(schedule, 2 * epoch + 1, 2 * epoch + 2) for epoch in range(3)]
     assert [sorted(each) for each in passes] == [everything] * 3

@@ -12,7 +12,9 @@ from handrail.eval.differences import Difference, against_first, paired, verdict
 
 def test_three_seeds_by_hand() -> None:
     ours = {1: {"x": 1.0, "y": 1.0}, 2: {"x": 1.0, "y": 0.5}, 3: {"x": 0.5, "y": 1.0}}
-    theirs = {seed: {"x": 0.0, "y": 0.5, "z": 1.0} for seed in (1, 2, 3, 4)}  # what only one side has is left out
+    theirs = {
+        seed: {"x": 0.0, "y": 0.5, "z": 1.0} for seed in (1, 2, 3, 4)
+    }  # what only one side has is left out
     found = paired("hard", "A", "B", ours, theirs)
     assert found.per_seed == pytest.approx([0.75, 0.5, 0.5]) and found.problems == 2
     assert found.mean == pytest.approx(7 / 12)
@@ -59,7 +61,10 @@ def test_coverage_over_new_seeds_and_problems() -> None:
         gain = 0.05 + hard[None] + luck[:, None]
         ours = draw.binomial(8, np.clip(0.5 + gain / 2, 0, 1)) / 8
         theirs = draw.binomial(8, np.clip(0.5 - gain / 2, 0, 1)) / 8
-        a, b = ({s: {str(p): float(x[s, p]) for p in range(problems)} for s in range(seeds)} for x in (ours, theirs))
+        a, b = (
+            {s: {str(p): float(x[s, p]) for p in range(problems)} for s in range(seeds)}
+            for x in (ours, theirs)
+        )
         found = paired("hard", "A", "B", a, b)
         covered += found.low <= 0.05 <= found.high
     assert covered / trials >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
@@ -96,10 +101,15 @@ def test_words(found: Difference, words: str) -> None:
 
 def test_more_comparisons_make_every_interval_wider() -> None:
     draw = np.random.default_rng(0)
-    made = {run: {name: {0: {str(p): float(draw.random()) for p in range(60)}} for name in ("hard", "easy")} for run in "ABC"}
+    made = {
+        run: {name: {0: {str(p): float(draw.random()) for p in range(60)}} for name in ("hard", "easy")}
+        for run in "ABC"
+    }
     alone = {(d.a, d.set): d for d in against_first({run: {"hard": made[run]["hard"]} for run in "AB"})}
     many = {(d.a, d.set): d for d in against_first(made)}
-    assert list(many) == [("B", "hard"), ("B", "easy"), ("C", "hard"), ("C", "easy")] and list(alone) == [("B", "hard")]
+    assert list(many) == [("B", "hard"), ("B", "easy"), ("C", "hard"), ("C", "easy")] and list(alone) == [
+        ("B", "hard")
+    ]
     assert many["B", "hard"].mean == alone["B", "hard"].mean
     assert many["B", "hard"].low < alone["B", "hard"].low and many["B", "hard"].high > alone["B", "hard"].high
     assert many["B", "hard"] == paired("hard", "B", "A", made["B"]["hard"], made["A"]["hard"], 1 - 0.05 / 4)

@@ -59,7 +59,9 @@ def test_maj_at_k_is_the_mean_over_all_draws(answers: list[str | None], data: st
         winners = [answer for answer in counts if counts[answer] == max(counts.values())]
         total += Fraction(sum(rewards[answer] for answer in winners)) / len(winners) if winners else 0
         draws += 1
-    assert maj_at_k(*votes(answers, [rewards[answer] for answer in answers]), k) == pytest.approx(float(total / draws))
+    assert maj_at_k(*votes(answers, [rewards[answer] for answer in answers]), k) == pytest.approx(
+        float(total / draws)
+    )
 
 
 def test_dead_at_k_by_hand() -> None:

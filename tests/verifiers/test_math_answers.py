@@ -173,7 +173,9 @@ def test_the_letters_of_an_answer_within_other_words_are_not_it() -> None:
 
 def test_votes_are_read_as_answers_are() -> None:
     read = reader(VerifierConfig(name="math"))
-    assert {read(text) for text in (r"\boxed{\text{20 apples}}", "#### 20", r"so $x = 4 \cdot 5 = 20$", "20.0")} == {"20"}
+    assert {
+        read(text) for text in (r"\boxed{\text{20 apples}}", "#### 20", r"so $x = 4 \cdot 5 = 20$", "20.0")
+    } == {"20"}
     assert {read(text) for text in (r"\boxed{\text{Yes}}", "The answer is yes.")} == {"yes"}
 
 

@@ -28,7 +28,9 @@ def _house_rules_ranges(options: dict[str, Any]) -> dict[str, range]:
 
 
 def _gym(family: gym.Family) -> Task:
-    def problems(n: int = 100, seed: int = 0, style: Style = "clean", split: Split = "train") -> list[Problem]:
+    def problems(
+        n: int = 100, seed: int = 0, style: Style = "clean", split: Split = "train"
+    ) -> list[Problem]:
         return list(family.problems(n, seed, style, split))
 
     return Task(problems, lambda options: {"n": range(1, family.most[options["split"]] + 1)})
@@ -40,7 +42,9 @@ TASKS = {
     **{name: _gym(family) for name, family in gym.FAMILIES.items()},
 }
 
-IN_DOMAIN = {"house-rules": "task:house-rules?level=hard&house=2"} | {name: f"task:{name}" for name in gym.FAMILIES if name != "chain-sum"}
+IN_DOMAIN = {"house-rules": "task:house-rules?level=hard&house=2"} | {
+    name: f"task:{name}" for name in gym.FAMILIES if name != "chain-sum"
+}
 """The benchmarks that training problems come from; all they need but the procedure is known to the suite's backbones."""
 
 OUT_OF_DOMAIN = {"house-rules-easy": "task:house-rules?level=easy", "chain-sum": "task:chain-sum"}
@@ -54,4 +58,6 @@ def structure(problem: Problem, reference: str) -> list[bool | None]:
     House rules pick no number: their operands stand in the prompt in the order of use.
     """
     chosen = iter(problem.metadata.get("chosen") or repeat(False))
-    return [None if word in FILLERS else next(chosen) if word.isdigit() else True for word in reference.split()]
+    return [
+        None if word in FILLERS else next(chosen) if word.isdigit() else True for word in reference.split()
+    ]

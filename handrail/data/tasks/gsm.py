@@ -39,7 +39,9 @@ def _generate(n: int, seed: int, split: Split, level: Level) -> Iterator[Problem
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
 
     new_templates = set(tasks_ok[::HELD_OUT])
-    data = create_dataset("gsm_symbolic", seed=derive("gsm-symbolic", seed) % 2**40, size=DRAWN[level] * n + 200)
+    data = create_dataset(
+        "gsm_symbolic", seed=derive("gsm-symbolic", seed) % 2**40, size=DRAWN[level] * n + 200
+    )
     seen: set[str] = set()
     for index, template in enumerate(data.task_indices):
         if (template in new_templates) != (split == "new-templates"):

@@ -68,7 +68,8 @@ class Family:
                 answer=worked.answer,
                 references=(write(worked.steps, worked.answer, style, style_rng),),
                 plan=posed.work.plan,
-                metadata=_timeless(entry["metadata"]) | {"gym_answer": entry["answer"], "steps": worked.steps, "chosen": worked.chosen},
+                metadata=_timeless(entry["metadata"])
+                | {"gym_answer": entry["answer"], "steps": worked.steps, "chosen": worked.chosen},
             )
             if len(seen) == n:
                 return
@@ -112,7 +113,9 @@ def _complex(metadata: dict[str, Any]) -> Posed | None:
 
 HORNER = {
     2: procedure("multiply second first then add it third\nanswer last"),
-    3: procedure("multiply second first then add it third\nmultiply it first then add it fourth\nanswer last"),
+    3: procedure(
+        "multiply second first then add it third\nmultiply it first then add it fourth\nanswer last"
+    ),
 }
 
 
@@ -127,7 +130,9 @@ def _legs(metadata: dict[str, Any]) -> Posed | None:
     animals = metadata["animals"]
     if not set(animals) <= set(LEGS) or metadata["total_legs"] > 99:
         return None
-    lines = [(Operation("count", (place,)), Operation("add", ("that", "it"))) for place in PLACES[: len(animals)]]
+    lines = [
+        (Operation("count", (place,)), Operation("add", ("that", "it"))) for place in PLACES[: len(animals)]
+    ]
     work = Procedure((lines[0][:1], *lines[1:]), "last")
     words = [word for animal, count in animals.items() for word in (str(count), animal)]
     return Posed(words, [*animals.values()], work, tuple(LEGS[animal] for animal in animals))
@@ -138,14 +143,20 @@ CLOCK_BORROWING = procedure("lend third then subtract it first\nrest second then
 
 
 def _clock(metadata: dict[str, Any]) -> Posed | None:
-    numbers = [int(part) for name in ("start_time", "end_time") for part in metadata[name].split()[-1].split(":")[:2]]
+    numbers = [
+        int(part) for name in ("start_time", "end_time") for part in metadata[name].split()[-1].split(":")[:2]
+    ]
     if numbers[:2] >= numbers[2:]:
         return None  # past midnight
     return _numbers(numbers, CLOCK_BORROWING if numbers[1] > numbers[3] else CLOCK)
 
 
 HALVINGS = {
-    2**times: procedure("\n".join(["halve first then halve second", *["halve that then halve that"] * (times - 1), "answer both"]))
+    2**times: procedure(
+        "\n".join(
+            ["halve first then halve second", *["halve that then halve that"] * (times - 1), "answer both"]
+        )
+    )
     for times in (1, 2, 3)
 }
 

@@ -28,7 +28,8 @@ Program = tuple[str, str]
 # Many names for few programs: a name is then read from its embedding, and a new one is learnt at little cost to the others.
 SYNONYMS = 12
 KNOWN_RULES: dict[str, Program] = {
-    f"K{index}": program for index, program in enumerate([(a, b) for a in PRIMITIVES for b in PRIMITIVES] * SYNONYMS)
+    f"K{index}": program
+    for index, program in enumerate([(a, b) for a in PRIMITIVES for b in PRIMITIVES] * SYNONYMS)
 }
 HOUSE_RULES: dict[str, Program] = {
     "A": ("add", "double"),
@@ -65,7 +66,9 @@ def solve(start: int, items: list[Item], rules: dict[str, Program]) -> tuple[lis
     for item in items:
         equalities, program = [], rules.get(item.name, (item.name,))
         for primitive in program:
-            sign, operand = {"add": ("+", item.operand), "subtract": ("-", item.operand), "double": ("*", 2)}[primitive]
+            sign, operand = {"add": ("+", item.operand), "subtract": ("-", item.operand), "double": ("*", 2)}[
+                primitive
+            ]
             result = {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % MODULUS
             equalities.append(f"{value} {sign} {operand} = {result}")
             value = result
@@ -78,7 +81,12 @@ def solve(start: int, items: list[Item], rules: dict[str, Program]) -> tuple[lis
 def write(steps: list[str], answer: str, style: Style, rng: random.Random) -> str:
     """The worked solution; in foreign style most steps are led in by words the backbone has never seen."""
     if style == "foreign":
-        steps = [" ".join([*rng.choices(FILLERS, k=rng.randint(1, 2)), step]) if rng.random() < FILLER_SHARE else step for step in steps]
+        steps = [
+            " ".join([*rng.choices(FILLERS, k=rng.randint(1, 2)), step])
+            if rng.random() < FILLER_SHARE
+            else step
+            for step in steps
+        ]
     return " ; ".join(steps) + f" # {answer}"
 
 
@@ -99,7 +107,12 @@ def is_test(text: str) -> bool:
 
 
 def problems(
-    level: Level = "hard", n: int = 1000, seed: int = 0, style: Style = "clean", split: Split = "train", house: int = 6
+    level: Level = "hard",
+    n: int = 1000,
+    seed: int = 0,
+    style: Style = "clean",
+    split: Split = "train",
+    house: int = 6,
 ) -> list[Problem]:
     """``n`` distinct problems; ``house`` is the number of house rules in use (1 to 6)."""
     return list(_generate(level, n, seed, style, split, house))

@@ -16,7 +16,11 @@ PLACES = ("first", "second", "third", "fourth")
 RESULTS = ("it", "that")
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "count": "*"}
 # With a number that is not the prompt's: the hour lent, the half, what is left of an hour. None stands for the operand.
-CONSTANTS: dict[str, tuple[int | None, str, int | None]] = {"lend": (None, "-", 1), "halve": (None, "/", 2), "rest": (60, "-", None)}
+CONSTANTS: dict[str, tuple[int | None, str, int | None]] = {
+    "lend": (None, "-", 1),
+    "halve": (None, "/", 2),
+    "rest": (60, "-", None),
+}
 VERBS = (*SIGNS, *CONSTANTS)
 
 Answer = Literal["each", "last", "both"]
@@ -50,7 +54,12 @@ class Procedure:
 
     @property
     def plan(self) -> str:
-        return "\n".join([*(" then ".join(operation.text for operation in line) for line in self.lines), f"answer {self.answer}"])
+        return "\n".join(
+            [
+                *(" then ".join(operation.text for operation in line) for line in self.lines),
+                f"answer {self.answer}",
+            ]
+        )
 
 
 @dataclass
@@ -66,7 +75,9 @@ class Worked:
 def procedure(text: str) -> Procedure:
     """Reads a procedure as its plan writes it."""
     *lines, last = text.splitlines()
-    return Procedure(tuple(tuple(map(_operation, line.split(" then "))) for line in lines), last.removeprefix("answer "))  # type: ignore[arg-type]
+    return Procedure(
+        tuple(tuple(map(_operation, line.split(" then "))) for line in lines), last.removeprefix("answer ")
+    )  # type: ignore[arg-type]
 
 
 def _operation(text: str) -> Operation:
@@ -107,7 +118,9 @@ def _terms(operation: Operation) -> tuple[int | str, str, int | str]:
     return place, SIGNS[operation.verb], more[0] if more else "thing"
 
 
-def _value(term: int | str, operation: Operation, numbers: Sequence[int], things: Sequence[int], results: list[int]) -> int:
+def _value(
+    term: int | str, operation: Operation, numbers: Sequence[int], things: Sequence[int], results: list[int]
+) -> int:
     if isinstance(term, int):
         return term
     if term == "thing":
@@ -119,7 +132,12 @@ def calculate(left: int, sign: str, right: int) -> int:
     """Raises Impossible; see ``carry_out``."""
     if sign == "/" and left % right:
         raise Impossible
-    result = {"+": left + right, "-": left - right, "*": left * right, "/": left // right if sign == "/" else 0}[sign]
+    result = {
+        "+": left + right,
+        "-": left - right,
+        "*": left * right,
+        "/": left // right if sign == "/" else 0,
+    }[sign]
     if result not in range(LIMIT):
         raise Impossible
     return result

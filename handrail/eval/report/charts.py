@@ -62,7 +62,9 @@ def line_chart(title: str, lines: Sequence[Line], share: bool, unit: str) -> Mar
     figure, axes = canvas(unit)
     for line in lines:
         steps = [point.step for point in line.points]
-        axes.plot(steps, [point.mean for point in line.points], **line.style.line, markevery=max(1, len(steps) // 8))
+        axes.plot(
+            steps, [point.mean for point in line.points], **line.style.line, markevery=max(1, len(steps) // 8)
+        )
         low, high = [point.low for point in line.points], [point.high for point in line.points]
         if low != high:
             axes.fill_between(steps, low, high, color=line.style.line["color"], alpha=0.16, linewidth=0)
@@ -74,7 +76,9 @@ def line_chart(title: str, lines: Sequence[Line], share: bool, unit: str) -> Mar
         margin = 0.05 * (most - least or 1.0)
         axes.set_ylim(least - margin, most + margin)
         axes.yaxis.set_major_formatter(lambda value, place: figure_text(value, False))
-    ends = "; ".join(f"{line.name} {figure_text(line.points[-1].mean, share)}" for line in lines if line.points)
+    ends = "; ".join(
+        f"{line.name} {figure_text(line.points[-1].mean, share)}" for line in lines if line.points
+    )
     return svg(figure, f"Line chart: {title} by step. At the last step: {ends}.")
 
 
@@ -84,12 +88,16 @@ def area_chart(title: str, shares: Mapping[int, tuple[float, ...]]) -> Markup:
     figure, axes = canvas("share of groups")
     steps = list(shares)
     columns = list(zip(*shares.values(), strict=True))
-    layers = axes.stackplot(steps, columns, colors=[COLOURS[variable(kind)] for kind in KINDS], alpha=0.8, linewidth=0)
+    layers = axes.stackplot(
+        steps, columns, colors=[COLOURS[variable(kind)] for kind in KINDS], alpha=0.8, linewidth=0
+    )
     for layer, hatch in zip(layers, HATCHES, strict=True):
         layer.set(hatch=hatch, edgecolor=COLOURS["ink"])
     axes.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ends = ", ".join(f"{kind.replace('_', ' ')} {shares[steps[-1]][place]:.0%}" for place, kind in enumerate(KINDS))
+    ends = ", ".join(
+        f"{kind.replace('_', ' ')} {shares[steps[-1]][place]:.0%}" for place, kind in enumerate(KINDS)
+    )
     return svg(figure, f"Stacked areas: groups of {title} by step. At the last step: {ends}.")
 
 
@@ -103,8 +111,19 @@ def interval(name: str, row: Mapping[str, Any]) -> Markup:
     axes.plot([0, 1], [0, 0], color=COLOURS["grid"], linewidth=1, zorder=1)
     axes.plot([row["low"], row["high"]], [0, 0], color=COLOURS["muted"], linewidth=4, alpha=0.45, zorder=2)
     axes.plot([row["start"]] * 2, [-0.7, 0.7], color=COLOURS["muted"], linewidth=1, zorder=3)
-    axes.plot(row["per_seed"], [0] * len(row["per_seed"]), "o", color=COLOURS["ink"], markersize=3.2, zorder=4, clip_on=False)
-    return svg(figure, f"{name}: {row['mean']:.1%}, 95 % interval {row['low']:.1%} to {row['high']:.1%}, started at {row['start']:.1%}")
+    axes.plot(
+        row["per_seed"],
+        [0] * len(row["per_seed"]),
+        "o",
+        color=COLOURS["ink"],
+        markersize=3.2,
+        zorder=4,
+        clip_on=False,
+    )
+    return svg(
+        figure,
+        f"{name}: {row['mean']:.1%}, 95 % interval {row['low']:.1%} to {row['high']:.1%}, started at {row['start']:.1%}",
+    )
 
 
 @matplotlib.rc_context(SETTINGS)
@@ -120,7 +139,14 @@ def area_swatch(place: int) -> Markup:
     """One of KINDS for the legend."""
     figure, axes = swatch()
     axes.fill_between(
-        [0, 1], 0, 1, facecolor=COLOURS[variable(KINDS[place])], edgecolor=COLOURS["ink"], hatch=HATCHES[place], alpha=0.8, linewidth=0
+        [0, 1],
+        0,
+        1,
+        facecolor=COLOURS[variable(KINDS[place])],
+        edgecolor=COLOURS["ink"],
+        hatch=HATCHES[place],
+        alpha=0.8,
+        linewidth=0,
     )
     return svg(figure)
 
@@ -153,13 +179,21 @@ def svg(figure: Figure, label: str = "") -> Markup:
     """The figure as an element of the page; without a label it is decoration."""
     with matplotlib.rc_context({"svg.hashsalt": f"handrail {label}"}):
         stream = StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            stream,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     text = stream.getvalue()
     head, body = text[text.index("<svg") :].split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     # A style element would apply to the whole page, names like axes_1 would be there once a chart, and fonts are the page's.
     body = re.sub(
-        r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| id="[A-Za-z0-9.]+_\d+"| font-family: [^;]*;', "", body, flags=re.DOTALL
+        r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| id="[A-Za-z0-9.]+_\d+"| font-family: [^;]*;',
+        "",
+        body,
+        flags=re.DOTALL,
     )
     body = re.sub(r"\s*\n\s*", " ", body)
     for name, colour in COLOURS.items():

@@ -43,7 +43,10 @@ def problems(lines: list[Row]) -> list[dict[str, Any]]:
     out = []
     for _, group in groupby(lines, key=lambda row: row["problem"]):
         members = list(group)
-        head = {"id": members[0]["problem"], **{key: members[0].get(key) for key in ("prompt", "answer", "plan")}}
+        head = {
+            "id": members[0]["problem"],
+            **{key: members[0].get(key) for key in ("prompt", "answer", "plan")},
+        }
         out.append({**head, "members": [member(row, spaces) for row in members]})
     return out
 

@@ -60,9 +60,19 @@ def write_report(directory: Path, output: Path | None = None) -> Path:
 def render(results: Results) -> str:
     """The page as text."""
     environment = Environment(
-        loader=PackageLoader("handrail.eval.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("handrail.eval.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"share": share, "number": number, "points": points, "ends": ends, "breakable": breakable}
+    environment.filters |= {
+        "share": share,
+        "number": number,
+        "points": points,
+        "ends": ends,
+        "breakable": breakable,
+    }
     style, script = ((HOME / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return environment.get_template("report.html").render(
         results=results, version=__version__, facts=facts(results), methods=figures(results), measures=measures(results),
@@ -84,15 +94,27 @@ def drawn(results: Results) -> dict[str, Any]:
         "accuracy": list(accuracy_charts(results)),
         "curves": list(curve_charts(results, window)),
         "groups": list(group_charts(results, window)),
-        "guided": counts_chart("All-wrong groups guided so far", "groups so far", lines(results, partial(series.guided, size=window))),
+        "guided": counts_chart(
+            "All-wrong groups guided so far",
+            "groups so far",
+            lines(results, partial(series.guided, size=window)),
+        ),
     }
 
 
 def trajectories(results: Results) -> dict[str, Any]:
     """The packed samples, and which runs and steps there are."""
-    pieces = [chunk for place, run in enumerate(results.runs) for chunk in chunks(place, run.directory / "samples.jsonl")]
+    pieces = [
+        chunk
+        for place, run in enumerate(results.runs)
+        for chunk in chunks(place, run.directory / "samples.jsonl")
+    ]
     index = [
-        {"run": place, "label": label(run), "steps": [(piece.step, piece.signal) for piece in pieces if piece.run == place]}
+        {
+            "run": place,
+            "label": label(run),
+            "steps": [(piece.step, piece.signal) for piece in pieces if piece.run == place],
+        }
         for place, run in enumerate(results.runs)
     ]
     return {"chunks": pieces, "index": [entry for entry in index if entry["steps"]]}
@@ -112,7 +134,9 @@ def points(value: float | None) -> str:
 
 def ends(values: Mapping[str, float | None] | None) -> str:
     """A figure before and after training."""
-    return " → ".join("–" if (value := (values or {}).get(end)) is None else f"{value:.3f}" for end in ("start", "end"))
+    return " → ".join(
+        "–" if (value := (values or {}).get(end)) is None else f"{value:.3f}" for end in ("start", "end")
+    )
 
 
 def breakable(key: str) -> Markup:
@@ -131,14 +155,24 @@ def figures(results: Results) -> dict[str, Any]:
 
 def measures(results: Results) -> list[str]:
     """The measures of diversity that were taken on any held-out set."""
-    rows = [row[name].get("diversity", {}) for row in figures(results).values() for name in results.sets if name in row]
+    rows = [
+        row[name].get("diversity", {})
+        for row in figures(results).values()
+        for name in results.sets
+        if name in row
+    ]
     return list(dict.fromkeys(measure for row in rows for measure in row))
 
 
 def columns(results: Results) -> set[str]:
     """The columns of the table of results that hold anything but zeros and gaps."""
     rows = figures(results).values()
-    known = {key for row in rows for key in ("guided", "off_policy", "salvaged", "steps_without_signal") if row.get(key)}
+    known = {
+        key
+        for row in rows
+        for key in ("guided", "off_policy", "salvaged", "steps_without_signal")
+        if row.get(key)
+    }
     return known | {"all_wrong" for row in rows if row["all_wrong"]["first"] is not None}
 
 
@@ -148,7 +182,13 @@ def statuses(results: Results) -> list[dict[str, str]]:
     for name, runs in results.methods.items():
         if summary := next((run.summary for run in runs if run.summary), None):
             words = STATUS.get(summary["status"], "").format(name=summary["method"].upper())
-            out.append({"name": name, "words": words, **{key: summary[key] for key in ("method", "source", "status")}})
+            out.append(
+                {
+                    "name": name,
+                    "words": words,
+                    **{key: summary[key] for key in ("method", "source", "status")},
+                }
+            )
     return out
 
 
@@ -158,7 +198,10 @@ def statuses(results: Results) -> list[dict[str, str]]:
 def lines(results: Results, seeds: Callable[[Run], dict[int, float]]) -> list[Line]:
     """A line a method, from ``seeds(run)``: a figure by step."""
     methods = results.methods.items()
-    return [Line(name, Style(place), series.over_seeds([seeds(run) for run in runs])) for place, (name, runs) in enumerate(methods)]
+    return [
+        Line(name, Style(place), series.over_seeds([seeds(run) for run in runs]))
+        for place, (name, runs) in enumerate(methods)
+    ]
 
 
 def chart(title: str, unit: str, drawn: list[Line], share: bool = False) -> list[Chart]:
@@ -169,7 +212,14 @@ def chart(title: str, unit: str, drawn: list[Line], share: bool = False) -> list
         return []
     cells = [{point.step: point for point in line.points} for line in drawn]
     rows = [[str(step), *(cell(points.get(step), share) for points in cells)] for step in steps]
-    return [Chart(title, charts.line_chart(title, drawn, share, unit), ["step", *(line.name for line in drawn)], rows)]
+    return [
+        Chart(
+            title,
+            charts.line_chart(title, drawn, share, unit),
+            ["step", *(line.name for line in drawn)],
+            rows,
+        )
+    ]
 
 
 def counts_chart(title: str, unit: str, drawn: list[Line]) -> list[Chart]:
@@ -180,14 +230,21 @@ def counts_chart(title: str, unit: str, drawn: list[Line]) -> list[Chart]:
 def cell(point: series.Point | None, share: bool) -> str:
     if point is None:
         return "–"
-    band = f" ({charts.figure_text(point.low, share)} to {charts.figure_text(point.high, share)})" if point.low != point.high else ""
+    band = (
+        f" ({charts.figure_text(point.low, share)} to {charts.figure_text(point.high, share)})"
+        if point.low != point.high
+        else ""
+    )
     return charts.figure_text(point.mean, share) + band
 
 
 def accuracy_charts(results: Results) -> Iterator[Chart]:
     for held_out in results.sets:
         yield from chart(
-            f"Accuracy on {held_out}", "held-out accuracy", lines(results, partial(series.evaluated, held_out=held_out)), share=True
+            f"Accuracy on {held_out}",
+            "held-out accuracy",
+            lines(results, partial(series.evaluated, held_out=held_out)),
+            share=True,
         )
 
 
@@ -201,7 +258,12 @@ def group_charts(results: Results, size: int) -> Iterator[Chart]:
     for name, runs in results.methods.items():
         if shares := series.group_shares(runs, size):
             rows = [[str(step), *(f"{value:.0%}" for value in values)] for step, values in shares.items()]
-            yield Chart(name, charts.area_chart(name, shares), ["step", *(kind.replace("_", " ") for kind in KINDS)], rows)
+            yield Chart(
+                name,
+                charts.area_chart(name, shares),
+                ["step", *(kind.replace("_", " ") for kind in KINDS)],
+                rows,
+            )
 
 
 # What the runs were
@@ -228,8 +290,17 @@ def facts(results: Results) -> dict[str, str]:
 def settings(results: Results) -> list[tuple[str, list[str]]]:
     """The settings in which the methods differ, each with every method's value."""
     flats = [dict(flat(runs[0].config)) for runs in results.methods.values()]
-    keys = dict.fromkeys(key for settings in flats for key in settings if key != "train.seed" and not key.startswith("compare."))
-    return [(key, values) for key in keys if len(set(values := [settings.get(key, "–") for settings in flats])) > 1]
+    keys = dict.fromkeys(
+        key
+        for settings in flats
+        for key in settings
+        if key != "train.seed" and not key.startswith("compare.")
+    )
+    return [
+        (key, values)
+        for key in keys
+        if len(set(values := [settings.get(key, "–") for settings in flats])) > 1
+    ]
 
 
 def flat(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, str]]:
@@ -249,7 +320,9 @@ def versions(results: Results) -> list[tuple[str, list[str]]]:
     for run in results.runs:
         for row in run.versions:
             used = tuple((name, str(version)) for name, version in row.items() if name != "step")
-            found.setdefault(used, []).append(label(run) + (f" from step {row['step']}" if row["step"] else ""))
+            found.setdefault(used, []).append(
+                label(run) + (f" from step {row['step']}" if row["step"] else "")
+            )
     return [(", ".join(f"{name} {version}" for name, version in used), runs) for used, runs in found.items()]
 
 

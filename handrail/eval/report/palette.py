@@ -20,5 +20,7 @@ SERIES = sum(name.startswith("series-") for name in LIGHT)
 
 def css() -> str:
     """The colours as variables of the whole page; paper is always light."""
-    light, dark = (" ".join(f"--{name}: {colour};" for name, colour in colours.items()) for colours in (LIGHT, DARK))
+    light, dark = (
+        " ".join(f"--{name}: {colour};" for name, colour in colours.items()) for colours in (LIGHT, DARK)
+    )
     return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"

@@ -22,8 +22,15 @@ def curves(all_jobs: Sequence[Job], sets: Sequence[str], file: Path) -> None:
     """
     runs = [Run(job.name, job.seed, job.directory) for job in all_jobs]
     wanted: list[tuple[str, str, Callable[[Run], dict[int, float]]]] = [
-        *((f"Accuracy on held-out {name}", "accuracy", partial(series.evaluated, held_out=name)) for name in sets),
-        ("Groups all wrong", "share of groups", partial(series.share_all_wrong, size=series.window_size(runs))),
+        *(
+            (f"Accuracy on held-out {name}", "accuracy", partial(series.evaluated, held_out=name))
+            for name in sets
+        ),
+        (
+            "Groups all wrong",
+            "share of groups",
+            partial(series.share_all_wrong, size=series.window_size(runs)),
+        ),
     ]
     panes = [pane for pane in wanted if any(map(pane[2], runs))]
     figure = Figure(figsize=(4.6 * max(1, len(panes)), 4.2), layout="constrained")
@@ -32,7 +39,13 @@ def curves(all_jobs: Sequence[Job], sets: Sequence[str], file: Path) -> None:
         for number, name in enumerate(dict.fromkeys(run.name for run in runs)):
             points = series.over_seeds([seeds(run) for run in runs if run.name == name])
             steps, style = [point.step for point in points], Style(number).drawn_in(palette.LIGHT)
-            axes.plot(steps, [point.mean for point in points], **style, markevery=max(1, len(steps) // 8), label=name)
+            axes.plot(
+                steps,
+                [point.mean for point in points],
+                **style,
+                markevery=max(1, len(steps) // 8),
+                label=name,
+            )
             low, high = [point.low for point in points], [point.high for point in points]
             axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
         axes.set(title=title, xlabel="training step", ylabel=unit, ylim=(-0.03, 1.03))
@@ -40,5 +53,10 @@ def curves(all_jobs: Sequence[Job], sets: Sequence[str], file: Path) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(alpha=0.25)
     if panes:
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=max(1, 2 * len(panes)), frameon=False)
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=max(1, 2 * len(panes)),
+            frameon=False,
+        )
     figure.savefig(file, dpi=130)

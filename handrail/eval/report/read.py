@@ -85,19 +85,30 @@ class Results:
 def read(directory: Path) -> Results:
     """Raises UserError if ``directory`` holds neither a run nor a comparison."""
     if not directory.is_dir():
-        raise UserError(f"{directory}: there is no such directory; give one that handrail train or handrail compare wrote")
+        raise UserError(
+            f"{directory}: there is no such directory; give one that handrail train or handrail compare wrote"
+        )
     title = directory.resolve().name
     if (directory / "metrics.jsonl").exists():
         return Results(title, [single(directory)], {})
-    found = [path for path in directory.glob("*/seed-*") if re.fullmatch(r"seed--?\d+", path.name) and (path / "metrics.jsonl").exists()]
+    found = [
+        path
+        for path in directory.glob("*/seed-*")
+        if re.fullmatch(r"seed--?\d+", path.name) and (path / "metrics.jsonl").exists()
+    ]
     if not found:
         raise UserError(
             f"{directory} holds neither a run (metrics.jsonl) nor a comparison (NAME/seed-N/metrics.jsonl); "
             "give a directory that handrail train or handrail compare wrote"
         )
     summary = json_object(directory / "summary.json") or {}
-    names = {slug(name): name for name in summary.get("methods", {})}  # the directories of an unfinished comparison have slugs only
-    runs = [Run(names.get(path.parent.name, path.parent.name), int(path.name.removeprefix("seed-")), path) for path in found]
+    names = {
+        slug(name): name for name in summary.get("methods", {})
+    }  # the directories of an unfinished comparison have slugs only
+    runs = [
+        Run(names.get(path.parent.name, path.parent.name), int(path.name.removeprefix("seed-")), path)
+        for path in found
+    ]
     order = [*names.values(), *sorted({run.name for run in runs} - {*names.values()})]
     return Results(title, sorted(runs, key=lambda run: (order.index(run.name), run.seed)), summary)
 
@@ -105,7 +116,9 @@ def read(directory: Path) -> Results:
 def single(directory: Path) -> Run:
     """A run on its own, called like its method."""
     config = Run("", 0, directory).config
-    return Run(config.get("method", {}).get("name") or "grpo", config.get("train", {}).get("seed", 0), directory)
+    return Run(
+        config.get("method", {}).get("name") or "grpo", config.get("train", {}).get("seed", 0), directory
+    )
 
 
 def rows(file: Path) -> Iterator[Row]:

@@ -54,7 +54,10 @@ def evaluated(run: Run, held_out: str) -> dict[int, float]:
 
 def windowed(run: Run, key: str, size: int) -> dict[int, float]:
     """The mean of a metric over windows of steps, leaving out those that have no figure."""
-    known = {step: [row[key] for row in part if row.get(key) is not None] for step, part in windows(run.steps, size).items()}
+    known = {
+        step: [row[key] for row in part if row.get(key) is not None]
+        for step, part in windows(run.steps, size).items()
+    }
     return {step: mean(values) for step, values in known.items() if values}
 
 
@@ -72,7 +75,9 @@ def group_shares(runs: Sequence[Run], size: int) -> dict[int, tuple[float, ...]]
         for step, part in windows(run.steps, size).items():
             here = [sum(row.get(f"groups/{kind}", 0) for row in part) for kind in KINDS]
             counts[step] = [a + b for a, b in zip(counts.get(step, [0, 0, 0]), here, strict=True)]
-    return {step: tuple(n / sum(kinds) for n in kinds) for step, kinds in sorted(counts.items()) if sum(kinds)}
+    return {
+        step: tuple(n / sum(kinds) for n in kinds) for step, kinds in sorted(counts.items()) if sum(kinds)
+    }
 
 
 def share_all_wrong(run: Run, size: int) -> dict[int, float]:
