@@ -15,7 +15,7 @@ from typing import Any
 
 from handrail._util.errors import BadRow, UserError
 from handrail._util.hub import look_up
-from handrail._util.numerals import Written
+from handrail._util.numerals import FloatLiteral
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _jsonl(path: Path, source: str, name: str) -> list[Row]:
 
 def _line(line: str) -> object:
     try:
-        return json.loads(line, parse_float=Written)
+        return json.loads(line, parse_float=FloatLiteral)
     except json.JSONDecodeError as error:
         return BadRow(
             None, "it is not JSON", f"{error.msg} at column {error.colno}: write one JSON object on each line"
@@ -110,7 +110,7 @@ def _json(path: Path, source: str, name: str) -> list[Row]:
     if not text.strip():
         return []
     try:
-        values = json.loads(text, parse_float=Written)
+        values = json.loads(text, parse_float=FloatLiteral)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source}, line {error.lineno}, column {error.colno}: it is not JSON ({error.msg}); "

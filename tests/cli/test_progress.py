@@ -1,4 +1,4 @@
-"""The line that a run shows of itself: what it never loses, in what order it gives way, and what it says where nobody watches."""
+"""The progress line of a run: what it always shows, what it drops first, and what it prints off a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from handrail._util.progress import Bars, shortened, status
+from handrail._util.progress import Bars, shorten, status
 from tests.cli.test_commands import configured
 from tests.conftest import EASY, HARD, Handrail
 
@@ -60,7 +60,7 @@ def test_output_that_is_no_terminal_has_a_line_in_twenty_steps_and_the_last_one(
 
 
 def drawn(width: int, runs: Mapping[str, Sequence[dict[str, Any]]], steps: int = 140) -> list[str]:
-    """The lines that a terminal so wide shows at the end: above the bars, and the bars."""
+    """The lines that a terminal of this width shows at the end: the log lines, then the bars."""
     console = Console(
         width=width, file=StringIO(), record=True, force_terminal=True, force_interactive=True, _environ={}
     )
@@ -112,7 +112,7 @@ def test_names_of_held_out_sets_are_cut_in_the_middle_before_a_figure_is_lost() 
     assert drawn(80, {"": [sets, STEP]})[0].count("12.5%") == 3
     assert "gsm-s…ic-p1 12.5% " in drawn(80, {"": [sets, STEP]})[0]
     assert "12.5%" in drawn(40, {"": [sets, STEP]})[0]
-    assert shortened("日本語の問題集", 8) == "日本…集" and shortened("short", 5) == "short"
+    assert shorten("日本語の問題集", 8) == "日本…集" and shorten("short", 5) == "short"
 
 
 def test_of_a_run_that_ended_a_line_stays_and_no_bar() -> None:
@@ -136,7 +136,7 @@ def test_a_budget_that_moves_the_last_step_leaves_the_time_left() -> None:
 
 
 def on_a_terminal(columns: int, *command: str) -> list[str]:
-    """What ``command`` writes to a real pseudo-terminal, line by line, each state of a line on its own."""
+    """Run ``command`` on a real pseudo-terminal and return its output, one entry for each state of a line."""
     child, terminal = pty.fork()
     if child == 0:
         os.environ["TERM"] = "xterm-256color"

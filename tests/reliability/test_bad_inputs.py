@@ -40,7 +40,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*RUN[:-1], "another run"), "another run already holds a run; continue it with --resume"),
     ((*RUN[:-1], "folder"), "folder has no metrics.jsonl and holds something else; choose another --output"),
     (("train", "deep.toml"), "deep.toml is nested too deeply to be read"),
-    (("train", "run.toml", "--output", "/proc/nowhere"), "/proc/nowhere cannot be made"),
+    (("train", "run.toml", "--output", "/proc/nowhere"), "/proc/nowhere cannot be created"),
     (("compare", "run.toml", "--methods", "grpo", "--output", "/proc/nowhere"), "/proc/nowhere"),
     (("plan", "data.jsonl", "--output", "/proc/nowhere.jsonl"), "/proc/nowhere.jsonl"),
     (("check", "x" * 5000), "cannot be read or written (File name too long)"),

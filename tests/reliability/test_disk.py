@@ -66,7 +66,7 @@ def test_a_disk_that_is_full_of_lines_stops_the_run_too(mount: Mount, tmp_path: 
 
 def test_a_read_only_disk_is_one_sentence(mount: Mount, tmp_path: Path) -> None:
     disk = mount("size=10m,ro")
-    with pytest.raises(UserError, match="cannot be (made|written) .*choose another --output"):
+    with pytest.raises(UserError, match="cannot be (created|written) .*choose another --output"):
         train(settings(tmp_path), disk / "run")
 
 
