@@ -21,8 +21,8 @@ def look_up(name: str, kind: Literal["model", "dataset"], field: str) -> None:
         HfApi().repo_info(name, repo_type=kind, timeout=10)
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise UserError(
-            f"{field}: there is no file or directory {name}, and the Hugging Face hub shows no {kind} of that "
-            "name; check the spelling (a private or gated one needs 'hf auth login')"
+            f"{field}: there is no file or directory {name}, and the Hugging Face hub shows no {kind} of "
+            "that name; check the spelling (a private or gated one needs 'hf auth login')"
         ) from error
     except HfHubHTTPError:
         pass  # a temporary failure of the hub: the libraries retry

@@ -133,7 +133,7 @@ def task(problem: Problem, completion: str) -> float:
         "answer": problem.metadata["gym_answer"],
         "metadata": problem.metadata,
     }
-    return _scored(family.family, family.spoken(answer.split()), entry)
+    return _scored(family.family, family.scorer_text(answer.split()), entry)
 
 
 def _scored(family: str, answer: str, entry: dict[str, Any]) -> float:

@@ -470,7 +470,7 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     assert "verifier 'math': it accepts 2 of 4 references" in done.out
     assert f"error: 2 references contradict their answer, first {mine}, line 2 (answer '9')" in done.out
     found = f"error: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and punctuation"
-    assert f"{found}, first {test}, line 1 as {mine}, line 1" in done.out
+    assert f"{found}, first {test}, line 1, which equals {mine}, line 1" in done.out
     assert "task:house-rules?n=4: none of its 4 problems is in here" in done.out
     done = handrail("check", str(mine), "--verifier", "normalised")
     assert "verifier 'normalised': it accepts 2 of 4 references" in done.out and "unverified" not in done.out

@@ -1,4 +1,4 @@
-"""The progress line of a run: what it always shows, what it drops first, and what it prints off a terminal."""
+"""The progress line of a run: what it always shows, what it drops first, and its form off a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources and layouts, on real files; every refusal says what is wrong, where, and what to do."""
+"""Sources and layouts, on real files; every error message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -103,8 +103,7 @@ def test_saved_dataset_dict_and_split() -> None:
     assert [problem.id for problem in load_problems("saved#test")] == ["saved#test:1"]
     assert refusal("saved#dev") == "saved#dev: there is no split 'dev'; name one as saved#SPLIT: train, test"
     assert (
-        load("saved").note
-        == "saved: the split 'train' is taken, of train, test; for another write saved#SPLIT"
+        load("saved").note == "saved: using the split 'train', of train, test; for another write saved#SPLIT"
     )
     assert load("saved#train").note == ""
 
@@ -113,7 +112,7 @@ SPLITS = ["saved", "files", "hub"]
 
 
 def data_with_splits(kind: str, splits: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A source of ``kind`` that has these splits, each with one problem whose answer is its split's name."""
+    """Write a source of ``kind`` with these splits; each has one problem, whose answer is the split's name."""
     rows = {split: [{"prompt": split, "answer": split}] for split in splits}
     made = datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in rows.items()})
     if kind == "saved":
@@ -133,7 +132,7 @@ def test_train_is_taken_of_several_splits_and_it_is_said(kind: str, monkeypatch:
     source = data_with_splits(kind, ["test", "train", "validation"], monkeypatch)
     loaded = load(source)
     assert [problem.answer for problem in loaded.problems] == ["train"]
-    assert "the split 'train' is taken, of " in loaded.note
+    assert "using the split 'train', of " in loaded.note
     for split in ("train", "test", "validation"):
         assert [problem.answer for problem in load_problems(f"{source}#{split}")] == [split] and not load(
             f"{source}#{split}"
@@ -153,7 +152,7 @@ def test_the_only_split_is_taken_and_of_several_without_train_none(
     ]
     monkeypatch.chdir(several)
     message = refusal(data_with_splits(kind, ["test", "validation"], monkeypatch))
-    assert message.startswith("data: it has several splits and none is 'train'; name one as data#SPLIT: ")
+    assert message.startswith("data: it has several splits, none of them 'train'; name one as data#SPLIT: ")
     assert "test" in message and "validation" in message
 
 
@@ -194,7 +193,7 @@ def test_a_file_of_no_split_is_neither_left_out_nor_mixed_in() -> None:
         jsonl(GOOD, name=f"mine/{name}")
     assert (
         refusal("mine")
-        == "mine: it has the splits test, and problems.jsonl is in none of them; name a file, or rename that one"
+        == "mine: it has the splits test, but problems.jsonl is in none of them; name a single file, or rename this one"
     )
 
 
@@ -233,7 +232,7 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("problem").mkdir()
     message = refusal("problems")
     assert message.startswith(
-        "problems: there is no such file, and the Hugging Face hub did not give a dataset of that name"
+        "problems: there is no such file, and the Hugging Face hub did not provide a dataset of that name"
     )
     assert "ConnectionError: Couldn't reach" in message and "did you mean problem?" in message
 
@@ -663,15 +662,15 @@ MIXED = {"question": "p", "answer": "Add.\n#### 5"}
         ),
         (
             [{"question": "p", "answer": "5", "image_1": {"bytes": "x", "path": None}}],
-            "line 1, field image_1: it holds a picture",
+            "line 1, field image_1: it holds an image",
         ),
         (
             [{"question": "p", "answer": "5", "images": [{"bytes": "x"}]}],
-            "line 1, field images: it holds a picture",
+            "line 1, field images: it holds an image",
         ),
         (
             [{"question": "p", "answer": 2, "choices": ["a", "b"]}],
-            "line 1, field answer: it is no number of a choice, counted from 0",
+            "line 1, field answer: no choice has this number, counting from 0",
         ),
         (
             [{"question": "p", "answer": "c", "choices": ["a", "b"]}],
@@ -683,9 +682,12 @@ MIXED = {"question": "p", "answer": "Add.\n#### 5"}
         ),
         (
             [{"question": "p", "answer": 0, "choices": [1, 2]}],
-            "line 1, field choices: one of them is no text",
+            "line 1, field choices: one of them is not text",
         ),
-        ([{"question": "p", "answer": 0, "choices": "1, 2"}], "line 1, field choices: they are no choices"),
+        (
+            [{"question": "p", "answer": 0, "choices": "1, 2"}],
+            "line 1, field choices: this is not a list of at least two choices",
+        ),
         (
             [{"question": "p", "answer": 0, "choices": ["x"] * 27}],
             "line 1, field choices: there are more choices than labels",
@@ -760,7 +762,7 @@ def test_column_map_refused() -> None:
     source = jsonl(GOOD)
     message = "data.jsonl: the column map has the unknown field 'promt'; the fields are prompt, answer, "
     assert refusal(source, {"promt": "prompt"}).startswith(message)
-    message = "data.jsonl, field answer: the column map names the column 'x.y', which is not there; the columns are prompt, answer"
+    message = "data.jsonl, field answer: the column map names the column 'x.y', which does not exist; the columns are prompt, answer"
     assert refusal(source, {"answer": "x.y"}) == message
 
 
@@ -778,7 +780,7 @@ def test_unusable_files() -> None:
     Path("data.csv").write_text("prompt,answer\n")
     assert (
         refusal("data.csv")
-        == "data.csv: files ending in '.csv' are not read; convert it to one of .jsonl, .json, .parquet"
+        == "data.csv: '.csv' files are not supported; convert it to one of .jsonl, .json, .parquet"
     )
     assert refusal(jsonl(GOOD) + "#test") == "data.jsonl#test: a single file has no splits; leave out '#test'"
     Path("bad.parquet").write_text("no parquet at all")
@@ -794,7 +796,7 @@ def test_unreadable_file() -> None:
     Path(jsonl(GOOD)).chmod(0)
     Path().chmod(0o755)
     user = os.geteuid()
-    os.seteuid(user or 65534)  # root may read everything, so it looks as somebody else
+    os.seteuid(user or 65534)  # root may read every file, so the test runs as another user
     try:
         assert "data.jsonl: it cannot be read (PermissionError" in refusal("data.jsonl")
     finally:
@@ -815,7 +817,7 @@ def test_empty_parquet() -> None:
 
 
 def test_blank_lines_line_endings_and_byte_order_mark() -> None:
-    second = json.dumps({**GOOD, "answer": "a\u2028b"}, ensure_ascii=False)  # U+2028 ends no line
+    second = json.dumps({**GOOD, "answer": "a\u2028b"}, ensure_ascii=False)  # U+2028 does not end a line
     Path("data.jsonl").write_bytes(b"\xef\xbb\xbf" + f"\r\n{json.dumps(GOOD)}\r\n  \r\n{second}".encode())
     answers = {problem.id: problem.answer for problem in load_problems("data.jsonl")}
     assert answers == {"data.jsonl:2": "2", "data.jsonl:4": "a\u2028b"}
@@ -828,7 +830,7 @@ def test_not_utf8() -> None:
 
 def test_invalid_json() -> None:
     Path("data.jsonl").write_text(json.dumps(GOOD) + '\n\n{"prompt": }\n{"a"}\n')
-    message = "data.jsonl, line 3: it is not JSON (so in 1 more row); Expecting value at column 12: write one JSON object on each line"
+    message = "data.jsonl, line 3: it is not JSON (and in 1 more row); Expecting value at column 12: write one JSON object on each line"
     assert refusal("data.jsonl") == message
     Path("data.json").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))
     assert refusal("data.json").startswith(
@@ -852,7 +854,7 @@ def test_json_that_python_cannot_read(value: str) -> None:
 def test_missing_field() -> None:
     message = refusal(jsonl(GOOD, {"prompt": "p", "label": "5"}, GOOD, {"prompt": "p"}, {"answer": "p"}))
     assert message == (
-        "data.jsonl, line 2, field answer: there is no column 'answer' (so in 1 more row); "
+        "data.jsonl, line 2, field answer: there is no column 'answer' (and in 1 more row); "
         'the row has prompt, label: rename one, or name it in the column map, columns = {answer = "their column"}'
     )
 
@@ -860,7 +862,7 @@ def test_missing_field() -> None:
 def test_unrecognised_layout() -> None:
     message = refusal(parquet([{"task": "p", "label": "5"}] * 3))
     assert message.startswith(
-        "data.parquet, row 1, field prompt: there is no column 'prompt' (so in 2 more rows)"
+        "data.parquet, row 1, field prompt: there is no column 'prompt' (and in 2 more rows)"
     )
     assert "the row has task, label: rename one" in message
 
@@ -878,17 +880,17 @@ BAD_ROWS: list[tuple[object, str, str]] = [
     ({**GOOD, "prompt": []}, "prompt", "it is empty"),
     ({**GOOD, "prompt": None}, "prompt", "it is null"),
     ({**GOOD, "prompt": "\ud800"}, "prompt", "it holds half a character"),
-    ({**GOOD, "prompt": [{"role": "user"}]}, "prompt", "a message lacks a role or a content of text"),
-    ({**GOOD, "prompt": ["hello"]}, "prompt", "a message lacks a role or a content of text"),
+    ({**GOOD, "prompt": [{"role": "user"}]}, "prompt", "a message has no role or no text as content"),
+    ({**GOOD, "prompt": ["hello"]}, "prompt", "a message has no role or no text as content"),
     (
         {**GOOD, "prompt": [{**USER, "content": [{"type": "text"}]}]},
         "prompt",
-        "a message lacks a role or a content of text",
+        "a message has no role or no text as content",
     ),
     (
         {**GOOD, "prompt": [{**USER, "content": [{"type": "image", "url": "x"}]}]},
         "prompt",
-        "more than text; leave out its part of the type 'image'",
+        "more than text; remove its part of type 'image'",
     ),
     (
         {**GOOD, "prompt": [{**USER, "role": "human"}]},
@@ -944,7 +946,7 @@ def test_null_in_parquet() -> None:
     message = refusal(parquet([GOOD, {**GOOD, "answer": None}, {**GOOD, "answer": None}]))
     assert (
         message
-        == "data.parquet, row 2, field answer: it is empty (null) (so in 1 more row); fill it in, or leave the row out"
+        == "data.parquet, row 2, field answer: it is empty (null) (and in 1 more row); fill it in, or leave the row out"
     )
 
 
@@ -952,7 +954,7 @@ def test_duplicate_id() -> None:
     message = refusal(jsonl({**GOOD, "id": "a"}, {**GOOD, "id": "b"}, {**GOOD, "id": "a"}))
     assert (
         message
-        == "data.jsonl, line 3, field id: another row has the same one; 'a' is also that of data.jsonl, line 1: change one"
+        == "data.jsonl, line 3, field id: another row has the same id; 'a' is also the id of data.jsonl, line 1: change one of them"
     )
 
 
@@ -1042,7 +1044,7 @@ def test_n_of_n_queens_is_its_own() -> None:
         ("reasoning-gym:chain_sum?n=1.5", "n is '1.5'; it must be a whole number"),
         ("reasoning-gym:chain_sum?min_terms=few", "min_terms is 'few'; it must be a value like 2"),
         ("reasoning-gym:chain_sum?min_terms=9", "reasoning-gym refuses these options (AssertionError: "),
-        ("reasoning-gym:rush_hour?n=2", "no one answer to compare with"),
+        ("reasoning-gym:rush_hour?n=2", "no single answer to compare with"),
     ],
 )
 def test_reasoning_gym_refused(source: str, what: str) -> None:

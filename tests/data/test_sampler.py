@@ -1,4 +1,4 @@
-"""Which problems a step gets: fair shares, whole passes, and nothing but the seed and the step decides."""
+"""The problems of a step: fair shares, whole passes, and no dependence on anything but seed and step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_quotas_fill_the_step_and_are_within_one_of_their_share(shares: list[flo
     try:
         quotas = apportion(shares, seats)
     except UserError:
-        assert min(exact) < 1  # only a source owed less than one problem can be left without
+        assert min(exact) < 1  # only a source whose exact quota is below one problem may get none
     else:
         assert sum(quotas) == seats
         assert all(abs(quota - owed) < 1 + 1e-9 for quota, owed in zip(quotas, exact, strict=True))

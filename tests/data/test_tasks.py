@@ -1,4 +1,4 @@
-"""The built-in tasks: every reference is right by the task's own verifier, no plan gives anything away, splits are apart."""
+"""The built-in tasks: the verifier accepts every reference, no plan leaks a value, splits are disjoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def problems(source: str, **options: object) -> list[Problem]:
 
 
 def sent(problem: Problem) -> Problem:
-    """As a verifier's process receives it."""
+    """Return the problem as a verifier's process receives it."""
     return replace(problem, metadata=json.loads(json.dumps(problem.metadata)))
 
 
@@ -108,14 +108,15 @@ def test_what_a_task_refuses(source: str, what: str) -> None:
 
 
 def test_no_answer_is_a_good_guess() -> None:
-    """The commonest answer of a benchmark, given always, earns little."""
+    """Always giving a benchmark's most common answer earns little."""
     for source in SOURCES:
         answers = [problem.answer for problem in problems(source, n=150, seed=905, split="test")]
         share = max(map(answers.count, answers)) / len(answers)
         assert share < 0.07, (source, share)
 
 
-# What is structure: a number in brackets is picked by the procedure, one without follows from what stands before it.
+# A number in brackets is structure: the procedure picks it. A number without follows from the words before
+# it.
 
 HAND_MARKED = {
     "complex-arithmetic": (
@@ -175,7 +176,7 @@ def test_structure_leaves_out_lead_in_words() -> None:
             assert [mark for mark in marks if mark is not None] == structure(plain, plain.references[0])
 
 
-# The language of procedures
+# Procedures
 
 
 def test_a_procedure_is_its_own_plan() -> None:

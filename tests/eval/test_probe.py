@@ -305,11 +305,11 @@ TWO = load_problems(f"{HARD}&n=2")
     ("lines", "keep", "sentence"),
     [
         (None, ["mixed"], "problems.jsonl cannot be read"),
-        (["nonsense"], ["mixed"], "problems.jsonl, line 1: this is no line of a probe's problems.jsonl"),
+        (["nonsense"], ["mixed"], "problems.jsonl, line 1: this is not a line of a probe's problems.jsonl"),
         (
             [json.dumps({"problem": digest(TWO[:1]), "kind": "mixed", "faults": []})],
             ["mixed"],
-            "it does not say how 1 of the 2 problems .* as they are now, hard-train-0-1 first",
+            "it has no result for 1 of the 2 problems .* in their present form, first hard-train-0-1",
         ),
         (
             [

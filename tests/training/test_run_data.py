@@ -76,7 +76,7 @@ def test_training_takes_the_split_train_and_says_so(handrail: Handrail, tmp_path
     split_directory(tmp_path / "main")
     done = handrail("train", str(configured(tmp_path, data={"train": "main"}, eval={"sets": {"held": "main#test"}})), "--output", "out")
     assert done.code == 0, done.err
-    note = "main: the split 'train' is taken, of train, test; for another write main#SPLIT"
+    note = "main: using the split 'train', of train, test; for another write main#SPLIT"
     assert note in done.out and note in metrics()["warning"].splitlines()
     assert {each["prompt"] for each in samples()} == {row["prompt"] for row in ROWS[2:]}
 
@@ -86,7 +86,7 @@ def test_held_out_problems_among_the_training_problems_are_warned_of(handrail: H
     file = configured(tmp_path, eval={"sets": {"held": str(held), "clean": "task:house-rules?n=2"}})
     warning = (
         "1 of the 2 problems of eval.sets.held are among the training problems, up to case, spacing and punctuation, "
-        f"first {held}, line 2 as {tmp_path}/data.jsonl, line 2"
+        f"first {held}, line 2, which equals {tmp_path}/data.jsonl, line 2"
     )
     done = handrail("train", str(file), "--output", "out")
     assert done.code == 0 and warning in done.out and warning in metrics()["warning"].splitlines(), done
