@@ -1,4 +1,4 @@
-"""Verifiers and their pool: what is graded how, and that nothing a verifier does costs more than its own verdict."""
+"""Verifiers and their pool: the rewards of answers, and that a broken verifier costs only its own verdict."""
 
 from __future__ import annotations
 
@@ -319,9 +319,10 @@ def test_a_completion_is_never_run_as_a_program_that_does_harm(
         f"open('{sneaked}', 'w')",
         f"__import__('os').remove('{there}')",
     ]
-    if not calls:  # what stops it where a library can be made to run text that we do not suspect
+    if not calls:  # without our filter, the worker's audit hook must still stop the program
         (tmp_path / "sitecustomize.py").write_text(
-            "from handrail import gym_answers\ngym_answers.shown = lambda family, answer, entry: answer\n"
+            "from handrail.verifiers import gym_answers\n"
+            "gym_answers.scorer_input = lambda family, answer, entry: answer\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
     with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
@@ -392,7 +393,7 @@ def test_a_copy_that_a_verifier_makes_of_its_process_answers_nobody(verifier_fil
                 verdict.status
                 for verdict in pool.grade([(Problem("p", "?", ""), text) for text in completions])
             ] == statuses
-            time.sleep(0.2)  # for the copy to answer
+            time.sleep(0.2)  # time for the fork to reply
 
 
 def test_a_bad_verdict_costs_only_itself(pool: VerifierPool) -> None:
@@ -425,7 +426,7 @@ def given_back(problem: Problem, completion: str) -> object:
 
 
 def returning(value: object) -> float:
-    """The reward if a user's verifier returns ``value``."""
+    """Return the reward if a user's verifier returns ``value``."""
     return resolve(VerifierConfig(name=f"{__name__}:given_back"))(
         Problem("p", "?", "!", metadata={"value": value}), ""
     )
@@ -503,7 +504,7 @@ def test_a_worker_that_has_been_near_its_ceiling_is_replaced(tmp_path: Path) -> 
         verdicts = pool.grade(
             [(Problem("p", "?", "!"), str(size << 20)) for size in (1, 1, 600, 1, 1, 1100, 1)]
         )
-    # 600 MiB are more than half of what is left, 1100 more than there is.
+    # 600 MiB are more than half of the memory left, 1100 MiB more than all of it.
     assert [verdict.reward for verdict in verdicts] == [1, 0.5, 0.5, 1, 0.5, 0, 0.5]
     assert verdicts[5].detail.startswith("MemoryError")
 
@@ -526,7 +527,7 @@ def test_the_deadline_is_kept(pool: VerifierPool, monkeypatch: pytest.MonkeyPatc
         "ok" if c == "fine" else "timeout" for c in completions
     ]
     assert 0.5 < seconds < 6
-    deadline = time.monotonic() + 5  # killed already, but the kernel takes them away in its own time
+    deadline = time.monotonic() + 5  # they are killed already, but the kernel may remove them a little later
     while left := running(child):
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
@@ -551,7 +552,7 @@ def verdict(problem, completion):
 
 
 def lazily(pool: VerifierPool, completions: str, loading: float) -> tuple[list[str], list[str]]:
-    """The statuses and the details of the verdicts on ``completions`` if the first call in a process takes ``loading`` seconds."""
+    """Return the verdicts' statuses and details if the first call in a process takes ``loading`` seconds."""
     verdicts = pool.grade(
         [(Problem("p", "?", "!", metadata={"loading": loading}), text) for text in completions.split()]
     )
@@ -563,7 +564,8 @@ def test_a_first_call_may_load_a_model(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(verifier_pool, "FIRST_CALL_LIMIT", 2.0)
     with VerifierPool(VerifierConfig(name=f"{tmp_path / 'lazy.py'}:verdict", timeout=0.5, workers=1)) as pool:
         assert lazily(pool, "fine exit fine", 0.7)[0] == ["ok", "crash", "ok"]
-        # A completion that hangs in a first call costs the longer limit once, and does not keep later processes from loading.
+        # A completion that hangs in a first call costs the longer limit only once, and later processes may
+        # still load.
         statuses, details = lazily(pool, "fine hang hang hang fine", 0.7)
     assert statuses == ["ok", "timeout", "timeout", "timeout", "ok"]
     limits = [float(detail.split()[3]) for detail in details if detail]
@@ -583,10 +585,10 @@ def test_a_first_call_that_never_ends_costs_the_longer_limit_once(
 
 
 def running(argument: str) -> list[bytes]:
-    """The command lines with ``argument`` among those of all processes."""
+    """Return the command lines, of all processes, that contain ``argument``."""
     commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it may end while we look
+        with contextlib.suppress(OSError):  # the process may end in the meantime
             commands.append(path.read_bytes())
     return [command for command in commands if argument.encode() in command.split(b"\0")]
 
