@@ -1,4 +1,4 @@
-"""The command line."""
+"""The application: ``handrail train``, ``compare`` and ``check``, and the list of all commands."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from handrail.cli.options import (
     Columns,
     Data,
     Settings,
-    configured,
-    fitting_verifier,
-    help_alone,
+    build_config,
+    default_verifier,
     parse_column,
+    show_help_if_alone,
     with_model,
 )
 from handrail.cli.report import report_command
@@ -38,7 +38,8 @@ from handrail.training.trained import model_of, settings_file
 from handrail.types import Problem
 from handrail.verifiers.config import VerifierConfig
 
-RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
+RESUME_ME = 75
+"""The exit code of a paused run: EX_TEMPFAIL of sysexits.h."""
 
 
 def train_command(
@@ -71,9 +72,8 @@ def train_command(
     for name, ends in summary["eval"].items():
         start, end = ends["start"], ends["end"]
         if "mean" not in start or "mean" not in end:
-            show(
-                f"held-out {name}: no verdict on any completion at the {'end' if 'mean' in start else 'start'}"
-            )
+            when = "end" if "mean" in start else "start"
+            show(f"held-out {name}: no verdict on any completion at the {when}")
             continue
         interval = f"[{end['low']:.1%}, {end['high']:.1%}]"
         show(f"held-out {name}: {start['mean']:.1%} → {end['mean']:.1%} {interval}, n = {end['n']}")
@@ -96,12 +96,13 @@ def compare_command(
     methods: Annotated[
         str, typer.Option(help="Compare these methods, separated by commas, instead of \\[compare.runs].")
     ] = "",
-    runs: Annotated[str, typer.Option(help="Only these of \\[compare.runs], separated by commas.")] = "",
+    runs: Annotated[str, typer.Option(help="Run only these of \\[compare.runs], separated by commas.")] = "",
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Number of seeds, from train.seed on, instead of compare.seeds.")
+        int | None,
+        typer.Option(min=1, help="Number of seeds, counting up from train.seed (default: compare.seeds)."),
     ] = None,
 ) -> None:
-    """Train several methods from the same model on the same problems and say which differ.
+    """Train several methods from the same model on the same problems, and test which differ.
 
     The first run is the baseline. Results: a table, paired differences, a plot, summary.json.
     The same command continues a comparison that was stopped.
@@ -116,7 +117,7 @@ def compare_command(
 
     if methods and runs:
         raise UserError(
-            "--methods makes the runs and --runs chooses among those of the file; give one of them"
+            "--methods replaces the runs of the file and --runs selects from them; give one of them"
         )
     if methods:
         parsed = by_methods(parsed, [name.strip() for name in methods.split(",")])
@@ -139,7 +140,7 @@ def compare_command(
         show(sentence)
     curves(planned, list(parsed.eval.sets), directory / "plot.png")
     show(f"plot: {directory / 'plot.png'}\nsummary: {directory / 'summary.json'}")
-    show(f"to look at every step and token: handrail report {directory}")
+    show(f"for a page with every step and token: handrail report {directory}")
 
 
 def check_command(
@@ -158,13 +159,13 @@ def check_command(
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="Held-out data, which must not be in the source. May be repeated."),
+        typer.Option(help="Held-out data that the source must not contain. May be repeated."),
     ] = None,
 ) -> None:
     """Validate a data source and show how it is read.
 
     It reports duplicates, contradictions, answers and references that the verifier refuses,
-    and held-out problems in the source. Exit code 1: it found what would spoil a run.
+    and held-out problems in the source. Exit code 1 means faults that would spoil a run.
     """
     mapping = dict(parse_column(pair) for pair in columns or [])
     from handrail.data.load import load
@@ -172,12 +173,12 @@ def check_command(
 
     settings = load_config(config) if config else None
     if settings is None and model and settings_file(model_of(model)):
-        settings = configured(
-            None, None, model={"path": model}, data={"train": data}, verifier={"name": fitting_verifier(data)}
+        settings = build_config(
+            None, None, model={"path": model}, data={"train": data}, verifier={"name": default_verifier(data)}
         )
     mapping = mapping or (settings.data.columns if settings else {})
     loaded = load(data, mapping)
-    grader = settings.verifier if settings else VerifierConfig(name=fitting_verifier(data))
+    grader = settings.verifier if settings else VerifierConfig(name=default_verifier(data))
     if verifier:
         grader = grader.model_copy(update={"name": verifier})
     show("\n".join(overview(loaded, data)))
@@ -189,7 +190,7 @@ def check_command(
     if model and settings:
         settings = with_model(settings, model)
     elif model:
-        # How much will be sampled is not known here, so nothing is asked of it.
+        # rollout.max_tokens is unknown here, so only the prompt and the references must fit the context.
         short = RolloutConfig(max_tokens=1)
         settings = Config(
             model=ModelConfig(path=model), data=DataConfig(train=[Source(path=data)]), rollout=short
@@ -200,13 +201,14 @@ def check_command(
 
 
 def show_first(problems: list[Problem], settings: Config | None) -> None:
-    """Show the first problem: as the configured model sees it, or as text if there is none."""
+    """Show the first problem: as the build_config model sees it, or as text if there is none."""
     if settings is None:
         show(
-            f"\nfirst problem ({problems[0].id}), as text; add --model to see it as a model does:\n{problems[0].prompt}"
+            f"\nfirst problem ({problems[0].id}), as text; add --model to see it as that model does:"
+            f"\n{problems[0].prompt}"
         )
         return
-    quiet()  # here, because it loads transformers, which no check without a model needs
+    quiet()  # not earlier, because it imports transformers, which a check without a model does not need
     from handrail.eval.check import as_seen
 
     for caption, text in as_seen(settings, problems):
@@ -230,7 +232,7 @@ def handrail(
         raise UserError(
             f"handrail {context.invoked_subcommand} runs in one process; start it without torchrun"
         )
-    help_alone(context)
+    show_help_if_alone(context)
 
 
 PANELS: dict[str, dict[str, Callable[..., Any] | typer.Typer]] = {
@@ -253,7 +255,8 @@ for panel, commands in PANELS.items():
 def main(app: typer.Typer = app) -> None:
     """Run ``app`` on the arguments of the process.
 
-    A UserError, or a file that the system refuses, is one sentence and exit code 2; a paused run exits with 75.
+    A UserError, or a file that cannot be read or written, is printed as one sentence and exits with code 2; a
+    paused run exits with code 75.
     """
     try:
         app()
@@ -265,10 +268,11 @@ def main(app: typer.Typer = app) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        refuse(f"{error.filename} cannot be read or written ({error.strerror}); name another")
+        refuse(f"{error.filename} cannot be read or written ({error.strerror}); choose another file")
 
 
 def refuse(sentence: str) -> NoReturn:
+    """Print an error and exit with code 2."""
     Console(stderr=True, soft_wrap=True).print(
         f"error: {sentence}", style="red", highlight=False, markup=False
     )

@@ -1,4 +1,4 @@
-"""The commands that measure a model as it is: ``eval`` and ``probe``."""
+"""``handrail eval`` and ``handrail probe``: measure a model without training it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.names import slug
 from handrail._util.progress import console, quiet, show
-from handrail.cli.options import DATA, ConfigFile, Data, Settings, configured, fitting_verifier, with_model
+from handrail.cli.options import DATA, ConfigFile, Data, Settings, build_config, default_verifier, with_model
 from handrail.training.config import Config
 from handrail.training.trained import model_of, settings_file
 
@@ -42,7 +42,7 @@ def eval_command(
 
     The same command continues an evaluation that was stopped.
     """
-    parsed, sets = opened(model, data, config, settings)
+    parsed, sets = load_settings_and_sets(model, data, config, settings)
     directory = output or Path("runs") / "-".join(["eval", slug(model), *sets])
     if parsed.rollout.temperature == 0 and samples > 1:
         raise UserError("rollout.temperature is 0, so all samples would be the same; add --samples 1")
@@ -52,11 +52,12 @@ def eval_command(
     with Progress(console=console) as shown:
         tasks = {name: shown.add_task(name) for name in sets}
         summary = evaluate_sets(
-            parsed, sets, samples, seed, limit, directory, lambda name, done, n: shown.update(tasks[name], completed=done, total=n)
+            parsed, sets, samples, seed, limit, directory,
+            lambda name, done, n: shown.update(tasks[name], completed=done, total=n),
         )  # fmt: skip
     console.print(evaluation_table(summary))
     for name, figures in summary.items():
-        say_unverified(figures, figures["problems"] * samples, f"{name}: ")
+        warn_unverified(figures, figures["problems"] * samples, f"{name}: ")
     show(f"graded by the verifier {parsed.verifier.name!r}")
     write_whole(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     show(f"summary: {directory / 'summary.json'}")
@@ -79,9 +80,9 @@ def probe_command(
 ) -> None:
     """Find out which problems give a signal, what is wrong with the data, and which method to start with.
 
-    The same command continues a probe that was stopped. Exit code 1: it found what would spoil a run.
+    The same command continues a probe that was stopped. Exit code 1 means faults that would spoil a run.
     """
-    parsed, _ = opened(model, [data], config, settings)
+    parsed, _ = load_settings_and_sets(model, [data], config, settings)
     directory = output or Path("runs") / f"probe-{slug(model)}-{slug(data)}"
     from handrail.eval.faults import FAULTS
     from handrail.eval.probe import probe
@@ -90,22 +91,24 @@ def probe_command(
     with Progress(console=console) as shown:
         task = shown.add_task("problems")
         found = probe(
-            parsed, data, rollouts, seed, limit, directory, lambda done, n: shown.update(task, completed=done, total=n)
+            parsed, data, rollouts, seed, limit, directory,
+            lambda done, n: shown.update(task, completed=done, total=n),
         )  # fmt: skip
     kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in found["kinds"].items() if n)
     show(f"{found['problems']} problems, {rollouts} rollouts each: {kinds}")
     show(f"graded by the verifier {parsed.verifier.name!r}")
-    show("; ".join(f"{name} {as_figures(estimate)}" for name, estimate in found["pass"].items()))
+    show("; ".join(f"{name} {format_estimate(estimate)}" for name, estimate in found["pass"].items()))
     console.print(probe_table(found))
-    say_unverified(found, (found["problems"] - found["kinds"]["not_sampled"]) * rollouts)
+    warn_unverified(found, (found["problems"] - found["kinds"]["not_sampled"]) * rollouts)
     if lengths := found.get("reference_tokens"):
         likely = (
-            f"; probability {found['reference_probability']:.2f} a token (geometric mean)"
+            f"; probability {found['reference_probability']:.2f} per token (geometric mean)"
             if "reference_probability" in found
             else ""
         )
         show(
-            f"references: {found['with_reference']} problems have one, {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
+            f"references: {found['with_reference']} problems have one, "
+            f"median {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
         )
     for fault, n in found["faults"].items():
         console.print(f"fault: {n} × {fault}: {FAULTS[fault]}", style="yellow", soft_wrap=True)
@@ -117,31 +120,33 @@ def probe_command(
         show(f"- {reason}")
     file = directory / "problems.jsonl"
     show(
-        f"\nproblem by problem: {file}; named as a source's probe, it lets train leave out what is faulty or all right"
+        f"\nresults per problem: {file}; set it as the probe of a source, "
+        "and train leaves out problems that are faulty or all right"
     )
     if spoiled := found["spoiled_by"]:
         show("error: too many faults, which would spoil a run: " + ", ".join(spoiled))
         raise typer.Exit(1)
 
 
-def say_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> None:
+def warn_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> None:
+    """Warn if some completions are unverified."""
     if n := figures["unverified"]:
-        counted = "completions are unverified and count neither as right nor as wrong"
+        counted = "completions are unverified and count neither as correct nor as wrong"
         show(f"warning: {where}{n} of {attempts} {counted}, first {figures['first_unverified']}")
 
 
-def opened(
+def load_settings_and_sets(
     model: str, data: list[str] | None, config: Path | None, settings: list[str] | None
 ) -> tuple[Config, dict[str, str]]:
-    """The configuration with ``model`` for its model, and the sets by name."""
+    """Return the configuration with ``model`` as its model, and the sets by name. Raises UserError."""
     quiet()
     if not data and not config and settings_file(model_of(model)) is None:
         raise UserError(
-            "there is nothing to measure on; name the data, a --config with eval.sets, or a run's model"
+            "there is nothing to measure on; name the data, a --config with eval.sets, or the model of a run"
         )
-    sets = named(data or [])
-    fitting = {"name": fitting_verifier(*sets.values())}
-    parsed = configured(
+    sets = sets_by_name(data or [])
+    fitting = {"name": default_verifier(*sets.values())}
+    parsed = build_config(
         config, settings, model={"path": model}, data={"train": list(sets.values())}, verifier=fitting
     )
     parsed = with_model(parsed, model)
@@ -151,8 +156,11 @@ def opened(
     return parsed, sets
 
 
-def named(data: list[str]) -> dict[str, str]:
-    """Sets by name: the one that is given in NAME=SOURCE, or one made from the source. Raises UserError for two of one name."""
+def sets_by_name(data: list[str]) -> dict[str, str]:
+    """Map the name of each set, given as NAME=SOURCE or derived from the source, to its source.
+
+    Raises UserError if two sets have the same name.
+    """
     sets: dict[str, str] = {}
     for item in data:
         given = re.fullmatch(r"([\w.-]+)=(.+)", item)
@@ -167,5 +175,5 @@ def named(data: list[str]) -> dict[str, str]:
     return sets
 
 
-def as_figures(estimate: dict[str, float]) -> str:
+def format_estimate(estimate: dict[str, float]) -> str:
     return "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**estimate)

@@ -1,4 +1,4 @@
-"""The command that shows what runs came to."""
+"""``handrail report``: the results of runs as a web page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def report_command(
         Path | None, typer.Option(help="HTML file to write (default: report.html in the directory).")
     ] = None,
 ) -> None:
-    """Write one HTML page: results, learning curves, groups, trajectories token by token, settings."""
+    """Write an HTML page with results, learning curves, groups, trajectories token by token, and settings."""
     quiet()
     from handrail.eval.report.page import write_report
 

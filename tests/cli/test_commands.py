@@ -1,4 +1,4 @@
-"""The command line: what goes wrong is one sentence and exit code 2, and what goes right is shown."""
+"""The command line: an error is one sentence and exit code 2, and results are shown."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def jsonl(file: Path, rows: list[Any]) -> Path:
 
 
 def configured(directory: Path, rows: list[Any] = ROWS, **changes: Any) -> Path:
-    """A configuration of one short step on ``rows``; ``changes`` are parts of its sections."""
+    """Write a configuration of one short step on ``rows``; ``changes`` override keys of its sections."""
     tree: dict[str, Any] = {
         "model": {"path": "builtin:house-tiny", "device": "cpu"},
         "data": {"train": str(jsonl(directory / "data.jsonl", rows))},
@@ -301,7 +301,7 @@ def test_a_run_on_ones_own_file_writes_a_model_and_is_neither_overwritten_nor_re
         and "model: out/model" in done.out
     )
     step = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[1])
-    assert step["groups/all"] == 3  # --set goes over the file
+    assert step["groups/all"] == 3  # --set overrides the file
     assert json.loads((tmp_path / "out/summary.json").read_text())["method"] == "luffy"
     assert (tmp_path / "out/model/model.safetensors").exists()
 
@@ -585,7 +585,7 @@ def test_check_takes_the_templates_and_lengths_of_a_configuration(handrail: Hand
     assert done.code == 1 and "so 1 + A 1 =" in done.out
     assert (
         "error: 4 references contradict their answer" in done.out
-    )  # they lack the mark that its verifier looks for
+    )  # they lack the mark that this verifier looks for
     tight = configured(tmp_path, rollout={"max_tokens": 124})
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(tight))
     assert_refused(

@@ -1,4 +1,4 @@
-"""handrail plan and handrail judge, as a user calls them."""
+"""``handrail plan`` and ``handrail judge`` from the command line."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_plans_of_a_server_go_on_where_they_were_stopped(
         assert plan(server.url) == 0
     said = capsys.readouterr().out
     assert (
-        "1 kept from before" in said and "1 left out for giving a value away" in said and "4 planned" in said
+        "1 kept from an earlier call" in said
+        and "1 left out because they give a value away" in said
+        and "4 planned" in said
     )
     plans = [problem.plan for problem in load_problems(str(tmp_path / "planned.jsonl"))]
     assert plans == [PLAN, None, PLAN, PLAN, PLAN, PLAN, None]
@@ -113,11 +115,11 @@ def test_another_planners_plans_are_neither_taken_for_its_own_nor_overwritten(
     )
     assert planned.read_bytes() == before
     outlines = tmp_path / "outlines.jsonl"
-    for _ in range(2):  # the second time, all are kept
+    for _ in range(2):  # the second call keeps all plans
         assert (
             run(monkeypatch, "plan", planned, "--planner", "outline", "--output", outlines, "--replace") == 0
         )
-    assert "6 kept from before" in capsys.readouterr().out
+    assert "6 kept from an earlier call" in capsys.readouterr().out
     assert [(p.plan, p.metadata.get("planner")) for p in load_problems(str(outlines))] == [
         *[("... + ... = ...\n... * ... = ...", "outline")] * 6,
         (None, None),
@@ -135,7 +137,7 @@ OWN = [
 def plans_of(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
 ) -> tuple[list[tuple[str | None, str | None]], str]:
-    """Each problem's plan and planner after ``handrail plan`` has run twice, and what it said the second time."""
+    """Run ``handrail plan`` twice; return each problem's plan and planner, and the second output."""
     data.write_text("".join(json.dumps(row) + "\n" for row in OWN))
     for _ in range(2):
         assert run(monkeypatch, "plan", data, "--output", data.with_name("planned.jsonl"), *options) == 0
@@ -152,7 +154,7 @@ def test_plans_that_the_data_have_are_kept(
     found, said = plans_of(tmp_path / "data.jsonl", monkeypatch, capsys)
     assert found == [("think", None), (OWN[1]["plan"], None), ("add\ndouble", "rule"), ("wonder", None)]
     assert said.startswith(
-        "4 problems: 3 with a plan of their own, kept (--replace replaces it), 1 kept from before →"
+        "4 problems: 3 with a plan of their own, kept (--replace replaces it), 1 kept from an earlier call →"
     )
 
 
@@ -161,7 +163,7 @@ def test_a_planner_replaces_them_if_asked_to_and_if_it_has_one(
 ) -> None:
     found, said = plans_of(tmp_path / "data.jsonl", monkeypatch, capsys, "--replace")
     assert found == [("think", None), ("add\ndouble", "rule"), ("add\ndouble", "rule"), ("wonder", None)]
-    assert "2 kept from before" in said and "of their own" not in said
+    assert "2 kept from an earlier call" in said and "of their own" not in said
 
 
 def test_a_planner_that_cannot_be_is_one_sentence(

@@ -1,4 +1,4 @@
-"""handrail init: the file that it writes is accepted by train as it is."""
+"""``handrail init``: train accepts the file that it writes, unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_setting_of_the_first_configuration_is_explained_and_those_left_ou
     text = Path("config.toml").read_text()
     assert (
         "max_tokens = 16  " in text and "the longest reference has 6 tokens" in text
-    )  # half as much again, in sixteens
+    )  # 1.5 times as long, rounded up to a multiple of 16
     settings = [
         line for line in text.splitlines() if "=" in line and not line.startswith(("#  ", "# For", "# #:"))
     ]

@@ -1,4 +1,4 @@
-"""Every setting is described where users look for it: in the terminal, in the documentation, in their editor."""
+"""Every setting is described in the terminal, in the documentation and in editors."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_the_schema_describes_methods_and_their_settings_for_completion() -> Non
 
 
 def helps(command: Any, path: str = "handrail") -> Iterator[tuple[str, str]]:
-    """Every help text of the command line, with the command or option that it stands at."""
+    """Yield every command and option of the command line with its help text."""
     yield path, command.help or ""
     for parameter in command.params:
         yield f"{path} {parameter.name}", getattr(parameter, "help", None) or ""

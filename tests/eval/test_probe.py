@@ -292,7 +292,7 @@ def test_a_probe_that_found_what_spoils_a_run_exits_with_1_after_writing(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = ["--set", "verifier.name=task", "--set", "rollout.max_tokens=8"]
     done = handrail("probe", "builtin:house-tiny", str(file), "--rollouts", "4", "--output", "out", *settings)
-    assert done.code == code and "problem by problem" in done.out, done.err
+    assert done.code == code and "results per problem" in done.out, done.err
     assert json.loads(Path("out/probe.json").read_text())["spoiled_by"] == ["reference_rejected"] * code
     assert ("would spoil a run: reference_rejected" in done.out) == bool(code)
     assert handrail("check", str(file), "--verifier", "task").code == code

@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_eval_finds_a_runs_model_and_takes_its_settings(trained: Path, handrail: Handrail, tmp_path: Path) -> None:
     done = handrail("eval", str(trained), "--samples", "1", "--output", "whole")
     assert done.code == 0, done.err
-    assert f'as {trained}/model/handrail.toml has it: model.device = "cpu", data.system = "Be brief.", ' in done.out
+    assert f'settings from {trained}/model/handrail.toml: model.device = "cpu", data.system = "Be brief.", ' in done.out
     settings = json.loads(Path("whole/settings.json").read_text())
     assert settings["model"]["path"] == f"{trained}/model" and settings["sets"] == {"held": HELD_OUT}
     assert (settings["data"]["system"], settings["data"]["prompt_template"]) == ("Be brief.", "Q: {prompt}")
@@ -46,7 +46,7 @@ def test_eval_finds_a_runs_model_and_takes_its_settings(trained: Path, handrail:
     assert (settings["rollout"]["max_tokens"], settings["data"]["system"], settings["verifier"]["name"]) == (3, "", "exact")
     (tmp_path / "plain.toml").write_text(f'[model]\npath = "x"\ndevice = "cpu"\n[data]\ntrain = "{HELD_OUT}"\n[rollout]\nmax_tokens = 4\n')
     done = handrail("eval", str(trained), HELD_OUT, "--samples", "1", "--config", "plain.toml", "--output", "file")
-    assert done.code == 0 and "has it" not in done.out
+    assert done.code == 0 and "settings from" not in done.out
     settings = json.loads(Path("file/settings.json").read_text())
     assert (settings["model"]["path"], settings["data"]["system"]) == (f"{trained}/model", None)
 
