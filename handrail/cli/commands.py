@@ -169,7 +169,7 @@ def check_command(
     """
     mapping = dict(parse_column(pair) for pair in columns or [])
     from handrail.data.load import load
-    from handrail.eval.check import judged, overlap, overview
+    from handrail.eval.check import grade, overlap, overview
 
     settings = load_config(config) if config else None
     if settings is None and model and settings_file(model_of(model)):
@@ -183,7 +183,7 @@ def check_command(
         grader = grader.model_copy(update={"name": verifier})
     show("\n".join(overview(loaded, data)))
     with console.status("grading answers and references"):
-        found = list(judged(loaded.problems, grader))
+        found = list(grade(loaded.problems, grader))
     held_out = [*(against or []), *(settings.eval.sets.values() if settings else [])]
     found += [line for source in held_out for line in overlap(loaded.problems, source, mapping)]
     show("\n".join(found))
@@ -209,9 +209,9 @@ def show_first(problems: list[Problem], settings: Config | None) -> None:
         )
         return
     quiet()  # not earlier, because it imports transformers, which a check without a model does not need
-    from handrail.eval.check import as_seen
+    from handrail.eval.check import preview
 
-    for caption, text in as_seen(settings, problems):
+    for caption, text in preview(settings, problems):
         show(f"\n{caption}")
         console.print(text, style="cyan", soft_wrap=True)
 

@@ -31,7 +31,7 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting; ``key`` is dotted (``train.steps``); ``default`` is TOML, ``required`` or ``–`` if not set."""
+    """A setting: a dotted ``key`` (``train.steps``); ``default`` is TOML, ``required``, or ``–`` if none."""
 
     key: str
     values: str

@@ -1,4 +1,4 @@
-"""What is wrong with training data, problem by problem, before a model has attempted anything."""
+"""Find faults in training data, problem by problem, before a model attempts them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ FAULTS = {
     "unverifiable": "the verifier reaches no verdict on the problem's own reference",
     "prompt_too_long": "the prompt and rollout.max_tokens exceed the context",
     "reference_too_long": "the prompt and the reference exceed the context",
-    "reference_over_max_tokens": "the reference is longer than rollout.max_tokens, so no rollout could say as much",
+    "reference_over_max_tokens": "the reference is longer than rollout.max_tokens, the limit of a rollout",
     "duplicate": "an earlier problem has the same prompt",
-    "contradiction": "another problem has the same prompt and another answer",
+    "contradiction": "another problem has the same prompt and a different answer",
 }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A worked solution as the model sees it: ``logp`` is log π of each token, None if prompt and reference exceed the context.
+    """A worked solution as the model sees it.
 
-    ``correct`` is its verdict's: None if it is unverified.
+    ``logp`` is the log-probability of each token, None if the prompt and the reference exceed the context.
+    ``correct`` is the verifier's verdict, None if the reference is unverified.
     """
 
     tokens: int
@@ -42,7 +43,7 @@ class Reference:
 def references(
     problems: Sequence[Problem], policy: TransformersPolicy, verifier: VerifierPool
 ) -> dict[str, list[Reference]]:
-    """The references of every problem, by its id, graded and scored."""
+    """Grade and score the references of every problem; return them by the problem's id."""
     flat = [(problem, text) for problem in problems for text in problem.references]
     prompts = [policy.encode_prompt(problem) for problem, _ in flat]
     completions = [policy.encode_reference(problem, text) for problem, text in flat]
@@ -76,7 +77,10 @@ def faults(
     graded: Mapping[str, Sequence[Reference]],
     rejected: Set[str],
 ) -> dict[str, list[str]]:
-    """What is wrong with each problem, by its id; ``rejected`` are the ids of those whose own answer the verifier refuses."""
+    """Return the faults of each problem by its id.
+
+    ``rejected`` holds the ids of the problems whose own answer the verifier refuses.
+    """
     context, room = policy.context or float("inf"), policy.rollout.max_tokens
     answers: dict[str, set[str]] = defaultdict(set)
     for problem in problems:
@@ -105,7 +109,7 @@ def faults(
 
 
 def other_verifiers(problems: Sequence[Problem], config: VerifierConfig) -> dict[str, float]:
-    """What share of the references each other general verifier accepts, as it is without ``extract``."""
+    """Return the share of references that each other general verifier accepts, without ``extract``."""
     flat = [(problem, text) for problem in problems for text in problem.references]
     out = {}
     for name in GENERAL_VERIFIERS:

@@ -471,7 +471,7 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     assert f"error: 2 references contradict their answer, first {mine}, line 2 (answer '9')" in done.out
     found = f"error: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and punctuation"
     assert f"{found}, first {test}, line 1, which equals {mine}, line 1" in done.out
-    assert "task:house-rules?n=4: none of its 4 problems is in here" in done.out
+    assert "task:house-rules?n=4: none of its 4 problems is in this source" in done.out
     done = handrail("check", str(mine), "--verifier", "normalised")
     assert "verifier 'normalised': it accepts 2 of 4 references" in done.out and "unverified" not in done.out
     assert_refused(
@@ -490,14 +490,14 @@ def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: 
     done = handrail("check", file, "--verifier", "task")
     assert "verifier 'task': it accepts 2 of 14 answers as the answer to their own problem" in done.out
     assert (
-        "error: no completion is correct for 12 problems, whose own answer the verifier refuses:" in done.out
+        "error: no completion can be correct for 12 problems, because the verifier refuses their own answer:" in done.out
     )
     assert done.code == 1
     assert f"  {file}, line 2 (answer '7 #### 8')" in done.out and "line 3 (answer 'x #### y')" in done.out
     assert "line 12 (answer" in done.out and "line 13 (answer" not in done.out and "  and 2 more" in done.out
     most = str(jsonl(tmp_path / "most.jsonl", [*rows[:2], *[{"prompt": "p", "answer": "a"}] * 20]))
     done = handrail("check", most, "--verifier", "task")
-    assert "warning: no completion is correct for 1 problems" in done.out and done.code == 0
+    assert "warning: no completion can be correct for 1 problems" in done.out and done.code == 0
     (tmp_path / "mine.py").write_text("def grade(problem, completion):\n    return 1 / 0\n")
     raised = str(jsonl(tmp_path / "raised.jsonl", [{"prompt": "p", "answer": "7", "reference": "7"}]))
     done = handrail("check", raised, "--verifier", f"{tmp_path / 'mine.py'}:grade")
@@ -507,7 +507,7 @@ def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: 
     )
     done = handrail("check", file, "--verifier", f"{tmp_path / 'mine.py'}:grade")
     assert (
-        "the answers are not graded, because only the verifier knows how a completion gives one" in done.out
+        "the answers are not graded, because only the verifier knows how a completion states its answer" in done.out
     )
     long = str(jsonl(tmp_path / "long.jsonl", [{"prompt": "p", "answer": "so " * 100 + "it is 7"}]))
     assert (
@@ -564,7 +564,7 @@ def test_check_says_which_layout_was_recognised_and_what_went_where(
     done = handrail("check", file, "--column", "prompt=q", "--column", "answer=a")
     assert (
         "metadata: id, reference" in done.out
-        and "note: metadata, because the column map does not name them: id, reference" in done.out
+        and "note: kept as metadata, because the column map does not name them: id, reference" in done.out
     )
 
 

@@ -1,4 +1,4 @@
-"""Several runs side by side: which runs there are, their figures over seeds, and one real comparison."""
+"""Comparisons: the runs they consist of, their figures over seeds, and one real comparison."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_one_seed_has_wilsons_interval() -> None:
 
 
 def test_three_seeds_far_apart_have_students_interval() -> None:
-    # Standard deviation 0.2, so half a width of 4.3027 · 0.2 / √3 = 0.4968.
+    # The standard deviation is 0.2, so half the width is 4.3027 · 0.2 / √3 = 0.4968.
     figures = over_seeds(ends(0.3, 0.5, 0.7))
     assert (figures["mean"], figures["low"], figures["high"]) == pytest.approx(
         (0.5, 0.0032, 0.9968), abs=1e-4

@@ -1,4 +1,4 @@
-"""Corruption: exactly one number of one step becomes another one, written alike."""
+"""Corruption: exactly one number of one step changes, and keeps its notation."""
 
 from __future__ import annotations
 

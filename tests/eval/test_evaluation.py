@@ -1,4 +1,4 @@
-"""``handrail eval``: figures of a real model, resumable, the same for the same seed."""
+"""``handrail eval``: figures of a real model; it can be resumed, and the same seed gives the same figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from handrail._util.errors import UserError
-from handrail.eval.attempts import Attempt, Attempts, written
+from handrail.eval.attempts import Attempt, Attempts, read_attempts
 from handrail.eval.evaluation import evaluate_sets, evaluation
 from tests.conftest import EASY, HARD, Handrail, config
 
@@ -42,7 +42,8 @@ def test_figures_by_hand() -> None:
     assert found["pass@1"]["mean"] == pytest.approx((0.5 + 0.25) / 2)
     assert found["pass@2"]["mean"] == pytest.approx((5 / 6 + 1 / 2) / 2)
     assert found["pass@4"]["mean"] == 1
-    # a: of the 6 pairs 5·5, and 5 with silence twice, are won, 5·4 tied twice; b: 7 is in 3 pairs and ties in all.
+    # Of a's 6 pairs, 5·5 and twice 5 with a silent attempt win, and 5·4 ties twice. b's 7 is in 3 pairs and
+    # always ties.
     assert found["maj@2"]["mean"] == pytest.approx(((1 + 2 + 2 * 0.5 + 0) / 6 * 1 + 3 * 0.5 / 6) / 2)
     assert found["maj@4"]["mean"] == pytest.approx((1 + 0) / 2)
     assert found["tokens"] == {"mean": 3, "low": None, "high": None}
@@ -70,7 +71,7 @@ def test_what_a_wrong_answer_is_paid_wins_no_vote() -> None:
 
 
 def grading(directory: Path, broken: str) -> dict[str, Any]:
-    """A verifier that fails on the problems of which the expression ``broken`` is true."""
+    """Write a verifier that fails on the problems for which the expression ``broken`` is true."""
     (directory / "mine.py").write_text(
         f"def grade(problem, completion):\n    return 1 / 0 if {broken} else 0.0\n"
     )
@@ -80,9 +81,9 @@ def grading(directory: Path, broken: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("broken", "kept"), [("True", 0), ("int(problem.id.rsplit('-', 1)[-1]) >= 4", 4)])
 def test_attempts_that_a_failing_verifier_graded_are_not_kept(tmp_path: Path, broken: str, kept: int) -> None:
     settings = config(rollout={"batch_size": 4, "max_tokens": 48}, verifier=grading(tmp_path, broken))
-    with pytest.raises(UserError, match=r"reached no verdict on .* ZeroDivisionError.*; mend the verifier"):
+    with pytest.raises(UserError, match=r"reached no verdict on .* ZeroDivisionError.*; fix the verifier"):
         evaluate_sets(settings, {"hard": f"{HARD}&split=test&n=16"}, 2, 0, None, tmp_path / "out")
-    assert len(written(tmp_path / "out/hard.jsonl")) == kept
+    assert len(read_attempts(tmp_path / "out/hard.jsonl")) == kept
 
 
 def test_unverified_completions_are_said_in_one_line(tmp_path: Path, handrail: Handrail) -> None:
@@ -119,7 +120,7 @@ def run(directory: Path, **changes: Any) -> dict[str, Any]:
 def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_path: Path) -> None:
     first = run(tmp_path / "a")
     whole = (tmp_path / "a/hard.jsonl").read_bytes()
-    assert len(written(tmp_path / "a/hard.jsonl")) == first["hard"]["problems"] == 12
+    assert len(read_attempts(tmp_path / "a/hard.jsonl")) == first["hard"]["problems"] == 12
 
     class Stopped(Exception):
         pass
@@ -131,10 +132,8 @@ def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_p
     with pytest.raises(Stopped):
         run(tmp_path / "b", progress=stop)
     file = tmp_path / "b/hard.jsonl"
-    assert len(written(file)) == 8
-    file.write_bytes(
-        whole[: file.stat().st_size - 20]
-    )  # as if the last line had not been finished: its batch is drawn again
+    assert len(read_attempts(file)) == 8
+    file.write_bytes(whole[: file.stat().st_size - 20])  # an unfinished last line: its batch is sampled again
     begun: list[int] = []
     assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first
     assert begun == [4, 8, 12] and file.read_bytes() == whole
@@ -167,7 +166,8 @@ def test_edited_data_is_attempted_anew(tmp_path: Path, handrail: Handrail) -> No
     again = handrail(*command)
     assert (
         again.code == 2
-        and f"holds a measurement before the problems of {file} changed; choose another --output" in again.err
+        and f"holds a measurement from before the problems of {file} changed; choose another --output"
+        in again.err
     )
 
 

@@ -1,4 +1,4 @@
-"""The report on a judge, from judges whose answers are known."""
+"""The report on a step judge, with judges whose scores are given."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS = ["3 + 4 = 7\n", "7 * 2 = 14"]
 
 
 class Scripted:
-    """Gives out the scores it was told, in order."""
+    """A judge that returns the given scores in order."""
 
     def __init__(self, *scores: Scores | None) -> None:
         self.scores = scores

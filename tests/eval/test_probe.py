@@ -1,4 +1,4 @@
-"""``handrail probe``: planted faults are found and no others, estimates by hand, and training on what it kept."""
+"""``handrail probe``: it finds exactly the planted faults, estimates correctly, and filters training data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from handrail._util.progress import console
 from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempt, Attempts
 from handrail.eval.faults import Reference
-from handrail.eval.probe import Probed, figures, groups, probe
+from handrail.eval.probe import ProbedProblem, figures, groups, probe
 from handrail.eval.recommend import FOREIGN, SURPRISING, recommendation
 from handrail.eval.report.tables import probe_table
 from handrail.training.policies import load_policy
@@ -31,7 +31,7 @@ from tests.conftest import EASY, HARD, Handrail, config
 
 
 def planted(file: Path) -> dict[str, list[str]]:
-    """Writes 48 problems, 20 of them with something wrong, and returns what a probe should say of those."""
+    """Write 48 problems, 20 of them with a fault, and return the faults that a probe should find."""
     rows: list[dict[str, Any]] = [
         {
             "id": problem.id,
@@ -88,7 +88,7 @@ def test_planted_faults_are_found_and_no_others(tmp_path: Path) -> None:
     hard = [line["kind"] for line in lines if line["id"].startswith("hard")]
     assert hard == ["all_wrong"] * 8 and found["kinds"]["all_right"] > 20
     assert found["recommendation"]["reasons"][0].startswith(
-        "First of all: the verifier refuses 11 of 48 references"
+        "Fix this first: the verifier refuses 11 of 48 references"
     )
     # exact without extract compares the whole reference with the answer
     assert set(found["other_verifiers"]) == {"math", "normalised"}
@@ -129,7 +129,7 @@ def problem(name: str) -> Problem:
 
 def test_partial_credit_is_no_signal() -> None:
     kinds = [
-        Probed(problem("a"), attempts("a", *rewards), [], []).kind
+        ProbedProblem(problem("a"), attempts("a", *rewards), [], []).kind
         for rewards in ([0.1, 0.1], [0.1, 1], [1, 1])
     ]
     assert kinds == ["all_wrong", "mixed", "all_right"]
@@ -138,7 +138,10 @@ def test_partial_credit_is_no_signal() -> None:
 def test_unverified_rollouts_are_not_wrong() -> None:
     broken = [Attempt("", 1, True, 0.0, None, None, "timeout", "no verdict")] * 2
     some = Attempts("a", [*attempts("a", 0, 1).attempts, *broken])
-    probed = [Probed(problem("a"), some, [], []), Probed(problem("b"), Attempts("b", broken * 2), [], [])]
+    probed = [
+        ProbedProblem(problem("a"), some, [], []),
+        ProbedProblem(problem("b"), Attempts("b", broken * 2), [], []),
+    ]
     found = figures(probed, 4)
     assert {name: each["mean"] for name, each in found["pass"].items()} == {"pass@1": 0.5, "pass@2": 1}
     assert found["groups"]["2"]["all_wrong"]["mean"] == 0 and found["groups"]["4"]["all_wrong"] is None
@@ -148,10 +151,10 @@ def test_unverified_rollouts_are_not_wrong() -> None:
 
 def test_figures_by_hand() -> None:
     probed = [
-        Probed(problem("a"), attempts("a", 0, 0), [reference(1, -1, -5)], []),
-        Probed(problem("b"), attempts("b", 0, 0), [reference(0, -2)], ["reference_rejected"]),
-        Probed(problem("c"), attempts("c", 0, 1), [], []),
-        Probed(problem("d"), None, [Reference(9, 1, True, None)], ["prompt_too_long"]),
+        ProbedProblem(problem("a"), attempts("a", 0, 0), [reference(1, -1, -5)], []),
+        ProbedProblem(problem("b"), attempts("b", 0, 0), [reference(0, -2)], ["reference_rejected"]),
+        ProbedProblem(problem("c"), attempts("c", 0, 1), [], []),
+        ProbedProblem(problem("d"), None, [Reference(9, 1, True, None)], ["prompt_too_long"]),
     ]
     found = figures(probed, 2)
     assert found["kinds"] == {"all_wrong": 2, "mixed": 1, "all_right": 0, "unverified": 0, "not_sampled": 1}
@@ -196,7 +199,7 @@ def seen(
             seen(60, 40, 0, reference_rejected=30),
             "grpo+sft",
             4,
-            "First of all: the verifier refuses 30 of 100 references",
+            "Fix this first: the verifier refuses 30 of 100 references",
         ),
         (seen(60, 40, 0), "grpo+sft", 4, "With groups of 4, 70% of the rollouts"),
     ],
@@ -209,7 +212,7 @@ def test_recommendations(found: dict[str, Any], method: str, size: int, words: s
 
 @pytest.mark.parametrize("style", ["clean", "foreign"])
 def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: str) -> None:
-    """Measured where docs/evidence.md was: the suite's own references and model, then its own results."""
+    """Check the recommendation on the references, the model and the results of docs/evidence.md."""
     suite = load_suite()
     policy = load_policy(
         config(model={"path": suite.backbones["middle"], "device": "cpu"}), Accelerator(cpu=True)
@@ -227,7 +230,7 @@ def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: st
     evidence = Evidence(suite, read_results(Path(__file__).parents[2] / "docs/evidence/results.jsonl"))
 
     def compromise(method: str) -> float:
-        """The mean of what was learned and what was kept."""
+        """Return the mean of what was learned and what was kept."""
         runs = [run for backbone in suite.backbones for run in evidence.runs(backbone, style, method)]
         return fmean(run.mean(sets) for run in runs for sets in (suite.in_domain, suite.out_of_domain))
 
@@ -240,7 +243,7 @@ def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
     planted(tmp_path / "data.jsonl")
     probe(config(), str(tmp_path / "data.jsonl"), 4, 0, None, tmp_path / "out")
     source = {"path": str(tmp_path / "data.jsonl"), "probe": str(tmp_path / "out/problems.jsonl")}
-    # Whole, the data would be refused for its long prompt.
+    # Without the probe, train would refuse the data for its long prompt.
     with pytest.raises(UserError, match="too long for the model's context"):
         train(config(data={"train": source["path"]}), tmp_path / "whole")
     train(config(data={"train": [{**source, "keep": ["all_wrong"]}]}, train={"steps": 3}), tmp_path / "run")
@@ -255,7 +258,7 @@ def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
 
 
 def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path) -> None:
-    """A wrong reference that earns 0.1 is refused, and one that breaks the verifier is unverified, not refused."""
+    """A wrong reference with reward 0.1 is rejected; one that breaks the verifier is unverified instead."""
     (tmp_path / "mine.py").write_text(
         "def grade(problem, completion):\n    return 1 / 0 if problem.id == 'c' else 1.0 if problem.id == 'a' else 0.1\n"
     )
@@ -283,7 +286,7 @@ def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path
 def test_a_probe_that_found_what_spoils_a_run_exits_with_1_after_writing(
     broken: int, code: int, tmp_path: Path, handrail: Handrail
 ) -> None:
-    """One reference of 20 may be wrong, two may not; check says the same."""
+    """One wrong reference in 20 is tolerated, two are not; ``handrail check`` agrees."""
     rows = [
         {"prompt": f"{place} + 0 =", "answer": str(place), "reference": f"# {place + (place < broken)}"}
         for place in range(20)

@@ -1,4 +1,4 @@
-"""What a report is made from: what is read, what is drawn, what is packed; by hand."""
+"""The parts of a report: reading runs, drawing charts and packing trajectories, checked by hand."""
 
 from __future__ import annotations
 
@@ -287,13 +287,13 @@ def test_large_figures_are_written_out() -> None:
 def test_the_report_and_the_plot_have_the_same_colours() -> None:
     variables = palette.css()
     for place in range(palette.SERIES):
-        assert f"--series-{place}: {Style(place).drawn_in(palette.LIGHT)['color']};" in variables
+        assert f"--series-{place}: {Style(place).plot_arguments(palette.LIGHT)['color']};" in variables
         assert f"var(--series-{place})" in charts.line_swatch(Style(place))
     assert palette.LIGHT.keys() == palette.DARK.keys()
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2.2, 1.4.11."""
+    """Contrast as required by WCAG 2.2, 1.4.11."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]

@@ -1,4 +1,4 @@
-"""The report of a real comparison, in a real browser: what it shows, to keys as to the eye, and what it must not do."""
+"""The report of a real comparison in a real browser: what it shows, its use by keyboard, and its safety."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METHODS = {
     "GRPO": {"method": {"name": "grpo"}},
     "LUFFY": {"method": {"name": "luffy"}},
     "SORT": {"method": {"name": "sort"}},
-    # On easy problems and with heat, rollouts fail after a right step.
+    # On easy problems at a high temperature, rollouts fail after a correct step.
     "SCOPE": {
         "method": {"name": "scope", "judge": "reference", "least_right": 0.0, "mode": "suffix", "placing": "append", "repairs": 4},
         "data": {"train": f"{EASY}&n=64"}, "rollout": {"temperature": 2.0, "group_size": 8},
@@ -41,7 +41,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps of four methods with two seeds on the built-in backbone."""
+    """Train the built-in backbone for two steps with four methods and two seeds."""
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("report") / "comparison"
     sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
@@ -50,7 +50,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data={"train": sources}, eval={"sets": sets, "samples": 2, "limit": 4}, train={"problems_per_step": 8, "checkpoint_every": 0},
         compare={"runs": METHODS, "seeds": [1, 2]},
     )  # fmt: skip
-    for job in jobs(settings, directory):  # here and not in compare's own processes, which take long to start
+    for job in jobs(settings, directory):  # in this process, because compare's processes take long to start
         train(job.config, job.directory)
     compare(settings, directory, 1, lambda label, step, steps, metrics: None)
     return directory
@@ -68,7 +68,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Watched:
-    """A page that remembers what it should not have done."""
+    """A page in the browser that records requests, errors and dialogs."""
 
     def __init__(self, browser: Browser, file: Path, **context: Any) -> None:
         self.page: Page = browser.new_context(**context).new_page()
@@ -103,7 +103,7 @@ def page(watched: Watched) -> Page:
 
 
 def focus(page: Page, selector: str, most: int = 120) -> None:
-    """Presses Tab until ``selector`` has the focus, which must be seen."""
+    """Press Tab until ``selector`` has the focus, and check that the focus is visible."""
     for _ in range(most):
         page.keyboard.press("Tab")
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
@@ -117,7 +117,7 @@ def chosen(page: Page, control: str) -> str:
 
 
 def choose(page: Page, control: str, text: str) -> None:
-    """The option that begins with ``text``, by the arrow keys."""
+    """Choose the option that begins with ``text``, with the arrow keys."""
     options = page.locator(f"#{control} option").all_text_contents()
     place = next(index for index, option in enumerate(options) if option.startswith(text))
     page.focus(f"#{control}")
@@ -235,7 +235,7 @@ def test_run_step_and_problem_are_chosen_with_the_arrow_keys(page: Page, compari
 
 
 def shades(page: Page, name: str) -> list[str]:
-    """The background of every token shown, shaded by ``name``, chosen from the keyboard."""
+    """Shade tokens by ``name``, chosen from the keyboard, and return the background of every token shown."""
     page.focus("[name=shade]:checked")
     for _ in range(4):
         if page.locator("[name=shade]:checked").get_attribute("value") == name:
@@ -449,7 +449,7 @@ SHOWN = [
 
 @pytest.fixture
 def hostile(comparison: Path, tmp_path: Path) -> Path:
-    """The comparison, with everything that a model or a data set may write, and names, made hostile."""
+    """Copy the comparison with hostile names and hostile text wherever a model or a data set may write."""
     directory = tmp_path / "<b>it's"
     shutil.copytree(comparison, directory, ignore=shutil.ignore_patterns("model", "tensorboard"))
     for file in directory.glob("*/*/samples.jsonl"):
@@ -489,7 +489,7 @@ def test_hostile_content_is_text_and_nothing_else(browser: Browser, hostile: Pat
 def test_a_script_that_got_into_the_page_would_not_run(
     browser: Browser, report: Path, tmp_path: Path
 ) -> None:
-    """The policy in the page's head knows one script by its digest, and lets nothing be fetched."""
+    """The page's content security policy allows one script, by its digest, and no requests."""
     file = tmp_path / "injected.html"
     injected = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><img src='https://example.com/x.png'>"
     file.write_text(report.read_text().replace("<main>", f"<main>{injected}"))
@@ -504,7 +504,7 @@ def test_a_script_that_got_into_the_page_would_not_run(
 
 
 def test_ten_thousand_trajectories_are_painted_at_once(browser: Browser, tmp_path: Path) -> None:
-    """benchmarks/report_paint.py has the figures; this is far above them, for a busy machine."""
+    """The limit is far above the times of benchmarks/report_paint.py, to allow for a busy machine."""
     write_run(tmp_path / "run", tokens=16)
     assert len((tmp_path / "run/samples.jsonl").read_text().splitlines()) == 10_000
     first, _ = paint(browser, write_report(tmp_path / "run"))

@@ -161,7 +161,7 @@ def test_a_stopped_comparison_stops_its_runs_with_checkpoints_and_goes_on(tmp_pa
     wait_for(lambda: any(steps(path) >= 1 for path in out.glob("*/*")))
     os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole family
     code, said = finished(process)
-    assert code == 75 and "the same command goes on with it" in said and "Traceback" not in said
+    assert code == 75 and "run the same command again to continue" in said and "Traceback" not in said
     begun = {path.parent.name: steps(path) for path in out.glob("*/*/checkpoints")}
     assert begun and not list(out.glob("*/*/summary.json"))
     code, said = finished(start(*command))
@@ -185,7 +185,7 @@ def test_a_killed_worker_is_a_sentence(tmp_path: Path) -> None:
     wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 2)
     os.kill(workers(process.pid)[0], signal.SIGKILL)
     code, said = finished(process)
-    assert code == 75 and "was killed, perhaps for want of memory" in said and "Traceback" not in said
+    assert code == 75 and "was killed, perhaps out of memory" in said and "Traceback" not in said
 
 
 def test_a_run_killed_again_and_again_leaves_behind_what_an_undisturbed_one_does(tmp_path: Path) -> None:

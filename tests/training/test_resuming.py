@@ -157,7 +157,7 @@ def test_other_held_out_problems_and_edited_code_are_said(handrail: Handrail, tm
     assert handrail(*command).code == 0
     (tmp_path / "mine.py").write_text(VERIFIER.format(0.5))
     again = handrail(*command)
-    assert again.code == 2 and "measured holds a measurement before the verifier changed; choose another --output" in again.err
+    assert again.code == 2 and "measured holds a measurement from before the verifier changed; choose another --output" in again.err
 
 
 def test_a_probe_of_another_model_is_said(handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

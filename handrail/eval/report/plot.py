@@ -1,4 +1,4 @@
-"""A comparison as a picture, in the report's colours."""
+"""Plot a comparison, in the report's colours."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from handrail.eval.report.read import Run
 
 
 def curves(all_jobs: Sequence[Job], sets: Sequence[str], file: Path) -> None:
-    """Held-out accuracy, and the share of groups that are all wrong, by step: a line a method, a band over seeds, as in the report.
+    """Plot held-out accuracy and the share of all-wrong groups by step.
 
-    What no run has a figure for is left out: the groups, of methods that sample nothing.
+    As in the report, a method is a line with a band over its seeds. A plot without any figures is left out,
+    such as the groups if no method samples.
     """
     runs = [Run(job.name, job.seed, job.directory) for job in all_jobs]
     wanted: list[tuple[str, str, Callable[[Run], dict[int, float]]]] = [
@@ -38,7 +39,7 @@ def curves(all_jobs: Sequence[Job], sets: Sequence[str], file: Path) -> None:
         axes = figure.add_subplot(1, len(panes), place)
         for number, name in enumerate(dict.fromkeys(run.name for run in runs)):
             points = series.over_seeds([seeds(run) for run in runs if run.name == name])
-            steps, style = [point.step for point in points], Style(number).drawn_in(palette.LIGHT)
+            steps, style = [point.step for point in points], Style(number).plot_arguments(palette.LIGHT)
             axes.plot(
                 steps,
                 [point.mean for point in points],
