@@ -201,7 +201,7 @@ def check_command(
 
 
 def show_first(problems: list[Problem], settings: Config | None) -> None:
-    """Show the first problem: as the build_config model sees it, or as text if there is none."""
+    """Show the first problem: as the configured model sees it, or as text if there is none."""
     if settings is None:
         show(
             f"\nfirst problem ({problems[0].id}), as text; add --model to see it as that model does:"

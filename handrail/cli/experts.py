@@ -36,7 +36,7 @@ def plan_command(
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Write a plan for every problem that has a reference but no plan, unless it gives a value away."""
+    """Write plans for problems with a reference but no plan; plans that give a value away are left out."""
     if (
         planner == "policy"
         and not config

@@ -490,7 +490,8 @@ def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: 
     done = handrail("check", file, "--verifier", "task")
     assert "verifier 'task': it accepts 2 of 14 answers as the answer to their own problem" in done.out
     assert (
-        "error: no completion can be correct for 12 problems, because the verifier refuses their own answer:" in done.out
+        "error: no completion can be correct for 12 problems, because the verifier refuses their own answer:"
+        in done.out
     )
     assert done.code == 1
     assert f"  {file}, line 2 (answer '7 #### 8')" in done.out and "line 3 (answer 'x #### y')" in done.out
@@ -507,7 +508,8 @@ def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: 
     )
     done = handrail("check", file, "--verifier", f"{tmp_path / 'mine.py'}:grade")
     assert (
-        "the answers are not graded, because only the verifier knows how a completion states its answer" in done.out
+        "the answers are not graded, because only the verifier knows how a completion states its answer"
+        in done.out
     )
     long = str(jsonl(tmp_path / "long.jsonl", [{"prompt": "p", "answer": "so " * 100 + "it is 7"}]))
     assert (

@@ -99,7 +99,7 @@ def test_the_verifier_fits_the_data(handrail: Handrail, tmp_path: Path) -> None:
     wrong = [{**row, "reference": "1 + 1 = 99"} for row in ROWS]
     done = handrail("init", "builtin:house-tiny", str(jsonl(tmp_path / "wrong.jsonl", wrong)))
     assert (
-        done.code == 0 and "warning: the verifier 'math' accepts 0 of the first 4 references only" in done.out
+        done.code == 0 and "warning: the verifier 'math' only accepts 0 of the first 4 references" in done.out
     )
 
 
