@@ -84,9 +84,8 @@ class Solution:
 def procedure(text: str) -> Procedure:
     """Parse a procedure from the text of its plan."""
     *lines, last = text.splitlines()
-    return Procedure(
-        tuple(tuple(map(_operation, line.split(" then "))) for line in lines), last.removeprefix("answer ")
-    )  # type: ignore[arg-type]
+    steps = tuple(tuple(map(_operation, line.split(" then "))) for line in lines)
+    return Procedure(steps, last.removeprefix("answer "))  # type: ignore[arg-type]
 
 
 def _operation(text: str) -> Operation:
