@@ -326,8 +326,10 @@ def other_model(directory: Path) -> None:
     words = AutoTokenizer.from_pretrained(locate("builtin:house-tiny"))
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-            max_position_embeddings=128, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, bos_token_id=None,
+            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2,
+            max_position_embeddings=128, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+            bos_token_id=None,
         )
     ).save_pretrained(directory)  # fmt: skip
     words.save_pretrained(directory)
@@ -429,7 +431,8 @@ def test_check_says_what_was_understood(handrail: Handrail, tmp_path: Path) -> N
     )
     done = handrail("check", str(file))
     assert done.code == 0
-    for part in ("5 problems, layout: native", "references: 4 problems have one (4 in all)", "plans: 0", "metadata: level",
+    for part in ("5 problems, layout: native", "references: 4 problems have one (4 in all)", "plans: 0",
+        "metadata: level",
                  "1 problems repeat", "1 prompts have contradicting answers", "1 + A 1 ="):  # fmt: skip
         assert part in done.out
 
@@ -469,7 +472,10 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     assert done.code == 1, done.err
     assert "verifier 'math': it accepts 2 of 4 references" in done.out
     assert f"error: 2 references contradict their answer, first {mine}, line 2 (answer '9')" in done.out
-    found = f"error: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and punctuation"
+    found = (
+        f"error: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and "
+        "punctuation"
+    )
     assert f"{found}, first {test}, line 1, which equals {mine}, line 1" in done.out
     assert "task:house-rules?n=4: none of its 4 problems is in this source" in done.out
     done = handrail("check", str(mine), "--verifier", "normalised")

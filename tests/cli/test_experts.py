@@ -80,7 +80,8 @@ def test_plans_of_a_server_go_on_where_they_were_stopped(
         )
 
     def plan(url: str) -> int:
-        sets = [f"endpoint.base_url={url}", "endpoint.model=m", f"endpoint.cache={tmp_path}/cache", "endpoint.retries=0",
+        sets = [f"endpoint.base_url={url}", "endpoint.model=m", f"endpoint.cache={tmp_path}/cache",
+            "endpoint.retries=0",
                 "endpoint.pause_after=2"]  # fmt: skip
         flags = [part for assignment in sets for part in ("--set", assignment)]
         return run(

@@ -24,7 +24,8 @@ from tests.cli.test_commands import configured
 from tests.conftest import EASY, HARD, Handrail
 
 STEP = {
-    "reward": 0.25, "loss": 0.41234, "groups/all": 4, "groups/all_wrong": 2, "groups/mixed": 1, "groups/all_right": 1, "groups/guided": 2,
+    "reward": 0.25, "loss": 0.41234, "groups/all": 4, "groups/all_wrong": 2, "groups/mixed": 1,
+    "groups/all_right": 1, "groups/guided": 2,
 }  # fmt: skip
 SFT = {
     "reward": None,

@@ -112,7 +112,7 @@ SPLITS = ["saved", "files", "hub"]
 
 
 def data_with_splits(kind: str, splits: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Write a source of ``kind`` with these splits; each has one problem, whose answer is the split's name."""
+    """Write a source of ``kind`` with these splits; each has one problem, answered by the split's name."""
     rows = {split: [{"prompt": split, "answer": split}] for split in splits}
     made = datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in rows.items()})
     if kind == "saved":
@@ -193,14 +193,18 @@ def test_a_file_of_no_split_is_neither_left_out_nor_mixed_in() -> None:
         jsonl(GOOD, name=f"mine/{name}")
     assert (
         refusal("mine")
-        == "mine: it has the splits test, but problems.jsonl is in none of them; name a single file, or rename this one"
+        == "mine: it has the splits test, but problems.jsonl is in none of them; name a single file, or "
+        "rename this one"
     )
 
 
 def test_two_configurations_of_a_data_set_are_not_mixed() -> None:
     for name in ("main", "socratic"):
         parquet([GOOD], f"gsm8k/{name}/train-00000-of-00001.parquet")
-    expected = "gsm8k: its files are in several directories, gsm8k/main and gsm8k/socratic; name one of them, or a file"
+    expected = (
+        "gsm8k: its files are in several directories, gsm8k/main and gsm8k/socratic; name one of them, or "
+        "a file"
+    )
     assert refusal("gsm8k") == expected
     assert len(load_problems("gsm8k/main")) == 1
 
@@ -238,7 +242,10 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_import_is_light() -> None:
-    check = "import handrail.data.load, sys; assert not {'torch', 'datasets', 'pyarrow', 'reasoning_gym'} & set(sys.modules)"
+    check = (
+        "import handrail.data.load, sys; assert not {'torch', 'datasets', 'pyarrow', 'reasoning_gym'} & "
+        "set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
 
 
@@ -298,9 +305,8 @@ NUMBERS = [
     ],
 )
 def test_numbers_of_json_keep_their_digits(name: str, written: str, read: str | None) -> None:
-    Path(name).write_text(
-        f'{"[" * (name == "data.json")}{{"prompt": "p", "answer": {written}, "rate": 0.25}}{"]" * (name == "data.json")}'
-    )
+    row = f'{{"prompt": "p", "answer": {written}, "rate": 0.25}}'
+    Path(name).write_text(f"[{row}]" if name == "data.json" else row)
     (problem,) = load_problems(name)
     assert (problem.answer, problem.metadata) == (read or written, {"rate": 0.25})
     assert (
@@ -624,8 +630,8 @@ def test_documented_layouts_are_those_that_are_recognised() -> None:
 def test_layouts_say_what_went_where() -> None:
     said = load(jsonl({"problem": "Q", "solution": SOLUTION, "id": "a"})).fields
     assert (
-        said
-        == r"prompt from problem, answer from the last \boxed{} or #### of solution, id, reference from solution"
+        said == r"prompt from problem, answer from the last \boxed{} or #### of solution, id, reference from "
+        r"solution"
     )
     said = load(jsonl({"question": "Q", "options": ["a", "b"], "answer": "B", "category": "x"})).fields
     assert said == "prompt from question, answer as a letter, choices from options written into the prompt"
@@ -762,7 +768,10 @@ def test_column_map_refused() -> None:
     source = jsonl(GOOD)
     message = "data.jsonl: the column map has the unknown field 'promt'; the fields are prompt, answer, "
     assert refusal(source, {"promt": "prompt"}).startswith(message)
-    message = "data.jsonl, field answer: the column map names the column 'x.y', which does not exist; the columns are prompt, answer"
+    message = (
+        "data.jsonl, field answer: the column map names the column 'x.y', which does not exist; the "
+        "columns are prompt, answer"
+    )
     assert refusal(source, {"answer": "x.y"}) == message
 
 
@@ -830,7 +839,10 @@ def test_not_utf8() -> None:
 
 def test_invalid_json() -> None:
     Path("data.jsonl").write_text(json.dumps(GOOD) + '\n\n{"prompt": }\n{"a"}\n')
-    message = "data.jsonl, line 3: it is not JSON (and in 1 more row); Expecting value at column 12: write one JSON object on each line"
+    message = (
+        "data.jsonl, line 3: it is not JSON (and in 1 more row); Expecting value at column 12: write one "
+        "JSON object on each line"
+    )
     assert refusal("data.jsonl") == message
     Path("data.json").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))
     assert refusal("data.json").startswith(
@@ -855,7 +867,8 @@ def test_missing_field() -> None:
     message = refusal(jsonl(GOOD, {"prompt": "p", "label": "5"}, GOOD, {"prompt": "p"}, {"answer": "p"}))
     assert message == (
         "data.jsonl, line 2, field answer: there is no column 'answer' (and in 1 more row); "
-        'the row has prompt, label: rename one, or name it in the column map, columns = {answer = "their column"}'
+        "the row has prompt, label: rename one, or name it in the column map, "
+        'columns = {answer = "their column"}'
     )
 
 
@@ -946,7 +959,8 @@ def test_null_in_parquet() -> None:
     message = refusal(parquet([GOOD, {**GOOD, "answer": None}, {**GOOD, "answer": None}]))
     assert (
         message
-        == "data.parquet, row 2, field answer: it is empty (null) (and in 1 more row); fill it in, or leave the row out"
+        == "data.parquet, row 2, field answer: it is empty (null) (and in 1 more row); fill it in, or "
+        "leave the row out"
     )
 
 
@@ -954,7 +968,8 @@ def test_duplicate_id() -> None:
     message = refusal(jsonl({**GOOD, "id": "a"}, {**GOOD, "id": "b"}, {**GOOD, "id": "a"}))
     assert (
         message
-        == "data.jsonl, line 3, field id: another row has the same id; 'a' is also the id of data.jsonl, line 1: change one of them"
+        == "data.jsonl, line 3, field id: another row has the same id; 'a' is also the id of data.jsonl, "
+        "line 1: change one of them"
     )
 
 

@@ -54,7 +54,7 @@ def test_a_handful_of_problems_that_differ_is_no_proof(problems: int, differing:
 
 
 def test_coverage_over_new_seeds_and_problems() -> None:
-    """The interval covers a true difference of 5 points, which varies by problem and seed, 95 % of the time."""
+    """The interval covers a true difference of 5 points, varying by problem and seed, 95 % of the time."""
     draw, covered, trials, seeds, problems = np.random.default_rng(3), 0, 200, 3, 100
     for _ in range(trials):
         hard, luck = draw.normal(0, 0.1, problems), draw.normal(0, 0.03, seeds)
@@ -87,11 +87,13 @@ def difference(mean: float, low: float, high: float, *per_seed: float) -> Differ
         ),
         (
             difference(0.2, -0.1, 0.5, 0.5, -0.1),
-            "SORT against GRPO on hard: no difference shown, +20.0 points [-10.0, +50.0]; the same way on 1 of 2 seeds.",
+            "SORT against GRPO on hard: no difference shown, +20.0 points [-10.0, +50.0]; the same way on "
+            "1 of 2 seeds.",
         ),
         (
             difference(0, 0, 0.1, 0),
-            "SORT against GRPO on hard: no difference shown, +0.0 points [+0.0, +10.0]; one seed, others may differ.",
+            "SORT against GRPO on hard: no difference shown, +0.0 points [+0.0, +10.0]; one seed, others "
+            "may differ.",
         ),
     ],
 )
@@ -119,7 +121,8 @@ def test_a_verdict_says_who_did_not_spend_the_budget() -> None:
     found = [difference(0.2, 0.1, 0.3, 0.2)]
     assert verdict(found, {"GRPO": {"tokens"}, "SFT": {"steps"}}, "tokens")[1:] == [
         "Intervals are 95 %, over problems and seeds, paired.",
-        "SFT reached train.steps before the budget of tokens was spent, so the runs did not all spend the same.",
+        "SFT reached train.steps before the budget of tokens was spent, so the runs did not all spend the "
+        "same.",
     ]
     assert verdict(found * 2, {"GRPO": {"steps"}}, None)[2:] == [
         "The 2 intervals hold jointly with 95 % confidence, over problems and seeds, paired (Bonferroni)."

@@ -96,7 +96,7 @@ def test_an_interval_depends_on_values_and_seed_only() -> None:
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_coverage_of_the_bootstrap(level: float) -> None:
-    """The interval has its nominal coverage on 60 problems of very different difficulty with 8 attempts each."""
+    """The interval has its nominal coverage on 60 problems of very different difficulty."""
     draw = np.random.default_rng(5)
     truth, covered, trials = 0.25, 0, 400  # the mean of Beta(1, 3)
     for trial in range(trials):

@@ -99,7 +99,10 @@ def test_unverified_completions_are_said_in_one_line(tmp_path: Path, handrail: H
         "--set",
         "rollout.max_tokens=8",
     ]
-    said = "of 8 completions are unverified and count neither as correct nor as wrong, first b (error): ZeroDivisionError: division by zero"
+    said = (
+        "of 8 completions are unverified and count neither as correct nor as wrong, first b (error): "
+        "ZeroDivisionError: division by zero"
+    )
     done = handrail("eval", *given, "--samples", "4", "--output", "e")
     assert done.code == 0 and f"4 {said}" in done.out, done.err
     (figures,) = json.loads(Path("e/summary.json").read_text()).values()

@@ -82,7 +82,8 @@ def test_planted_faults_are_found_and_no_others(tmp_path: Path) -> None:
     assert {line["id"]: line["faults"] for line in lines if line["faults"]} == expected
     assert found["problems"] == 48 and found["kinds"]["not_sampled"] == 1
     assert found["faults"] == {
-        "reference_rejected": 11, "prompt_too_long": 1, "reference_too_long": 2, "reference_over_max_tokens": 2, "duplicate": 4,
+        "reference_rejected": 11, "prompt_too_long": 1, "reference_too_long": 2,
+        "reference_over_max_tokens": 2, "duplicate": 4,
         "contradiction": 4,
     }  # fmt: skip
     hard = [line["kind"] for line in lines if line["id"].startswith("hard")]
@@ -176,7 +177,8 @@ def seen(
         for size in (2, 4, 8)
     }
     return {
-        "rollouts": 8, "kinds": {"all_wrong": wrong, "mixed": mixed, "all_right": right, "not_sampled": 0}, "with_reference": tried,
+        "rollouts": 8, "kinds": {"all_wrong": wrong, "mixed": mixed, "all_right": right, "not_sampled": 0},
+        "with_reference": tried,
         "all_wrong_with_reference": helped, "surprising_tokens": strange, "faults": faults,
         "groups": {str(size): each for size, each in sizes.items()},
     }  # fmt: skip
@@ -260,7 +262,8 @@ def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
 def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path) -> None:
     """A wrong reference with reward 0.1 is rejected; one that breaks the verifier is unverified instead."""
     (tmp_path / "mine.py").write_text(
-        "def grade(problem, completion):\n    return 1 / 0 if problem.id == 'c' else 1.0 if problem.id == 'a' else 0.1\n"
+        "def grade(problem, completion):\n"
+        "    return 1 / 0 if problem.id == 'c' else 1.0 if problem.id == 'a' else 0.1\n"
     )
     rows = [
         {"id": name, "prompt": f"{place} + 1 =", "answer": "2", "reference": "# 2"}
@@ -277,8 +280,10 @@ def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path
     with VerifierPool(mine.verifier) as verifier:
         said = refusal(load_problems(str(file)), mine.verifier, verifier)
     assert said == (
-        f"the verifier refuses 1 of the first 3 references, first {file}, line 2; the verifier reaches no verdict on 1 of the first 3 "
-        f"references, first on {file}, line 3 (error): ZeroDivisionError: division by zero; see handrail check"
+        f"the verifier refuses 1 of the first 3 references, first {file}, line 2; the verifier reaches no "
+        "verdict on 1 of the first 3 "
+        f"references, first on {file}, line 3 (error): ZeroDivisionError: division by zero; see handrail "
+        "check"
     )
 
 

@@ -54,8 +54,10 @@ def write_run(
 def summary(accuracy: float, **more: Any) -> dict[str, Any]:
     ends = {"start": {"mean": 0.0, "n": 100}, "end": {"mean": accuracy, "n": 100}}
     return {
-        "method": "luffy", "source": "arXiv 1", "status": "published", "seed": 1, "eval": {"hard": ends}, "seconds": 2.0,
-        "all_wrong": {"first": 1.0, "last": 0.5}, "guided": 3, "off_policy": 0.25, "salvaged": None, "steps_without_signal": 0,
+        "method": "luffy", "source": "arXiv 1", "status": "published", "seed": 1, "eval": {"hard": ends},
+        "seconds": 2.0,
+        "all_wrong": {"first": 1.0, "last": 0.5}, "guided": 3, "off_policy": 0.25, "salvaged": None,
+        "steps_without_signal": 0,
         "tokens_sampled": 640, **more,
     }  # fmt: skip
 
@@ -215,7 +217,8 @@ def test_a_resumption_on_other_versions_is_shown(tmp_path: Path) -> None:
     lines = [{"step": 0, "torch": "2.7"}, {"step": 5, "torch": "2.7"}, {"step": 9, "torch": "2.8"}]
     (run.directory / "versions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert versions(read(tmp_path / "run")) == [
-        ("torch 2.7", ["grpo, seed 0", "grpo, seed 0 from step 5"]), ("torch 2.8", ["grpo, seed 0 from step 9"]),
+        ("torch 2.7", ["grpo, seed 0", "grpo, seed 0 from step 5"]),
+        ("torch 2.8", ["grpo, seed 0 from step 9"]),
     ]  # fmt: skip
     assert "torch 2.8" in render(read(tmp_path / "run"))
 
@@ -325,8 +328,10 @@ def test_methods_are_told_apart_without_colour() -> None:
 
 def sample(step: int, problem: str, **more: Any) -> dict[str, Any]:
     return {
-        "step": step, "problem": problem, "prompt": "p", "answer": "a", "role": "trajectory", "reward": 0.0, "correct": False,
-        "finished": True, "text": "1", "tokens": ["1"], "origin": ["policy"], "credit": [0.5], "weight": [1.0], **more,
+        "step": step, "problem": problem, "prompt": "p", "answer": "a", "role": "trajectory", "reward": 0.0,
+        "correct": False,
+        "finished": True, "text": "1", "tokens": ["1"], "origin": ["policy"], "credit": [0.5],
+        "weight": [1.0], **more,
     }  # fmt: skip
 
 
@@ -372,7 +377,8 @@ def test_samples_are_packed_a_step_at_a_time_with_the_trajectories_of_a_problem_
 
 @pytest.mark.parametrize(
     ("token", "byte_level", "text"),
-    [("Ġthe", True, " the"), ("Ċ", True, "\n"), ("Ã©", True, "é"), ("Ã", True, "\\xc3"), ("<|eos|>", True, "<|eos|>"), ("日", True, "日"),
+    [("Ġthe", True, " the"), ("Ċ", True, "\n"), ("Ã©", True, "é"), ("Ã", True, "\\xc3"),
+        ("<|eos|>", True, "<|eos|>"), ("日", True, "日"),
      ("Ġ", False, "Ġ"), ("▁the", False, " the"), ("42", False, "42")],
 )  # fmt: skip
 def test_tokens_are_shown_as_what_they_spell(token: str, byte_level: bool, text: str) -> None:

@@ -33,7 +33,8 @@ METHODS = {
     "SORT": {"method": {"name": "sort"}},
     # On easy problems at a high temperature, rollouts fail after a correct step.
     "SCOPE": {
-        "method": {"name": "scope", "judge": "reference", "least_right": 0.0, "mode": "suffix", "placing": "append", "repairs": 4},
+        "method": {"name": "scope", "judge": "reference", "least_right": 0.0, "mode": "suffix",
+            "placing": "append", "repairs": 4},
         "data": {"train": f"{EASY}&n=64"}, "rollout": {"temperature": 2.0, "group_size": 8},
     },
 }  # fmt: skip
@@ -47,7 +48,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
     sets = {"hard": f"{HARD}&split=test&n=8", "easy": f"{EASY}&split=test&n=8"}
     settings = config(
-        data={"train": sources}, eval={"sets": sets, "samples": 2, "limit": 4}, train={"problems_per_step": 8, "checkpoint_every": 0},
+        data={"train": sources}, eval={"sets": sets, "samples": 2, "limit": 4},
+        train={"problems_per_step": 8, "checkpoint_every": 0},
         compare={"runs": METHODS, "seeds": [1, 2]},
     )  # fmt: skip
     for job in jobs(settings, directory):  # in this process, because compare's processes take long to start
@@ -154,7 +156,8 @@ def test_results_come_first_and_every_section_has_its_heading(page: Page, compar
 def test_every_chart_has_words_a_table_and_a_legend(page: Page) -> None:
     titles = page.locator("figcaption").all_text_contents()
     assert titles == [
-        "Accuracy on hard", "Accuracy on easy", "Reward", "Loss", "Entropy of sampled tokens", "Tokens sampled", "Tokens trained on",
+        "Accuracy on hard", "Accuracy on easy", "Reward", "Loss", "Entropy of sampled tokens",
+        "Tokens sampled", "Tokens trained on",
         "GRPO", "LUFFY", "SORT", "SCOPE", "All-wrong groups guided so far",
     ]  # fmt: skip
     assert page.locator("figure > svg[role=img][aria-label*='At the last step']").count() == len(titles)
@@ -391,7 +394,8 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, report: Path) -> None:
 BROKEN = """cells => cells.filter(cell => cell.getBoundingClientRect().width < 56
     && cell.textContent.split(/\\s/).some(word => word.length > 6)).map(cell => cell.textContent)"""
 LONG_NAMES = [
-    "GRPO", "a-method-with-a-very-long-name-and-no-space-at-all", "方法" * 12, "שיטה ארוכה מאוד", *(f"SORT, α = {n}" for n in range(7)),
+    "GRPO", "a-method-with-a-very-long-name-and-no-space-at-all", "方法" * 12, "שיטה ארוכה מאוד",
+    *(f"SORT, α = {n}" for n in range(7)),
 ]  # fmt: skip
 
 
@@ -439,7 +443,8 @@ def test_paper_has_the_charts_and_not_the_controls(watched: Watched, page: Page)
 # Hostile content
 
 HOSTILE = [
-    "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>", "\"'`><b>", "\u202eevil\u202c",
+    "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>",
+    "\"'`><b>", "\u202eevil\u202c",
     "a\x00b", "\n", "\ud800", "x" * 5000, "<!--", "]]>", "{{ 7 * 7 }}", "${alert(4)}", "   ",
 ]  # fmt: skip
 SHOWN = [
@@ -491,7 +496,10 @@ def test_a_script_that_got_into_the_page_would_not_run(
 ) -> None:
     """The page's content security policy allows one script, by its digest, and no requests."""
     file = tmp_path / "injected.html"
-    injected = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><img src='https://example.com/x.png'>"
+    injected = (
+        "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><img "
+        "src='https://example.com/x.png'>"
+    )
     file.write_text(report.read_text().replace("<main>", f"<main>{injected}"))
     page = browser.new_page()
     page.goto(file.as_uri())
