@@ -33,7 +33,8 @@ def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
     method, reasons = _method(found, kinds["all_wrong"], tried)
     if kinds["all_right"] > tried / 2:
         reasons.append(
-            f"Every rollout solved {kinds['all_right']} problems; train on the others (data.train.probe)."
+            f"{kinds['all_right']} problems were solved in every rollout; "
+            "train on the others (data.train.probe)."
         )
     size, why = _group_size(found["groups"], found["rollouts"], tried)
     return {"method": method, "group_size": size, "reasons": [*first, *reasons, why]}

@@ -120,7 +120,7 @@ def test_more_comparisons_make_every_interval_wider() -> None:
 def test_a_verdict_says_who_did_not_spend_the_budget() -> None:
     found = [difference(0.2, 0.1, 0.3, 0.2)]
     assert verdict(found, {"GRPO": {"tokens"}, "SFT": {"steps"}}, "tokens")[1:] == [
-        "Intervals are 95 %, over problems and seeds, paired.",
+        "The interval holds with 95 % confidence, over problems and seeds, paired.",
         "SFT reached train.steps before the budget of tokens was spent, so the runs did not all spend the "
         "same.",
     ]

@@ -188,7 +188,7 @@ def seen(
     ("found", "method", "size", "words"),
     [
         (seen(5, 90, 5), "grpo", 4, "Only 5 of 100 problems failed"),
-        (seen(5, 15, 80), "grpo", 8, "80 problems succeeded in every rollout"),
+        (seen(5, 15, 80), "grpo", 8, "80 problems were solved in every rollout"),
         (seen(90, 10, 0), "grpo+sft", 8, "90 of 100 problems failed in all of 8 rollouts (90%)"),
         (
             seen(90, 10, 0, strange=0.3),
