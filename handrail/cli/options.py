@@ -48,11 +48,14 @@ def build_config(config: Path | None, settings: list[str] | None, **defaults: An
     trained the model, which are printed, and those override ``defaults``. If the model path names a run, it
     becomes the path of that run's model. Raises UserError.
     """
-    if config:
-        parsed = load_config(config, settings)
-    else:
-        parsed = parse_config(_with_run_settings(defaults, settings), "--set")
-    return with_model(parsed, parsed.model.path)
+    if config is None:
+        return _with_run_model(parse_config(_with_run_settings(defaults, settings), "--set"))
+    return _with_run_model(load_config(config, settings))
+
+
+def _with_run_model(config: Config) -> Config:
+    """Replace a model path that names a run with the path of that run's model."""
+    return with_model(config, config.model.path)
 
 
 def with_model(config: Config, path: str) -> Config:
