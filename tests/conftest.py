@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import typer
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read on import: names of no model are not asked for, again and again, on the net
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # read on import: names of no model are not asked for, again and again, on the net
+)
 
 import torch
 from accelerate import Accelerator
@@ -83,7 +85,9 @@ Handrail = Callable[..., Done]
 
 
 @pytest.fixture
-def run_app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
+def run_app(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Done]:
     """Runs a command line in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(progress.console, "width", 300)

@@ -32,7 +32,9 @@ from handrail.verifiers.pool import VerifierPool
 
 GROUP_SIZE = 8
 BENCHMARKS = {"easy": "task:house-rules?level=easy", "hard": "task:house-rules?level=hard"} | {
-    name: source for name, source in (IN_DOMAIN | OUT_OF_DOMAIN).items() if not source.startswith("task:house-rules")
+    name: source
+    for name, source in (IN_DOMAIN | OUT_OF_DOMAIN).items()
+    if not source.startswith("task:house-rules")
 }
 
 
@@ -76,7 +78,9 @@ def _plan_line(policy: TransformersPolicy, problems: list[Problem]) -> str:
         logp = [value for row in policy.score(prompts, completions) for value in row.tolist()]
         marks = [mark for problem in problems for mark in structure(problem, problem.references[0])]
         for wanted in (True, False):
-            shares.append(math.exp(mean(value for value, mark in zip(logp, marks, strict=True) if mark is wanted)))
+            shares.append(
+                math.exp(mean(value for value, mark in zip(logp, marks, strict=True) if mark is wanted))
+            )
     return "  probability of a reference's words, without → with its plan: structure {0:.2f} → {2:.2f}, values {1:.2f} → {3:.2f}".format(
         *shares
     )

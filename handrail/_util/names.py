@@ -1,4 +1,4 @@
-"""Names that are safe as directories."""
+"""Directory names from arbitrary names."""
 
 from __future__ import annotations
 
@@ -6,4 +6,5 @@ import re
 
 
 def slug(name: str) -> str:
+    """Return ``name`` in lower case with hyphens for everything but letters, digits and underscores."""
     return re.sub(r"\W+", "-", name.lower()).strip("-")

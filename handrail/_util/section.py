@@ -1,4 +1,4 @@
-"""Sections of the configuration: typed settings, each beside what it configures."""
+"""Base class for sections of the configuration, each defined beside what it configures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values do not change after reading."""
+    """A section of the configuration: immutable, and unknown keys are an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """One sentence for the first thing wrong: the key's dotted name, what it should be, what stood there."""
+    """Describe the first error in one sentence: the dotted key, what it should be, and the value found."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(([prefix] if prefix else []) + location)
@@ -35,7 +37,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(part)
-        kinds = get_args(field.annotation) or (field.annotation,) if field else ()  # a section that may be missing is a union
+        # An optional section is a union with None.
+        kinds = get_args(field.annotation) or (field.annotation,) if field else ()
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not sections:
             return []

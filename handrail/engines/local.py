@@ -52,7 +52,9 @@ class LocalEngine:
     def context(self, place: int, problem: Problem, verb: str) -> Context:
         rng = random.Random(derive(self.seed, self.step, verb, place, problem.id))
         rollout = self.policy.rollout
-        return Context(self.policy.renderer, rollout.max_tokens, self.policy.context, self.step, rng, self.counts)
+        return Context(
+            self.policy.renderer, rollout.max_tokens, self.policy.context, self.step, rng, self.counts
+        )
 
     # The verbs, over all groups of a step
 
@@ -67,7 +69,9 @@ class LocalEngine:
             return Group(problem, await Generate(self.policy.renderer.prompt(problem), n) if n else [])
 
         placed = zip(range(len(problems)) if places is None else places, problems, strict=True)
-        return self.run([(self._key("rollout", place, problem), sample(problem)) for place, problem in placed])
+        return self.run(
+            [(self._key("rollout", place, problem), sample(problem)) for place, problem in placed]
+        )
 
     def reward(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[Group]:
         """Grade every trajectory and set its reward."""
@@ -82,7 +86,13 @@ class LocalEngine:
         """The credited groups, without those that the method leaves out."""
         return [group for group in self._verb("credit", method.credit, groups, places) if group is not None]
 
-    def _verb(self, name: str, verb: Callable[[Group, Context], Flow], groups: Sequence[Group], places: Places = None) -> list[Any]:
+    def _verb(
+        self,
+        name: str,
+        verb: Callable[[Group, Context], Flow],
+        groups: Sequence[Group],
+        places: Places = None,
+    ) -> list[Any]:
         places = list(range(len(groups)) if places is None else places)
         flows = []
         for number, (place, group) in enumerate(zip(places, groups, strict=True)):
@@ -134,7 +144,10 @@ class LocalEngine:
         for model in dict.fromkeys(request.model for request in requests):
             places = [place for place, request in enumerate(requests) if request.model == model]
             score = self._scorer(model)
-            found = score([requests[place].prompt_ids for place in places], [requests[place].token_ids for place in places])
+            found = score(
+                [requests[place].prompt_ids for place in places],
+                [requests[place].token_ids for place in places],
+            )
             out.update(zip(places, found, strict=True))
         return [out[place] for place in range(len(requests))]
 
@@ -143,7 +156,9 @@ class LocalEngine:
             return self.policy.score
         if model == "reference" and isinstance(self.policy, TrainablePolicy) and self.policy.keeps_reference:
             return self.policy.score_reference
-        raise UserError(f"there is no model {model!r} to score with; declare it in the models of the method or the term")
+        raise UserError(
+            f"there is no model {model!r} to score with; declare it in the models of the method or the term"
+        )
 
     def verify(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
         """The trajectories with the verifier's verdict, and its reward: NaN if there is no verdict.

@@ -22,7 +22,11 @@ from handrail.experts.cache import AnswerCache
 from handrail.experts.config import EndpointConfig
 from handrail.types.problem import Message
 
-ADVICE = {401: "set {key} to a valid key", 403: "use a key that may use this model", 404: "check endpoint.base_url and endpoint.model"}
+ADVICE = {
+    401: "set {key} to a valid key",
+    403: "use a key that may use this model",
+    404: "check endpoint.base_url and endpoint.model",
+}
 SHORTEST_SECRET = 8
 LONGEST_REASON = 300
 
@@ -49,12 +53,17 @@ class Endpoint:
         self._name = f"{config.model} at {config.base_url}"
         self._key = os.environ.get(config.api_key_env, "").strip()
         if not re.match(r"https?://[^/]", config.base_url):
-            raise UserError(f"endpoint.base_url should look like http://localhost:8000/v1, not {config.base_url!r}")
+            raise UserError(
+                f"endpoint.base_url should look like http://localhost:8000/v1, not {config.base_url!r}"
+            )
         if not re.fullmatch(r"[!-~]*", self._key):
             raise UserError(f"the environment variable {config.api_key_env} holds characters that no key has")
         try:
             self._client = openai.OpenAI(
-                base_url=config.base_url, api_key=self._key or "none", timeout=config.timeout, max_retries=config.retries
+                base_url=config.base_url,
+                api_key=self._key or "none",
+                timeout=config.timeout,
+                max_retries=config.retries,
             )
         except Exception as error:  # InvalidURL, of whichever httpx the client uses
             raise UserError(f"endpoint.base_url cannot be used: {error}") from None
@@ -74,15 +83,33 @@ class Endpoint:
             taken, self.counts = self.counts, Counter()
         return taken
 
-    def ask(self, conversations: Sequence[list[Message]], max_tokens: int, temperature: float = 0.0, attempt: int = 0) -> list[str | None]:
+    def ask(
+        self,
+        conversations: Sequence[list[Message]],
+        max_tokens: int,
+        temperature: float = 0.0,
+        attempt: int = 0,
+    ) -> list[str | None]:
         """The answer to each conversation, in order; None where there is none, because the call failed, the answer was cut off at
         ``max_tokens`` or the budget is spent. Another ``attempt`` at the same question is another answer.
 
         Raises Paused after ``pause_after`` failures in a row, and UserError if the server refuses the key or the model.
         """
-        settings = (self.config.base_url.rstrip("/"), self.config.model, max_tokens, float(temperature), attempt)
-        questions = [[{key: _clean(text) for key, text in message.items()} for message in messages] for messages in conversations]
-        keys = [hashlib.sha256(json.dumps([*settings, messages], sort_keys=True).encode()).digest() for messages in questions]
+        settings = (
+            self.config.base_url.rstrip("/"),
+            self.config.model,
+            max_tokens,
+            float(temperature),
+            attempt,
+        )
+        questions = [
+            [{key: _clean(text) for key, text in message.items()} for message in messages]
+            for messages in conversations
+        ]
+        keys = [
+            hashlib.sha256(json.dumps([*settings, messages], sort_keys=True).encode()).digest()
+            for messages in questions
+        ]
         pauses = self._pauses
         pool = ThreadPoolExecutor(self.config.concurrency)
         try:
@@ -100,7 +127,9 @@ class Endpoint:
             )
         return [answers[key] for key in keys]
 
-    def _answer(self, key: bytes, messages: list[Message], max_tokens: int, temperature: float, pauses: int) -> str | None:
+    def _answer(
+        self, key: bytes, messages: list[Message], max_tokens: int, temperature: float, pauses: int
+    ) -> str | None:
         known = self._cache.get(key)
         with self._lock:
             if known:
@@ -118,9 +147,16 @@ class Endpoint:
             self._spend(completion, messages)
             text = self._text(completion)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            advice = ADVICE[error.status_code].format(key=f"the environment variable {self.config.api_key_env}")
-            raise UserError(f"the endpoint {self._name} refuses to answer ({self._describe(error)}); {advice}") from None
-        except (openai.BadRequestError, openai.UnprocessableEntityError):  # too long, or filtered: the question's fault
+            advice = ADVICE[error.status_code].format(
+                key=f"the environment variable {self.config.api_key_env}"
+            )
+            raise UserError(
+                f"the endpoint {self._name} refuses to answer ({self._describe(error)}); {advice}"
+            ) from None
+        except (
+            openai.BadRequestError,
+            openai.UnprocessableEntityError,
+        ):  # too long, or filtered: the question's fault
             with self._lock:
                 self.counts["endpoint/refused"] += 1
             return None
@@ -148,19 +184,30 @@ class Endpoint:
         """One completion. Some models refuse ``max_tokens`` for its newer name, or any temperature but their own; that is remembered."""
         create: Any = self._client.chat.completions.create
         while True:
-            settings = {name: n for name, n in (("max_tokens", max_tokens), ("temperature", temperature)) if name not in self._refused}
+            settings = {
+                name: n
+                for name, n in (("max_tokens", max_tokens), ("temperature", temperature))
+                if name not in self._refused
+            }
             if "max_tokens" not in settings:
                 settings["max_completion_tokens"] = max_tokens
             try:
                 return create(model=self.config.model, messages=messages, **settings)
             except openai.BadRequestError as error:
-                if not str(error.code).startswith("unsupported_") or error.param not in {"max_tokens", "temperature"} & settings.keys():
+                if (
+                    not str(error.code).startswith("unsupported_")
+                    or error.param not in {"max_tokens", "temperature"} & settings.keys()
+                ):
                     raise
                 self._refused = self._refused | {error.param}
 
     def _over_budget(self) -> bool:
         spent, config = self.spent, self.config
-        limits = [(spent.calls, config.max_calls), (spent.tokens, config.max_tokens), (spent.cost, config.max_cost)]
+        limits = [
+            (spent.calls, config.max_calls),
+            (spent.tokens, config.max_tokens),
+            (spent.cost, config.max_cost),
+        ]
         return any(limit is not None and used >= limit for used, limit in limits)
 
     def _spend(self, completion: Any, messages: list[Message]) -> None:
@@ -171,7 +218,9 @@ class Endpoint:
             prompt, answer = (len(text.encode()) // 3 for text in (str(messages), str(completion)))
         with self._lock:
             self.spent.tokens += prompt + answer
-            self.spent.cost += (prompt * (self.config.input_price or 0.0) + answer * (self.config.output_price or 0.0)) / 1e6
+            self.spent.cost += (
+                prompt * (self.config.input_price or 0.0) + answer * (self.config.output_price or 0.0)
+            ) / 1e6
             self.counts["endpoint/tokens"] += prompt + answer
 
     def _failed(self, reason: str, pauses: int) -> None:
@@ -188,7 +237,9 @@ class Endpoint:
         line = " ".join(str(part) for part in (error, error.__cause__) if part)
         if not isinstance(error, openai.OpenAIError):
             line = f"no usable answer, {type(error).__name__}: {line}"
-        return "".join(letter if letter.isprintable() else " " for letter in self._masked(line))[:LONGEST_REASON]
+        return "".join(letter if letter.isprintable() else " " for letter in self._masked(line))[
+            :LONGEST_REASON
+        ]
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

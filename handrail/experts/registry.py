@@ -77,7 +77,9 @@ class Experts:
         Raises UserError if an expert of the user's own fails.
         """
         kind = type(questions[0])
-        role: Role = "judge" if kind is JudgeQuestion else "corrector" if kind is CorrectionQuestion else "planner"
+        role: Role = (
+            "judge" if kind is JudgeQuestion else "corrector" if kind is CorrectionQuestion else "planner"
+        )
         try:
             answers = self._answers(name, questions, seeds)
         except (UserError, Paused):
@@ -89,7 +91,9 @@ class Experts:
         if role == "judge":
             for question, scores in zip(questions, answers, strict=True):
                 if scores is not None and len(scores) != len(question.steps):
-                    raise UserError(f"the judge {name} gives {len(scores)} scores to {len(question.steps)} steps; return one for each")
+                    raise UserError(
+                        f"the judge {name} gives {len(scores)} scores to {len(question.steps)} steps; return one for each"
+                    )
         self.counts[f"{role}/asked"] += len(questions)
         self.counts[f"{role}/no_answer"] += sum(answer is None for answer in answers)
         return answers
@@ -100,14 +104,18 @@ class Experts:
             asked, own = [questions[place] for place in places], [seeds[place] for place in places]
             first = asked[0]
             if isinstance(first, JudgeQuestion):
-                answers: list[Any] = list(self.judge(name, first.step_end).judge([(q.problem, q.steps) for q in asked]))
+                answers: list[Any] = list(
+                    self.judge(name, first.step_end).judge([(q.problem, q.steps) for q in asked])
+                )
             elif isinstance(first, CorrectionQuestion):
                 corrector = self.corrector(name, first.shown, first.max_tokens, first.step_end)
                 answers = list(corrector.correct([q.draft for q in asked], first.whole, first.attempt, own))
             else:
                 answers = self._plans(name, asked, own)
             if len(answers) != len(asked):
-                raise UserError(f"{name} gives {len(answers)} answers to {len(asked)} questions; return one for each")
+                raise UserError(
+                    f"{name} gives {len(answers)} answers to {len(asked)} questions; return one for each"
+                )
             for place, answer in zip(places, answers, strict=True):
                 out[place] = answer
         return out
@@ -179,7 +187,9 @@ class Experts:
             try:
                 self._opened[name] = made() if isinstance(made, type) else made
             except Exception as error:
-                raise UserError(f"{role}: {name} cannot be made without arguments: {type(error).__name__}: {error}") from error
+                raise UserError(
+                    f"{role}: {name} cannot be made without arguments: {type(error).__name__}: {error}"
+                ) from error
         if not callable(getattr(self._opened[name], VERBS[role], None)):
             raise UserError(f"{role}: {name} has no method {VERBS[role]}, which every {role} needs")
         return self._opened[name]
@@ -203,7 +213,9 @@ class Experts:
     @cached_property
     def teacher(self) -> Policy:
         if not self.config.teacher:
-            raise UserError('the corrector "model" needs experts.teacher, a causal language model\'s directory or name')
+            raise UserError(
+                'the corrector "model" needs experts.teacher, a causal language model\'s directory or name'
+            )
         return self._load(self.config.teacher, "experts.teacher")
 
     def _load(self, path: str, field: str) -> Policy:
@@ -229,6 +241,10 @@ def by_options(questions: Sequence[Any]) -> dict[tuple[object, ...], list[int]]:
     """The places of questions that can be answered in one call."""
     out: dict[tuple[object, ...], list[int]] = {}
     for place, question in enumerate(questions):
-        options = {key: value for key, value in vars(question).items() if key not in ("problem", "steps", "draft", "reference")}
+        options = {
+            key: value
+            for key, value in vars(question).items()
+            if key not in ("problem", "steps", "draft", "reference")
+        }
         out.setdefault(tuple(options.values()), []).append(place)
     return out

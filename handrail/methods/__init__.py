@@ -20,7 +20,9 @@ from handrail.methods.sort import Sort
 from handrail.methods.terms import build_term
 from handrail.models.config import RolloutConfig
 
-METHODS: dict[str, type[Method[Any]]] = {cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort, Scope, Dmpo)}
+METHODS: dict[str, type[Method[Any]]] = {
+    cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort, Scope, Dmpo)
+}
 
 
 def find(name: str) -> type[Method[Any]]:
@@ -37,7 +39,9 @@ def find(name: str) -> type[Method[Any]]:
     raise UserError(f"method.name: there is no method {name!r}; {hint}")
 
 
-def build(settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method[Any]] | None = None) -> Method[Any]:
+def build(
+    settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method[Any]] | None = None
+) -> Method[Any]:
     """The method that a configuration's ``[method]`` section describes, or ``cls`` with its settings.
 
     Raises UserError for unknown names and settings, and for groups that are too small for the method.

@@ -94,7 +94,13 @@ class Method(Generic[S]):
     smallest_group: ClassVar[int] = 2
     """Least ``rollout.group_size``: the only rollout of its group has none to be compared with, so its advantage is always 0."""
 
-    def __init__(self, settings: S | None = None, group_size: int = 8, max_tokens: int = 256, terms: Sequence[CreditTerm] = ()) -> None:
+    def __init__(
+        self,
+        settings: S | None = None,
+        group_size: int = 8,
+        max_tokens: int = 256,
+        terms: Sequence[CreditTerm] = (),
+    ) -> None:
         """``max_tokens``: the longest rollout, for the constant normalizer."""
         self.settings: S = settings or self.Settings()  # type: ignore[assignment]  # a subclass names its own settings
         self.group_size, self.max_tokens, self.terms = group_size, max_tokens, tuple(terms)
@@ -164,12 +170,20 @@ class Method(Generic[S]):
 
         def credited(member: Trajectory) -> Trajectory:
             known = member.reward == member.reward  # false for NaN
-            return member.with_advantage((member.reward - base) * scale if known else 0.0) if member.in_baseline else member
+            return (
+                member.with_advantage((member.reward - base) * scale if known else 0.0)
+                if member.in_baseline
+                else member
+            )
 
         return group.map(credited)
 
     def policy_gradient(self, logp: Tensor, batch: TokenBatch) -> Tensor:
-        bounds = (self.setting("clip_low", 0.2), self.setting("clip_high", 0.2)) if self.setting("clip", True) else None
+        bounds = (
+            (self.setting("clip_low", 0.2), self.setting("clip_high", 0.2))
+            if self.setting("clip", True)
+            else None
+        )
         return losses.policy_gradient(logp, batch, self.setting("ratio", "token"), bounds)
 
     async def verified_reference(self, group: Group, ctx: Context) -> Trajectory | None:

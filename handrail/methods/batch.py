@@ -66,7 +66,13 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         columns = {name: column.to(device) for name, column in self.columns.items()}
-        return TokenBatch(self.mask.to(device), self.author.to(device), columns, self.entropy_coef.to(device), self.kl_coef.to(device))
+        return TokenBatch(
+            self.mask.to(device),
+            self.author.to(device),
+            columns,
+            self.entropy_coef.to(device),
+            self.kl_coef.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,10 @@ def token_batch(samples: Sequence[Sample]) -> TokenBatch:
     }
     mask = padded([trajectory.trained.float() for trajectory in trajectories])
     columns = {}
-    for name in {*ALWAYS, *(name for trajectory in trajectories for name in trajectory.columns)} - NOT_TRAINED:
+    for name in {
+        *ALWAYS,
+        *(name for trajectory in trajectories for name in trajectory.columns),
+    } - NOT_TRAINED:
         column = padded([trajectory.column(name) for trajectory in trajectories])
         columns[name] = column * torch.tensor(scales[name])[:, None] if name in scales else column
     return TokenBatch(

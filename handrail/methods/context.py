@@ -32,4 +32,6 @@ class Context:
             self.counts["guide/no_reference"] += 1
             return None
         tokens = self.renderer.reference(problem, self.rng.choice(problem.references))
-        return Trajectory.by(Author.REFERENCE, self.renderer.prompt(problem), tokens, self.renderer.text(tokens))
+        return Trajectory.by(
+            Author.REFERENCE, self.renderer.prompt(problem), tokens, self.renderer.text(tokens)
+        )

@@ -47,7 +47,11 @@ class Dmpo(Method[DmpoSettings]):
     def matching(self, group: Group, logps: Sequence[Tensor]) -> Tensor:
         """−λ·mean (p − q)² of the group; ``logps`` [T] for each of its trajectories."""
         compared = self.compared(group)
-        pairs = [(member, logp) for member, logp in zip(group.trajectories, logps, strict=True) if member in compared]
+        pairs = [
+            (member, logp)
+            for member, logp in zip(group.trajectories, logps, strict=True)
+            if member in compared
+        ]
         likelihood = torch.stack([logp[member.trained].mean() for member, logp in pairs])
         rewards = torch.tensor([member.reward for member, _ in pairs])
         target = torch.softmax(rewards / self.settings.temperature, 0)
@@ -56,7 +60,9 @@ class Dmpo(Method[DmpoSettings]):
     @staticmethod
     def compared(group: Group) -> list[Trajectory]:
         """The trajectories of the baseline with a known reward and a trained token."""
-        return [member for member in group.baseline if member.reward == member.reward and member.trained_tokens]
+        return [
+            member for member in group.baseline if member.reward == member.reward and member.trained_tokens
+        ]
 
     def imitation_scale(self, trajectory: Trajectory, normalizers: Normalizers) -> float:
         return 1 / normalizers.problems

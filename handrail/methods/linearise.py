@@ -26,6 +26,7 @@ async def linearised(group: Group, objective: Objective) -> Group:
         gradients = torch.autograd.grad(objective(group, logps), logps, materialize_grads=True)
     pairs = zip(group.trajectories, gradients, strict=True)
     weighted = [
-        member.with_columns(imitation_weight=member.column("imitation_weight") + gradient * member.trained) for member, gradient in pairs
+        member.with_columns(imitation_weight=member.column("imitation_weight") + gradient * member.trained)
+        for member, gradient in pairs
     ]
     return Group(group.problem, weighted)

@@ -95,7 +95,9 @@ def divergence(logp: Tensor, reference_logp: Tensor, batch: TokenBatch) -> Tenso
     return batch.kl_coef * (log_ratio.exp() - log_ratio - 1)
 
 
-def policy_gradient(logp: Tensor, batch: TokenBatch, ratio: Ratio = "token", clip: tuple[float, float] | None = None) -> Tensor:
+def policy_gradient(
+    logp: Tensor, batch: TokenBatch, ratio: Ratio = "token", clip: tuple[float, float] | None = None
+) -> Tensor:
     """r·A, or with ``clip`` = (low, high) min(r·A, clip(r, 1−low, 1+high)·A) (GRPO, arXiv 2402.03300 eq. 3)."""
     r = log_ratio(logp, batch, ratio).exp()
     if clip is None:

@@ -23,7 +23,9 @@ class Normalizers:
     imitated_tokens: int
 
     @classmethod
-    def of(cls, groups: Sequence[Group], total: Callable[[list[int]], list[int]] = lambda local: local) -> Normalizers:
+    def of(
+        cls, groups: Sequence[Group], total: Callable[[list[int]], list[int]] = lambda local: local
+    ) -> Normalizers:
         """``total`` sums a list of integers over the processes."""
         baseline = [member for group in groups for member in group.baseline]
         imitated = [member for group in groups for member in group.imitated]

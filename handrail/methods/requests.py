@@ -100,7 +100,9 @@ class _Running:
     unfinished: int = 0
 
 
-def drive(flows: Sequence[tuple[tuple[object, ...], Flow]], answer: Callable[[list[Pending]], Sequence[Any]]) -> list[Any]:
+def drive(
+    flows: Sequence[tuple[tuple[object, ...], Flow]], answer: Callable[[list[Pending]], Sequence[Any]]
+) -> list[Any]:
     """Run every (key, coroutine) to its end and return their results in order.
 
     All flows advance to their next request. ``answer`` then gets all waiting requests of one kind, and returns as many answers.
@@ -139,7 +141,9 @@ def drive(flows: Sequence[tuple[tuple[object, ...], Flow]], answer: Callable[[li
     try:
         start(root, flows)
         while waiting:
-            kind = next(kind for kind in ANSWERED_FIRST if any(isinstance(each.request, kind) for each in waiting))
+            kind = next(
+                kind for kind in ANSWERED_FIRST if any(isinstance(each.request, kind) for each in waiting)
+            )
             batch = [each for each in waiting if isinstance(each.request, kind)]
             waiting = [each for each in waiting if not isinstance(each.request, kind)]
             for each, value in zip(batch, answer(batch), strict=True):

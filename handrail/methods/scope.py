@@ -144,14 +144,18 @@ class Scope(Method[ScopeSettings]):
             return None
         kept, end = [step for step, _ in rollout.judged[:wrong]], self.settings.step_end
         # The reference that the kept steps follow furthest.
-        reference = max(problem.references, key=lambda text: aligned(kept, split_steps(text, end)), default=None)
+        reference = max(
+            problem.references, key=lambda text: aligned(kept, split_steps(text, end)), default=None
+        )
         return Attempt(rollout, Draft(problem, kept, reference), wrong / len(rollout.judged))
 
     def chosen(self, attempts: list[Attempt], ctx: Context) -> list[Attempt]:
         """The M attempts that were right for longest."""
         s = self.settings
         blank = [attempt for attempt in attempts if not attempt.draft.kept]
-        short = [attempt for attempt in attempts if attempt.draft.kept and attempt.share < s.min_correct_prefix]
+        short = [
+            attempt for attempt in attempts if attempt.draft.kept and attempt.share < s.min_correct_prefix
+        ]
         ctx.counts["scope/no_prefix"] += len(blank)
         ctx.counts["scope/short_prefix"] += len(short)
         ctx.counts["scope/partly_right"] += len(attempts) - len(blank)
@@ -176,7 +180,9 @@ class Scope(Method[ScopeSettings]):
         s = self.settings
         name, whole = (s.corrector, s.mode == "suffix") if draft.kept else ("reference", True)
         shown = s.mode == "reference"
-        correction: Correction | None = await Ask(name, CorrectionQuestion(draft, whole, number, shown, s.step_tokens, s.step_end))
+        correction: Correction | None = await Ask(
+            name, CorrectionQuestion(draft, whole, number, shown, s.step_tokens, s.step_end)
+        )
         ctx.counts["scope/no_correction"] += correction is None
         if correction and shown and draft.kept and names_answer(correction.text, draft.problem):
             ctx.counts["scope/leaking_step"] += 1
@@ -188,7 +194,9 @@ class Scope(Method[ScopeSettings]):
         rollout, kept, renderer = attempt.rollout, "".join(attempt.draft.kept), ctx.renderer
         cut = spelt(rollout.tokens, kept, renderer)
         rest = kept[len(renderer.text(rollout.tokens[:cut])) :]
-        plain = correction.author is not Author.REFERENCE  # who is asked may not end the turn; references are the user's own
+        plain = (
+            correction.author is not Author.REFERENCE
+        )  # who is asked may not end the turn; references are the user's own
         written = renderer.completion(rest + correction.text, end=correction.complete, plain=plain)
         solution = rollout.truncate(cut).append(written, correction.author, finished=correction.complete)
         room = ctx.max_tokens - len(solution)

@@ -25,7 +25,13 @@ class Inputs:
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         prompt, prompt_mask = padded([*distinct], side="left")
         completion, completion_mask = padded(completions)
-        return cls(prompt, prompt_mask, torch.tensor([distinct[tuple(prompt)] for prompt in prompts]), completion, completion_mask)
+        return cls(
+            prompt,
+            prompt_mask,
+            torch.tensor([distinct[tuple(prompt)] for prompt in prompts]),
+            completion,
+            completion_mask,
+        )
 
     @property
     def share_prompts(self) -> bool:
@@ -55,22 +61,33 @@ def padded(rows: Sequence[Sequence[int] | Tensor], side: str = "right") -> tuple
     )
 
 
-def by_budget(prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: bool = True) -> list[list[int]]:
+def by_budget(
+    prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: bool = True
+) -> list[list[int]]:
     """Indices of rows in groups of at most ``budget`` tokens with their padding, one row at least.
 
     ``prompts`` and the ``lengths`` of completions are those of each row. Rows of one prompt stay together, since a prompt is read once
     for all of them where prompts can be ``shared``; beside them stand rows of like lengths.
     """
     number: dict[tuple[int, ...], int] = {}
-    group = [number.setdefault(tuple(prompt), len(number)) if shared else place for place, prompt in enumerate(prompts)]
+    group = [
+        number.setdefault(tuple(prompt), len(number)) if shared else place
+        for place, prompt in enumerate(prompts)
+    ]
     longest: dict[int, int] = {}
     for key, prompt, length in zip(group, prompts, lengths, strict=True):
         longest[key] = max(longest.get(key, 0), len(prompt) + length)
     parts: list[list[int]] = []
     read: set[int] = set()
     before = after = 0
-    for index in sorted(range(len(group)), key=lambda i: (longest[group[i]], group[i], lengths[i]), reverse=True):
-        read, before, after = read | {group[index]}, max(before, len(prompts[index])), max(after, lengths[index])
+    for index in sorted(
+        range(len(group)), key=lambda i: (longest[group[i]], group[i], lengths[i]), reverse=True
+    ):
+        read, before, after = (
+            read | {group[index]},
+            max(before, len(prompts[index])),
+            max(after, lengths[index]),
+        )
         if parts and len(read) * before + (len(parts[-1]) + 1) * after <= budget:
             parts[-1].append(index)
         else:

@@ -42,7 +42,9 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
     values: Tensor
     stores: list[Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         before = self.get_seq_length()
         if before == 0:
             whole: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
@@ -50,7 +52,9 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
         new, after = (key_states, value_states), before + key_states.shape[-2]
         if self.stores is None or after > self.stores[0].shape[-2]:
             old = self.keys, self.values
-            self.stores = [states.new_empty(*states.shape[:2], after + self.ROOM, states.shape[-1]) for states in new]
+            self.stores = [
+                states.new_empty(*states.shape[:2], after + self.ROOM, states.shape[-1]) for states in new
+            ]
             for store, kept in zip(self.stores, old, strict=True):
                 store[:, :, :before] = kept
         for store, states in zip(self.stores, new, strict=True):
@@ -70,7 +74,9 @@ class CachedModel:
         """``logits`` [B, V] are those of the token behind each of the B prompts, of which equal ones are read together."""
         self.model = model
         self.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        self.cache.layers = [PreallocatedCacheLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        self.cache.layers = [
+            PreallocatedCacheLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers
+        ]
         inputs = Inputs.of(prompts, [()] * len(prompts)).to(model.device)
         self.mask = inputs.prompt_mask
         self.positions = positions(self.mask)
@@ -153,7 +159,9 @@ def generate(
         cached.follow(drawn)
     return [
         Completion(row[:n].clone(), logs[:n].clone(), spread[:n].clone(), ended)
-        for n, ended, row, logs, spread in zip(lengths.tolist(), finished.tolist(), tokens.cpu(), logp.cpu(), entropy.cpu(), strict=True)
+        for n, ended, row, logs, spread in zip(
+            lengths.tolist(), finished.tolist(), tokens.cpu(), logp.cpu(), entropy.cpu(), strict=True
+        )
     ]
 
 
@@ -165,14 +173,20 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
     logits = logits.float() / (temperature or 1.0)
     logits = logits - logits.amax(-1, keepdim=True)
     weights = logits.exp()
-    summed = weights.cumsum(-1, dtype=torch.float64)  # in float32, a large vocabulary's rare tokens would round away
+    summed = weights.cumsum(
+        -1, dtype=torch.float64
+    )  # in float32, a large vocabulary's rare tokens would round away
     total = summed[:, -1:]
     if temperature == 0:
         token = logits.argmax(-1, keepdim=True)
     else:
-        token = torch.searchsorted(summed, uniform.unsqueeze(-1) * total, right=True).clamp(max=logits.shape[-1] - 1)
+        token = torch.searchsorted(summed, uniform.unsqueeze(-1) * total, right=True).clamp(
+            max=logits.shape[-1] - 1
+        )
     norm = total.log().float().squeeze(-1)
-    entropy = norm - torch.linalg.vecdot(weights, logits.clamp(min=torch.finfo(torch.float32).min)) / total.float().squeeze(-1)
+    entropy = norm - torch.linalg.vecdot(
+        weights, logits.clamp(min=torch.finfo(torch.float32).min)
+    ) / total.float().squeeze(-1)
     return token.squeeze(-1), logits.gather(-1, token).squeeze(-1) - norm, entropy
 
 
@@ -181,7 +195,9 @@ class CopySampler:
 
     def __init__(self, model: Any, temperature: float, ends: set[int], device: torch.device) -> None:
         self.model = copy.deepcopy(model).to(device).requires_grad_(False).eval()
-        for parameter in self.model.parameters():  # not the buffers: positions need all digits of the rotary frequencies
+        for (
+            parameter
+        ) in self.model.parameters():  # not the buffers: positions need all digits of the rotary frequencies
             parameter.data = parameter.data.bfloat16()
         self.temperature, self.ends = temperature, ends
 
@@ -190,7 +206,11 @@ class CopySampler:
         self.model.load_state_dict(dict(weights), strict=False)  # tied ones come once
 
     def generate(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int], poll: Callable[[], None]
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        poll: Callable[[], None],
     ) -> list[Completion]:
         """One completion of each prompt, see ``generate``."""
         return generate(self.model, prompts, seeds, max_tokens, self.temperature, self.ends, poll)

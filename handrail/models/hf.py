@@ -57,7 +57,9 @@ class TransformersPolicy:
         ends = loaded.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends]) - {None}
         embeddings = len(loaded.get_input_embeddings().weight)
-        self.renderer = Renderer(self.tokenizer, prompts or PromptFormat(), model.path, embeddings, ends, field)
+        self.renderer = Renderer(
+            self.tokenizer, prompts or PromptFormat(), model.path, embeddings, ends, field
+        )
         self.end, self.ends = self.renderer.end, self.renderer.ends
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
@@ -103,7 +105,10 @@ class TransformersPolicy:
         return self.rollout.batch_size
 
     def generate(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: int | Sequence[int] | None = None
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
         limits = max_tokens or self.rollout.max_tokens
         limits = [limits] * len(prompts) if isinstance(limits, int) else limits
@@ -114,23 +119,33 @@ class TransformersPolicy:
             out += map(self._trajectory, prompts[part], completions)
         return out
 
-    def _generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]) -> list[Completion]:
-        return generate(self.bare_model.eval(), prompts, seeds, max_tokens, self.rollout.temperature, self.ends, self.poll)
+    def _generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
+    ) -> list[Completion]:
+        return generate(
+            self.bare_model.eval(), prompts, seeds, max_tokens, self.rollout.temperature, self.ends, self.poll
+        )
 
     def _trajectory(self, prompt: list[int], completion: Completion) -> Trajectory:
         tokens, logp = completion.tokens, completion.logp
         columns = {"sampling_logp": logp, "old_logp": logp, "entropy": completion.entropy}
         text = self.decode(tokens.tolist())
-        return Trajectory(prompt, tokens, torch.full_like(tokens, Author.POLICY), columns, text, completion.finished)
+        return Trajectory(
+            prompt, tokens, torch.full_like(tokens, Author.POLICY), columns, text, completion.finished
+        )
 
-    def forward(self, inputs: Inputs, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, inputs: Inputs, with_entropy: bool = False, model: Any = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(log π [B, T], entropy [B, T] or None), float32, of the completions' tokens, with gradient.
 
         ``model`` stands in for the one that synchronises gradients between processes.
         """
         pieces, at, found = self._logits(inputs, model or self.model), 0, []
         for logits in pieces:
-            found.append(self._log_probs(logits, inputs.completion[:, at : at + logits.shape[1]], with_entropy))
+            found.append(
+                self._log_probs(logits, inputs.completion[:, at : at + logits.shape[1]], with_entropy)
+            )
             at += logits.shape[1]
         logp = torch.cat([piece[0] for piece in found], 1)
         return logp, torch.cat([piece[1] for piece in found], 1) if with_entropy else None
@@ -140,7 +155,11 @@ class TransformersPolicy:
         mask, width = inputs.whole_mask, inputs.completion.shape[1]
         if width == 1 or not (self.shares_prompts and inputs.share_prompts):
             out = model(
-                input_ids=inputs.whole, attention_mask=mask, position_ids=positions(mask), logits_to_keep=width + 1, use_cache=False
+                input_ids=inputs.whole,
+                attention_mask=mask,
+                position_ids=positions(mask),
+                logits_to_keep=width + 1,
+                use_cache=False,
             )
             return [out.logits[:, :-1]]
         cache = DynamicCache(config=self.bare_model.config.get_text_config(decoder=True))
@@ -165,7 +184,9 @@ class TransformersPolicy:
         return logp, norm - (torch.softmax(logits, -1) * logits).sum(-1) if with_entropy else logp
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]) -> list[Tensor]:
+    def score(
+        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+    ) -> list[Tensor]:
         model = self.bare_model.eval()  # processes may score different numbers of batches
         return self._scored(prompts, completions, lambda inputs: self.forward(inputs, model=model)[0])
 
@@ -179,7 +200,9 @@ class TransformersPolicy:
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = list(map(len, completions))
         for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.shares_prompts):
-            inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part]).to(self.accelerator.device)
+            inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part]).to(
+                self.accelerator.device
+            )
             for index, row in zip(part, logprobs(inputs).cpu(), strict=True):
                 out[index] = row[: lengths[index]].clone()
         return out

@@ -22,7 +22,10 @@ class Policy(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: int | Sequence[int] | None = None
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
         """One completion of each prompt, with its log-probabilities.
 
@@ -32,6 +35,8 @@ class Policy(Protocol):
         """
         ...
 
-    def score(self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]) -> list[Tensor]:
+    def score(
+        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+    ) -> list[Tensor]:
         """log π of each completion's tokens, float32 [len(completion)], without gradient."""
         ...

@@ -48,7 +48,12 @@ class TrainablePolicy(TransformersPolicy):
 
         Raises UserError if the model cannot be loaded.
         """
-        self.lora, self.sampling, self.seed, self.keep_start = lora, sampler or SamplerConfig(), seed, keep_start
+        self.lora, self.sampling, self.seed, self.keep_start = (
+            lora,
+            sampler or SamplerConfig(),
+            seed,
+            keep_start,
+        )
         self.start: Any = None
         self.checkpointed: list[nn.Module] = []
         self.sampler: VllmSampler | CopySampler | None = None
@@ -56,7 +61,9 @@ class TrainablePolicy(TransformersPolicy):
         if self.sampling.name == "vllm":
             processes = self.accelerator.num_processes
             if processes > 1:
-                raise UserError(f'sampler.name is "vllm", which samples in a single process, not in {processes}; {INSTEAD}')
+                raise UserError(
+                    f'sampler.name is "vllm", which samples in a single process, not in {processes}; {INSTEAD}'
+                )
             self.sampler = VllmSampler(self.config, self.sampling, self.rollout, self.bare_base, self.ends)
         self.sampler_is_current = False
 
@@ -92,14 +99,22 @@ class TrainablePolicy(TransformersPolicy):
         if self.config.gradient_checkpointing:
             self.shares_prompts = False  # what is not kept cannot be shared
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.checkpointed = [without_dropout(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+            self.checkpointed = [
+                without_dropout(module)
+                for module in model.modules()
+                if isinstance(module, GradientCheckpointingLayer)
+            ]
         return self.accelerator.prepare(model)
 
-    def forward(self, inputs: Inputs, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, inputs: Inputs, with_entropy: bool = False, model: Any = None
+    ) -> tuple[Tensor, Tensor | None]:
         self.model.eval()  # without dropout and the like, as it was sampled
         for layer in self.checkpointed:  # transformers checkpoints activations in training mode only
             layer.training = torch.is_grad_enabled()
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+        with torch.autocast(
+            self.accelerator.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
+        ):
             return super().forward(inputs, with_entropy, model)
 
     @property
@@ -115,7 +130,9 @@ class TrainablePolicy(TransformersPolicy):
                 return self.forward(inputs, model=self.bare_model)[0]
         return self.forward(inputs, model=self.start)[0]
 
-    def score_reference(self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]) -> list[Tensor]:
+    def score_reference(
+        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+    ) -> list[Tensor]:
         """``score`` by the model as it was before training."""
         return self._scored(prompts, completions, self.reference_logprobs)
 
@@ -133,9 +150,13 @@ class TrainablePolicy(TransformersPolicy):
 
     @property
     def generation_batch(self) -> int:
-        return sys.maxsize if isinstance(self.sampler, VllmSampler) else super().generation_batch  # vLLM makes its own batches
+        return (
+            sys.maxsize if isinstance(self.sampler, VllmSampler) else super().generation_batch
+        )  # vLLM makes its own batches
 
-    def _generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]) -> list[Completion]:
+    def _generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
+    ) -> list[Completion]:
         if self.sampler is None:
             return super()._generate(prompts, seeds, max_tokens)
         if not self.sampler_is_current:
@@ -157,7 +178,9 @@ class TrainablePolicy(TransformersPolicy):
         rollouts = [rollout for group in groups for rollout in group.rollouts][:COMPARED]
         if not self.sampler_differs or not rollouts:
             return {}
-        scored = torch.cat(self.score([each.prompt_ids for each in rollouts], [each.token_ids for each in rollouts]))
+        scored = torch.cat(
+            self.score([each.prompt_ids for each in rollouts], [each.token_ids for each in rollouts])
+        )
         sampled = torch.cat([each.column("sampling_logp") for each in rollouts])
         mismatch = (scored - sampled)[~sampled.isnan()].abs().mean().item()
         if not mismatch <= self.sampling.largest_mismatch(self.config):
@@ -170,7 +193,12 @@ class TrainablePolicy(TransformersPolicy):
 
     def with_old_logp(self, groups: list[Group]) -> list[Group]:
         """The groups, with the trainer's log-probabilities of the policy's tokens: needed for several updates on the same rollouts."""
-        wanted = [member for group in groups for member in group.trajectories if (member.author == Author.POLICY).any()]
+        wanted = [
+            member
+            for group in groups
+            for member in group.trajectories
+            if (member.author == Author.POLICY).any()
+        ]
         scored = self.score([member.prompt_ids for member in wanted], [member.token_ids for member in wanted])
         found = {id(member): logp for member, logp in zip(wanted, scored, strict=True)}
 

@@ -97,7 +97,10 @@ class Evaluation(Callback):
             result = first_unverified(run.evaluator.unverified) | result
             result |= {f"eval/{name}/{key}": value for key, value in figures(groups).items()}
             if samples > 1:
-                result |= {f"eval/{name}/{key}": value for key, value in diversity(list(map(measures, groups))).items()}
+                result |= {
+                    f"eval/{name}/{key}": value
+                    for key, value in diversity(list(map(measures, groups))).items()
+                }
         return result
 
 
@@ -135,7 +138,9 @@ class Checkpoints(Callback):
         """Written by the main process; the others wait for it."""
         if run.accelerator.is_main_process and step != run.checkpointed:
             run.out.sync()
-            checkpoint.save(run.out.checkpoints, step, run.config.train, run.policy, run.optimizer, run.method)
+            checkpoint.save(
+                run.out.checkpoints, step, run.config.train, run.policy, run.optimizer, run.method
+            )
         run.checkpointed = step
         run.accelerator.wait_for_everyone()
 
@@ -159,7 +164,11 @@ class Trackers(Callback):
 
     def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
         timed = {**metrics, **{f"seconds/{name}": value for name, value in seconds.items()}}
-        numbers = {name: value for name, value in timed.items() if isinstance(value, int | float) and math.isfinite(value)}
+        numbers = {
+            name: value
+            for name, value in timed.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
         run.accelerator.log(numbers, step=step)
 
     def on_end(self, run: Run, summary: Mapping[str, Any]) -> None:

@@ -71,7 +71,9 @@ class TrainConfig(Section):
     """Number of newest checkpoints to keep."""
     keep_every: int = Field(0, ge=0)
     """Keep also the checkpoints of every step that is a multiple of this; 0 keeps no others."""
-    trackers: list[Literal["wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]] = []
+    trackers: list[
+        Literal["wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
+    ] = []
     """Experiment trackers to log to besides TensorBoard, through Accelerate: ``["wandb"]``; each is a package of
     its own."""
     tracker_project: str = Field("handrail", min_length=1)
@@ -122,8 +124,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _samples_as_kept(self) -> Config:
-        if self.lora and self.sampler.name == "transformers" and self.sampler.dtype not in ("auto", self.model.dtype):
-            raise ValueError("with [lora] the trained model itself samples, in model.dtype; leave sampler.dtype out")
+        if (
+            self.lora
+            and self.sampler.name == "transformers"
+            and self.sampler.dtype not in ("auto", self.model.dtype)
+        ):
+            raise ValueError(
+                "with [lora] the trained model itself samples, in model.dtype; leave sampler.dtype out"
+            )
         return self
 
 

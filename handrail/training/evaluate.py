@@ -67,7 +67,9 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def evaluate(engine: LocalEngine, accelerator: Accelerator, problems: Sequence[Problem], samples: int, name: str) -> list[Group]:
+def evaluate(
+    engine: LocalEngine, accelerator: Accelerator, problems: Sequence[Problem], samples: int, name: str
+) -> list[Group]:
     """Graded groups of ``samples`` completions of every problem, with the same random numbers at every call of one ``name``.
 
     Several processes share the work; what is sampled does not depend on how many they are.

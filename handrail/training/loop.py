@@ -20,7 +20,18 @@ from handrail.engines.local import LocalEngine
 from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.training import checkpoint
-from handrail.training.callbacks import Callback, Checkpoints, Evaluation, LearningRate, Monitor, Progress, Report, Samples, Stop, Trackers
+from handrail.training.callbacks import (
+    Callback,
+    Checkpoints,
+    Evaluation,
+    LearningRate,
+    Monitor,
+    Progress,
+    Report,
+    Samples,
+    Stop,
+    Trackers,
+)
 from handrail.training.config import Config, load_config
 from handrail.training.contents import contents, probed_with_another_model
 from handrail.training.metrics import StepMetrics, summary
@@ -65,13 +76,20 @@ def train(
         config = load_config(config)
     if method is not None:
         settings = config.method if config.method.get("name") == method.name else {}
-        config = config.model_copy(update={"method": {**settings, "name": f"{method.__module__}:{method.__qualname__}"}})
+        config = config.model_copy(
+            update={"method": {**settings, "name": f"{method.__module__}:{method.__qualname__}"}}
+        )
     directory = Path(output or "runs/run")
     RunDirectory.claim(directory, config, resume)
     with Interrupts("stopping with a checkpoint") as interrupts, VerifierPool(config.verifier) as verifier:
         run = Run(config, method, verifier, interrupts, callbacks)
         # One process alone: another may get here only when the first one has begun to write.
-        with explained(directory), RunDirectory.owned(directory, config, resume) if run.accelerator.is_main_process else nullcontext():
+        with (
+            explained(directory),
+            RunDirectory.owned(directory, config, resume)
+            if run.accelerator.is_main_process
+            else nullcontext(),
+        ):
             return run.fit(directory, resume, progress)
 
 
@@ -87,7 +105,9 @@ class Run:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         if config.rollout.temperature == 0:
-            raise UserError("rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0")
+            raise UserError(
+                "rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0"
+            )
         self.config = config
         self.method = build(config.method, config.rollout, method)
         data = load_data(config)
@@ -97,25 +117,35 @@ class Run:
                 "or take a method without them"
             )
         self.contents = contents(config, data.sources, data.held_out)
-        for warning in filter(None, (probed_with_another_model(source, config.model.path) for source in config.data.train)):
+        for warning in filter(
+            None, (probed_with_another_model(source, config.model.path) for source in config.data.train)
+        ):
             log.warning("data.train: %s", warning)
         self.accelerator = accelerator(config.model.device, config.train.trackers)
         self.verifier, self.interrupts = verifier, interrupts
-        self.policy = load_trainable_policy(config, self.accelerator, keep_start="reference" in self.method.models)
+        self.policy = load_trainable_policy(
+            config, self.accelerator, keep_start="reference" in self.method.models
+        )
         self.policy.poll = interrupts.check
         experts = load_experts(config, self.accelerator, self.policy)
         for role, name in self.method.experts.items():
             experts.check(role, name, f"method.{role}")
         seed, require_end = config.train.seed, config.rollout.require_end
         self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
-        self.evaluator = LocalEngine(self.policy, verifier, experts, 0, require_end)  # the same draws whatever the run's seed
+        self.evaluator = LocalEngine(
+            self.policy, verifier, experts, 0, require_end
+        )  # the same draws whatever the run's seed
         self.data = fit(data, self.policy, config)
         shares = [source.share for source in config.data.train]
-        self.sampler = ProblemSampler(self.data.sources, shares, config.train.problems_per_step, config.train.seed)
+        self.sampler = ProblemSampler(
+            self.data.sources, shares, config.train.problems_per_step, config.train.seed
+        )
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         c = config.train
         betas = (c.betas[0], c.betas[1])
-        optimizer = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon
+        )
         self.optimizer = self.accelerator.prepare(optimizer)
         self.added, self.callbacks = list(callbacks), list[Callback]()
         self.skipped = 0
@@ -133,7 +163,9 @@ class Run:
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
         complete = (directory / "summary.json").exists()
         if complete and (done or 0) >= c.steps:
-            raise UserError(f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
+            raise UserError(
+                f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on"
+            )
         with RunDirectory(directory, self.config, done, writes=self.accelerator.is_main_process) as out:
             self.out, self.directory = out, directory
             out.made_from(self.contents)
@@ -141,7 +173,9 @@ class Run:
             before = rows[1:]
             criteria = StopCriteria(c, before, timings)
             if complete and criteria.spent:
-                raise UserError(f"{directory} has spent its budget of {criteria.spent} already; raise it to go on")
+                raise UserError(
+                    f"{directory} has spent its budget of {criteria.spent} already; raise it to go on"
+                )
             self.stop_reason = criteria.spent
             if self.accelerator.is_main_process:
                 out.reopen()
@@ -155,7 +189,9 @@ class Run:
             if done is None:
                 self.start()
             else:
-                last_known = {key: value for row in rows for key, value in row.items() if key.startswith("eval/")}
+                last_known = {
+                    key: value for row in rows for key, value in row.items() if key.startswith("eval/")
+                }
                 report.after_log(self, done, last_known, {})
             self.steps(range((done or 0) + 1, 0 if criteria.spent else c.steps + 1))
             return self.finish(directory)
@@ -258,7 +294,9 @@ class Run:
         engine.counts.update(engine.experts.take_counts())
         return metrics.result(engine) | mismatch, clock
 
-    def parts(self, guided: Sequence[list[Group]], places: Sequence[int]) -> list[tuple[list[Group], list[int]]]:
+    def parts(
+        self, guided: Sequence[list[Group]], places: Sequence[int]
+    ) -> list[tuple[list[Group], list[int]]]:
         """The groups of each of the step's updates, with their places, however many processes share the step."""
         updates, problems = self.config.train.updates_per_step, self.config.train.problems_per_step
         out: list[tuple[list[Group], list[int]]] = [([], []) for _ in range(updates)]
@@ -292,7 +330,9 @@ class Run:
             failed = error
         if failed := next(filter(None, gather_object([failed])), None):
             Checkpoints.write(self, step - 1)
-            raise type(failed)(f"{failed}; step {step - 1} is checkpointed, to go on with --resume") from failed
+            raise type(failed)(
+                f"{failed}; step {step - 1} is checkpointed, to go on with --resume"
+            ) from failed
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's share."""

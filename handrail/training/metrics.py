@@ -55,7 +55,9 @@ class StepMetrics:
 
     def updated(self, groups: Sequence[Group], outcome: Outcome) -> None:
         """``groups`` as they were credited."""
-        self.sums["guided"] += sum(group.problem.id in self.all_wrong and learns_from_others(group) for group in groups)
+        self.sums["guided"] += sum(
+            group.problem.id in self.all_wrong and learns_from_others(group) for group in groups
+        )
         self.sums["trained"] += outcome.tokens_trained
         self.sums["off_policy"] += outcome.tokens_off_policy
         self.sums["dropped"] += outcome.tokens_dropped
@@ -141,7 +143,10 @@ def summary(out: RunDirectory, config: Config, method: Method[Any], spent: str) 
         "steps": len(steps),
         "ended_by": spent or "steps",
         "tokens_sampled": total(steps, "tokens/sampled"),
-        "eval": {name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)} for name in config.eval.sets},
+        "eval": {
+            name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)}
+            for name in config.eval.sets
+        },
         "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
         "guided": total(steps, "groups/guided"),
         "off_policy": ratio(total(steps, "tokens/off_policy"), total(steps, "tokens/trained")),

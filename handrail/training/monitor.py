@@ -52,7 +52,9 @@ class CollapseMonitor:
                 self.questions[key] += metrics.get(key, 0)
             asked = self.questions[f"{role}/asked"]
             if asked >= FEWEST_QUESTIONS and self.questions[f"{role}/no_answer"] == asked:
-                out[role] = f"the {role} has answered none of {asked} questions, so this run learns nothing from it"
+                out[role] = (
+                    f"the {role} has answered none of {asked} questions, so this run learns nothing from it"
+                )
         return out
 
     def wrong(self) -> dict[str, str]:
@@ -63,25 +65,37 @@ class CollapseMonitor:
         learnt = mean(self.last, "correct") >= mean(self.first, "correct") + BETTER
         out = {}
         if entropy < entropy_at_first / 10 and not learnt:
-            out["entropy"] = f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in accuracy"
+            out["entropy"] = (
+                f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in accuracy"
+            )
         if length < length_at_first / 4 and not learnt:
-            out["short"] = f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain in accuracy"
+            out["short"] = (
+                f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain in accuracy"
+            )
         if mean(self.last, "truncated") > 0.5 > 2 * mean(self.first, "truncated"):
-            out["long"] = f"{mean(self.last, 'truncated'):.0%} of the completions are cut off at rollout.max_tokens"
+            out["long"] = (
+                f"{mean(self.last, 'truncated'):.0%} of the completions are cut off at rollout.max_tokens"
+            )
         for key, words in (("reward", "the reward"), ("correct", "the share of correct rollouts")):
             now = mean(self.last, key)
             best = self.best[key] = max(self.best.get(key, 0.0), now, mean(self.first, key))
             if now < best / 2 and best >= BETTER and "fallen" not in out:
                 out["fallen"] = f"{words} has fallen from {best:.2f} to {now:.2f}"
         if unverified > 0.1:
-            out["verifier"] = f"{unverified:.0%} of the completions are unverified; metrics.jsonl names the first, under verifier/first_…"
+            out["verifier"] = (
+                f"{unverified:.0%} of the completions are unverified; metrics.jsonl names the first, under verifier/first_…"
+            )
         return {kind: f"the last {WINDOW} steps: {text}" for kind, text in out.items()}
 
 
 def unverified(metrics: Mapping[str, Any]) -> dict[str, str]:
     """For each reason, the first completion of a step that the verifier reached no verdict on."""
     first = "verifier/first_"
-    return {key: f"unverified, and neither right nor wrong: {text}" for key, text in metrics.items() if key.startswith(first)}
+    return {
+        key: f"unverified, and neither right nor wrong: {text}"
+        for key, text in metrics.items()
+        if key.startswith(first)
+    }
 
 
 def mean(lines: Iterable[Mapping[str, Any]], key: str) -> float:

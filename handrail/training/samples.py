@@ -16,7 +16,9 @@ from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Group, Trajectory
 
 
-def sample_rows(step: int, groups: Sequence[Group], method: Method[Any], policy: TransformersPolicy) -> Iterator[dict[str, Any]]:
+def sample_rows(
+    step: int, groups: Sequence[Group], method: Method[Any], policy: TransformersPolicy
+) -> Iterator[dict[str, Any]]:
     """One line for each trajectory. To be called before the update, so that weights are those of the model that sampled."""
     for group in groups:
         for member in group.trajectories:
@@ -52,7 +54,9 @@ def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -
                 "prompt": member.prompt_ids,
                 "completion": member.tokens,
                 "origin": authors(member),
-                **{name: list(map(known, column.tolist())) for name, column in sorted(member.columns.items())},
+                **{
+                    name: list(map(known, column.tolist())) for name, column in sorted(member.columns.items())
+                },
                 "logp": list(map(known, logp.tolist())),
             }
 

@@ -13,7 +13,9 @@ from handrail.training.metrics import TRAINING_PARTS, total
 class StopCriteria:
     """``train.steps``, ``train.token_budget`` and ``train.seconds_budget``; a step that exceeds a budget is still finished."""
 
-    def __init__(self, config: TrainConfig, steps: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, config: TrainConfig, steps: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]
+    ) -> None:
         """``steps`` and ``timings`` are the lines of the steps that the run has done already."""
         self.config = config
         self.tokens = total(steps, "tokens/sampled")
@@ -27,7 +29,12 @@ class StopCriteria:
     def last_step(self, step: int) -> int:
         """The expected last step, given the budget and what the steps up to ``step`` used of it."""
         uses = ((self.config.token_budget, self.tokens), (self.config.seconds_budget, self.seconds))
-        return min([self.config.steps, *(max(step, math.ceil(limit * step / used)) for limit, used in uses if limit and used)])
+        return min(
+            [
+                self.config.steps,
+                *(max(step, math.ceil(limit * step / used)) for limit, used in uses if limit and used),
+            ]
+        )
 
     def learning_rate(self, step: int) -> float:
         """The rate of ``step``.

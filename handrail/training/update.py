@@ -41,8 +41,21 @@ class Outcome:
 class Update:
     """Callable with the groups of one update."""
 
-    def __init__(self, method: Method[Any], policy: TrainablePolicy, accelerator: Accelerator, optimizer: Any, config: TrainConfig) -> None:
-        self.method, self.policy, self.accelerator, self.optimizer, self.config = method, policy, accelerator, optimizer, config
+    def __init__(
+        self,
+        method: Method[Any],
+        policy: TrainablePolicy,
+        accelerator: Accelerator,
+        optimizer: Any,
+        config: TrainConfig,
+    ) -> None:
+        self.method, self.policy, self.accelerator, self.optimizer, self.config = (
+            method,
+            policy,
+            accelerator,
+            optimizer,
+            config,
+        )
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
 
     def __call__(self, groups: Sequence[Group], apart: bool = False) -> Outcome:
@@ -63,9 +76,13 @@ class Update:
                 gradients = [p.grad for p in self.parameters if p.grad is not None]
                 figures[f"grad_norm/{writer}"] = distance(gradients, before)
                 # Kept on the CPU: for a metric alone, a GPU should not have to hold a second gradient.
-                before = [gradient.to("cpu", copy=True) for gradient in gradients] if writer != active[-1] else []
+                before = (
+                    [gradient.to("cpu", copy=True) for gradient in gradients] if writer != active[-1] else []
+                )
         if active:
-            figures["grad_norm/all"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip))
+            figures["grad_norm/all"] = float(
+                self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
+            )
             if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
                 self.optimizer.step()
                 self.policy.changed()
@@ -74,12 +91,22 @@ class Update:
             self.optimizer.zero_grad()
         trained = sum(sample.trajectory.trained_tokens for sample in live)
         sampled = sum(int((sample.trajectory.author == Author.POLICY).sum()) for sample in live)
-        return Outcome(figures, trained, trained - sampled, sum(each.trajectory.trained_tokens for each in samples) - trained)
+        return Outcome(
+            figures,
+            trained,
+            trained - sampled,
+            sum(each.trajectory.trained_tokens for each in samples) - trained,
+        )
 
     def samples(self, groups: Sequence[Group]) -> list[Sample]:
         """Every trajectory with its normalizers, which count those that will be dropped."""
         normalizers = Normalizers.of(groups, self.total)
-        return [self.sample(member, normalizers) for group in groups for member in group.trajectories if member.trained_tokens]
+        return [
+            self.sample(member, normalizers)
+            for group in groups
+            for member in group.trajectories
+            if member.trained_tokens
+        ]
 
     def sample(self, member: Trajectory, normalizers: Normalizers) -> Sample:
         bonus, kl = (self.method.entropy_bonus, self.method.kl) if member.in_baseline else (0.0, 0.0)
@@ -95,17 +122,23 @@ class Update:
         batches = batches + [micro_batch([nothing(self.policy)])] * (passes - len(batches))
         total = 0.0
         for index, batch in enumerate(batches):
-            synchronize = nullcontext() if index == passes - 1 else self.accelerator.no_sync(self.policy.model)
+            synchronize = (
+                nullcontext() if index == passes - 1 else self.accelerator.no_sync(self.policy.model)
+            )
             with synchronize:
                 loss = self.loss(batch.to(self.accelerator.device))
-                self.accelerator.backward(loss * self.accelerator.num_processes)  # which averages over processes
+                self.accelerator.backward(
+                    loss * self.accelerator.num_processes
+                )  # which averages over processes
             total += loss.item()
         return sum(self.gathered(total))
 
     def loss(self, batch: MicroBatch) -> torch.Tensor:
         logp, entropy = self.policy.forward(batch.inputs, with_entropy=self.method.entropy_bonus != 0)
         reference = self.policy.reference_logprobs(batch.inputs) if self.method.kl else None
-        return token_loss(self.method, logp, batch.tokens, entropy, reference, self.policy.importance_weight_cap)
+        return token_loss(
+            self.method, logp, batch.tokens, entropy, reference, self.policy.importance_weight_cap
+        )
 
     def total(self, local: list[int]) -> list[int]:
         """Sums over the processes, element by element."""
@@ -117,7 +150,11 @@ class Update:
     def gathered(self, value: float) -> list[float]:
         if self.accelerator.num_processes == 1:
             return [value]
-        return list(self.accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)).tolist())
+        return list(
+            self.accelerator.gather(
+                torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
+            ).tolist()
+        )
 
 
 def taken_apart(step: int) -> bool:
@@ -142,4 +179,9 @@ def nothing(policy: TrainablePolicy) -> Sample:
 def distance(gradients: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float:
     """The norm of ``gradients``, less those of ``before`` if there are any, one tensor at a time."""
     earlier = before or [torch.zeros(())] * len(gradients)
-    return math.sqrt(sum(float((now - then.to(now.device)).norm()) ** 2 for now, then in zip(gradients, earlier, strict=True)))
+    return math.sqrt(
+        sum(
+            float((now - then.to(now.device)).norm()) ** 2
+            for now, then in zip(gradients, earlier, strict=True)
+        )
+    )

@@ -31,7 +31,10 @@ class Problem:
 
 def digest(problems: Sequence[Problem]) -> str:
     """A checksum of all that problems hold; two data sets with the same one need no new attempts."""
-    rows = [[problem.id, problem.prompt, problem.answer, problem.references, problem.plan, problem.metadata] for problem in problems]
+    rows = [
+        [problem.id, problem.prompt, problem.answer, problem.references, problem.plan, problem.metadata]
+        for problem in problems
+    ]
     return hashlib.sha256(json.dumps(rows, default=_as_json, skipkeys=True).encode()).hexdigest()
 
 

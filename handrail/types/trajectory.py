@@ -66,7 +66,14 @@ class Trajectory:
     plan: str | None = None
 
     @classmethod
-    def by(cls, author: Author, prompt_ids: list[int], tokens: Sequence[int], text: str = "", finished: bool = True) -> Trajectory:
+    def by(
+        cls,
+        author: Author,
+        prompt_ids: list[int],
+        tokens: Sequence[int],
+        text: str = "",
+        finished: bool = True,
+    ) -> Trajectory:
         """A completion by one ``author``, of unknown likelihood."""
         token_ids = torch.tensor(tokens, dtype=torch.long)
         return cls(prompt_ids, token_ids, torch.full_like(token_ids, author), text=text, finished=finished)
@@ -111,7 +118,9 @@ class Trajectory:
     def truncate(self, length: int) -> Trajectory:
         """Its first ``length`` tokens, ungraded and without an end."""
         columns = {name: column[:length] for name, column in self.columns.items()}
-        return Trajectory(self.prompt_ids, self.token_ids[:length], self.author[:length], columns, finished=False)
+        return Trajectory(
+            self.prompt_ids, self.token_ids[:length], self.author[:length], columns, finished=False
+        )
 
     def append(self, tokens: Sequence[int], author: Author, finished: bool) -> Trajectory:
         """More tokens behind its own, all by one author and of unknown likelihood."""

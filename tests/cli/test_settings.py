@@ -1,4 +1,4 @@
-"""Every setting is described where users look for it: in the terminal, in the documentation, in their editor."""
+"""Every setting is described in the terminal, in the documentation and in editors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ def test_all_settings_are_listed_with_values_default_and_meaning(handrail: Handr
     for section in ("[model]", "[[data.train]]", "[method]", "[lora]", "[endpoint]", "[train]"):
         assert any(line.startswith(f"{section}  ") for line in lines), section
     at = next(number for number, line in enumerate(lines) if "│ learning_rate" in line)
-    assert "number > 0, ≤ 10" in lines[at] and "Highest learning rate" in lines[at] and "default 1e-06" in lines[at + 1]
+    assert (
+        "number > 0, ≤ 10" in lines[at]
+        and "Highest learning rate" in lines[at]
+        and "default 1e-06" in lines[at + 1]
+    )
     assert any('"constant", "linear", "cosine"' in line for line in lines)
 
 
@@ -53,11 +57,17 @@ def test_all_settings_are_listed_with_values_default_and_meaning(handrail: Handr
     [
         ("rollout", ["[rollout]", "group_size", "max_tokens", "default 256"], ["learning_rate"]),
         ("rollout.max_tokens", ["[rollout]", "max_tokens", "integer ≥ 1", "default 256"], ["group_size"]),
-        ("data.train", ["text or list of (text or table)", "required", "[[data.train]]", "share", "number > 0"], ["columns"]),
+        (
+            "data.train",
+            ["text or list of (text or table)", "required", "[[data.train]]", "share", "number > 0"],
+            ["columns"],
+        ),
         ("method", ["handrail methods NAME", '"luffy"', 'default "grpo"'], ["gamma"]),
     ],
 )
-def test_a_section_or_a_setting_can_be_looked_up(name: str, there: list[str], not_there: list[str], handrail: Handrail) -> None:
+def test_a_section_or_a_setting_can_be_looked_up(
+    name: str, there: list[str], not_there: list[str], handrail: Handrail
+) -> None:
     done = handrail("config", name)
     assert done.code == 0
     for part in there:
@@ -69,13 +79,18 @@ def test_a_section_or_a_setting_can_be_looked_up(name: str, there: list[str], no
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["max_tokens"], "no setting or section 'max_tokens'; did you mean rollout.max_tokens or endpoint.max_tokens?"),
+        (
+            ["max_tokens"],
+            "no setting or section 'max_tokens'; did you mean rollout.max_tokens or endpoint.max_tokens?",
+        ),
         (["train.stepz"], "did you mean train.steps"),
         (["method.gamma"], "see handrail methods NAME"),
         (["train", "--schema"], "exclude each other"),
     ],
 )
-def test_a_look_up_that_finds_nothing_says_what_there_is(arguments: list[str], part: str, handrail: Handrail) -> None:
+def test_a_look_up_that_finds_nothing_says_what_there_is(
+    arguments: list[str], part: str, handrail: Handrail
+) -> None:
     done = handrail("config", *arguments)
     assert done.code == 2 and part in done.err and done.err.count("\n") == 1
 
@@ -141,7 +156,10 @@ def test_the_schema_accepts_what_training_accepts(changes: dict[str, Any], handr
 
 
 def test_the_schema_describes_methods_and_their_settings_for_completion() -> None:
-    methods = {kind["properties"]["name"].get("const"): kind for kind in editor_schema()["properties"]["method"]["anyOf"]}
+    methods = {
+        kind["properties"]["name"].get("const"): kind
+        for kind in editor_schema()["properties"]["method"]["anyOf"]
+    }
     assert {*METHODS, None} == set(methods)
     assert methods["luffy"]["properties"]["name"]["description"].startswith("LUFFY: ")
     assert methods["luffy"]["properties"]["gamma"]["exclusiveMinimum"] == 0
@@ -152,7 +170,7 @@ def test_the_schema_describes_methods_and_their_settings_for_completion() -> Non
 
 
 def helps(command: Any, path: str = "handrail") -> Iterator[tuple[str, str]]:
-    """Every help text of the command line, with the command or option that it stands at."""
+    """Yield every command and option of the command line with its help text."""
     yield path, command.help or ""
     for parameter in command.params:
         yield f"{path} {parameter.name}", getattr(parameter, "help", None) or ""
@@ -163,4 +181,6 @@ def helps(command: Any, path: str = "handrail") -> Iterator[tuple[str, str]]:
 def test_every_command_and_option_has_a_help_text_that_loses_no_brackets() -> None:
     for path, text in helps(typer.main.get_command(app)):
         assert text.endswith("."), f"{path}: {text!r}"
-        assert not Text.from_markup(text).spans, f"{path}: write \\[ for [, or it is taken for a style: {text!r}"
+        assert not Text.from_markup(text).spans, (
+            f"{path}: write \\[ for [, or it is taken for a style: {text!r}"
+        )

@@ -1,4 +1,4 @@
-"""Which problems a step gets: fair shares, whole passes, and nothing but the seed and the step decides."""
+"""The problems of a step: fair shares, whole passes, and no dependence on anything but seed and step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ def ids(schedule: ProblemSampler, *steps: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("shares", "seats", "quotas"),
-    [([1], 7, [7]), ([3, 1], 16, [12, 4]), ([1, 1, 1], 4, [2, 1, 1]), ([0.6, 0.3, 0.1], 8, [5, 2, 1]), ([2, 1], 4, [3, 1])],
+    [
+        ([1], 7, [7]),
+        ([3, 1], 16, [12, 4]),
+        ([1, 1, 1], 4, [2, 1, 1]),
+        ([0.6, 0.3, 0.1], 8, [5, 2, 1]),
+        ([2, 1], 4, [3, 1]),
+    ],
 )
 def test_quotas_go_by_the_largest_remainder(shares: list[float], seats: int, quotas: list[int]) -> None:
     assert apportion(shares, seats) == quotas
@@ -35,7 +41,7 @@ def test_quotas_fill_the_step_and_are_within_one_of_their_share(shares: list[flo
     try:
         quotas = apportion(shares, seats)
     except UserError:
-        assert min(exact) < 1  # only a source owed less than one problem can be left without
+        assert min(exact) < 1  # only a source whose exact quota is below one problem may get none
     else:
         assert sum(quotas) == seats
         assert all(abs(quota - owed) < 1 + 1e-9 for quota, owed in zip(quotas, exact, strict=True))
@@ -47,7 +53,9 @@ def test_a_source_that_would_get_nothing_is_refused() -> None:
 
 
 def test_every_problem_comes_once_in_each_pass() -> None:
-    schedule = ProblemSampler([source("a", 12), source("b", 4)], [3, 1], 8, seed=1)  # 6 and 2 a step: two steps are a pass
+    schedule = ProblemSampler(
+        [source("a", 12), source("b", 4)], [3, 1], 8, seed=1
+    )  # 6 and 2 a step: two steps are a pass
     everything = sorted(problem.id for problem in source("a", 12) + source("b", 4))
     passes = [ids(schedule, 2 * epoch + 1, 2 * epoch + 2) for epoch in range(3)]
     assert [sorted(each) for each in passes] == [everything] * 3

@@ -175,7 +175,10 @@ def test_what_is_doubtful_is_skipped(text: str) -> None:
     assert score(text) is None
 
 
-@pytest.mark.parametrize("text", ["3 + 4 => 8", "3 + 4 == 8", "3 + 4 <= 8", "3 + 4 != 8", "3 + 4 -> 8", "3 + 4 < 8", "nothing", "", "= 5"])
+@pytest.mark.parametrize(
+    "text",
+    ["3 + 4 => 8", "3 + 4 == 8", "3 + 4 <= 8", "3 + 4 != 8", "3 + 4 -> 8", "3 + 4 < 8", "nothing", "", "= 5"],
+)
 def test_what_is_no_equality(text: str) -> None:
     assert score(text) is None
 
@@ -246,13 +249,19 @@ def joined(parts: tuple[Expression, str, Expression], whole: bool) -> Expression
     sign = operator.strip()
     binds = 2 if sign in "+-" else 1
     text = (f"({a})" if loose_a > binds else a) + operator + (f"({b})" if loose_b >= binds else b)
-    return text, x + y if sign == "+" else x - y if sign == "-" else x / y if operator in DIVISIONS else x * y, binds
+    return (
+        text,
+        x + y if sign == "+" else x - y if sign == "-" else x / y if operator in DIVISIONS else x * y,
+        binds,
+    )
 
 
 integers = st.integers(0, 500).map(lambda number: (f"{number:,}", Fraction(number), 0))
 decimals = st.integers(0, 9999).map(lambda cents: (f"{cents / 100:.2f}", Fraction(cents, 100), 0))
 DIVISIONS = (" / ", " ÷ ", r" \div ")
-operators = st.sampled_from(["+", " + ", "-", " - ", "*", " * ", " × ", " · ", r" \times ", r" \cdot ", *DIVISIONS])
+operators = st.sampled_from(
+    ["+", " + ", "-", " - ", "*", " * ", " × ", " · ", r" \times ", r" \cdot ", *DIVISIONS]
+)
 
 
 def expressions(numbers: st.SearchStrategy[Expression], whole: bool) -> st.SearchStrategy[Expression]:
@@ -263,7 +272,9 @@ def expressions(numbers: st.SearchStrategy[Expression], whole: bool) -> st.Searc
 
 
 any_expression = expressions(integers | decimals, whole=False)
-frames = st.sampled_from(["{} = {}", "So she pays {} = {} dollars.", "1. That makes {}={}", "${} = {}$", "{}\n= {}, as we saw."])
+frames = st.sampled_from(
+    ["{} = {}", "So she pays {} = {} dollars.", "1. That makes {}={}", "${} = {}$", "{}\n= {}, as we saw."]
+)
 
 
 def written(value: Fraction) -> str:

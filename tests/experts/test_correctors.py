@@ -26,24 +26,35 @@ def corrected(kept: list[str], whole: bool = False, reference: str | None = REFE
         (["it is 1400\n\n", "7 of them\n\n"], "So 14."),
     ],
 )
-def test_the_references_next_step_follows_the_results_that_were_reached(kept: list[str], next_step: str) -> None:
+def test_the_references_next_step_follows_the_results_that_were_reached(
+    kept: list[str], next_step: str
+) -> None:
     assert corrected(kept) == Correction(next_step + "\n\n", complete=False, author=Author.REFERENCE)
 
 
 def test_the_last_step_and_the_whole_rest_are_complete() -> None:
-    assert corrected(["a 7\n", "b 1400\n", "c 14\n"]) == Correction("#### 14", complete=True, author=Author.REFERENCE)
+    assert corrected(["a 7\n", "b 1400\n", "c 14\n"]) == Correction(
+        "#### 14", complete=True, author=Author.REFERENCE
+    )
     rest = Correction("7 * 2 = 1,400 cents.\nSo 14.\n#### 14", complete=True, author=Author.REFERENCE)
     assert corrected(["a 7\n"], whole=True) == rest
     assert corrected(["7\n", "1400\n", "14\n", "14\n"]) is None
     assert corrected(["7\n"], reference=None) is None
 
 
-def test_a_policy_shown_the_reference_goes_on_by_a_step_in_the_attempts_own_way(policy: TransformersPolicy) -> None:
+def test_a_policy_shown_the_reference_goes_on_by_a_step_in_the_attempts_own_way(
+    policy: TransformersPolicy,
+) -> None:
     problem = Problem("q", "20 K0 3 K0 2 ?", "46 96", plan=None)  # the rule K0 is: add, then add
     draft = Draft(problem, ["20 + 3 = 23 , 23 + 3 = 26 ; "], "add then add\nadd then add")
     unguided = Draft(problem, draft.kept, None)
-    one, nothing = PolicyCorrector(policy, shown=True, max_tokens=24).correct([draft, unguided], False, 0, [1, 2])
-    assert one == Correction("26 + 2 = 28 , 28 + 2 = 30 # 26 30", complete=True, author=Author.TEACHER) and nothing is None
+    one, nothing = PolicyCorrector(policy, shown=True, max_tokens=24).correct(
+        [draft, unguided], False, 0, [1, 2]
+    )
+    assert (
+        one == Correction("26 + 2 = 28 , 28 + 2 = 30 # 26 30", complete=True, author=Author.TEACHER)
+        and nothing is None
+    )
     (short,) = PolicyCorrector(policy, shown=False, max_tokens=3).correct([unguided], False, 0, [1])
     assert short is None
     three = Draft(Problem("r", "20 K0 3 K0 2 K0 5 ?", ""), draft.kept)

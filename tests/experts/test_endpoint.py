@@ -77,7 +77,9 @@ def test_answers_come_in_the_order_of_the_questions_and_a_bounded_number_at_once
         assert endpoint.ask([question(n) for n in range(20)], 7) == [f"re: {n}" for n in range(20)]
         assert server.most_at_once == 4
         assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
-        assert server.requests[0].body.items() >= {"model": "judge", "max_tokens": 7, "temperature": 0.0}.items()
+        assert (
+            server.requests[0].body.items() >= {"model": "judge", "max_tokens": 7, "temperature": 0.0}.items()
+        )
         assert endpoint.take_counts() == {"endpoint/calls": 20, "endpoint/tokens": 300}
         assert endpoint.take_counts() == {}
         assert endpoint.ask([], 7) == []
@@ -176,7 +178,11 @@ def test_a_value_that_is_refused_is_no_setting_that_is_unknown(make: Make) -> No
 
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [(401, "set the environment variable TEST_KEY"), (403, "a key that may use this model"), (404, "check endpoint.base_url and")],
+    [
+        (401, "set the environment variable TEST_KEY"),
+        (403, "a key that may use this model"),
+        (404, "check endpoint.base_url and"),
+    ],
 )
 def test_a_refused_key_or_model_is_the_users_to_mend(make: Make, status: int, advice: str) -> None:
     with OpenAiServer(lambda messages: failure(status, f"Bad \x1b[31mkey {KEY}!")) as server:
@@ -209,7 +215,9 @@ def test_an_address_that_is_none_is_refused_at_once(make: Make, url: str) -> Non
         make(url)
 
 
-def test_a_key_that_is_none_is_refused_without_being_shown(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_none_is_refused_without_being_shown(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TEST_KEY", "two\nlines")
     with pytest.raises(UserError, match="TEST_KEY") as caught:
         make("http://localhost/v1")
@@ -217,16 +225,31 @@ def test_a_key_that_is_none_is_refused_without_being_shown(make: Make, monkeypat
 
 
 def test_the_key_is_nowhere(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    faults = [Reply(body=completion(f"your key is {KEY}")), Reply(500, f"not you, {KEY}"), failure(400, KEY), MALFORMED]
+    faults = [
+        Reply(body=completion(f"your key is {KEY}")),
+        Reply(500, f"not you, {KEY}"),
+        failure(400, KEY),
+        MALFORMED,
+    ]
     with OpenAiServer(lambda messages: failure(429, KEY), faults) as server:
         endpoint = make(server, concurrency=1, retries=1, pause_after=4)
         assert endpoint.ask([question("a")], 7) == ["your key is ***"]
         with pytest.raises(Paused) as caught:
             endpoint.ask([question(n) for n in range(9)], 7)
-    texts = [repr(caught.value), repr(caught.value.__cause__), repr(caught.value.__context__), repr(endpoint), repr(endpoint.config)]
+    texts = [
+        repr(caught.value),
+        repr(caught.value.__cause__),
+        repr(caught.value.__context__),
+        repr(endpoint),
+        repr(endpoint.config),
+    ]
     texts += [caplog.text, *capfd.readouterr(), json.dumps(endpoint.counts)]
     texts += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
     assert "your key is" in texts[-1]
@@ -273,7 +296,9 @@ def test_processes_share_a_cache(make: Make, tmp_path: Path) -> None:
         endpoint = make(server)
         process = subprocess.Popen([sys.executable, "-c", ASK, server.url, str(tmp_path / "cache.sqlite")])
         assert begun.wait(60)
-        assert endpoint.ask([question(n) for n in range(60, 20, -1)], 7) == [f"re: {n}" for n in range(60, 20, -1)]
+        assert endpoint.ask([question(n) for n in range(60, 20, -1)], 7) == [
+            f"re: {n}" for n in range(60, 20, -1)
+        ]
         assert process.wait(60) == 0
         sent = len(server.requests)
         assert endpoint.ask([question(n) for n in range(60)], 7) == [f"re: {n}" for n in range(60)]
@@ -305,7 +330,11 @@ def test_a_damaged_cache_is_done_without(make: Make, tmp_path: Path) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server)
         assert endpoint.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
-        assert endpoint.take_counts() == {"endpoint/cache_broken": 1, "endpoint/calls": 2, "endpoint/tokens": 30}
+        assert endpoint.take_counts() == {
+            "endpoint/cache_broken": 1,
+            "endpoint/calls": 2,
+            "endpoint/tokens": 30,
+        }
         assert endpoint.ask([question("a")], 7) == ["re: a"]
 
 
@@ -354,12 +383,25 @@ def test_no_call_goes_past_the_number_allowed(make: Make) -> None:
 def test_tokens_and_cost_end_the_calls(make: Make, budget: dict[str, Any]) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server, concurrency=1, **budget)
-        assert endpoint.ask([question(n) for n in range(6)], 7) == ["re: 0", "re: 1", "re: 2", None, None, None]
+        assert endpoint.ask([question(n) for n in range(6)], 7) == [
+            "re: 0",
+            "re: 1",
+            "re: 2",
+            None,
+            None,
+            None,
+        ]
         assert endpoint.spent.tokens == 45
 
 
 @pytest.mark.parametrize(
-    "usage", [None, {}, {"prompt_tokens": -1000, "completion_tokens": 5}, {"prompt_tokens": "no", "completion_tokens": 1}]
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": -1000, "completion_tokens": 5},
+        {"prompt_tokens": "no", "completion_tokens": 1},
+    ],
 )
 def test_a_server_that_does_not_say_what_it_used_cannot_go_on_forever(make: Make, usage: Any) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("word " * 50, usage=usage))) as server:
@@ -372,7 +414,10 @@ def test_failures_in_a_row_pause_the_run_and_lose_nothing(make: Make) -> None:
         endpoint = make(server, concurrency=1, retries=0, pause_after=3)
         with pytest.raises(Paused) as caught:
             endpoint.ask([question(n) for n in range(9)], 7)
-        assert re.search(rf"judge at {server.url} failed 3 questions in a row, .*JSONDecodeError.*can be resumed", str(caught.value))
+        assert re.search(
+            rf"judge at {server.url} failed 3 questions in a row, .*JSONDecodeError.*can be resumed",
+            str(caught.value),
+        )
         assert len(server.requests) == 6
         resumed = make(server, concurrency=1)
         assert resumed.ask([question(n) for n in range(9)], 7) == [f"re: {n}" for n in range(9)]
@@ -388,7 +433,11 @@ def test_failures_add_up_over_asks_and_a_spent_budget_is_none(make: Make) -> Non
             endpoint.ask([question("b")], 7)
         for text in "cdef":
             assert endpoint.ask([question(text)], 7) == [None]
-        assert endpoint.take_counts() == {"endpoint/calls": 3, "endpoint/failed": 3, "endpoint/over_budget": 3}
+        assert endpoint.take_counts() == {
+            "endpoint/calls": 3,
+            "endpoint/failed": 3,
+            "endpoint/over_budget": 3,
+        }
 
 
 def test_a_server_that_is_not_there_pauses_the_run(make: Make) -> None:

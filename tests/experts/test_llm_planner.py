@@ -16,8 +16,12 @@ from handrail.types.problem import Problem
 from tests.openai_server import EMPTY, Messages, OpenAiServer, Reply
 
 REFERENCE = "3 boxes of 12 hold 3 * 12 = 36 eggs. Without the 5 broken ones, 36 - 5 = 31 are left. #### 31"
-PROBLEM = Problem("1", "Tom has 3 boxes of 12 eggs, of which 5 are broken. How many are left?", "31", (REFERENCE,))
-CHAT = Problem("2", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 7 - 5?"}], "2")
+PROBLEM = Problem(
+    "1", "Tom has 3 boxes of 12 eggs, of which 5 are broken. How many are left?", "31", (REFERENCE,)
+)
+CHAT = Problem(
+    "2", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 7 - 5?"}], "2"
+)
 PLAN = "1. Find how many eggs the boxes hold, by multiplying.\n2. Subtract the broken ones."
 
 
@@ -38,20 +42,26 @@ def answer(messages: Messages) -> str | Reply:
 
 @contextmanager
 def planner(server: OpenAiServer, tmp_path: Path) -> Iterator[EndpointPlanner]:
-    config = EndpointConfig(base_url=server.url, model="m", api_key_env="NO_SUCH_KEY", cache=str(tmp_path / "cache"), retries=0)
+    config = EndpointConfig(
+        base_url=server.url, model="m", api_key_env="NO_SUCH_KEY", cache=str(tmp_path / "cache"), retries=0
+    )
     with closing(Endpoint(config)) as endpoint:
         yield EndpointPlanner(endpoint)
 
 
 def test_a_plan_comes_from_a_problem_and_its_reference(server: OpenAiServer, tmp_path: Path) -> None:
     with planner(server, tmp_path) as writer:
-        plans = writer.plans([(CHAT, "silence"), (PROBLEM, REFERENCE), (CHAT, "thought"), (CHAT, "7 - 5 = 2")])
+        plans = writer.plans(
+            [(CHAT, "silence"), (PROBLEM, REFERENCE), (CHAT, "thought"), (CHAT, "7 - 5 = 2")]
+        )
     assert plans[:3] == [None, PLAN, None]
     assert plans[3] is not None and len(plans[3]) <= LONGEST_PLAN
     assert not leaks(PLAN, PROBLEM)
 
 
-@pytest.mark.parametrize("told", ["In the end, 31 are left.", "1. Note that there are 36 eggs.\n2. Subtract."])
+@pytest.mark.parametrize(
+    "told", ["In the end, 31 are left.", "1. Note that there are 36 eggs.\n2. Subtract."]
+)
 def test_a_plan_that_gives_a_value_away_is_seen(tmp_path: Path, told: str) -> None:
     with OpenAiServer(lambda messages: told) as server, planner(server, tmp_path) as writer:
         (plan,) = writer.plans([(PROBLEM, REFERENCE)])

@@ -102,7 +102,13 @@ def run(role: Role, name: str, output: Path) -> list[dict[str, Any]]:
         train(config(method={"name": "sort", "planner": name}), output)
     else:
         experts = {"judge": "reference", "corrector": "reference", role: name}
-        method = {"name": "scope", **experts, "mode": "suffix", "min_correct_prefix": 0.0, "placing": "append"}
+        method = {
+            "name": "scope",
+            **experts,
+            "mode": "suffix",
+            "min_correct_prefix": 0.0,
+            "placing": "append",
+        }
         train(config(method=method, data={"train": f"{EASY}&n=64"}, rollout=HOT), output)
     return lines(output / "metrics.jsonl")[1:]
 
@@ -116,11 +122,20 @@ def test_ones_own_planner_teaches_what_the_built_in_one_teaches(mine: Path, tmp_
     assert own == column and own[0]["planner/asked"] > 0
 
 
-@pytest.mark.parametrize(("role", "name", "author"), [("judge", "Judge", "reference"), ("corrector", "Corrector", "teacher")])
-def test_ones_own_judge_and_corrector_repair(role: Role, name: str, author: str, mine: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("role", "name", "author"), [("judge", "Judge", "reference"), ("corrector", "Corrector", "teacher")]
+)
+def test_ones_own_judge_and_corrector_repair(
+    role: Role, name: str, author: str, mine: Path, tmp_path: Path
+) -> None:
     rows = run(role, f"{mine}:{name}", tmp_path / "run")
-    assert sum(row[f"{role}/asked"] for row in rows) > 0 and sum(row.get("scope/repaired", 0) for row in rows) > 0
-    repaired = [row for row in lines(tmp_path / "run/samples.jsonl") if {"policy", author} <= set(row["origin"])]
+    assert (
+        sum(row[f"{role}/asked"] for row in rows) > 0
+        and sum(row.get("scope/repaired", 0) for row in rows) > 0
+    )
+    repaired = [
+        row for row in lines(tmp_path / "run/samples.jsonl") if {"policy", author} <= set(row["origin"])
+    ]
     assert repaired and all(row["reward"] == 1 for row in repaired)
 
 
@@ -139,7 +154,9 @@ VERBS = {"judge": "judge", "corrector": "correct", "planner": "plans"}
         ("Nobody", "{mine} has no 'Nobody'"),
     ],
 )
-def test_one_that_is_of_no_use_is_named_in_one_sentence(role: Role, name: str, complaint: str, mine: Path, tmp_path: Path) -> None:
+def test_one_that_is_of_no_use_is_named_in_one_sentence(
+    role: Role, name: str, complaint: str, mine: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError) as caught:
         run(role, f"{mine}:{name}", tmp_path / "run")
     said = str(caught.value)
@@ -151,7 +168,9 @@ def test_one_that_is_of_no_use_is_named_in_one_sentence(role: Role, name: str, c
 
 
 def test_a_judge_that_scores_more_steps_than_there_are_is_named(mine: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the judge .*mine.py:Coarse gives \d+ scores to \d+ steps; return one for each"):
+    with pytest.raises(
+        UserError, match=r"the judge .*mine.py:Coarse gives \d+ scores to \d+ steps; return one for each"
+    ):
         run("judge", f"{mine}:Coarse", tmp_path / "run")
 
 
@@ -166,7 +185,9 @@ def test_a_judge_that_scores_more_steps_than_there_are_is_named(mine: Path, tmp_
         ("planner", "arithmetic", "there are: auto, column, rule, outline, policy, endpoint"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_one_that_was_meant(role: Role, name: str, hint: str, tmp_path: Path) -> None:
+def test_an_unknown_name_is_answered_with_the_one_that_was_meant(
+    role: Role, name: str, hint: str, tmp_path: Path
+) -> None:
     complaint = f"method.{role}: there is no {role} {name!r}; {hint}"
     with pytest.raises(UserError) as caught:
         Experts().check(role, name, f"method.{role}")

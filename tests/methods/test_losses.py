@@ -30,7 +30,10 @@ def columns(advantage: list[list[float]], **others: Any) -> TokenBatch:
         "sampling_logp": sampling_logp,
         "old_logp": fields.pop("old_logp", sampling_logp),
     }
-    mask, author = fields.pop("mask", torch.ones_like(tensor)), fields.pop("author", torch.zeros(tensor.shape, dtype=torch.long))
+    mask, author = (
+        fields.pop("mask", torch.ones_like(tensor)),
+        fields.pop("author", torch.zeros(tensor.shape, dtype=torch.long)),
+    )
     entropy_coef, kl_coef = fields.pop("entropy_coef", zeros), fields.pop("kl_coef", zeros)
     return TokenBatch(mask, author, {**known, **fields}, entropy_coef, kl_coef)
 
@@ -40,14 +43,18 @@ def method(name: str, **settings: Any) -> Method[Any]:
     return cls(cls.Settings.model_validate({"name": name, **settings}))
 
 
-def gradient(surrogate: Callable[..., torch.Tensor], logp: list[list[float]], known: TokenBatch) -> list[float]:
+def gradient(
+    surrogate: Callable[..., torch.Tensor], logp: list[list[float]], known: TokenBatch
+) -> list[float]:
     leaf = torch.tensor(logp, requires_grad=True)
     surrogate(leaf, known).sum().backward()
     assert leaf.grad is not None
     return leaf.grad.flatten().tolist()
 
 
-@pytest.mark.parametrize(("p", "weight"), [(0.001, 0.0098), (0.01, 0.0826), (0.1, 0.25), (0.5, 0.1389), (1.0, 0.0826)])
+@pytest.mark.parametrize(
+    ("p", "weight"), [(0.001, 0.0098), (0.01, 0.0826), (0.1, 0.25), (0.5, 0.1389), (1.0, 0.0826)]
+)
 def test_luffy_weighs_a_reference_token_by_the_papers_formula(p: float, weight: float) -> None:
     known = columns([[1.0]], author=[[int(Author.REFERENCE)]])
     (found,) = gradient(method("luffy").surrogate, [[math.log(p)]], known)
@@ -67,7 +74,9 @@ def test_luffys_shaping_has_slope_one_in_p_at_root_gamma_minus_gamma() -> None:
     [("p/(p+c)", 0.1, lambda p: p / (p + 0.1)), ("p/(p+c)", 0.5, lambda p: p / (p + 0.5)), ("p", 0.1, lambda p: p),
      ("p^e", 0.3, lambda p: p**0.3), ("sqrt", 0.1, math.sqrt), ("log", 0.1, math.log)],
 )  # fmt: skip
-def test_every_shape_of_the_released_code(shape: losses.Shape, constant: float, value: Callable[[float], float]) -> None:
+def test_every_shape_of_the_released_code(
+    shape: losses.Shape, constant: float, value: Callable[[float], float]
+) -> None:
     ps = [1e-6, 0.01, 0.3, 1.0]
     found = losses.shaped(torch.tensor([[math.log(p) for p in ps]]), columns([[2.0] * 4]), shape, constant)
     assert found[0].tolist() == pytest.approx([2 * value(p) for p in ps], rel=1e-4)
@@ -86,7 +95,9 @@ def test_luffy_never_clips_a_reference_and_clips_nothing_by_default() -> None:
     [(1.0, 2.0, 2.0, 2.0), (1.1, 2.0, 2.2, 2.2), (1.5, 2.0, 2.4, 0.0), (0.5, 2.0, 1.0, 1.0), (1.5, -2.0, -3.0, -3.0),
      (0.5, -2.0, -1.6, 0.0)],
 )  # fmt: skip
-def test_grpos_clip_holds_back_only_what_has_already_moved_far_enough(ratio: float, advantage: float, value: float, slope: float) -> None:
+def test_grpos_clip_holds_back_only_what_has_already_moved_far_enough(
+    ratio: float, advantage: float, value: float, slope: float
+) -> None:
     old = math.log(0.3)
     known = columns([[advantage]], sampling_logp=[[old]])
     logp = [[old + math.log(ratio)]]
@@ -106,7 +117,9 @@ def test_gspo_takes_one_ratio_for_the_sequence_and_ignores_padding() -> None:
     found = method("grpo", ratio="sequence", clip=False).surrogate(torch.tensor([[-0.8, -0.6, -9.0]]), known)
     assert found[0].tolist() == pytest.approx([math.exp(0.3), math.exp(0.3), 0.0])
     clipped = method("grpo", ratio="sequence", clip_low=3e-4, clip_high=4e-4)
-    assert clipped.surrogate(torch.tensor([[-0.8, -0.6, -9.0]]), known)[0].tolist() == pytest.approx([1.0004, 1.0004, 0.0])
+    assert clipped.surrogate(torch.tensor([[-0.8, -0.6, -9.0]]), known)[0].tolist() == pytest.approx(
+        [1.0004, 1.0004, 0.0]
+    )
 
 
 def test_a_token_of_unknown_sampling_logp_counts_as_on_policy() -> None:
@@ -123,14 +136,22 @@ def test_imitation_pulls_on_each_token_with_its_weight(name: str) -> None:
 
 def test_dft_pulls_on_each_token_with_its_probability() -> None:
     known = columns([[0.0, 0.0]], imitation_weight=[[0.25, 0.75]], author=[[1, 1]])
-    assert gradient(method("dft").surrogate, [[math.log(0.2), math.log(0.9)]], known) == pytest.approx([0.05, 0.675])
+    assert gradient(method("dft").surrogate, [[math.log(0.2), math.log(0.9)]], known) == pytest.approx(
+        [0.05, 0.675]
+    )
 
 
 def sort_batch(p1: list[float], **others: Any) -> TokenBatch:
     """One reference whose tokens have the probabilities ``p1`` with the plan in the prompt; NaN without one."""
     length = len(p1)
-    known = {"imitation_weight": [[1.0] * length], "author": [[1] * length], "plan_logp": [[math.log(p) for p in p1]]}
-    return columns([[0.0] * length], **{**known, "weight_order": [[float(place) for place in range(length)]], **others})
+    known = {
+        "imitation_weight": [[1.0] * length],
+        "author": [[1] * length],
+        "plan_logp": [[math.log(p) for p in p1]],
+    }
+    return columns(
+        [[0.0] * length], **{**known, "weight_order": [[float(place) for place in range(length)]], **others}
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +169,9 @@ def test_sorts_settings_change_the_weights_as_they_say() -> None:
 
     def weights(p1: list[float] = p1, order: list[float] | None = None, **settings: Any) -> list[float]:
         others = {"weight_order": [order]} if order else {}
-        return gradient(method("sort", **settings).surrogate, [[math.log(p) for p in p0]], sort_batch(p1, **others))
+        return gradient(
+            method("sort", **settings).surrogate, [[math.log(p) for p in p0]], sort_batch(p1, **others)
+        )
 
     assert weights(alpha=0.0) == pytest.approx([0.01, 0.5, 0.9])
     assert weights(alpha=1.0) == pytest.approx([0.81, 0.3, 0.9])
@@ -167,7 +190,9 @@ def test_sorts_weights_can_be_those_of_the_rollout() -> None:
     assert found == pytest.approx([0.2, 0.6])
 
 
-def float64_objective(name: str, logp: np.ndarray, s: dict[str, np.ndarray], at: np.ndarray, gamma: float = 0.1) -> np.ndarray:
+def float64_objective(
+    name: str, logp: np.ndarray, s: dict[str, np.ndarray], at: np.ndarray, gamma: float = 0.1
+) -> np.ndarray:
     """Written from the papers' formulas, without looking at the library's; ``at`` is what stop-gradients hold."""
     ratio = np.exp(logp - np.where(np.isnan(s["sampling_logp"]), logp, s["sampling_logp"]))
     if name == "gspo":
@@ -180,7 +205,9 @@ def float64_objective(name: str, logp: np.ndarray, s: dict[str, np.ndarray], at:
         p = np.exp(logp)
         own = np.where(s["author"] == 1, p / (p + gamma) * s["advantage"], ratio * s["advantage"])
     if name == "sort":
-        weight = weight * np.sqrt(np.exp(at) * np.where(np.isnan(s["plan_logp"]), np.exp(at), np.exp(s["plan_logp"])))
+        weight = weight * np.sqrt(
+            np.exp(at) * np.where(np.isnan(s["plan_logp"]), np.exp(at), np.exp(s["plan_logp"]))
+        )
     return np.where(s["mask"] > 0, own + weight * logp, 0)
 
 
@@ -209,7 +236,10 @@ def random_columns(seed: int, with_references: bool) -> tuple[np.ndarray, dict[s
 
 
 def as_columns(s: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> TokenBatch:
-    tensors = {name: torch.tensor(value, dtype=torch.long if name == "author" else dtype) for name, value in s.items()}
+    tensors = {
+        name: torch.tensor(value, dtype=torch.long if name == "author" else dtype)
+        for name, value in s.items()
+    }
     zeros = torch.zeros_like(tensors["mask"])
     known = {"old_logp": tensors["sampling_logp"], **tensors}
     return TokenBatch(known.pop("mask"), known.pop("author"), known, zeros, zeros)
@@ -220,7 +250,10 @@ def as_columns(s: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> 
 def test_every_objective_equals_a_float64_computation(variant: str, seed: int) -> None:
     name, settings = VARIANTS[variant]
     logp, s = random_columns(seed, with_references=name != "grpo")
-    found = method(name, **settings).surrogate(torch.tensor(logp, dtype=torch.float32), as_columns(s)) * as_columns(s).mask
+    found = (
+        method(name, **settings).surrogate(torch.tensor(logp, dtype=torch.float32), as_columns(s))
+        * as_columns(s).mask
+    )
     np.testing.assert_allclose(found.numpy(), float64_objective(variant, logp, s, logp), rtol=2e-5, atol=1e-6)
 
 
@@ -239,13 +272,18 @@ def test_every_gradient_equals_finite_differences(variant: str) -> None:
         step = np.zeros_like(logp)
         step[row, column] = 1e-6
         above, below = (float64_objective(variant, logp + sign * step, s, logp).sum() for sign in (1, -1))
-        assert leaf.grad[row, column].item() == pytest.approx((above - below) / 2e-6, rel=1e-4, abs=1e-6), (row, column)
+        assert leaf.grad[row, column].item() == pytest.approx((above - below) / 2e-6, rel=1e-4, abs=1e-6), (
+            row,
+            column,
+        )
 
 
 def test_importance_weights_by_hand() -> None:
     """π_old/μ where both are known, at most the cap; π itself where the old one is not computed; 1 where nobody sampled the token."""
     probabilities = {"old_logp": [0.6, NAN, 0.9, 0.1], "sampling_logp": [0.5, 0.5, 0.1, NAN]}
-    known = columns([[1.0] * 4], **{name: [[math.log(value) for value in row]] for name, row in probabilities.items()})
+    known = columns(
+        [[1.0] * 4], **{name: [[math.log(value) for value in row]] for name, row in probabilities.items()}
+    )
     logp = torch.tensor([[0.2, 0.4, 0.9, 0.3]]).log()
     assert losses.importance_weight(logp, known, 2.0)[0].tolist() == pytest.approx([1.2, 0.8, 2.0, 1.0])
 
@@ -278,11 +316,15 @@ def test_tokens_of_the_environment_have_no_share_in_the_loss() -> None:
         [[0.5, 0.0, 0.5]], author=[[0, int(Author.ENVIRONMENT), 0]], mask=[[1.0, 0.0, 1.0]], sampling_logp=[[-1.0, NAN, -2.0]],
         entropy_coef=[[0.1, 0.0, 0.1]], kl_coef=[[0.2, 0.0, 0.2]],
     )  # fmt: skip
-    plain = columns([[0.5, 0.5]], sampling_logp=[[-1.0, -2.0]], entropy_coef=[[0.1, 0.1]], kl_coef=[[0.2, 0.2]])
+    plain = columns(
+        [[0.5, 0.5]], sampling_logp=[[-1.0, -2.0]], entropy_coef=[[0.1, 0.1]], kl_coef=[[0.2, 0.2]]
+    )
     found = []
     for batch, logp in ((tool, [[-0.9, -7.0, -2.1]]), (plain, [[-0.9, -2.1]])):
         leaf = torch.tensor(logp, requires_grad=True)
-        loss = losses.token_loss(method("grpo"), leaf, batch, torch.ones_like(leaf), torch.full_like(leaf, -1.5), 2.0)
+        loss = losses.token_loss(
+            method("grpo"), leaf, batch, torch.ones_like(leaf), torch.full_like(leaf, -1.5), 2.0
+        )
         loss.backward()
         assert leaf.grad is not None
         found.append((loss.item(), leaf.grad[batch.mask > 0].tolist()))
@@ -305,6 +347,10 @@ def test_the_whole_loss_by_hand() -> None:
 
 
 def test_surrogates_compose_by_author() -> None:
-    mixed = losses.by_author({Author.POLICY: lambda logp, batch: logp, Author.REPLAY: lambda logp, batch: 2 * logp})
+    mixed = losses.by_author(
+        {Author.POLICY: lambda logp, batch: logp, Author.REPLAY: lambda logp, batch: 2 * logp}
+    )
     authors = [[int(Author.POLICY), int(Author.TEACHER), int(Author.REPLAY)]]
-    assert mixed(torch.tensor([[1.0, 1.0, 1.0]]), columns([[0.0] * 3], author=authors)).tolist() == [[1.0, 0.0, 2.0]]
+    assert mixed(torch.tensor([[1.0, 1.0, 1.0]]), columns([[0.0] * 3], author=authors)).tolist() == [
+        [1.0, 0.0, 2.0]
+    ]

@@ -49,16 +49,26 @@ def weights_of(method: Method[Any], groups: list[Group], engine: LocalEngine) ->
 
 
 def test_sort_repairs_all_wrong_groups_only(policy: TransformersPolicy, engine: LocalEngine) -> None:
-    groups = [group(policy, [0, 0, 0]), group(policy, [0, 1, 0]), group(policy, [1, 1, 1]), group(policy, [0, 0.5, 0])]
+    groups = [
+        group(policy, [0, 0, 0]),
+        group(policy, [0, 1, 0]),
+        group(policy, [1, 1, 1]),
+        group(policy, [0, 0.5, 0]),
+    ]
     guided = guide(make("sort"), groups, engine)
     assert [len(g.imitated) for g in guided] == [1, 0, 0, 1]
     assert [len(g.imitated) for g in guide(make("sort", repair="all"), groups, engine)] == [1, 1, 1, 1]
 
 
-def test_an_unverified_rollout_is_neither_wrong_nor_right(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_an_unverified_rollout_is_neither_wrong_nor_right(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     def judged(*verdicts: bool | None) -> Group:
         bare = group(policy, [0.1] * len(verdicts))
-        members = [replace(member, correct=verdict) for member, verdict in zip(bare.trajectories, verdicts, strict=True)]
+        members = [
+            replace(member, correct=verdict)
+            for member, verdict in zip(bare.trajectories, verdicts, strict=True)
+        ]
         return replace(bare, trajectories=members)
 
     def kind(found: Group) -> list[bool]:
@@ -81,7 +91,9 @@ def test_wrong_and_dead_are_two_things(policy: TransformersPolicy, engine: Local
     assert [len(g.imitated) for g in guide(make("sft-on-failures"), [unequal, equal], engine)] == [1, 1]
 
 
-def test_a_reference_without_a_verdict_neither_joins_a_group_nor_repairs_one(policy: TransformersPolicy, tmp_path: Path) -> None:
+def test_a_reference_without_a_verdict_neither_joins_a_group_nor_repairs_one(
+    policy: TransformersPolicy, tmp_path: Path
+) -> None:
     (tmp_path / "raising.py").write_text("def verdict(problem, completion): return problem['answer']")
     with VerifierPool(VerifierConfig(name=f"{tmp_path}/raising.py:verdict", workers=1)) as raising:
         engine = LocalEngine(policy, raising)
@@ -91,21 +103,30 @@ def test_a_reference_without_a_verdict_neither_joins_a_group_nor_repairs_one(pol
     assert engine.counts["guide/reference_unverified"] == 2 and not engine.counts["guide/reference_rejected"]
 
 
-def test_a_repair_is_its_all_wrong_groups_only_signal(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_a_repair_is_its_all_wrong_groups_only_signal(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     method = make("sort")
     (repaired,) = engine.credit(method, guide(method, [group(policy, [0, 0, 0])], engine))
     assert not any(member.column("advantage").any() for member in repaired.trajectories)
     assert repaired.imitated[0].has_signal and not any(member.has_signal for member in repaired.baseline)
 
 
-def test_sort_does_not_teach_a_reference_that_the_verifier_refuses(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_sort_does_not_teach_a_reference_that_the_verifier_refuses(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     wrong = replace(PROBLEM, references=("77 + 8 = 85 # 85",))
     (guided,) = guide(make("sort"), [group(policy, [0, 0], wrong)], engine)
     assert guided.imitated == [] and engine.counts["guide/reference_rejected"] == 1
 
 
 @pytest.mark.parametrize(
-    ("plan", "count"), [("add then double , 70", "planner/leaking"), ("reach 85", "planner/leaking"), (None, "planner/no_answer")]
+    ("plan", "count"),
+    [
+        ("add then double , 70", "planner/leaking"),
+        ("reach 85", "planner/leaking"),
+        (None, "planner/no_answer"),
+    ],
 )
 def test_a_leaking_or_missing_plan_falls_back_to_p0_and_is_counted(
     plan: str | None, count: str, policy: TransformersPolicy, engine: LocalEngine
@@ -117,10 +138,13 @@ def test_a_leaking_or_missing_plan_falls_back_to_p0_and_is_counted(
     assert engine.experts.counts[count] == 1
 
 
-def test_the_plan_column_and_the_rule_agree_on_the_built_in_task(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_the_plan_column_and_the_rule_agree_on_the_built_in_task(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     groups = [group(policy, [0, 0])]
     column, rule, nothing = (
-        weights_of(make("sort", **settings), groups, engine)[0] for settings in ({"planner": "column"}, {"planner": "rule"}, {"alpha": 0.0})
+        weights_of(make("sort", **settings), groups, engine)[0]
+        for settings in ({"planner": "column"}, {"planner": "rule"}, {"alpha": 0.0})
     )
     assert column == rule != nothing
 
@@ -166,7 +190,9 @@ def test_imitation_baselines_choose_whom_to_imitate(policy: TransformersPolicy, 
     assert engine.rollout(make("sft"), [PROBLEM])[0].trajectories == []
 
 
-def test_luffy_leaves_room_for_the_reference_and_lets_the_verifier_judge_it(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_luffy_leaves_room_for_the_reference_and_lets_the_verifier_judge_it(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     bare, wrong = replace(PROBLEM, id="bare", references=()), replace(PROBLEM, references=("77 # 77",))
     method = make("luffy")
     groups = engine.rollout(method, [PROBLEM, bare, wrong])
@@ -187,18 +213,24 @@ def test_one_of_several_references_is_drawn(engine: LocalEngine) -> None:
     assert drawn == set(problem.references)
 
 
-def test_dapo_leaves_dead_groups_out_of_the_normalizer(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_dapo_leaves_dead_groups_out_of_the_normalizer(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     groups = [group(policy, [0, 0]), group(policy, [0, 1]), group(policy, [1, 1])]
     assert len(engine.credit(make("grpo"), groups)) == 3
     assert len(engine.credit(make("grpo", skip_dead_groups=True), groups)) == 1
 
 
-def test_skipping_dead_groups_keeps_those_with_a_reference_to_imitate(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_skipping_dead_groups_keeps_those_with_a_reference_to_imitate(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     method = make("grpo+sft", skip_dead_groups=True)
     assert len(engine.credit(method, guide(method, [group(policy, [0, 0])], engine))) == 1
 
 
-def test_a_lone_repair_has_no_other_problems_plan_to_be_shuffled_with(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_a_lone_repair_has_no_other_problems_plan_to_be_shuffled_with(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     groups = [group(policy, [0, 0])]
     (shuffled,) = weights_of(make("sort", weights="shuffled-plan"), groups, engine)
     (without,) = weights_of(make("sort", alpha=0.0), groups, engine)
@@ -207,8 +239,14 @@ def test_a_lone_repair_has_no_other_problems_plan_to_be_shuffled_with(policy: Tr
 
 def test_every_method_states_its_verbs_source_and_status() -> None:
     for name, cls in METHODS.items():
-        assert cls.name == name and cls.source != Method.source and cls.status in ("published", "secondary", "reconstruction")
-        assert all(f"{verb}:" in (cls.__doc__ or "") for verb in ("rollout", "guide", "credit", "surrogate")), name
+        assert (
+            cls.name == name
+            and cls.source != Method.source
+            and cls.status in ("published", "secondary", "reconstruction")
+        )
+        assert all(
+            f"{verb}:" in (cls.__doc__ or "") for verb in ("rollout", "guide", "credit", "surrogate")
+        ), name
         for key, field in cls.Settings.model_fields.items():
             assert key in ("name",) or field.description, f"{name}.{key} is not described"
 
@@ -218,7 +256,10 @@ def test_a_group_of_one_is_refused_by_methods_that_compare_its_members() -> None
         if name in ("sft", "dft", "sft-on-failures"):
             assert build({"name": name}, RolloutConfig(group_size=1)).group_size == 1
         else:
-            with pytest.raises(UserError, match=f"rollout.group_size is 1, and {re.escape(name)} compares .*; set it to 2 or more"):
+            with pytest.raises(
+                UserError,
+                match=f"rollout.group_size is 1, and {re.escape(name)} compares .*; set it to 2 or more",
+            ):
                 build({"name": name}, RolloutConfig(group_size=1))
         assert build({"name": name}, RolloutConfig(group_size=2))
 

@@ -16,7 +16,10 @@ def driven(*flows: Any) -> tuple[list[Any], list[list[Pending]]]:
 
     def answer(pending: list[Pending]) -> Sequence[Any]:
         batches.append(pending)
-        return [each.request.question if isinstance(each.request, Ask) else len(each.request.prompt_ids) for each in pending]
+        return [
+            each.request.question if isinstance(each.request, Ask) else len(each.request.prompt_ids)
+            for each in pending
+        ]
 
     return drive([((place,), flow) for place, flow in enumerate(flows)], answer), batches
 
@@ -28,7 +31,11 @@ async def asks(*questions: str) -> str:
 def test_flows_advance_together_and_end_in_their_own_time() -> None:
     results, batches = driven(asks("a", "b", "c"), asks("d"), asks(), asks("e", "f"))
     assert results == ["abc", "d", "", "ef"]
-    assert [[each.request.question for each in batch] for batch in batches] == [["a", "d", "e"], ["b", "f"], ["c"]]
+    assert [[each.request.question for each in batch] for batch in batches] == [
+        ["a", "d", "e"],
+        ["b", "f"],
+        ["c"],
+    ]
 
 
 def test_every_request_has_a_key_of_its_own_that_depends_on_its_flow_alone() -> None:
@@ -38,7 +45,10 @@ def test_every_request_has_a_key_of_its_own_that_depends_on_its_flow_alone() -> 
     (results,), alone = driven(both())
     assert results == ["ab", "c", "d"]
     _, beside = driven(both(), asks("x", "y"))
-    keys = [[each.key for batch in batches for each in batch if each.request.question in "abcd"] for batches in (alone, beside)]
+    keys = [
+        [each.key for batch in batches for each in batch if each.request.question in "abcd"]
+        for batches in (alone, beside)
+    ]
     assert sorted(keys[0]) == sorted(keys[1]) and len(set(keys[0])) == 4
 
 
@@ -65,7 +75,9 @@ def test_gather_of_nothing_and_gather_in_gather() -> None:
 
 
 @pytest.mark.parametrize("fails", ["flow", "engine"])
-def test_an_error_reaches_the_caller_and_leaves_no_coroutine_behind(fails: str, recwarn: pytest.WarningsRecorder) -> None:
+def test_an_error_reaches_the_caller_and_leaves_no_coroutine_behind(
+    fails: str, recwarn: pytest.WarningsRecorder
+) -> None:
     closed = []
 
     async def flow(question: str) -> None:

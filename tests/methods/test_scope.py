@@ -43,7 +43,10 @@ class TrueSteps:
 
     @staticmethod
     def scores(right: list[str], steps: list[str]) -> Scores:
-        return [float(at < len(right) and step.split("#")[0].strip(" ;") == right[at]) for at, step in enumerate(steps)]
+        return [
+            float(at < len(right) and step.split("#")[0].strip(" ;") == right[at])
+            for at, step in enumerate(steps)
+        ]
 
 
 class Silent:
@@ -57,11 +60,17 @@ TRUE_STEPS = "tests.methods.test_scope:TrueSteps"
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     """Three known rules, which the backbone follows with hardly an error."""
-    return next(problem for problem in load_problems(f"{EASY}&n=64") if len(problem.metadata["steps"]) == 3 and "99" not in problem.answer)
+    return next(
+        problem
+        for problem in load_problems(f"{EASY}&n=64")
+        if len(problem.metadata["steps"]) == 3 and "99" not in problem.answer
+    )
 
 
 def make(**settings: Any) -> Scope:
-    method = build({"name": "scope", "judge": TRUE_STEPS, **settings}, RolloutConfig(group_size=4, max_tokens=48))
+    method = build(
+        {"name": "scope", "judge": TRUE_STEPS, **settings}, RolloutConfig(group_size=4, max_tokens=48)
+    )
     assert isinstance(method, Scope)
     return method
 
@@ -71,7 +80,9 @@ def guide(method: Scope, members: list[Trajectory], problem: Problem, engine: Lo
     return group
 
 
-def rollout(engine: LocalEngine, problem: Problem, text: str, reward: float = 0.0, finished: bool = True) -> Trajectory:
+def rollout(
+    engine: LocalEngine, problem: Problem, text: str, reward: float = 0.0, finished: bool = True
+) -> Trajectory:
     completion = engine.policy.encode_completion(text, end=finished)
     bare = Trajectory.by(Author.POLICY, engine.policy.encode_prompt(problem), completion, text, finished)
     logp = torch.tensor([-0.25 - at for at in range(len(completion))])
@@ -82,12 +93,15 @@ def wrong_from(problem: Problem, step: int) -> str:
     """The problem's reference with every result from a step on replaced by 99."""
     steps = split_steps(problem.references[0])
     spoilt = [
-        " ".join("99" if before == "=" else word for before, word in pairwise(["", *words])) for words in map(str.split, steps[step:])
+        " ".join("99" if before == "=" else word for before, word in pairwise(["", *words]))
+        for words in map(str.split, steps[step:])
     ]
     return "".join(steps[:step]) + " ".join(spoilt).split("#")[0] + "# 99 99 99"
 
 
-def test_a_repair_keeps_right_steps_takes_one_from_the_reference_and_lets_the_policy_finish(engine: LocalEngine, problem: Problem) -> None:
+def test_a_repair_keeps_right_steps_takes_one_from_the_reference_and_lets_the_policy_finish(
+    engine: LocalEngine, problem: Problem
+) -> None:
     failed = rollout(engine, problem, wrong_from(problem, 1))
     group = guide(make(), [failed, replace(failed)], problem, engine)
     repaired, untouched = group.trajectories
@@ -104,11 +118,20 @@ def test_a_repair_keeps_right_steps_takes_one_from_the_reference_and_lets_the_po
     assert sampled[first : first + second].isnan().all()
     expected = engine.policy.score([repaired.prompt_ids], [repaired.token_ids])[0][first + second :]
     assert sampled[first + second :].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
-    assert engine.counts["scope/repaired"] == 1 and engine.counts["scope/failed"] == 2 and engine.counts["tokens/resampled"] == third
+    assert (
+        engine.counts["scope/repaired"] == 1
+        and engine.counts["scope/failed"] == 2
+        and engine.counts["tokens/resampled"] == third
+    )
 
 
 def test_suffix_mode_copies_to_the_end(engine: LocalEngine, problem: Problem) -> None:
-    group = guide(make(mode="suffix", placing="append"), [rollout(engine, problem, wrong_from(problem, 2))], problem, engine)
+    group = guide(
+        make(mode="suffix", placing="append"),
+        [rollout(engine, problem, wrong_from(problem, 2))],
+        problem,
+        engine,
+    )
     failed, repaired = group.trajectories
     start = sum(len(step.split()) for step in split_steps(problem.references[0])[:2])
     assert repaired.author.tolist() == [POLICY] * start + [REFERENCE] * (len(repaired) - start)
@@ -126,13 +149,17 @@ def test_the_attempts_that_were_right_for_longest_are_repaired(engine: LocalEngi
     assert [member.reward for member in picky.trajectories] == [0, 1, 0]
 
 
-def outcome(engine: LocalEngine, problem: Problem, text: str, finished: bool = True, **settings: Any) -> tuple[dict[str, int], Trajectory]:
+def outcome(
+    engine: LocalEngine, problem: Problem, text: str, finished: bool = True, **settings: Any
+) -> tuple[dict[str, int], Trajectory]:
     engine.counts.clear()
     group = guide(make(**settings), [rollout(engine, problem, text, finished=finished)], problem, engine)
     return {name.removeprefix("scope/"): n for name, n in engine.counts.items() if n}, group.trajectories[0]
 
 
-def test_every_edge_case_is_counted_and_leaves_the_rollout_alone(engine: LocalEngine, problem: Problem) -> None:
+def test_every_edge_case_is_counted_and_leaves_the_rollout_alone(
+    engine: LocalEngine, problem: Problem
+) -> None:
     counts, member = outcome(engine, problem, wrong_from(problem, 0))
     assert counts == {"failed": 1, "no_prefix": 1} and member.is_rollout
     counts, member = outcome(engine, problem, wrong_from(problem, 1), min_correct_prefix=0.4)
@@ -144,19 +171,30 @@ def test_every_edge_case_is_counted_and_leaves_the_rollout_alone(engine: LocalEn
     assert counts == {"failed": 1, "no_error_found": 1} and member.is_rollout
     unhelped = replace(problem, references=())
     counts, member = outcome(engine, unhelped, wrong_from(problem, 1))
-    assert counts == {"failed": 1, "partly_right": 1, "tried": 1, "no_correction": 4, "repair_failed": 1} and member.is_rollout
+    assert (
+        counts == {"failed": 1, "partly_right": 1, "tried": 1, "no_correction": 4, "repair_failed": 1}
+        and member.is_rollout
+    )
     misled = replace(problem, references=(wrong_from(problem, 0),))
     counts, member = outcome(engine, misled, wrong_from(problem, 1), max_attempts=2, mode="suffix")
-    assert counts == {"failed": 1, "partly_right": 1, "tried": 1, "repair_failed": 1} and member.is_rollout and member.reward == 0
+    assert (
+        counts == {"failed": 1, "partly_right": 1, "tried": 1, "repair_failed": 1}
+        and member.is_rollout
+        and member.reward == 0
+    )
 
 
-def test_a_wrong_first_step_can_fall_back_to_the_whole_reference(engine: LocalEngine, problem: Problem) -> None:
+def test_a_wrong_first_step_can_fall_back_to_the_whole_reference(
+    engine: LocalEngine, problem: Problem
+) -> None:
     counts, member = outcome(engine, problem, wrong_from(problem, 0), no_prefix="reference")
     assert member.author.tolist() == [REFERENCE] * len(member) and member.reward == 1
     assert counts == {"failed": 1, "no_prefix": 1, "tried": 1, "replaced": 1}
 
 
-def test_in_reference_mode_a_step_that_leaks_the_answer_is_dropped(engine: LocalEngine, problem: Problem) -> None:
+def test_in_reference_mode_a_step_that_leaks_the_answer_is_dropped(
+    engine: LocalEngine, problem: Problem
+) -> None:
     counts, _ = outcome(engine, problem, wrong_from(problem, 1), mode="reference")
     assert counts["repaired"] == 1
     counts, member = outcome(engine, problem, wrong_from(problem, 2), mode="reference", max_attempts=1)
@@ -172,12 +210,17 @@ def test_an_attempt_that_could_not_be_judged_is_counted(engine: LocalEngine, pro
 def test_the_judges_scores_stand_in_the_samples_for_every_token_of_the_step_they_are_of(
     engine: LocalEngine, policy: TransformersPolicy, problem: Problem
 ) -> None:  # fmt: skip
-    members = [rollout(engine, problem, wrong_from(problem, 1)), rollout(engine, problem, problem.references[0], reward=1)]
+    members = [
+        rollout(engine, problem, wrong_from(problem, 1)),
+        rollout(engine, problem, problem.references[0], reward=1),
+    ]
     method = make(placing="append")
     groups = engine.credit(method, [guide(method, members, problem, engine)])
     failed, right, repaired = sample_rows(1, groups, method, policy)
     first, second, third = (len(step.split()) for step in split_steps(failed["text"]))
-    assert failed["judged"] == [1.0] * first + [0.0] * (second + third + 1)  # the end of the sequence is part of the last step
+    assert failed["judged"] == [1.0] * first + [0.0] * (
+        second + third + 1
+    )  # the end of the sequence is part of the last step
     assert "judged" not in right
     assert repaired["judged"] == [1.0] * first + [None] * (len(repaired["tokens"]) - first)
     assert all(row["plan"] == problem.plan for row in (failed, right, repaired))
@@ -187,8 +230,12 @@ def test_the_judges_scores_stand_in_the_samples_for_every_token_of_the_step_they
 
 def test_a_random_step_is_never_the_first(engine: LocalEngine, problem: Problem) -> None:
     method = make(judge="random", min_correct_prefix=0.0)
-    found = guide(method, [rollout(engine, problem, wrong_from(problem, 0)) for _ in range(20)], problem, engine)
-    judged = [[score for _, score in member.judged or []] for member in found.trajectories if member.is_rollout]
+    found = guide(
+        method, [rollout(engine, problem, wrong_from(problem, 0)) for _ in range(20)], problem, engine
+    )
+    judged = [
+        [score for _, score in member.judged or []] for member in found.trajectories if member.is_rollout
+    ]
     assert {scores.index(0.0) for scores in judged} == {1, 2}
 
 
@@ -203,10 +250,15 @@ def test_another_model_can_be_the_corrector(engine: LocalEngine) -> None:
     hard = load_problems(f"{HARD}&n=1")[0]
     planned = replace(hard, references=(hard.plan or "",))
     method = make(mode="reference", corrector="model", step_tokens=24)
-    experts = load_experts(config(experts={"teacher": "builtin:house-tiny"}), Accelerator(cpu=True), engine.policy)
+    experts = load_experts(
+        config(experts={"teacher": "builtin:house-tiny"}), Accelerator(cpu=True), engine.policy
+    )
     engine = LocalEngine(engine.policy, engine.verifier, experts)
     guide(method, [rollout(engine, planned, wrong_from(hard, 1))], planned, engine)
-    assert engine.counts["scope/tried"] == 1 and engine.counts["scope/no_correction"] == engine.counts["scope/leaking_step"] == 0
+    assert (
+        engine.counts["scope/tried"] == 1
+        and engine.counts["scope/no_correction"] == engine.counts["scope/leaking_step"] == 0
+    )
     assert experts.teacher is not engine.policy
 
 
@@ -214,7 +266,12 @@ def test_credit_of_a_repaired_group_by_hand(engine: LocalEngine, problem: Proble
     members = [rollout(engine, problem, wrong_from(problem, 1)) for _ in range(4)]
     method = make()
     (credited,) = engine.credit(method, [guide(method, members, problem, engine)])
-    assert [set(member.column("advantage").tolist()) for member in credited.trajectories] == [{0.75}, {-0.25}, {-0.25}, {-0.25}]
+    assert [set(member.column("advantage").tolist()) for member in credited.trajectories] == [
+        {0.75},
+        {-0.25},
+        {-0.25},
+        {-0.25},
+    ]
     appended = make(placing="append", normalise_std=True)
     (credited,) = engine.credit(appended, [guide(appended, members, problem, engine)])
     deviation = (4 * 0.2**2 + 0.8**2) ** 0.5 / 2
@@ -248,7 +305,10 @@ def test_tokens_that_reach_beyond_the_kept_text_are_not_kept(tmp_path: Path) -> 
     for length in range(len("what is two and three") + 1):
         text = "what is two and three"[:length]
         count = spelt(tokens, text, policy.renderer)
-        assert text.startswith(policy.decode(tokens[:count])) and len(policy.decode(tokens[: count + 1])) >= length
+        assert (
+            text.startswith(policy.decode(tokens[:count]))
+            and len(policy.decode(tokens[: count + 1])) >= length
+        )
     emoji = policy.encode_completion("a😀b", end=False)
     assert [spelt(emoji, text, policy.renderer) for text in ("", "a", "a😀", "a😀b")] == [0, 1, 5, 6]
 
@@ -265,8 +325,15 @@ def test_a_process_reward_model_finds_the_misapplied_rule(tmp_path: Path) -> Non
         tmp_path / "run",
     )
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][1:]
-    counts = {name: sum(row.get(f"scope/{name}", 0) for row in rows) for name in ("failed", "no_error_found", "no_prefix", "repaired")}
-    assert counts["repaired"] > 0 and counts["no_prefix"] > counts["failed"] / 2 and counts["no_error_found"] < counts["failed"] / 10
+    counts = {
+        name: sum(row.get(f"scope/{name}", 0) for row in rows)
+        for name in ("failed", "no_error_found", "no_prefix", "repaired")
+    }
+    assert (
+        counts["repaired"] > 0
+        and counts["no_prefix"] > counts["failed"] / 2
+        and counts["no_error_found"] < counts["failed"] / 10
+    )
 
 
 def test_scope_learns_through_the_real_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,16 +29,26 @@ from tests.conftest import config
 LENGTH = 16
 
 
-def test_the_benchmark_measures_both(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_measures_both(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(step_time, "measured_apart", lambda who, arguments: 2.0**20)  # two more processes
-    step_time.main(["--rounds", "1", "--problems", "2", "--group-size", "2", "--tokens", "4", "--dead", "0.5"])
+    step_time.main(
+        ["--rounds", "1", "--problems", "2", "--group-size", "2", "--tokens", "4", "--dead", "0.5"]
+    )
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert {"grpo", "luffy", "sort", "TRL"} <= rows.keys()
-    assert all(rows[name][7] == "16" for name in ("grpo", "luffy", "sort", "TRL"))  # tokens sampled: 2 · 2 · 4
+    assert all(
+        rows[name][7] == "16" for name in ("grpo", "luffy", "sort", "TRL")
+    )  # tokens sampled: 2 · 2 · 4
 
 
 def gradient(model: Any) -> dict[str, torch.Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def trl_gradient(groups: list[Group], loss_type: str, directory: Path) -> dict[str, torch.Tensor]:
@@ -49,7 +59,9 @@ def trl_gradient(groups: list[Group], loss_type: str, directory: Path) -> dict[s
         per_device_train_batch_size=len(members), num_generations=len(groups[0].trajectories), max_completion_length=LENGTH,
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": "1 + 1 ?"}] * len(members))
-    trainer = GRPOTrainer(model, reward_funcs=lambda **_: [0.0], args=arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer = GRPOTrainer(
+        model, reward_funcs=lambda **_: [0.0], args=arguments, train_dataset=rows, processing_class=tokenizer
+    )
     inputs = Inputs.of([member.prompt_ids for member in members], [member.token_ids for member in members])
     trainer.model.eval()
     trainer.current_gradient_accumulation_steps = 1
@@ -66,18 +78,25 @@ def trl_gradient(groups: list[Group], loss_type: str, directory: Path) -> dict[s
     return gradient(trainer.model)
 
 
-@pytest.mark.parametrize(("loss_type", "loss_normalizer"), [("grpo", "sequence"), ("dr_grpo", "constant"), ("dapo", "token")])
+@pytest.mark.parametrize(
+    ("loss_type", "loss_normalizer"), [("grpo", "sequence"), ("dr_grpo", "constant"), ("dapo", "token")]
+)
 @pytest.mark.parametrize("budget", [8192, 60])
 def test_the_gradient_is_trls(loss_type: str, loss_normalizer: str, budget: int, tmp_path: Path) -> None:
     changes = {"rollout": {"max_tokens": LENGTH}, "train": {"micro_batch_tokens": budget}}
-    method = build({"name": "grpo", "loss_normalizer": loss_normalizer}, RolloutConfig(max_tokens=LENGTH), None)
+    method = build(
+        {"name": "grpo", "loss_normalizer": loss_normalizer}, RolloutConfig(max_tokens=LENGTH), None
+    )
     policy = load_trainable_policy(config(**changes), Accelerator(cpu=True))
     prompts = [policy.tokenizer.encode(text) for text in ("77 A 8 C 9 B 4 ?", "5 + 3 ?", "9 * 2 ?")]
     chance = random.Random(0)
     groups = []
     for place, prompt in enumerate(prompts):
         rows = [[chance.randrange(5, 100) for _ in range(chance.randint(1, LENGTH))] for _ in range(4)]
-        members = [replace(Trajectory.by(Author.POLICY, prompt, row), reward=float(at > place)) for at, row in enumerate(rows)]
+        members = [
+            replace(Trajectory.by(Author.POLICY, prompt, row), reward=float(at > place))
+            for at, row in enumerate(rows)
+        ]
         groups.append(method.advantages(Group(Problem(str(place), "x", "1"), members)))
     expected = trl_gradient(groups, loss_type, tmp_path)
     update = Update(method, policy, policy.accelerator, None, config(**changes).train)

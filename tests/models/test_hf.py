@@ -57,8 +57,15 @@ def test_the_system_message_comes_first_unless_the_data_has_its_own(chat_model: 
 
 def test_the_plan_stands_in_the_users_last_message(chat_model: Path) -> None:
     policy = policy_of(chat_model)
-    assert seen(policy, PROBLEM, "add {prompt}") == "<|user|>What is 2 + 3?\n\nPlan:\nadd {prompt}<|end|><|assistant|>"
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "2 + 3?"}]
+    assert (
+        seen(policy, PROBLEM, "add {prompt}")
+        == "<|user|>What is 2 + 3?\n\nPlan:\nadd {prompt}<|end|><|assistant|>"
+    )
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "2 + 3?"},
+    ]
     chat = "<|user|>Hi<|end|><|assistant|>Yes?<|end|><|user|>2 + 3?\n\nPlan:\nadd<|end|><|assistant|>"
     assert seen(policy, Problem("p", turns, "5"), "add") == chat
     assert turns[-1]["content"] == "2 + 3?"
@@ -83,11 +90,16 @@ def test_a_turn_ends_as_the_template_ends_it_whatever_the_tokenizer_ends_a_text_
     words.save_pretrained(tmp_path)
     policy = policy_of(tmp_path, rollout={"max_tokens": 24})
     assert policy.end == turn_end and policy.ends == {turn_end, words.eos_token_id}
-    assert turn_end in {row.tokens[-1] for row in policy.generate(prompts(policy)[:1] * 32, range(32)) if row.finished}
+    assert turn_end in {
+        row.tokens[-1] for row in policy.generate(prompts(policy)[:1] * 32, range(32)) if row.finished
+    }
 
 
 def prompts(policy: TransformersPolicy) -> list[list[int]]:
-    return [policy.encode_prompt(Problem("p", text, "")) for text in ("2?", "What is 2 + 3?", "what is two and three and three and two?")]
+    return [
+        policy.encode_prompt(Problem("p", text, ""))
+        for text in ("2?", "What is 2 + 3?", "what is two and three and three and two?")
+    ]
 
 
 def test_sampled_completions_stop_at_their_first_end_token(chat_model: Path) -> None:
@@ -122,29 +134,42 @@ def test_every_end_token_of_the_generation_config_ends_a_completion(chat_model: 
 
 def plain(policy: TransformersPolicy, prompt: list[int], completion: list[int]) -> torch.Tensor:
     """log π of one row by itself, without padding."""
-    logits = policy.bare_model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / policy.temperature
+    logits = (
+        policy.bare_model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        / policy.temperature
+    )
     return torch.log_softmax(logits, -1).gather(-1, torch.tensor(completion)[:, None])[:, 0].detach()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
 @pytest.mark.parametrize("budget", [1, 60, 8192])
-def test_scores_are_those_of_each_row_alone_whatever_its_padding(chat_model: Path, temperature: float, budget: int) -> None:
+def test_scores_are_those_of_each_row_alone_whatever_its_padding(
+    chat_model: Path, temperature: float, budget: int
+) -> None:
     policy = policy_of(chat_model, rollout={"temperature": temperature}, train={"micro_batch_tokens": budget})
     before = prompts(policy)
-    after = [policy.encode_completion(text) for text in ("2 + 3 = 5, so it is five", "5", "two and three is five")]
+    after = [
+        policy.encode_completion(text) for text in ("2 + 3 = 5, so it is five", "5", "two and three is five")
+    ]
     for prompt, completion, scored in zip(before, after, policy.score(before, after), strict=True):
         torch.testing.assert_close(scored, plain(policy, prompt, completion), atol=1e-4, rtol=1e-4)
 
 
-def test_padding_does_not_shift_the_positions_of_a_model_that_counts_them(chat_model: Path, tmp_path: Path) -> None:
+def test_padding_does_not_shift_the_positions_of_a_model_that_counts_them(
+    chat_model: Path, tmp_path: Path
+) -> None:
     words = AutoTokenizer.from_pretrained(chat_model)
     torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256, "initializer_range": 0.5}
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), eos_token_id=words.eos_token_id, **sizes)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(words), eos_token_id=words.eos_token_id, **sizes)
+    ).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     policy = policy_of(tmp_path, rollout={"max_tokens": 8})
     rows = policy.generate(prompts(policy) * 2, range(6))
-    for row, scored in zip(rows, policy.score([row.prompt_ids for row in rows], [row.token_ids for row in rows]), strict=True):
+    for row, scored in zip(
+        rows, policy.score([row.prompt_ids for row in rows], [row.token_ids for row in rows]), strict=True
+    ):
         torch.testing.assert_close(scored, plain(policy, row.prompt_ids, row.tokens), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(scored, row.column("sampling_logp"), atol=1e-4, rtol=0)
 
@@ -154,7 +179,9 @@ def test_what_was_sampled_scores_as_it_was_drawn(chat_model: Path, temperature: 
     policy = policy_of(chat_model, rollout={"temperature": temperature, "max_tokens": 12})
     rows = policy.generate(prompts(policy) * 4, range(12))
     assert len({tuple(row.tokens) for row in rows}) > 3  # the model's own top_k = 1 would draw three
-    for row, scored in zip(rows, policy.score([row.prompt_ids for row in rows], [row.token_ids for row in rows]), strict=True):
+    for row, scored in zip(
+        rows, policy.score([row.prompt_ids for row in rows], [row.token_ids for row in rows]), strict=True
+    ):
         torch.testing.assert_close(scored, row.column("sampling_logp"), atol=1e-4, rtol=0)
 
 
@@ -163,12 +190,18 @@ def test_tokens_are_drawn_at_the_temperature(chat_model: Path) -> None:
     prompt = prompts(policy)[1]
     rows = policy.generate([prompt] * 4096, range(4096))
     probabilities = torch.softmax(policy.bare_model(torch.tensor([prompt])).logits[0, -1].detach() / 0.5, -1)
-    shares = torch.bincount(torch.cat([row.token_ids for row in rows]), minlength=len(probabilities)) / len(rows)
+    shares = torch.bincount(torch.cat([row.token_ids for row in rows]), minlength=len(probabilities)) / len(
+        rows
+    )
     assert (shares - probabilities).abs().max() < 0.04  # five standard errors at most
-    assert rows[0].columns["entropy"].item() == pytest.approx(-(probabilities * probabilities.log()).sum().item(), abs=1e-3)
+    assert rows[0].columns["entropy"].item() == pytest.approx(
+        -(probabilities * probabilities.log()).sum().item(), abs=1e-3
+    )
 
 
-def test_a_saved_model_loads_with_equal_weights_and_its_own_generation_defaults(chat_model: Path, tmp_path: Path) -> None:
+def test_a_saved_model_loads_with_equal_weights_and_its_own_generation_defaults(
+    chat_model: Path, tmp_path: Path
+) -> None:
     policy = policy_of(chat_model)
     with torch.no_grad():
         next(policy.bare_model.parameters()).add_(1)
@@ -185,10 +218,13 @@ CHAT = Problem("p", [{"role": "user", "content": "2 + 3?"}], "5", where="chat.js
 
 def test_chat_messages_need_a_chat_template() -> None:
     with pytest.raises(
-        UserError, match="chat.jsonl, line 3, field prompt: it is chat messages, but builtin:house-tiny has no chat template"
+        UserError,
+        match="chat.jsonl, line 3, field prompt: it is chat messages, but builtin:house-tiny has no chat template",
     ):
         load_policy(config(), Accelerator(cpu=True)).encode_prompt(CHAT)
-    with pytest.raises(UserError, match="data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"):
+    with pytest.raises(
+        UserError, match="data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"
+    ):
         load_policy(config(data={"chat": True}), Accelerator(cpu=True))
 
 

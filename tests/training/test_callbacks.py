@@ -69,7 +69,9 @@ def test_a_callback_of_ones_own_sees_every_step_adds_to_its_metrics_and_stops_th
 
 def test_trackers_get_every_finite_number(tmp_path: Path) -> None:
     """trackio itself, which keeps its runs in a database on this machine."""
-    settings = config(method={"name": "sft"}, train={"steps": 2, "trackers": ["trackio"], "tracker_project": "mine"})
+    settings = config(
+        method={"name": "sft"}, train={"steps": 2, "trackers": ["trackio"], "tracker_project": "mine"}
+    )
     train(settings, tmp_path / "run")
     (run,) = trackio.Api().runs("mine")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -48,23 +48,35 @@ def tool_group(policy: TrainablePolicy, answers: Sequence[str]) -> Group:
     return Group(PROBLEM, members)
 
 
-def test_a_tools_tokens_have_no_advantage_no_weight_and_no_share_in_a_normalizer(policy: TrainablePolicy, engine: LocalEngine) -> None:
+def test_a_tools_tokens_have_no_advantage_no_weight_and_no_share_in_a_normalizer(
+    policy: TrainablePolicy, engine: LocalEngine
+) -> None:
     group = tool_group(policy, ["70", "1", "2"])
     assert len(group.rollouts) == 3 and group.mixed
     (credited,) = engine.credit(build({"name": "grpo"}, RolloutConfig()), [group])
     for member in credited.trajectories:
         tool = member.author == TOOL
-        assert tool.sum() == 6 and (member.column("advantage")[tool] == 0).all() and (member.column("advantage")[~tool] != 0).all()
+        assert (
+            tool.sum() == 6
+            and (member.column("advantage")[tool] == 0).all()
+            and (member.column("advantage")[~tool] != 0).all()
+        )
         assert member.trained_tokens == len(member) - 6
     assert Normalizers.of([group]).tokens == sum(len(member) - 6 for member in group.trajectories)
-    batch = micro_batch([Sample(member, 1.0, entropy_coef=0.1, kl_coef=0.1) for member in credited.trajectories]).tokens
+    batch = micro_batch(
+        [Sample(member, 1.0, entropy_coef=0.1, kl_coef=0.1) for member in credited.trajectories]
+    ).tokens
     at_tool = batch.author == TOOL
     for column in (batch.mask, batch.advantage, batch.imitation_weight, batch.entropy_coef, batch.kl_coef):
         assert (column[at_tool] == 0).all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"loss_normalizer": "token"}, {"ratio": "sequence", "clip_low": 0.3, "clip_high": 0.4}])
-def test_the_gradient_is_that_of_the_policys_own_tokens(settings: dict[str, Any], policy: TrainablePolicy, engine: LocalEngine) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"loss_normalizer": "token"}, {"ratio": "sequence", "clip_low": 0.3, "clip_high": 0.4}]
+)
+def test_the_gradient_is_that_of_the_policys_own_tokens(
+    settings: dict[str, Any], policy: TrainablePolicy, engine: LocalEngine
+) -> None:
     method = build({"name": "grpo", **settings}, RolloutConfig())
     credited = engine.credit(method, [tool_group(policy, ["70", "1", "2"])])
     model = copy.deepcopy(policy.model).double()
@@ -80,7 +92,9 @@ def test_the_gradient_is_that_of_the_policys_own_tokens(settings: dict[str, Any]
             log_ratio = log_ratio.mean().expand_as(log_ratio)
         advantage = member.column("advantage")[kept].double()
         low, high = settings.get("clip_low", 0.2), settings.get("clip_high", 0.2)
-        value = torch.minimum(log_ratio.exp() * advantage, log_ratio.exp().clamp(1 - low, 1 + high) * advantage)
+        value = torch.minimum(
+            log_ratio.exp() * advantage, log_ratio.exp().clamp(1 - low, 1 + high) * advantage
+        )
         scale = sum(own) if settings.get("loss_normalizer") else 3 * length
         (-value.sum() / scale).backward()
     expected = [parameter.grad.float() for parameter in model.parameters()]
@@ -111,6 +125,10 @@ def test_sort_acts_on_a_tool_using_group_that_is_all_wrong_through_the_real_loop
     rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     rollouts = [row for row in rows if row["role"] == "trajectory"]
     assert {row["origin"].count("environment") for row in rollouts} == {4}
-    assert metrics["tokens/sampled"] == sum(len(row["tokens"]) - 4 for row in rollouts) == metrics["tokens/dropped"]
+    assert (
+        metrics["tokens/sampled"]
+        == sum(len(row["tokens"]) - 4 for row in rollouts)
+        == metrics["tokens/dropped"]
+    )
     references = [row for row in rows if row["role"] == "demonstration"]
     assert metrics["tokens/trained"] == sum(len(row["tokens"]) for row in references) > 0

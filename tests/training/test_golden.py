@@ -62,17 +62,32 @@ class ScriptedScope(Scope):
         return await super().reward(await written(group, texts, ctx), ctx)
 
 
-METHODS: dict[str, type[Method[Any]]] = {"grpo": ScriptedGrpo, "luffy": ScriptedLuffy, "sort": Scripted, "scope": ScriptedScope}
+METHODS: dict[str, type[Method[Any]]] = {
+    "grpo": ScriptedGrpo,
+    "luffy": ScriptedLuffy,
+    "sort": Scripted,
+    "scope": ScriptedScope,
+}
 
 
 def curve(method: type[Method[Any]], output: Path) -> list[dict[str, Any]]:
     """Ten steps on hard and easy problems; figures to six digits."""
     sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
-    schedule = {"steps": 10, "problems_per_step": 4, "updates_per_step": 2, "learning_rate": 3e-4, "schedule": "linear", "samples_every": 0}
+    schedule = {
+        "steps": 10,
+        "problems_per_step": 4,
+        "updates_per_step": 2,
+        "learning_rate": 3e-4,
+        "schedule": "linear",
+        "samples_every": 0,
+    }
     with patch("handrail.training.update.APART_EVERY", 1):  # every norm in every step
         train(config(data={"train": sources}, train=schedule), output, method=method)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    return [
+        {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("name", METHODS)

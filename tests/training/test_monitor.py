@@ -37,7 +37,10 @@ def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
         ({"length": 5.0}, "completions have shrunk from 40 to"),
         ({"truncated": 0.9}, "of the completions are cut off"),
         ({"reward": 0.1, "correct": 0.1}, "the reward has fallen from 0.30 to"),
-        ({"correct": 0.1}, "the share of correct rollouts has fallen from 0.30 to"),  # while the rest is paid for its form
+        (
+            {"correct": 0.1},
+            "the share of correct rollouts has fallen from 0.30 to",
+        ),  # while the rest is paid for its form
         ({"entropy": 0.05, "reward": 0.9}, "without a gain in accuracy"),
         ({"verifier/unverified": 32}, "of the completions are unverified"),
     ],
@@ -54,7 +57,14 @@ def test_each_collapse_is_said_once(changes: dict[str, Any], words: str) -> None
         {"entropy": 0.05, "reward": 0.9, "correct": 0.9},  # it has learnt the answer
         {"length": 5.0, "reward": 0.9, "correct": 0.9},
         {"entropy": 0.2, "length": 15.0, "truncated": 0.4, "reward": 0.2, "verifier/unverified": 6},
-        {"reward": None, "correct": None, "entropy": None, "length": None, "truncated": None, "rollouts": 0},  # nothing is sampled
+        {
+            "reward": None,
+            "correct": None,
+            "entropy": None,
+            "length": None,
+            "truncated": None,
+            "rollouts": 0,
+        },  # nothing is sampled
     ],
 )
 def test_nothing_is_said_of_a_healthy_run(changes: dict[str, Any]) -> None:
@@ -64,7 +74,9 @@ def test_nothing_is_said_of_a_healthy_run(changes: dict[str, Any]) -> None:
 def test_a_resumed_run_has_said_it_already() -> None:
     before = [HEALTHY] * 15 + [HEALTHY | {"entropy": 0.0}] * 12
     assert CollapseMonitor(before)(HEALTHY | {"entropy": 0.0}) is None
-    assert CollapseMonitor(before[:-5])(HEALTHY | {"entropy": 0.0}) is None  # the mean of the last ten is not low yet
+    assert (
+        CollapseMonitor(before[:-5])(HEALTHY | {"entropy": 0.0}) is None
+    )  # the mean of the last ten is not low yet
     watch = CollapseMonitor(before[:24])
     assert watch(HEALTHY | {"entropy": 0.0}) is not None
 
@@ -77,11 +89,19 @@ def test_an_expert_that_never_answers_is_named_once() -> None:
     assert said((4, {"planner/asked": 4, "planner/no_answer": 3})) == []
 
 
-@pytest.mark.parametrize(("wrong", "words"), [(0, None), (1, None), (8, "the verifier refuses 8 of the first 32 references")])
-def test_a_verifier_that_refuses_references_is_named_before_training(wrong: int, words: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "words"), [(0, None), (1, None), (8, "the verifier refuses 8 of the first 32 references")]
+)
+def test_a_verifier_that_refuses_references_is_named_before_training(
+    wrong: int, words: str | None, tmp_path: Path
+) -> None:
     problems = load_problems(f"{HARD}&n=32")
     rows = [
-        {"prompt": problem.prompt, "answer": "1 2" if place < wrong else problem.answer, "reference": problem.references[0]}
+        {
+            "prompt": problem.prompt,
+            "answer": "1 2" if place < wrong else problem.answer,
+            "reference": problem.references[0],
+        }
         for place, problem in enumerate(problems)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -91,10 +111,16 @@ def test_a_verifier_that_refuses_references_is_named_before_training(wrong: int,
 
 
 @pytest.mark.parametrize("name, extract", [("task", None), ("normalised", None), ("exact", "#(.*)")])
-def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training(name: str, extract: str | None, tmp_path: Path) -> None:
+def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training(
+    name: str, extract: str | None, tmp_path: Path
+) -> None:
     rows = [{"prompt": "1 + 1 =", "answer": answer} for answer in ("2", "3", "5 #### 4", "5")]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"data": {"train": str(tmp_path / "data.jsonl")}, "train": {"steps": 1}, "method": {"name": "grpo"}}
+    settings = {
+        "data": {"train": str(tmp_path / "data.jsonl")},
+        "train": {"steps": 1},
+        "method": {"name": "grpo"},
+    }
     train(config(**settings, verifier={"name": name, "extract": extract}), tmp_path / "run")
     first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     said = f"the verifier refuses 1 of the first 4 answers as the answer to their own problem, first {tmp_path / 'data.jsonl'}, line 3"
@@ -131,28 +157,40 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(tmp_path: Pa
     kept = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [row["step"] for row in kept] == [2] * 16 + [3] * 16  # 4 groups of 4
     columns = ("advantage", "sampling_logp", "logp", "origin")
-    assert all(len(row["completion"]) == len(row[column]) for row in kept for column in columns if column in row)
-    assert all(columns[0] in row and columns[2] in row for row in kept) and any(any(row["advantage"]) for row in kept)
+    assert all(
+        len(row["completion"]) == len(row[column]) for row in kept for column in columns if column in row
+    )
+    assert all(columns[0] in row and columns[2] in row for row in kept) and any(
+        any(row["advantage"]) for row in kept
+    )
 
 
 def test_too_many_in_a_row_end_the_run_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         run(tmp_path, set(range(2, 99)), max_skipped_updates=3)
     newest = tmp_path / "checkpoints/step-000003/model"
-    assert f"no finite gradient in 3 updates in a row, the last in step 4; their batches are in {tmp_path / 'skipped.jsonl'}" in str(
-        caught.value
+    assert (
+        f"no finite gradient in 3 updates in a row, the last in step 4; their batches are in {tmp_path / 'skipped.jsonl'}"
+        in str(caught.value)
     )
-    assert str(caught.value).endswith(f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learnt')
+    assert str(caught.value).endswith(
+        f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learnt'
+    )
     assert newest.is_dir()
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_weights_that_are_not_finite_are_not_kept(every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_are_not_kept(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def spoil(self: torch.optim.AdamW, closure: None = None) -> None:
         self.param_groups[0]["params"][0].data.fill_(torch.inf)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
     with pytest.raises(UserError, match="a weight is not finite after step 1, so it is not kept"):
-        train(config(method={"name": "sft"}, train={"steps": 1, "checkpoint_every": every, "samples_every": 0}), tmp_path)
+        train(
+            config(method={"name": "sft"}, train={"steps": 1, "checkpoint_every": every, "samples_every": 0}),
+            tmp_path,
+        )
     assert not (tmp_path / "model").exists()
     assert not list((tmp_path / "checkpoints").glob("step-*"))

@@ -38,7 +38,9 @@ def rollout(policy: TrainablePolicy, text: str, reward: float, prompt: str = "77
     (logp,) = policy.score([prompt_ids], [completion])
     # A little off-policy, so that ratios are not all 1.
     sampled = logp - 0.1 * (-1) ** torch.arange(len(logp))
-    member = Trajectory.by(Author.POLICY, prompt_ids, completion, text).with_columns(sampling_logp=sampled, old_logp=sampled)
+    member = Trajectory.by(Author.POLICY, prompt_ids, completion, text).with_columns(
+        sampling_logp=sampled, old_logp=sampled
+    )
     return replace(member, reward=reward, correct=reward == 1)
 
 
@@ -46,15 +48,27 @@ def rollout(policy: TrainablePolicy, text: str, reward: float, prompt: str = "77
 def groups(policy: TrainablePolicy) -> list[Group]:
     """A mixed group with rows of very different length, an all-wrong one and an all-right one."""
     long = "77 + 8 = 85 ; 85 * 2 = 70 ; 70 - 3 = 67 ; 67 + 9 = 76 ; 76 * 2 = 52 # 70 76 52"
-    mixed = [rollout(policy, text, reward) for text, reward in (("# 70", 1.0), (long, 0.0), ("77 * 2 = 54 # 54", 0.0), ("85", 1.0))]
+    mixed = [
+        rollout(policy, text, reward)
+        for text, reward in (("# 70", 1.0), (long, 0.0), ("77 * 2 = 54 # 54", 0.0), ("85", 1.0))
+    ]
     wrong = [rollout(policy, text, 0.0, "3 B 4 A 9 C 2 ?") for text in ("# 1", "3 + 4 = 7 # 7", long, "3")]
     right = [rollout(policy, "5 + 5 = 10 # 10", 1.0, "5 + 5 ?") for _ in range(4)]
     other = replace(PROBLEM, id="q", prompt="3 B 4 A 9 C 2 ?")
-    return [Group(PROBLEM, mixed), Group(other, wrong), Group(replace(PROBLEM, id="r", prompt="5 + 5 ?"), right)]
+    return [
+        Group(PROBLEM, mixed),
+        Group(other, wrong),
+        Group(replace(PROBLEM, id="r", prompt="5 + 5 ?"), right),
+    ]
 
 
 def gradients(
-    method: Method[Any], policy: TrainablePolicy, groups: list[Group], budget: int = 10**6, drop: bool = True, apart: bool = False
+    method: Method[Any],
+    policy: TrainablePolicy,
+    groups: list[Group],
+    budget: int = 10**6,
+    drop: bool = True,
+    apart: bool = False,
 ) -> tuple[list[torch.Tensor], dict[str, float]]:
     """The gradient that one update would apply, and its figures; the policy is left as it was."""
     twin = copy.copy(policy)
@@ -98,7 +112,9 @@ METHOD_SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def credited(name: str, settings: dict[str, Any], groups: list[Group], engine: LocalEngine) -> tuple[Method[Any], list[Group]]:
+def credited(
+    name: str, settings: dict[str, Any], groups: list[Group], engine: LocalEngine
+) -> tuple[Method[Any], list[Group]]:
     method = build(name, **settings)
     return method, engine.credit(method, [each for found in engine.guide(method, groups) for each in found])
 
@@ -130,7 +146,9 @@ def test_dropping_rows_without_credit_leaves_the_gradient(
     assert_equal(dropped, kept)
 
 
-def autograd_reference(policy: TrainablePolicy, terms: list[tuple[Trajectory, list[float], str]]) -> list[torch.Tensor]:
+def autograd_reference(
+    policy: TrainablePolicy, terms: list[tuple[Trajectory, list[float], str]]
+) -> list[torch.Tensor]:
     """The gradient of minus a plain sum over tokens, one row at a time, in float64: (trajectory, coefficients, kind)."""
     model = copy.deepcopy(policy.model).double()
     for member, coefficients, kind in terms:
@@ -151,7 +169,9 @@ def autograd_reference(policy: TrainablePolicy, terms: list[tuple[Trajectory, li
     return [p.grad.float() for p in model.parameters()]
 
 
-def test_grpos_update_equals_a_float64_sum_over_single_rows(policy: TrainablePolicy, groups: list[Group], engine: LocalEngine) -> None:
+def test_grpos_update_equals_a_float64_sum_over_single_rows(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
     method, credited_groups = credited("grpo", {}, groups, engine)
     advantage = 0.5 / ((1 / 3) ** 0.5 + 1e-4)  # rewards 1 0 0 1: mean 1/2, std √(1/3)
     signs = (1, -1, -1, 1)
@@ -163,7 +183,9 @@ def test_grpos_update_equals_a_float64_sum_over_single_rows(policy: TrainablePol
     assert_equal(found, autograd_reference(policy, terms))
 
 
-def test_luffys_update_equals_a_float64_sum_over_single_rows(policy: TrainablePolicy, groups: list[Group], engine: LocalEngine) -> None:
+def test_luffys_update_equals_a_float64_sum_over_single_rows(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
     method = build("luffy", group_size=5, entropy_bonus=0.0)
     joined = [replace(group, problem=replace(PROBLEM, prompt=group.problem.prompt)) for group in groups]
     guided = [each for found in engine.guide(method, joined) for each in found]
@@ -181,16 +203,22 @@ def test_luffys_update_equals_a_float64_sum_over_single_rows(policy: TrainablePo
     _, figures = gradients(method, policy, engine.credit(method, guided), apart=True)
     for origin, kind in (("policy", "unclipped"), ("guided", "shaped")):
         alone = autograd_reference(policy, [term for term in terms if term[2] == kind])
-        assert figures[f"grad_norm/{origin}"] == pytest.approx(float(torch.nn.utils.get_total_norm(alone)), rel=1e-3)
+        assert figures[f"grad_norm/{origin}"] == pytest.approx(
+            float(torch.nn.utils.get_total_norm(alone)), rel=1e-3
+        )
 
 
-def test_sorts_update_equals_a_float64_sum_over_single_rows(policy: TrainablePolicy, groups: list[Group], engine: LocalEngine) -> None:
+def test_sorts_update_equals_a_float64_sum_over_single_rows(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
     method, credited_groups = credited("sort", {}, groups, engine)
     assert [len(group.imitated) for group in credited_groups] == [0, 1, 0]
     reference = credited_groups[1].imitated[0]
     planned = policy.encode_prompt(credited_groups[1].problem, "add double")
     model = copy.deepcopy(policy.model).double()
-    p0, p1 = (token_probabilities(model, prompt, reference.tokens) for prompt in (reference.prompt_ids, planned))
+    p0, p1 = (
+        token_probabilities(model, prompt, reference.tokens) for prompt in (reference.prompt_ids, planned)
+    )
     weights = (p0 * p1).sqrt()
     assert token_weights(reference, method, policy) == pytest.approx(weights.tolist(), rel=1e-4)
     advantage = 0.5 / ((1 / 3) ** 0.5 + 1e-4)
@@ -209,7 +237,9 @@ def token_probabilities(model: Any, prompt: list[int], completion: list[int]) ->
     return logits[torch.arange(len(completion)), torch.tensor(completion)]
 
 
-def test_a_batch_without_any_signal_touches_nothing(policy: TrainablePolicy, groups: list[Group], engine: LocalEngine) -> None:
+def test_a_batch_without_any_signal_touches_nothing(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
     method, credited_groups = credited("grpo", {}, groups[1:], engine)
     assert gradients(method, policy, credited_groups) == ([], {})
 
@@ -233,7 +263,10 @@ def test_luffys_advantages_by_hand(right: int, policy: TrainablePolicy) -> None:
 
 def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: TrainablePolicy) -> None:
     end = policy.tokenizer.eos_token_id
-    short, long = Trajectory.by(Author.REFERENCE, [5, 6], [7, end]), Trajectory.by(Author.REFERENCE, [5], [7, 8, 9, end])
+    short, long = (
+        Trajectory.by(Author.REFERENCE, [5, 6], [7, end]),
+        Trajectory.by(Author.REFERENCE, [5], [7, 8, 9, end]),
+    )
     batch = micro_batch([Sample(imitated(member), imitation_scale=1.0) for member in (short, long)])
     assert batch.inputs.whole.tolist() == [[5, 6, 7, end, 0, 0], [0, 5, 7, 8, 9, end]]
     assert batch.inputs.whole_mask.tolist() == [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]
@@ -244,7 +277,9 @@ def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: Trainable
 def test_sampled_log_probabilities_are_those_of_the_trainer(policy: TrainablePolicy) -> None:
     prompts = [policy.tokenizer.encode(text) for text in ("77 A 8 C 9 B 4 ?", "5 + 3 ?") for _ in range(3)]
     completions = policy.generate(prompts, range(6))
-    assert all(member.finished and member.tokens[-1] == policy.tokenizer.eos_token_id for member in completions)
+    assert all(
+        member.finished and member.tokens[-1] == policy.tokenizer.eos_token_id for member in completions
+    )
     scores = policy.score(prompts, [member.token_ids for member in completions])
     for member, score in zip(completions, scores, strict=True):
         assert member.column("sampling_logp").tolist() == pytest.approx(score.tolist(), abs=2e-4)
@@ -254,7 +289,11 @@ def test_entropy_is_that_of_the_distribution_sampled_from(policy: TrainablePolic
     prompt = policy.tokenizer.encode("77 A 8 ?")
     (member,) = policy.generate([prompt], [0])
     with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor([prompt + member.tokens])).logits[0, len(prompt) - 1 : -1].double()
+        logits = (
+            policy.model(input_ids=torch.tensor([prompt + member.tokens]))
+            .logits[0, len(prompt) - 1 : -1]
+            .double()
+        )
     expected = torch.distributions.Categorical(logits=logits).entropy()
     assert member.column("entropy").tolist() == pytest.approx(expected.tolist(), abs=2e-4)
     batch = micro_batch([Sample(member.with_advantage(1.0), 1.0)])
@@ -282,7 +321,9 @@ def test_normalizers_count_trajectories_that_will_be_dropped(groups: list[Group]
 
 
 def test_the_normalizers_by_hand(policy: TrainablePolicy) -> None:
-    totals = Normalizers(problems=4, trajectories=32, tokens=1000, imitating=2, imitated=2, imitated_tokens=50)
+    totals = Normalizers(
+        problems=4, trajectories=32, tokens=1000, imitating=2, imitated=2, imitated_tokens=50
+    )
     member = Trajectory.by(Author.REFERENCE, [1], [2] * 20)
     assert build("grpo").advantage_scale(member, totals) == 1 / (32 * 20)
     assert build("grpo", loss_normalizer="token").advantage_scale(member, totals) == 1 / 1000

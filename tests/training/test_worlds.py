@@ -46,7 +46,15 @@ def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> No
     script = tmp_path / "two.py"
     script.write_text(TWO)
     train(scripted(), tmp_path / "one", method=Scripted)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "two")]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+        str(tmp_path / "two"),
+    ]
     environment = {**os.environ, "PYTHONPATH": "."}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -62,15 +70,29 @@ def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> No
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     """``torchrun -m handrail.cli`` as the documentation has it, told nothing of CPUs."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "handrail.cli"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "handrail.cli",
+    ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(
+        [*launch, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
+    )
 
 
 def test_torchrun_as_documented_starts_where_one_process_does(tmp_path: Path) -> None:
     """The batches are smaller than the held-out sets, and one is a single row, so that a process has nothing of it."""
-    command = ["train", "examples/quick.toml", *("--set", "train.steps=1", "--set", "rollout.batch_size=5", "--set", "eval.limit=8")]
+    command = [
+        "train",
+        "examples/quick.toml",
+        *("--set", "train.steps=1", "--set", "rollout.batch_size=5", "--set", "eval.limit=8"),
+    ]
     command += ["--set", "eval.samples=2", "--set", "train.problems_per_step=4", "--set", "model.device=auto"]
     done = torchrun(*command, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -124,9 +146,19 @@ def uneven(method: str, **changes: Any) -> dict[str, Any]:
     """Five problems a step, of which neither two nor three processes get equal numbers."""
     settings = config(
         data={"train": [{"path": f"{HARD}&n=8", "share": 2.0}, {"path": f"{EASY}&n=8", "share": 3.0}]},
-        method={"name": method, **({"judge": "reference", "min_correct_prefix": 0.0} if method == "scope" else {})},
+        method={
+            "name": method,
+            **({"judge": "reference", "min_correct_prefix": 0.0} if method == "scope" else {}),
+        },
         rollout={"group_size": 3, "max_tokens": 48, "temperature": 2.0, "batch_size": 4},
-        train={"problems_per_step": 5, "seed": 1, "checkpoint_every": 1, "updates_per_step": 1, "micro_batch_tokens": 300, **changes},
+        train={
+            "problems_per_step": 5,
+            "seed": 1,
+            "checkpoint_every": 1,
+            "updates_per_step": 1,
+            "micro_batch_tokens": 300,
+            **changes,
+        },
         eval={"sets": {"easy": f"{EASY}&split=test&n=3"}},
     )
     return settings.model_dump(mode="json", exclude_none=True)
@@ -135,7 +167,11 @@ def uneven(method: str, **changes: Any) -> dict[str, Any]:
 def noted(directory: Path, processes: int, last: int, sections: dict[str, Any]) -> None:
     script = directory.parent / "noted.py"
     script.write_text(NOTED)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else []
+    )
     environment = {**os.environ, "PYTHONPATH": "."}
     command = [sys.executable, *launch, str(script), str(directory), str(last), json.dumps(sections)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -162,7 +198,10 @@ def test_one_two_and_three_processes_sample_and_learn_alike(method: str, tmp_pat
         assert completions(tmp_path / f"of-{processes}") == one
         expected, found = first_gradient(tmp_path / "of-1"), first_gradient(tmp_path / f"of-{processes}")
         assert expected.norm() > 0 and (found - expected).norm() / expected.norm() < 1e-9
-        assert lines(tmp_path / f"of-{processes}/evaluations.jsonl")[0] == lines(tmp_path / "of-1/evaluations.jsonl")[0]
+        assert (
+            lines(tmp_path / f"of-{processes}/evaluations.jsonl")[0]
+            == lines(tmp_path / "of-1/evaluations.jsonl")[0]
+        )
 
 
 def test_stopped_in_two_processes_and_resumed_in_one_draws_the_same(tmp_path: Path) -> None:

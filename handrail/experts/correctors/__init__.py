@@ -39,7 +39,9 @@ class Correction:
 class Corrector(Protocol):
     """An expert that goes on from right steps."""
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int]) -> Sequence[Correction | None]:
+    def correct(
+        self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int]
+    ) -> Sequence[Correction | None]:
         """One step for each draft, or with ``whole`` everything to the end; None if the corrector has nothing to say.
 
         ``attempt`` counts the attempts at one draft, from 0: answer each differently if you can. ``seeds``, one for each draft, are
@@ -54,7 +56,9 @@ class ReferenceCorrector:
     def __init__(self, step_end: str | None = None) -> None:
         self.step_end = step_end
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int = 0, seeds: Sequence[int] = ()) -> list[Correction | None]:
+    def correct(
+        self, drafts: Sequence[Draft], whole: bool, attempt: int = 0, seeds: Sequence[int] = ()
+    ) -> list[Correction | None]:
         return [self._next(draft, whole) for draft in drafts]
 
     def _next(self, draft: Draft, whole: bool) -> Correction | None:
@@ -75,7 +79,9 @@ class PolicyCorrector:
     def __init__(self, policy: Policy, shown: bool, max_tokens: int, step_end: str | None = None) -> None:
         self.policy, self.shown, self.max_tokens, self.step_end = policy, shown, max_tokens, step_end
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int]) -> list[Correction | None]:
+    def correct(
+        self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int]
+    ) -> list[Correction | None]:
         able = [place for place, draft in enumerate(drafts) if draft.reference is not None or not self.shown]
         renderer = self.policy.renderer
         prompts = [
@@ -83,7 +89,9 @@ class PolicyCorrector:
             + renderer.completion("".join(drafts[place].kept).rstrip(" \t"), end=False)
             for place in able
         ]
-        completions = self.policy.generate(prompts, [seeds[place] for place in able], None if whole else self.max_tokens)
+        completions = self.policy.generate(
+            prompts, [seeds[place] for place in able], None if whole else self.max_tokens
+        )
         out: list[Correction | None] = [None] * len(drafts)
         for place, completion in zip(able, completions, strict=True):
             out[place] = self._correction(completion, drafts[place], whole)
@@ -101,6 +109,8 @@ class PolicyCorrector:
 def bare(step: str) -> str:
     """A step without what ends it."""
     end = len(step)
-    while end and (step[end - 1].isspace() or step[end - 1] == ";"):  # a regular expression would be quadratic in inner white space
+    while end and (
+        step[end - 1].isspace() or step[end - 1] == ";"
+    ):  # a regular expression would be quadratic in inner white space
         end -= 1
     return step[:end]

@@ -13,15 +13,25 @@ from handrail.experts.steps import split_steps
 class EndpointCorrector:
     """Asks for the next step, or the rest; with the reference before its eyes if ``shown``."""
 
-    def __init__(self, endpoint: Endpoint, shown: bool, step_end: str | None = None, max_tokens: int = 2048) -> None:
+    def __init__(
+        self, endpoint: Endpoint, shown: bool, step_end: str | None = None, max_tokens: int = 2048
+    ) -> None:
         """``max_tokens`` is for the answer with its reasoning."""
         self.endpoint, self.shown, self.step_end, self.max_tokens = endpoint, shown, step_end, max_tokens
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int] = ()) -> list[Correction | None]:
-        asked = [correction_conversation(draft.problem, draft.kept, draft.reference if self.shown else None, whole) for draft in drafts]
+    def correct(
+        self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int] = ()
+    ) -> list[Correction | None]:
+        asked = [
+            correction_conversation(draft.problem, draft.kept, draft.reference if self.shown else None, whole)
+            for draft in drafts
+        ]
         # The first answer is the likeliest; further ones are drawn, to differ.
         answers = self.endpoint.ask(asked, self.max_tokens, 1.0 if attempt else 0.0, attempt)
-        return [None if answer is None else self._read(answer, draft, whole) for answer, draft in zip(answers, drafts, strict=True)]
+        return [
+            None if answer is None else self._read(answer, draft, whole)
+            for answer, draft in zip(answers, drafts, strict=True)
+        ]
 
     def _read(self, answer: str, draft: Draft, whole: bool) -> Correction | None:
         found = read_correction(answer)

@@ -20,7 +20,11 @@ class LlmJudge:
         self.endpoint, self.max_tokens = endpoint, max_tokens
 
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
-        answers = iter(self.endpoint.ask([judge_conversation(*attempt) for attempt in attempts if attempt[1]], self.max_tokens))
+        answers = iter(
+            self.endpoint.ask(
+                [judge_conversation(*attempt) for attempt in attempts if attempt[1]], self.max_tokens
+            )
+        )
         return [self._scores(next(answers), len(steps)) if steps else [] for _, steps in attempts]
 
     def _scores(self, answer: str | None, steps: int) -> Scores | None:

@@ -84,8 +84,13 @@ class PolicyPlanner:
         self.policy, self.max_tokens = policy, max_tokens
 
     def plans(self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int]) -> list[str | None]:
-        asked = [replace(problem, prompt=plan_conversation(problem, reference)[0]["content"]) for problem, reference in pairs]
-        written = self.policy.generate([self.policy.renderer.prompt(problem) for problem in asked], seeds, self.max_tokens)
+        asked = [
+            replace(problem, prompt=plan_conversation(problem, reference)[0]["content"])
+            for problem, reference in pairs
+        ]
+        written = self.policy.generate(
+            [self.policy.renderer.prompt(problem) for problem in asked], seeds, self.max_tokens
+        )
         return [spoken(plan.text) or None if plan.finished else None for plan in written]
 
 
@@ -113,6 +118,10 @@ def names_answer(text: str, problem: Problem) -> bool:
 def leaks(plan: str, problem: Problem) -> bool:
     """Whether a plan gives the answer away, or a value that only the references know."""
     plan = LIST_MARK.sub("", plan)
-    prompt = problem.prompt if isinstance(problem.prompt, str) else " ".join(message["content"] for message in problem.prompt)
+    prompt = (
+        problem.prompt
+        if isinstance(problem.prompt, str)
+        else " ".join(message["content"] for message in problem.prompt)
+    )
     worked_out = set().union(*map(numbers, problem.references)) - numbers(prompt)
     return names_answer(plan, problem) or bool(numbers(plan) & (worked_out | numbers(problem.answer)))

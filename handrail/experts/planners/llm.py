@@ -17,8 +17,15 @@ class EndpointPlanner:
     def __init__(self, endpoint: Endpoint, max_tokens: int = 2048) -> None:
         self.endpoint, self.max_tokens = endpoint, max_tokens
 
-    def plans(self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int] = (), attempt: int = 0) -> list[str | None]:
+    def plans(
+        self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int] = (), attempt: int = 0
+    ) -> list[str | None]:
         """A plan for each problem with its reference, None where there is none. Further attempts are sampled, to differ."""
         temperature = 1.0 if attempt else 0.0
-        answers = self.endpoint.ask([plan_conversation(*pair) for pair in pairs], self.max_tokens, temperature, attempt)
-        return [spoken(answer)[:LONGEST_PLAN].strip() or None if answer is not None else None for answer in answers]
+        answers = self.endpoint.ask(
+            [plan_conversation(*pair) for pair in pairs], self.max_tokens, temperature, attempt
+        )
+        return [
+            spoken(answer)[:LONGEST_PLAN].strip() or None if answer is not None else None
+            for answer in answers
+        ]

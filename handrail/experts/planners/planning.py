@@ -18,7 +18,12 @@ BATCH = 64
 
 
 def derive(
-    problems: Sequence[Problem], planner: Planner, by: str, output: Path, progress: Callable[[int, int], None], replace: bool = False
+    problems: Sequence[Problem],
+    planner: Planner,
+    by: str,
+    output: Path,
+    progress: Callable[[int, int], None],
+    replace: bool = False,
 ) -> Counter[str]:
     """Write the problems with a plan each to ``output`` (JSONL) and count plans, leaks and failures. ``by`` is the planner's name.
 
@@ -38,7 +43,10 @@ def derive(
         for batch in batches(todo):
             for problem, plan in zip(
                 batch,
-                planner.plans([(problem, problem.references[0]) for problem in batch], [seed(problem) for problem in batch]),
+                planner.plans(
+                    [(problem, problem.references[0]) for problem in batch],
+                    [seed(problem) for problem in batch],
+                ),
                 strict=True,
             ):
                 kind = "no_plan" if plan is None else "leaking" if leaks(plan, problem) else "planned"
@@ -47,8 +55,14 @@ def derive(
                     plans[key(problem)] = plan
                     stream.write(line(problem, plan, by))
             stream.flush()
-            progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
-    lines = (line(problem, plans.get(key(problem)) if replace or not problem.plan else None, by) for problem in problems)
+            progress(
+                len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")),
+                len(problems),
+            )
+    lines = (
+        line(problem, plans.get(key(problem)) if replace or not problem.plan else None, by)
+        for problem in problems
+    )
     write_whole(output, "".join(lines))
     partial.unlink()
     return counts
@@ -76,8 +90,19 @@ def line(problem: Problem, plan: str | None, by: str) -> str:
     Metadata that JSON does not know, such as fractions, become text, as they do on the way to a verifier.
     """
     planned = {"plan": plan, "planner": by} if plan else {"plan": problem.plan}
-    own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references), **planned}
-    return json.dumps({**problem.metadata, **{field: value for field, value in own.items() if value}}, default=str) + "\n"
+    own = {
+        "id": problem.id,
+        "prompt": problem.prompt,
+        "answer": problem.answer,
+        "reference": list(problem.references),
+        **planned,
+    }
+    return (
+        json.dumps(
+            {**problem.metadata, **{field: value for field, value in own.items() if value}}, default=str
+        )
+        + "\n"
+    )
 
 
 def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
@@ -96,7 +121,9 @@ def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
         except (ValueError, KeyError, AttributeError):
             if file.suffix == ".partial":  # a line that was being written when the run died
                 continue
-            raise UserError(f"{file}, line {number}: this is no problem with a plan; choose another --output") from None
+            raise UserError(
+                f"{file}, line {number}: this is no problem with a plan; choose another --output"
+            ) from None
         if plan and planner == by:
             plans[asked] = plan
         elif plan and plan != own.get(asked):

@@ -41,7 +41,9 @@ class Arm(CreditTerm):
                 return member
             own = member.author == Author.POLICY
             said = confidence(member.column("sampling_logp")[own], self.share)
-            return member.with_columns(advantage=member.column("advantage") + own * self.alpha * (asked - said))
+            return member.with_columns(
+                advantage=member.column("advantage") + own * self.alpha * (asked - said)
+            )
 
         return group.map(shifted)
 
