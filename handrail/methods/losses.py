@@ -125,3 +125,25 @@ def by_author(surrogates: Mapping[Author, Surrogate]) -> Surrogate:
         return out
 
     return surrogate
+
+
+def plan_weights(
+    logp: Tensor,
+    plan_logp: Tensor,
+    mask: Tensor,
+    alpha: float,
+    hard_mask: bool = False,
+    normalize: bool = False,
+) -> Tensor:
+    """w = p0^(1−α)·p1^α of every token, without gradient, from log p0 and log p1 (SORT); p0 if log p1 is NaN.
+
+    ``hard_mask``: 0 unless p1 > p0. ``normalize``: divide by the mean over the trajectory's tokens.
+    """
+    planned = torch.where(plan_logp.isnan(), logp, plan_logp)
+    weights = torch.exp((1 - alpha) * logp + alpha * planned) * mask
+    if hard_mask:
+        weights = weights * ((planned > logp) | plan_logp.isnan())
+    if normalize:
+        mean = weights.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+        weights = weights / mean.clamp(min=torch.finfo(weights.dtype).tiny)
+    return weights

@@ -14,9 +14,9 @@ from handrail.experts.registry import Role
 from handrail.methods.batch import TokenBatch
 from handrail.methods.context import Context
 from handrail.methods.imitating import GrpoSftSettings, Imitating, imitated
+from handrail.methods.losses import plan_weights
 from handrail.methods.requests import Ask, Score
-from handrail.types.problem import Problem
-from handrail.types.trajectory import Group, Trajectory
+from handrail.types.trajectory import Group
 
 
 class SortSettings(GrpoSftSettings):
@@ -34,8 +34,7 @@ class SortSettings(GrpoSftSettings):
     hard_mask: bool = False
     """Train only those tokens that the plan makes likelier: p1 > p0."""
     weights_at: Literal["update", "rollout"] = "update"
-    """When to score the reference: right before each optimizer update, or once, when the groups are
-    sampled."""
+    """When to score the reference: right before each update, or once, when the groups are sampled."""
     weights: Literal["plan", "uniform", "shuffled-plan", "solution", "random"] = "plan"
     """How tokens are weighted: ``plan`` is SORT; the ablations are equal weights, the plan of another
     problem, the whole solution as plan, and SORT's weights in random order."""
@@ -48,17 +47,14 @@ class Sort(Imitating[SortSettings]):
 
     rollout: G samples of each problem.
     guide: in all-wrong groups, the reference, if the verifier accepts it, is imitated.
-    credit: GRPO's for the rollouts; log p1 of the reference, with the plan in the prompt, if there is one that gives nothing away.
-    surrogate: GRPO's, plus w·log π on the reference, w = sg p0^(1−α)·p1^α with the p0 that the loss computes anyway, or w = p0
-        without a plan; a mean over its tokens and all problems of the update, times λ.
+    credit: GRPO's for the rollouts; log p1 of the reference, with a plan that gives nothing away in the prompt.
+    surrogate: GRPO's, plus λ·w·log π on the reference, a mean over its tokens and all problems of the update;
+        w = sg p0^(1−α)·p1^α with the p0 that the loss computes anyway, and w = p0 without a plan.
 
-    Trigger, the two scorings and the geometric mean are from secondary sources; the rest is our reconstruction.
+    Trigger, scorings and geometric mean are from secondary sources; the rest is our reconstruction.
     """
 
-    name = "sort"
-    source = "arXiv 2605.11505"
-    status = "reconstruction"
-    Settings = SortSettings
+    name, source, status, Settings = "sort", "arXiv 2605.11505", "reconstruction", SortSettings
 
     @property
     def experts(self) -> Mapping[Role, str]:
@@ -66,56 +62,42 @@ class Sort(Imitating[SortSettings]):
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         s = self.settings
-        if s.repair != "all" and not group.all_wrong:
-            return group
-        reference = await self.verified_reference(group, ctx)
+        reference = (
+            await self.verified_reference(group, ctx) if group.all_wrong or s.repair == "all" else None
+        )
         if reference is None or not reference.correct:  # a repair must not teach a wrong solution
             return group
-        repair = imitated(reference)
-        if s.weights != "uniform":
-            ablation = s.weights if s.weights in ("solution", "shuffled-plan") else ""
-            question = PlanQuestion(group.problem, reference.text, s.plan_tokens, ablation)
-            repair = replace(repair, plan=await Ask(s.planner, question))
-        if s.weights_at == "rollout":
-            repair = repair.with_columns(base_logp=await Score(repair.prompt_ids, repair.token_ids))
-            repair = await self.with_plan_logp(group.problem, repair, ctx)
-        return group.add(repair)
+        ablation = s.weights if s.weights in ("solution", "shuffled-plan") else ""
+        question = PlanQuestion(group.problem, reference.text, s.plan_tokens, ablation)
+        plan = None if s.weights == "uniform" else await Ask(s.planner, question)
+        repair = replace(imitated(reference), plan=plan)
+        if s.weights_at == "update":
+            return group.add(repair)
+        base_logp = await Score(repair.prompt_ids, repair.token_ids)
+        return await self.score_plans(group.add(repair.with_columns(base_logp=base_logp)), ctx)
 
     async def credit(self, group: Group, ctx: Context) -> Group | None:
-        if self.settings.weights_at == "update":
-            members = [await self.with_plan_logp(group.problem, member, ctx) for member in group.trajectories]
-            group = replace(group, trajectories=members)
-        return await super().credit(group, ctx)
+        scored = await self.score_plans(group, ctx) if self.settings.weights_at == "update" else group
+        return await super().credit(scored, ctx)
 
-    async def with_plan_logp(self, problem: Problem, repair: Trajectory, ctx: Context) -> Trajectory:
-        """The trajectory with log p1 [T] if it is a repair: NaN without a plan. Random weights get their order, too."""
-        if repair.in_baseline:
-            return repair
-        logp = torch.full((len(repair),), math.nan)
-        if repair.plan is not None:
-            logp = await Score(ctx.renderer.prompt(problem, repair.plan), repair.token_ids)
-        order = list(range(len(repair)))
-        if self.settings.weights == "random":
-            ctx.rng.shuffle(order)
-        return repair.with_columns(plan_logp=logp, weight_order=torch.tensor(order, dtype=torch.float32))
+    async def score_plans(self, group: Group, ctx: Context) -> Group:
+        """Add log p1 of every repair, NaN without a plan, and an order in which to shuffle its weights."""
+        for repair in group.imitated:
+            logp = torch.full((len(repair),), math.nan)
+            if repair.plan is not None:
+                logp = await Score(ctx.renderer.prompt(group.problem, repair.plan), repair.token_ids)
+            order = torch.tensor(ctx.rng.sample(range(len(repair)), len(repair)), dtype=torch.float32)
+            group = group.swap(repair, repair.with_columns(plan_logp=logp, weight_order=order))
+        return group
 
     def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
         own = self.policy_gradient(logp, batch)
-        if "plan_logp" not in batch.columns:
+        if "plan_logp" not in batch.columns:  # no repair among these trajectories
             return own
-        return own + batch.imitation_weight * self.weights(logp.detach(), batch) * logp
-
-    def weights(self, logp: Tensor, batch: TokenBatch) -> Tensor:
-        """w [B, T] of every token from its log-probability log p0 and from log p1."""
-        s = self.settings
-        if s.weights == "uniform":
-            return torch.ones_like(logp)
-        base = batch["base_logp"] if s.weights_at == "rollout" else logp
-        planned = torch.where(batch["plan_logp"].isnan(), base, batch["plan_logp"])
-        weights = torch.exp((1 - s.alpha) * base + s.alpha * planned) * batch.mask
-        if s.hard_mask:
-            weights = weights * ((planned > base) | batch["plan_logp"].isnan())
-        if s.normalise_weights:
-            mean = weights.sum(1, keepdim=True) / batch.mask.sum(1, keepdim=True).clamp(min=1)
-            weights = weights / mean.clamp(min=torch.finfo(weights.dtype).tiny)
-        return weights.gather(1, batch["weight_order"].long()) if s.weights == "random" else weights
+        s, base = self.settings, logp.detach() if self.settings.weights_at == "update" else batch["base_logp"]
+        weights = plan_weights(
+            base, batch["plan_logp"], batch.mask, s.alpha, s.hard_mask, s.normalise_weights
+        )
+        if s.weights == "random":
+            weights = weights.gather(1, batch["weight_order"].long())
+        return own + batch.imitation_weight * (1.0 if s.weights == "uniform" else weights) * logp
