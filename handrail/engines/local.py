@@ -58,6 +58,11 @@ class LocalEngine:
 
     # The verbs, over all groups of a step
 
+    def groups(self, method: Method[Any], problems: Sequence[Problem]) -> list[Group]:
+        """Sample, grade, guide and credit one step's problems: what an update would learn from."""
+        graded = self.reward(method, self.rollout(method, problems))
+        return self.credit(method, [each for found in self.guide(method, graded) for each in found])
+
     def rollout(self, method: Method[Any], problems: Sequence[Problem], places: Places = None) -> list[Group]:
         """Sample every problem as often as the method wants, ungraded.
 

@@ -37,7 +37,7 @@ class TransformersPolicy:
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: ModelConfig | str,
         rollout: RolloutConfig | None = None,
         prompts: PromptFormat | None = None,
         accelerator: Accelerator | None = None,
@@ -48,6 +48,7 @@ class TransformersPolicy:
 
         Raises UserError, naming ``field``, if the model cannot be loaded.
         """
+        model = ModelConfig(path=model) if isinstance(model, str) else model
         self.config, self.rollout = model, rollout or RolloutConfig()
         self.accelerator = accelerator or Accelerator(cpu=model.device == "cpu")
         self.micro_batch_tokens = micro_batch_tokens

@@ -34,7 +34,7 @@ class TrainablePolicy(TransformersPolicy):
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: ModelConfig | str,
         rollout: RolloutConfig | None = None,
         prompts: PromptFormat | None = None,
         accelerator: Accelerator | None = None,

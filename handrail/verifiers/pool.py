@@ -72,8 +72,9 @@ class VerifierPool:
     Creating it raises UserError if the verifier cannot be used.
     """
 
-    def __init__(self, config: VerifierConfig) -> None:
-        self._config = config
+    def __init__(self, config: VerifierConfig | str = "math") -> None:
+        """``config``: the settings, or the verifier's name alone."""
+        self._config = config = VerifierConfig(name=config) if isinstance(config, str) else config
         self._workers: list[_Worker | None] = [None] * config.workers
         self._latest: deque[_Batch] = deque()
         self._first_hung = False

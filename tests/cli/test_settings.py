@@ -100,7 +100,8 @@ def test_a_method_shows_its_settings_under_their_table_with_legal_values(handrai
     assert "settings, under [method]" in lines
     for setting, values, default in (
         ("threshold", "number > 0, ≤ 1", "0.5"),
-        ("judge", '"rule", "reference", "prm", "llm" or "random"', '"rule"'),
+        ("judge", "text", '"arithmetic"'),
+        ("mode", '"step", "suffix" or "reference"', '"step"'),
         ("normalise_std", "true or false", "false"),
     ):
         at = next(number for number, line in enumerate(lines) if line.startswith(f"│ {setting} "))
