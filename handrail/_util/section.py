@@ -7,6 +7,17 @@ from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+RENAMED = {
+    "correction": "importance_weight_cap",
+    "least_right": "min_correct_prefix",
+    "most_gap": "max_mismatch",
+    "most_skipped": "max_skipped_updates",
+    "normaliser": "loss_normalizer",
+    "strength": "imitation_coef",
+    "tries": "max_attempts",
+}
+"""Keys of earlier configurations, and what they are called now."""
+
 
 class Section(BaseModel):
     """A section of the configuration: immutable, and unknown keys are an error."""
@@ -24,7 +35,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _keys(model, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, 1)
+        renamed = RENAMED.get(location[-1], "")
+        near = [renamed] if renamed in known else difflib.get_close_matches(location[-1], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"there is no setting {key}; {hint}{more}"
     if first["type"] == "missing":

@@ -13,13 +13,14 @@ from handrail.experts.judges.reference import aligned
 from handrail.experts.planners import names_answer
 from handrail.experts.questions import CorrectionQuestion, JudgeQuestion
 from handrail.experts.registry import Role
-from handrail.experts.steps import spelt, split_steps
+from handrail.experts.steps import split_steps
 from handrail.methods import losses
 from handrail.methods.base import GrpoSettings, LossNormalizer, Method
 from handrail.methods.batch import TokenBatch
 from handrail.methods.context import Context
+from handrail.methods.graft import graft
 from handrail.methods.losses import Shape
-from handrail.methods.requests import Ask, Generate, Verify, gather
+from handrail.methods.requests import Ask, gather
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 
@@ -82,19 +83,16 @@ class Scope(Method[ScopeSettings]):
     """SCOPE-style: failed rollouts are repaired from their first wrong step, and stay if the verifier accepts them.
 
     rollout: G samples of each problem.
-    guide: a step judge finds the first wrong step of the failed rollouts; of the M with the largest share of right steps, at
-        least ρ, a corrector replaces that step and the policy goes on, up to N times, until the verifier accepts one; it
-        takes the failed rollout's place.
+    guide: a step judge finds the first wrong step of the failed rollouts; of the M with the largest share of
+        right steps, at least ρ, a corrector replaces that step and the policy goes on, up to N times, until the
+        verifier accepts one; it takes the failed rollout's place.
     credit: R − mean R over the repaired group, without the standard deviation.
     surrogate: f(π)·A on the corrector's tokens, f(p) = p/(p + γ); the clipped ratio on the policy's own.
 
     The idea is from the abstract; the mechanism is our reconstruction.
     """
 
-    name = "scope"
-    source = "arXiv 2602.24110"
-    status = "reconstruction"
-    Settings = ScopeSettings
+    name, source, status, Settings = "scope", "arXiv 2602.24110", "reconstruction", ScopeSettings
 
     @property
     def needs_references(self) -> bool:
@@ -104,7 +102,7 @@ class Scope(Method[ScopeSettings]):
     @property
     def experts(self) -> Mapping[Role, str]:
         s = self.settings
-        return {"corrector": s.corrector, **({"judge": s.judge} if s.judge != "random" else {})}
+        return {"corrector": s.corrector, **({} if s.judge == "random" else {"judge": s.judge})}
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         failed = [member for member in group.rollouts if member.correct is False]
@@ -114,8 +112,7 @@ class Scope(Method[ScopeSettings]):
         judged = await gather(*(self.judged(group.problem, rollout, ctx) for rollout in whole))
         for before, after in zip(whole, judged, strict=True):
             group = group.swap(before, after)
-        attempts = [attempt for rollout in judged if (attempt := self.attempt(group.problem, rollout, ctx))]
-        chosen = self.chosen(attempts, ctx)
+        chosen = self.chosen([self.attempt(group.problem, rollout, ctx) for rollout in judged], ctx)
         repaired = await gather(*(self.repair(attempt, ctx) for attempt in chosen))
         for attempt, solution in zip(chosen, repaired, strict=True):
             if solution is not None:
@@ -125,97 +122,72 @@ class Scope(Method[ScopeSettings]):
 
     async def judged(self, problem: Problem, rollout: Trajectory, ctx: Context) -> Trajectory:
         """The rollout with the score of each of its steps, if the judge gives any."""
-        steps = split_steps(rollout.text, self.settings.step_end)
-        if self.settings.judge == "random":
+        s, steps = self.settings, split_steps(rollout.text, self.settings.step_end)
+        if s.judge == "random":
             wrong = ctx.rng.randrange(1, len(steps)) if len(steps) > 1 else len(steps)
             scores = [1.0] * wrong + [0.0] * (len(steps) - wrong)
         else:
-            scores = await Ask(self.settings.judge, JudgeQuestion(problem, steps, self.settings.step_end))
+            scores = await Ask(s.judge, JudgeQuestion(problem, steps, s.step_end))
         ctx.counts["scope/not_judged"] += scores is None
         return rollout if scores is None else replace(rollout, judged=list(zip(steps, scores, strict=True)))
 
     def attempt(self, problem: Problem, rollout: Trajectory, ctx: Context) -> Attempt | None:
         """The rollout cut before its first wrong step; None if none was found."""
-        if rollout.judged is None:
-            return None
-        wrong = first_error([score for _, score in rollout.judged], self.settings.threshold)
-        ctx.counts["scope/no_error_found"] += wrong is None
+        steps = rollout.judged or []
+        wrong = first_error([score for _, score in steps], self.settings.threshold)
+        ctx.counts["scope/no_error_found"] += wrong is None and rollout.judged is not None
         if wrong is None:
             return None
-        kept, end = [step for step, _ in rollout.judged[:wrong]], self.settings.step_end
-        # The reference that the kept steps follow furthest.
-        reference = max(
+        kept, end = [step for step, _ in steps[:wrong]], self.settings.step_end
+        closest = max(
             problem.references, key=lambda text: aligned(kept, split_steps(text, end)), default=None
         )
-        return Attempt(rollout, Draft(problem, kept, reference), wrong / len(rollout.judged))
+        return Attempt(rollout, Draft(problem, kept, closest), wrong / len(steps))
 
-    def chosen(self, attempts: list[Attempt], ctx: Context) -> list[Attempt]:
+    def chosen(self, attempts: list[Attempt | None], ctx: Context) -> list[Attempt]:
         """The M attempts that were right for longest."""
-        s = self.settings
-        blank = [attempt for attempt in attempts if not attempt.draft.kept]
-        short = [
-            attempt for attempt in attempts if attempt.draft.kept and attempt.share < s.min_correct_prefix
-        ]
-        ctx.counts["scope/no_prefix"] += len(blank)
-        ctx.counts["scope/short_prefix"] += len(short)
-        ctx.counts["scope/partly_right"] += len(attempts) - len(blank)
-        dropped = [*short, *(blank if s.no_prefix == "skip" else [])]
-        kept = [attempt for attempt in attempts if all(attempt is not other for other in dropped)]
-        return sorted(kept, key=lambda attempt: -attempt.share)[: s.repairs]
+        s, able = self.settings, []
+        for attempt in filter(None, attempts):
+            kind = "partly_right" if attempt.draft.kept else "no_prefix"
+            short = bool(attempt.draft.kept) and attempt.share < s.min_correct_prefix
+            ctx.counts[f"scope/{kind}"] += 1
+            ctx.counts["scope/short_prefix"] += short
+            if not short and (attempt.draft.kept or s.no_prefix == "reference"):
+                able.append(attempt)
+        return sorted(able, key=lambda attempt: -attempt.share)[: s.repairs]
 
     async def repair(self, attempt: Attempt, ctx: Context) -> Trajectory | None:
         """The first repair that the verifier accepts."""
         ctx.counts["scope/tried"] += 1
+        draft, kept = attempt.draft, "".join(attempt.draft.kept)
         for number in range(self.settings.max_attempts):
-            correction = await self.correction(attempt.draft, number, ctx)
-            solution = await self.solution(attempt, correction, ctx) if correction else None
+            correction = await self.correction(draft, number, ctx)
+            if correction is None:
+                continue
+            solution = await graft(attempt.rollout, kept, correction, draft.problem, ctx)
+            ctx.counts["scope/too_long"] += solution is None
             if solution is not None and solution.correct:
-                ctx.counts["scope/repaired" if attempt.draft.kept else "scope/replaced"] += 1
-                return solution
+                ctx.counts["scope/repaired" if kept else "scope/replaced"] += 1
+                return replace(solution, judged=(attempt.rollout.judged or [])[: len(draft.kept)])
         ctx.counts["scope/repair_failed"] += 1
         return None
 
     async def correction(self, draft: Draft, number: int, ctx: Context) -> Correction | None:
         """What follows the kept steps; the whole reference if nothing is kept."""
-        s = self.settings
+        s, shown = self.settings, self.settings.mode == "reference"
         name, whole = (s.corrector, s.mode == "suffix") if draft.kept else ("reference", True)
-        shown = s.mode == "reference"
-        correction: Correction | None = await Ask(
-            name, CorrectionQuestion(draft, whole, number, shown, s.step_tokens, s.step_end)
-        )
+        question = CorrectionQuestion(draft, whole, number, shown, s.step_tokens, s.step_end)
+        correction: Correction | None = await Ask(name, question)
         ctx.counts["scope/no_correction"] += correction is None
         if correction and shown and draft.kept and names_answer(correction.text, draft.problem):
             ctx.counts["scope/leaking_step"] += 1
             return None
         return correction
 
-    async def solution(self, attempt: Attempt, correction: Correction, ctx: Context) -> Trajectory | None:
-        """The kept tokens, the correction and the policy's end, graded; None if they leave no room."""
-        rollout, kept, renderer = attempt.rollout, "".join(attempt.draft.kept), ctx.renderer
-        cut = spelt(rollout.tokens, kept, renderer)
-        rest = kept[len(renderer.text(rollout.tokens[:cut])) :]
-        plain = (
-            correction.author is not Author.REFERENCE
-        )  # who is asked may not end the turn; references are the user's own
-        written = renderer.completion(rest + correction.text, end=correction.complete, plain=plain)
-        solution = rollout.truncate(cut).append(written, correction.author, finished=correction.complete)
-        room = ctx.max_tokens - len(solution)
-        if room < (not solution.finished):
-            ctx.counts["scope/too_long"] += 1
-            return None
-        if not solution.finished:
-            (more,) = await Generate(solution.prompt_ids + solution.tokens, 1, room)
-            ctx.counts["tokens/resampled"] += len(more)
-            solution = solution.extend(more)
-        judged = rollout.judged and rollout.judged[: len(attempt.draft.kept)]
-        solution = replace(solution, text=renderer.text(solution.tokens), judged=judged)
-        graded: Trajectory = await Verify(attempt.draft.problem, solution)
-        return graded
-
     def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
         def shaped(logp: Tensor, batch: TokenBatch) -> Tensor:
             return losses.shaped(logp, batch, self.settings.shaping, self.settings.gamma)
 
-        corrected = dict.fromkeys((Author.REFERENCE, Author.TEACHER, Author.REPLAY), shaped)
-        mixed = losses.by_author({Author.POLICY: self.policy_gradient, **corrected})
+        foreign = dict.fromkeys((Author.REFERENCE, Author.TEACHER, Author.REPLAY), shaped)
+        mixed = losses.by_author({Author.POLICY: self.policy_gradient, **foreign})
         return mixed(logp, batch) + losses.imitation(logp, batch)

@@ -14,11 +14,13 @@ import typer.main
 from jsonschema import Draft202012Validator
 from rich.text import Text
 
+from handrail._util.errors import UserError
 from handrail.cli.commands import app
 from handrail.cli.schema import editor_schema, page
-from handrail.methods import METHODS
+from handrail.methods import METHODS, build
+from handrail.models.config import RolloutConfig
 from handrail.training.config import Config
-from tests.conftest import Handrail
+from tests.conftest import Handrail, config
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,3 +187,25 @@ def test_every_command_and_option_has_a_help_text_that_loses_no_brackets() -> No
         assert not Text.from_markup(text).spans, (
             f"{path}: write \\[ for [, or it is taken for a style: {text!r}"
         )
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new"),
+    [
+        ("train", "most_skipped", "max_skipped_updates"),
+        ("sampler", "correction", "importance_weight_cap"),
+        ("sampler", "most_gap", "max_mismatch"),
+        ("scope", "least_right", "min_correct_prefix"),
+        ("scope", "tries", "max_attempts"),
+        ("scope", "normaliser", "loss_normalizer"),
+        ("sort", "strength", "imitation_coef"),
+    ],
+)
+def test_a_key_of_an_earlier_configuration_is_answered_with_its_new_name(
+    section: str, old: str, new: str
+) -> None:
+    with pytest.raises(UserError, match=f"there is no setting .*{old}; did you mean '{new}'"):
+        if section in METHODS:
+            build({"name": section, old: 1}, RolloutConfig())
+        else:
+            config(**{section: {old: 1}})
