@@ -277,3 +277,25 @@ def test_unknown_methods_and_settings_are_named() -> None:
         make("luffy", gama=0.2)
     with pytest.raises(UserError, match="is not a subclass of handrail.Method"):
         make("handrail.types.trajectory:Group")
+
+
+@pytest.mark.parametrize(("name", "scored"), [("dft", 0), ("sft", 0), ("grpo", 0), ("sort", 2)])
+def test_what_the_loss_computes_anyway_is_not_scored_before(
+    name: str, scored: int, policy: TransformersPolicy, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SORT scores its two repairs once each, with the plan in the prompt; nobody scores p0."""
+    prompts: list[list[int]] = []
+    score = policy.score
+
+    def counted(asked: list[list[int]], completions: Any) -> list[torch.Tensor]:
+        prompts.extend(asked)
+        return score(asked, completions)
+
+    monkeypatch.setattr(policy, "score", counted)
+    groups = [group(policy, [0, 0]), group(policy, [0, 0], OTHER)]
+    method = make(name)
+    engine.credit(method, guide(method, groups, engine))
+    assert len(prompts) == scored
+    assert all(
+        prompt not in prompts for prompt in (policy.encode_prompt(PROBLEM), policy.encode_prompt(OTHER))
+    )
