@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from handrail._util.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from handrail._util.errors import UserError
     from handrail.data.load import load_problems
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from handrail.types.problem import Problem
     from handrail.types.trajectory import Author, Group, Trajectory
     from handrail.verifiers.pool import VerifierPool
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "_util.errors": ["UserError"],

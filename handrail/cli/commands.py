@@ -11,9 +11,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from handrail import __version__
 from handrail._util.errors import Paused, UserError
 from handrail._util.progress import bars, console, quiet, show
+from handrail._util.version import __version__
 from handrail.cli.evaluate import eval_command, probe_command
 from handrail.cli.experts import judge_command, plan_command
 from handrail.cli.init import init_command

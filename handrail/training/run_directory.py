@@ -18,9 +18,9 @@ import tomli_w
 from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
-from handrail import __version__
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import locked, no_room, sync, write_whole
+from handrail._util.version import __version__
 from handrail.training.checkpoint import newest_intact
 from handrail.training.config import Config, load_config
 from handrail.training.resuming import CONTENTS, differences, no_run_in, what_is_learnt

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from handrail import __version__
 from handrail._util.files import writable, write_whole
+from handrail._util.version import __version__
 from handrail.eval.compare import aggregate
 from handrail.eval.report import charts, palette, series
 from handrail.eval.report.charts import Line, Style
