@@ -118,7 +118,10 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def test_ones_own_planner_teaches_what_the_built_in_one_teaches(mine: Path, tmp_path: Path) -> None:
-    own, column = (run("planner", name, tmp_path / name[:3]) for name in (f"{mine}:Planner", "column"))
+    own, column = (
+        run("planner", name, tmp_path / str(place))
+        for place, name in enumerate((f"{mine}:Planner", "column"))
+    )
     assert own == column and own[0]["planner/asked"] > 0
 
 

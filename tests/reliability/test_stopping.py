@@ -98,10 +98,11 @@ def test_a_stop_is_granted_while_a_verdict_is_waited_for(tmp_path: Path) -> None
     (tmp_path / "data.jsonl").write_text(
         json.dumps({"prompt": "1 + 1 =", "answer": "2", "begun": str(begun)}) + "\n"
     )
-    verifier = {"name": f"{tmp_path / 'slow.py'}:slow", "timeout": 60}
+    verifier = {"name": f"{tmp_path / 'slow.py'}:slow", "timeout": 60, "extract": None}
     settings = config(
         data={"train": str(tmp_path / "data.jsonl")},
         verifier=verifier,
+        rollout={"require_end": False},  # so that every completion is graded
         train={"problems_per_step": 1, "checkpoint_every": 1},
     )
     asking = threading.Thread(target=ask_when, args=[begun])

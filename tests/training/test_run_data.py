@@ -159,7 +159,7 @@ def test_rows_that_are_too_long_may_be_left_out(handrail: Handrail, tmp_path: Pa
     )
     done = handrail("eval", "builtin:house-tiny", str(held), "--config", str(file), "--output", "eval")
     assert (
-        "1 problems are too long and left out" in done.out
+        "1 problems are too long and are left out" in done.out
         and '"problems": 1' in Path("eval/summary.json").read_text()
     ), done
 
