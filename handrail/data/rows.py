@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import json
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 from handrail._util.errors import BadRow, UserError
 from handrail._util.hub import look_up
+from handrail._util.names import near
 from handrail._util.numerals import Written
 
 
@@ -42,17 +42,10 @@ def read(source: str) -> tuple[list[Row], str]:
     # An ending of letters is a file's: a mistyped one should not wait for the hub. (1.5 is a version.)
     if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name) and not path.suffix[1:].isalpha():
         return _hub(name, split, source)
-    raise UserError(f"{source}: there is no such file{_near(path)}")
+    raise UserError(f"{source}: there is no such file{near(path)}")
 
 
 # Files
-
-
-def _near(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; there is no directory {path.parent} either, so check the path"
-    names = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
-    return f"; did you mean {' or '.join(names)}?" if names else f"; check the path, as nothing in {path.parent} has a name like it"
 
 
 def _file(path: Path, place: str, name: str) -> list[Row]:
@@ -225,7 +218,7 @@ def _hub(name: str, split: str, source: str) -> tuple[list[Row], str]:
     except Exception as error:  # the library's own, the hub client's and the network's have no common base
         raise UserError(
             f"{source}: there is no such file, and the Hugging Face hub did not give a dataset of that name ({brief(error)})"
-            f"{_near(Path(dataset))}"
+            f"{near(Path(dataset))}"
         ) from error
     note = ""
     if isinstance(data, datasets.DatasetDict):

@@ -17,7 +17,7 @@ from handrail._util.seeds import derive
 from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
 from handrail.training.contents import changed, code_digest, model_digest, read_object
-from handrail.training.resuming import differences
+from handrail.training.resuming import differences, held_by
 from handrail.types import Problem, Trajectory, digest
 from handrail.verifiers.pool import CUT_OFF, Verdict, VerifierPool
 
@@ -165,7 +165,7 @@ def claim(directory: Path, config: Config, what: dict[str, Any], problems: Mappi
         if changed_since := changed(there.get("contents", {}), made_from):
             raise UserError(f"{directory} holds a measurement before {' and '.join(changed_since)} changed; choose another --output")
     elif directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} holds something else; choose another --output")
+        raise UserError(f"{directory} holds {held_by(directory) or 'something else'}; choose another --output")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({**settings, "contents": made_from}, indent=1) + "\n")

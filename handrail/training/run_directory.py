@@ -23,7 +23,7 @@ from handrail._util.errors import Paused, UserError
 from handrail._util.files import locked, no_room, sync, write_whole
 from handrail.training.checkpoint import newest_intact
 from handrail.training.config import Config, load_config
-from handrail.training.resuming import CONTENTS, differences, no_run_in, what_is_learnt
+from handrail.training.resuming import CONTENTS, differences, held_by, no_run_in, what_is_learnt
 
 log = logging.getLogger("handrail")
 
@@ -69,6 +69,8 @@ class RunDirectory:
             raise UserError(f"{path} is a file; choose another --output")
         if not (path / "metrics.jsonl").exists():
             if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+                if held := held_by(path):
+                    raise UserError(f"{path} holds {held}, into which no run can be written; choose another --output")
                 raise UserError(f"{path} has no metrics.jsonl and holds something else; choose another --output")
             if resume and not (path / ".lock").exists():  # which a run killed at its very start leaves behind
                 raise UserError(no_run_in(path))
