@@ -129,7 +129,8 @@ class Bars:
         """``name`` is that of one of several runs, or empty."""
         if "warning" in metrics and not (step == 0 and metrics["warning"] in self.warned):  # runs of a comparison share their data
             self.warned.add(metrics["warning"])
-            self.line(f"{name} step {step}: {metrics['warning']}", style="yellow")
+            for text in metrics["warning"].splitlines():
+                self.line(f"warning: {f'{name} '.lstrip()}step {step}: {text}", style="yellow")
         scores = held_out(metrics)
         self.scores[name] = {**self.scores.get(name, {}), **scores}
         live, ended = self.console.is_interactive, step == steps

@@ -38,8 +38,8 @@ GRID_FAMILIES = ("arc_agi", "rearc")
 def resolve(config: VerifierConfig) -> Verifier:
     """Returns the verifier that ``config`` names; ``config.extract``, if set, cuts the completion down before it.
 
-    Raises UserError if there is no such verifier, module or function, or if ``extract`` is not a regular expression. The
-    returned function raises ValueError or TypeError where a verifier's value is no number in [0, 1], and whatever it raises.
+    Raises UserError if there is no such verifier, module or function. The returned function raises ValueError or TypeError where a
+    verifier's value is no number in [0, 1], and whatever it raises.
     """
     grade = BUILTIN[config.name] if config.name in BUILTIN else _user_function(config.name)
     cut = _cutter(config)
@@ -71,10 +71,7 @@ def reader(config: VerifierConfig) -> Callable[[str], str | None]:
 def _cutter(config: VerifierConfig) -> Callable[[str], str | None]:
     if config.extract is None:
         return lambda completion: completion
-    try:
-        pattern = re.compile(config.extract)
-    except re.error as error:
-        raise UserError(f"verifier.extract = {config.extract!r} is not a regular expression: {error}.") from error
+    pattern = re.compile(config.extract)
     return lambda completion: _last_match(pattern, completion)
 
 
@@ -196,7 +193,7 @@ def _bare(text: str) -> str:
 
 def _last_match(pattern: re.Pattern[str], completion: str) -> str | None:
     last = deque(pattern.finditer(completion), maxlen=1)
-    return last[0].group(min(1, pattern.groups)) if last else None
+    return last[0].group(1) if last else None
 
 
 def _reward(value: object) -> float:
