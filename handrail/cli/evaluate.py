@@ -15,7 +15,6 @@ from handrail._util.files import write_whole
 from handrail._util.names import near, slug
 from handrail._util.progress import console, quiet, show
 from handrail.cli.options import DATA, ConfigFile, Data, Settings, configured, fitting_verifier, with_model
-from handrail.models.builtin import locate
 from handrail.training.config import Config
 from handrail.training.trained import model_of, settings_file
 
@@ -118,6 +117,8 @@ def opened(model: str, data: list[str] | None, config: Path | None, settings: li
     """The configuration with ``model`` for its model, and the sets by name."""
     quiet()
     if not data and not config and settings_file(model_of(model)) is None:
+        from handrail.models.builtin import locate  # torch comes with it
+
         if not Path(locate(model)).exists():
             raise UserError(f"there is no directory {model}{near(Path(model))} (to measure a model of the Hugging Face hub, name data)")
         raise UserError("there is nothing to measure on; name the data, a --config with eval.sets, or a run's model")

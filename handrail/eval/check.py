@@ -9,12 +9,14 @@ from handrail.data.layouts import FIELDS
 from handrail.data.load import Loaded, describe, load_problems
 from handrail.training.config import Config
 from handrail.types import Problem
-from handrail.verifiers.audit import place, rejected_answers, spoils
+from handrail.verifiers.audit import fitting_settings, place, rejected_answers, spoils
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import Verdict, VerifierPool
 
 NAMED = 10
 """How many rows with the same fault are named."""
+TRIED = 64
+"""So many refused references are tried on other verifiers."""
 LONG = 200
 """Characters of an answer from which on it looks like a worked solution: nothing that a policy writes would be equal to it."""
 
@@ -48,20 +50,26 @@ def judged(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]
     flat = [(problem, text) for problem in problems for text in problem.references]
     with VerifierPool(config) as verifier:
         own = rejected_answers(problems, config, verifier)
-        verdicts = verifier.grade(flat)
+        verdicts = verifier.grade(flat, answers=True)
     yield from _said_of_answers(own, problems, config.name)
     if not flat:
         return
-    refused = [problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is False]
+    refused = [(item, verdict) for item, verdict in zip(flat, verdicts, strict=True) if verdict.correct is False]
     unverified = [(problem, verdict) for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is None]
     yield f"verifier {config.name!r}: it accepts {len(flat) - len(refused) - len(unverified)} of {len(flat)} references"
     if refused:
-        said = f"{place(refused[0])} (answer {shortened(refused[0].answer)})"
-        yield f"{_severity('reference_rejected', refused, flat)}: {len(refused)} references contradict their answer, first {said}"
+        severity = _severity("reference_rejected", refused, flat)
+        (first, _), verdict = refused[0]
+        read = "" if verdict.answer is None else f"; it reads {shortened(verdict.answer)} there"
+        yield f"{severity}: the verifier refuses {len(refused)} references, first {place(first)} (answer {shortened(first.answer)}{read})"
+        if fitting := fitting_settings([item for item, _ in refused[:TRIED]], config):
+            yield f"  {fitting} would accept {'them' if len(refused) <= TRIED else f'the first {TRIED} of them'}"
+        elif severity == "error":
+            yield "  if they are right, tell the verifier where their answers stand: verifier.extract (handrail config verifier.extract)"
     if unverified:
-        first, verdict = unverified[0]
+        problem, verdict = unverified[0]
         severity = _severity("unverifiable", unverified, flat)
-        yield f"{severity}: {len(unverified)} references are unverified, first {place(first)}: {verdict.detail:.200}"
+        yield f"{severity}: {len(unverified)} references are unverified, first {place(problem)}: {verdict.detail:.200}"
 
 
 def _severity(fault: str, faulty: Sequence[object], of: Sequence[object]) -> str:

@@ -71,7 +71,10 @@ def test_a_resumed_run_has_said_it_already() -> None:
     assert watch(HEALTHY | {"entropy": 0.0}) is not None
 
 
-@pytest.mark.parametrize(("wrong", "words"), [(0, None), (1, None), (8, "the verifier refuses 8 of the first 32 references")])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [(0, None), (1, None), (8, "the verifier refuses 8 of the first 32 references"), (32, "so nothing can be learnt from them")],
+)
 def test_a_verifier_that_refuses_references_is_named_before_training(wrong: int, words: str | None, tmp_path: Path) -> None:
     problems = load_problems(f"{HARD}&n=32")
     rows = [
