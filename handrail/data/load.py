@@ -116,7 +116,7 @@ def _problems(rows: list[Row], layout: Layout) -> list[Problem]:
             if problem.id in places:
                 raise BadRow("id", "another row has the same one", f"'{problem.id}' is also that of {places[problem.id]}: change one")
         except BadRow as error:
-            bad.append((row.place, error))
+            bad.append((row.place, _of_this_row(error, row, rows, layout)))
         else:
             places[problem.id] = row.place
             problems.append(problem)
@@ -131,6 +131,16 @@ def _problem(row: Row, layout: Layout) -> Problem:
     if not isinstance(row.value, dict):
         raise BadRow(None, "the row is not an object", 'write it as {"prompt": ..., "answer": ...}')
     return replace(to_problem(*layout.split(row.value), default_id=row.id), where=row.place)
+
+
+def _of_this_row(error: BadRow, row: Row, rows: list[Row], layout: Layout) -> BadRow:
+    """``error``, or that only this row, and not the data, lacks a column."""
+    column = layout.columns.get(error.field or "")
+    if column is None or not isinstance(row.value, dict) or lookup(row.value, column) is not ABSENT:
+        return error
+    if all(lookup(other.value, column) is ABSENT for other in rows if isinstance(other.value, dict)):
+        return error
+    return BadRow(error.field, f"this row has no {error.field}", f"fill in its '{column}', or leave the row out")
 
 
 def _complaint(bad: list[tuple[str, BadRow]]) -> str:

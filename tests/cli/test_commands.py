@@ -176,7 +176,7 @@ def test_a_hub_name_without_a_network_is_one_sentence_in_a_real_process(tmp_path
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        ({"prompt": "1 + 1 ="}, ["line 5, field answer: there is no column 'answer'"]),
+        ({"prompt": "1 + 1 ="}, ["line 5, field answer: this row has no answer; fill in its 'answer', or leave the row out"]),
         ({"prompt": 7, "answer": "2"}, ["line 5, field prompt: it is a number; make it text"]),
         ({"prompt": "1 =", "answer": None}, ["line 5, field answer: it is empty (null)"]),
         ({"prompt": "1 =", "answer": ["2", "3"]}, ["line 5, field answer: it is a list"]),
