@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,10 @@ class Attempting:
     samples: int
     seed: int
 
-    def at(self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[int, int], None]) -> list[Attempts]:
+    def at(self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[float, int], None]) -> list[Attempts]:
         """``samples`` attempts at each problem of the set ``name``; ``file`` holds those there are already, and gets the others.
 
+        ``progress`` is told the problems done, with a fraction for a batch that is being sampled, and the number of problems.
         Raises UserError for a verifier that only fails.
         """
         size = max(1, self.config.rollout.batch_size // self.samples)
@@ -86,7 +88,9 @@ class Attempting:
         with file.open("a", encoding="utf-8") as stream:
             for start in range(len(done), len(problems), size):
                 set_seed(derive("attempts", self.seed, name, start) % 2**32)
-                new = self._graded(problems[start : start + size])
+                batch = problems[start : start + size]
+                with self._watched(len(done), len(batch), len(problems), progress):
+                    new = self._graded(batch)
                 if failing := self.verifier.failing:
                     _keep_verified(file, done)
                     raise UserError(f"{failing}; mend the verifier, for what it graded last is not kept")
@@ -95,6 +99,24 @@ class Attempting:
                 done += new
                 progress(len(done), len(problems))
         return done
+
+    @contextmanager
+    def _watched(self, done: int, batch: int, n: int, progress: Callable[[float, int], None]) -> Iterator[None]:
+        """Report progress at every token that is sampled in this block: small data are a single batch."""
+        before, longest = self.policy.poll, self.config.rollout.max_tokens
+        tokens = 0
+
+        def poll() -> None:
+            nonlocal tokens
+            before()
+            progress(done + batch * min(tokens / longest, 0.99), n)
+            tokens += 1
+
+        self.policy.poll = poll
+        try:
+            yield
+        finally:
+            self.policy.poll = before
 
     def _graded(self, problems: Sequence[Problem]) -> list[Attempts]:
         with enough_memory("sample"):

@@ -28,7 +28,7 @@ def evaluate_sets(
     seed: int,
     limit: int | None,
     directory: Path,
-    progress: Callable[[str, int, int], None] = lambda name, done, n: None,
+    progress: Callable[[str, float, int], None] = lambda name, done, n: None,
 ) -> dict[str, Any]:
     """``evaluation`` of every set (name -> source), by name; the attempts go to ``directory``. Raises UserError."""
     problems = {name: load_problems(source, config.data.columns)[:limit] for name, source in sets.items()}

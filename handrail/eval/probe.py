@@ -66,7 +66,7 @@ def probe(
     seed: int,
     limit: int | None,
     directory: Path,
-    progress: Callable[[int, int], None] = lambda done, n: None,
+    progress: Callable[[float, int], None] = lambda done, n: None,
 ) -> dict[str, Any]:
     """Attempts every problem of ``source`` ``rollouts`` times and writes ``attempts.jsonl``, ``problems.jsonl`` and ``probe.json``.
 

@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_p
     class Stopped(Exception):
         pass
 
-    def stop(name: str, done: int, n: int) -> None:
+    def stop(name: str, done: float, n: int) -> None:
         if done == 8:
             raise Stopped
 
@@ -107,12 +107,19 @@ def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_p
     file = tmp_path / "b/hard.jsonl"
     assert len(written(file)) == 8
     file.write_bytes(whole[: file.stat().st_size - 20])  # as if the last line had not been finished: its batch is drawn again
-    begun: list[int] = []
+    begun: list[float] = []
     assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first
-    assert begun == [4, 8, 12] and file.read_bytes() == whole
-    assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first and begun[3:] == [12]
+    assert [done for done in begun if done % 4 == 0] == [4, 4, 8, 8, 12] and begun == sorted(begun) and file.read_bytes() == whole
+    assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first and begun[-2:] == [12, 12]
     run(tmp_path / "c", seed=1)
     assert (tmp_path / "c/hard.jsonl").read_bytes() != whole
+
+
+def test_progress_is_told_within_the_only_batch_of_small_data(tmp_path: Path) -> None:
+    told: list[float] = []
+    sets = {"hard": f"{HARD}&split=test&n=3"}
+    evaluate_sets(config(rollout={"max_tokens": 48}), sets, 2, 0, None, tmp_path, lambda name, done, n: told.append(done))
+    assert told == sorted(told) and sum(0 < done < 3 for done in told) > 10
 
 
 def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
