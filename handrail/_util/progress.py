@@ -28,6 +28,12 @@ def show(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
+def reflowed(text: str) -> str:
+    """``text`` with each paragraph on one line, which the terminal breaks where it ends; lists keep their lines."""
+    paragraphs = re.split(r"\n\s*\n", text.strip())
+    return "\n\n".join(re.sub(r"\s*\n(?!\s*[-*] )\s*", " ", paragraph) for paragraph in paragraphs)
+
+
 def held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Held-out set -> accuracy, if the step evaluated."""
     return {found[1]: value for key, value in metrics.items() if (found := re.fullmatch("eval/(.+)/mean", key))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from handrail import __version__
 from handrail._util.errors import Paused, UserError
-from handrail._util.progress import bars, console, quiet, show
+from handrail._util.progress import bars, console, quiet, reflowed, show
 from handrail.cli.evaluate import eval_command, probe_command
 from handrail.cli.experts import judge_command, plan_command
 from handrail.cli.init import init_command
@@ -198,7 +199,7 @@ for panel, commands in PANELS.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, rich_help_panel=panel)
         else:
-            app.command(name, rich_help_panel=panel)(command)
+            app.command(name, help=reflowed(inspect.getdoc(command) or ""), rich_help_panel=panel)(command)
 
 
 def main(app: typer.Typer = app) -> None:

@@ -212,7 +212,7 @@ def _user_function(name: str) -> Callable[[Problem, str], object]:
     where, colon, attribute = name.rpartition(":")
     if not colon:
         close = difflib.get_close_matches(name, BUILTIN, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose {', '.join(BUILTIN)} or your own module:function"
+        hint = f"did you mean {close[0]!r}?" if close else f"choose {', '.join(BUILTIN)} or your own module:function or file.py:function"
         raise UserError(f"verifier.name: there is no verifier {name!r}; {hint}")
     function = load_attribute(name, "verifier.name")
     if not callable(function):

@@ -14,7 +14,7 @@ class VerifierConfig(Section):
 
     name: str = "math"
     """``math``, ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own
-    ``module:function``."""
+    ``module:function`` or ``file.py:function``."""
     extract: str | None = None
     """Regular expression that finds the answer in a completion: the verifier sees the first group of the last
     match."""

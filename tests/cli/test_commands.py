@@ -116,9 +116,10 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
         ("method.name=lufy", ["method.name: there is no method 'lufy'; did you mean 'luffy'"]),
         ("method={name='luffy', gama=0.2}", ["there is no setting method.gama; did you mean 'gamma'"]),
         ("method={name='luffy', gamma='x'}", ["method.gamma: ", "not 'x'"]),
-        ("method.name=no_such.py:Mine", ["method.name: no_such.py cannot be imported"]),
+        ("method.name=no_such.py:Mine", ["method.name: there is no file no_such.py; check the path"]),
         ("verifier.name=exakt", ["verifier.name: there is no verifier 'exakt'; did you mean 'exact'"]),
-        ("verifier.name=no_such.py:grade", ["verifier.name: no_such.py cannot be imported: FileNotFoundError"]),
+        ("verifier.name=no_such.py:grade", ["verifier.name: there is no file no_such.py; check the path"]),
+        ("verifier.name=datta.py:grade", ["verifier.name: there is no file datta.py; did you mean data.py?"]),
         ("verifier.extract='('", ["verifier.extract: '(' is not a regular expression"]),
         ("verifier.extract=", ["verifier.extract: it is empty, which would grade every completion as wrong"]),
         ("verifier.extract=''", ["verifier.extract: it is empty"]),
@@ -140,6 +141,8 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(assignment: str, parts: list[str], handrail: Handrail, tmp_path: Path) -> None:
+    if "datta.py" in assignment:
+        (tmp_path / "data.py").write_text("def grade(problem, completion):\n    return 0\n")
     assert_refused(handrail("train", str(configured(tmp_path)), "--output", "out", "--set", assignment), *parts)
 
 

@@ -14,6 +14,7 @@ import typer.main
 from jsonschema import Draft202012Validator
 from rich.text import Text
 
+from handrail._util.progress import reflowed
 from handrail.cli.commands import app
 from handrail.cli.schema import editor_schema, page
 from handrail.methods import METHODS
@@ -164,3 +165,12 @@ def test_every_command_and_option_has_a_help_text_that_loses_no_brackets() -> No
     for path, text in helps(typer.main.get_command(app)):
         assert text.endswith("."), f"{path}: {text!r}"
         assert not Text.from_markup(text).spans, f"{path}: write \\[ for [, or it is taken for a style: {text!r}"
+
+
+def test_paragraphs_of_a_method_and_of_the_help_are_not_broken_where_the_source_is(handrail: Handrail) -> None:
+    text = handrail("methods", "luffy").out
+    assert "(G where it has no reference). guide: the reference joins the group, graded by the same verifier; one graded wrong" in text
+    assert "\n\nrollout: G − 1" in text
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        assert "\n" not in (command.help or "").replace("\n\n", ""), command.name
+    assert reflowed("One\nparagraph.\n\nAnother:\n- a\n- b\n  and c") == "One paragraph.\n\nAnother:\n- a\n- b and c"

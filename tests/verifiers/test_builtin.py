@@ -545,7 +545,7 @@ def test_order_and_odd_problems() -> None:
         (VerifierConfig(name="mathh"), "no verifier 'mathh'; did you mean 'math'"),
         (VerifierConfig(name="quux"), "choose math, exact"),
         (VerifierConfig(name="no_such_module:f"), "cannot be imported: ModuleNotFoundError"),
-        (VerifierConfig(name="no/such/file.py:f"), "cannot be imported: FileNotFoundError"),
+        (VerifierConfig(name="no/such/file.py:f"), "there is no file no/such/file.py; there is no directory no/such either"),
         (VerifierConfig(name="json:f"), "json has no 'f'"),
     ],
 )
