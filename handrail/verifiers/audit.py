@@ -52,7 +52,8 @@ def fitting_settings(refused: Sequence[Graded], config: VerifierConfig) -> str |
 
 
 def _accepted(items: Sequence[Graded], config: VerifierConfig, **settings: str) -> float:
-    with VerifierPool(VerifierConfig(workers=config.workers, timeout=config.timeout, **settings)) as pool:
+    other = VerifierConfig.model_validate({"workers": config.workers, "timeout": config.timeout, **settings})
+    with VerifierPool(other) as pool:
         return fmean(verdict.correct is True for verdict in pool.grade(items))
 
 
