@@ -4,8 +4,8 @@ A problem starts from a number and applies rules to it, each with an operand: ``
 operations; the reference writes every primitive out, a step for each rule, and ends in the values after each step:
 ``77 + 8 = 85 , 85 * 2 = 70 ; 70 - 9 = 61 , ... # 70 22 40``. Rules ``K0`` to ``K107`` are common knowledge (the built-in backbones
 were taught them, twelve names for each of the nine programs); ``A`` to ``F`` are house rules whose meaning no backbone knows. So a
-*hard* problem (three house rules) cannot be solved by trying: a rollout must guess three meanings at once, and three values leave
-little to luck.
+*hard* problem (house rules applied three times) cannot be solved by trying: a rollout must guess up to three meanings at once, and
+three values leave little to luck.
 
 Every word is one token of the built-in backbones. See ``docs/backbones.md``.
 """
