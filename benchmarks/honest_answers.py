@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.answer_text import boxes, last_joined, marked, plain
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
@@ -50,7 +50,10 @@ def measure(path: Path, pool: VerifierPool) -> str:
         for before, problem in zip(problems, problems[1:], strict=False)
         if plain(before.answer) != plain(problem.answer)
     ]
-    refused = {name: sum(verdict.reward < 1 for verdict in pool.grade(asked)) for name, asked in (("box", boxed), ("solution", solved))}
+    refused = {
+        name: sum(verdict.reward < 1 for verdict in pool.grade(asked))
+        for name, asked in (("box", boxed), ("solution", solved))
+    }
     paid = sum(verdict.reward == 1 for verdict in pool.grade(others))
     return (
         f"{path.name}: refused {refused['box']} of {len(boxed)} answers in a box, {refused['solution']} of {len(solved)} solutions; "
@@ -59,7 +62,9 @@ def measure(path: Path, pool: VerifierPool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--verifier", default="math")
     options = parser.parse_args()

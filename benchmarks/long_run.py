@@ -53,7 +53,9 @@ def main() -> None:
     first, second = slice(steps // 10, steps // 2), slice(steps // 2, None)
     for name, values, unit in (("memory", memory, " MiB"), ("open files", files, "")):
         a, b = median(values[first]), median(values[second])
-        print(f"{name}: median {a:.0f}{unit} in the first half without its first tenth, {b:.0f}{unit} in the second, {b / a - 1:+.1%}")
+        print(
+            f"{name}: median {a:.0f}{unit} in the first half without its first tenth, {b:.0f}{unit} in the second, {b / a - 1:+.1%}"
+        )
 
 
 if __name__ == "__main__":

@@ -22,15 +22,34 @@ def write_run(directory: Path, tokens: int) -> None:
     draw = random.Random(0)
     directory.mkdir(parents=True)
     (directory / "config.toml").write_text('[method]\nname = "grpo"\n')
-    with (directory / "metrics.jsonl").open("w") as metrics, (directory / "samples.jsonl").open("w") as samples:
+    with (
+        (directory / "metrics.jsonl").open("w") as metrics,
+        (directory / "samples.jsonl").open("w") as samples,
+    ):
         metrics.write(json.dumps({"step": 0, "eval/hard/mean": 0.0}) + "\n")
         for step in range(1, STEPS + 1):
-            groups = {"groups/all_wrong": STEPS - step, "groups/mixed": 10, "groups/all_right": step, "groups/guided": 1}
+            groups = {
+                "groups/all_wrong": STEPS - step,
+                "groups/mixed": 10,
+                "groups/all_right": step,
+                "groups/guided": 1,
+            }
             metrics.write(
-                json.dumps({"step": step, "reward": step / 50, "entropy": 1 / step, "eval/hard/mean": step / 50, **groups}) + "\n"
+                json.dumps(
+                    {
+                        "step": step,
+                        "reward": step / 50,
+                        "entropy": 1 / step,
+                        "eval/hard/mean": step / 50,
+                        **groups,
+                    }
+                )
+                + "\n"
             )
             for place in range(PROBLEMS * ROLLOUTS):
-                samples.write(json.dumps(trajectory(step, f"problem-{step}-{place // ROLLOUTS}", tokens, draw)) + "\n")
+                samples.write(
+                    json.dumps(trajectory(step, f"problem-{step}-{place // ROLLOUTS}", tokens, draw)) + "\n"
+                )
 
 
 def trajectory(step: int, problem: str, tokens: int, draw: random.Random) -> dict[str, object]:
@@ -58,7 +77,10 @@ def main() -> None:
         write_run(Path(name) / "run", tokens)
         started = time.perf_counter()
         file = write_report(Path(name) / "run")
-        print(f"{STEPS * PROBLEMS * ROLLOUTS} trajectories of {tokens} tokens: {file.stat().st_size / 1e6:.1f} MB,", end=" ")
+        print(
+            f"{STEPS * PROBLEMS * ROLLOUTS} trajectories of {tokens} tokens: {file.stat().st_size / 1e6:.1f} MB,",
+            end=" ",
+        )
         print(f"written in {time.perf_counter() - started:.1f} s")
         for first, shown in (paint(browser, file) for _ in range(5)):
             print(f"first contentful paint {first:.0f} ms, trajectories shown {shown:.0f} ms")

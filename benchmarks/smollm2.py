@@ -38,10 +38,13 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         "| run | new numbers | new templates | groups all wrong, first → last five steps | tokens sampled | steps |",
         "|---|---|---|---|---|---|",
     ]
-    rows.append(f"| start | {' | '.join(figures(next(iter(runs.values()))[0], name) for name in SETS)} | | | |")
+    rows.append(
+        f"| start | {' | '.join(figures(next(iter(runs.values()))[0], name) for name in SETS)} | | | |"
+    )
     for name, (_, *steps) in runs.items():
         wrong = [
-            sum(s["groups/all_wrong"] for s in part) / sum(s["groups/all"] for s in part) for part in (steps[:WINDOW], steps[-WINDOW:])
+            sum(s["groups/all_wrong"] for s in part) / sum(s["groups/all"] for s in part)
+            for part in (steps[:WINDOW], steps[-WINDOW:])
         ]
         rows.append(
             f"| {name} | {' | '.join(figures(steps[-1], each) for each in SETS)} | {wrong[0]:.0%} → {wrong[1]:.0%} "
@@ -52,16 +55,34 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
 
 def picture(runs: dict[str, list[dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    panels = dict(zip(("reward of rollouts, mean of five steps", "accuracy, new numbers"), figure.subplots(1, 2), strict=True))
+    panels = dict(
+        zip(
+            ("reward of rollouts, mean of five steps", "accuracy, new numbers"),
+            figure.subplots(1, 2),
+            strict=True,
+        )
+    )
     reward, accuracy = panels.values()
     for name, (start, *steps) in runs.items():
         spent = [0, *accumulate(step["tokens/sampled"] for step in steps)]
         rewards = [step["reward"] for step in steps]
-        means = [sum(part) / len(part) for end in range(1, len(steps) + 1) if (part := rewards[max(0, end - WINDOW) : end])]
+        means = [
+            sum(part) / len(part)
+            for end in range(1, len(steps) + 1)
+            if (part := rewards[max(0, end - WINDOW) : end])
+        ]
         reward.plot(spent[1:], means, label=name)
-        at = [(tokens, line) for tokens, line in zip(spent, [start, *steps], strict=True) if "eval/new_numbers/mean" in line]
-        mean, low, high = (np.array([line[f"eval/new_numbers/{key}"] for _, line in at]) for key in ("mean", "low", "high"))
-        accuracy.errorbar([tokens for tokens, _ in at], mean, [mean - low, high - mean], marker="o", markersize=3, capsize=2)
+        at = [
+            (tokens, line)
+            for tokens, line in zip(spent, [start, *steps], strict=True)
+            if "eval/new_numbers/mean" in line
+        ]
+        mean, low, high = (
+            np.array([line[f"eval/new_numbers/{key}"] for _, line in at]) for key in ("mean", "low", "high")
+        )
+        accuracy.errorbar(
+            [tokens for tokens, _ in at], mean, [mean - low, high - mean], marker="o", markersize=3, capsize=2
+        )
     for title, axes in panels.items():
         axes.set(title=title, xlabel="tokens sampled", ylim=(0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -76,7 +97,9 @@ def main() -> None:
     for comparison in sys.argv[1:]:
         keep(Path(comparison))
     files = {file.stem.replace("-seed-", ", seed "): file for file in sorted(DOCS.glob("*.jsonl"))}
-    runs = {name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in files.items()}
+    runs = {
+        name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in files.items()
+    }
     with matplotlib.rc_context({"svg.hashsalt": "handrail"}):
         picture(runs).savefig("docs/images/smollm2.svg", metadata={"Date": None})
     print(table(runs))

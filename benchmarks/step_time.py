@@ -31,7 +31,7 @@ from handrail.models.loading import load_model
 from handrail.training.config import Config, parse_config
 from handrail.training.loop import Run
 from handrail.training.run_directory import RunDirectory
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.pool import VerifierPool
 
 Times = dict[str, float]
@@ -72,12 +72,23 @@ def write_problems(source: str, problems: int, dead: float, file: Path) -> Path:
             answer = "dead" if place < round(dead * problems) else "alive"
             references = {"reference": problem.references[0]} if problem.references else {}
             plan = {"plan": problem.plan} if problem.plan else {}
-            stream.write(json.dumps({"prompt": problem.prompt, "answer": answer, "id": problem.id, **references, **plan}) + "\n")
+            stream.write(
+                json.dumps(
+                    {"prompt": problem.prompt, "answer": answer, "id": problem.id, **references, **plan}
+                )
+                + "\n"
+            )
     return file
 
 
-def configuration(model: Path, problems: Path, options: argparse.Namespace, method: str, group_size: int) -> Config:
-    ours = {"name": method, "normaliser": "sequence", **({"entropy_bonus": 0.0} if method == "luffy" else {})}
+def configuration(
+    model: Path, problems: Path, options: argparse.Namespace, method: str, group_size: int
+) -> Config:
+    ours = {
+        "name": method,
+        "loss_normalizer": "sequence",
+        **({"entropy_bonus": 0.0} if method == "luffy" else {}),
+    }
     return parse_config({
         "model": {"path": str(model), "device": options.device},
         "data": {"train": str(problems)},
@@ -100,7 +111,12 @@ class Handrail:
         started = time.perf_counter()
         metrics, clock = self.run.step(self.number, self.out)
         whole = time.perf_counter() - started
-        return {"sampling": clock.seconds["sample"], "update": clock.seconds["update"], "step": whole, "tokens": metrics["tokens/sampled"]}
+        return {
+            "sampling": clock.seconds["sample"],
+            "update": clock.seconds["update"],
+            "step": whole,
+            "tokens": metrics["tokens/sampled"],
+        }
 
 
 def trl_trainer(model: Path, problems: Path, options: argparse.Namespace, directory: Path, steps: int) -> Any:
@@ -117,7 +133,9 @@ def trl_trainer(model: Path, problems: Path, options: argparse.Namespace, direct
         logging_strategy="no", save_strategy="no", disable_tqdm=True, weight_decay=0.01, lr_scheduler_type="constant",
     )  # fmt: skip
     columns = Dataset.from_list([{"prompt": row["prompt"], "answer": row["answer"]} for row in rows])
-    return GRPOTrainer(loaded, reward_funcs=rewards, args=arguments, train_dataset=columns, processing_class=tokenizer)
+    return GRPOTrainer(
+        loaded, reward_funcs=rewards, args=arguments, train_dataset=columns, processing_class=tokenizer
+    )
 
 
 def trl_steps(trainer: Any, before_each: Callable[[], None], after_each: Callable[[Times], None]) -> None:
@@ -142,8 +160,13 @@ def trl_steps(trainer: Any, before_each: Callable[[], None], after_each: Callabl
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             whole = time.perf_counter() - self.started
-            tokens = trainer._metrics["train"]["completions/mean_length"][-1] * trainer.args.per_device_train_batch_size
-            after_each({"sampling": sampling[-1], "update": whole - sampling[-1], "step": whole, "tokens": tokens})
+            tokens = (
+                trainer._metrics["train"]["completions/mean_length"][-1]
+                * trainer.args.per_device_train_batch_size
+            )
+            after_each(
+                {"sampling": sampling[-1], "update": whole - sampling[-1], "step": whole, "tokens": tokens}
+            )
 
     trainer._generate_single_turn = timed
     trainer.add_callback(Alternate())
@@ -168,7 +191,10 @@ def alternating(model: Path, problems: Path, options: argparse.Namespace, root: 
                 found[name].append(each.step())
 
         trl_steps(trainer, others, found["TRL"].append)
-    return {name: {key: median(each[key] for each in rounds[1:]) for key in rounds[0]} for name, rounds in found.items()}
+    return {
+        name: {key: median(each[key] for each in rounds[1:]) for key in rounds[0]}
+        for name, rounds in found.items()
+    }
 
 
 def peak_memory(who: str, model: Path, problems: Path, options: argparse.Namespace, root: Path) -> None:
@@ -177,7 +203,9 @@ def peak_memory(who: str, model: Path, problems: Path, options: argparse.Namespa
         trl_steps(trl_trainer(model, problems, options, root / "trl", 2), lambda: None, lambda times: None)
     else:
         with VerifierPool(configuration(model, problems, options, who, 1).verifier) as verifier:
-            ours = Handrail(configuration(model, problems, options, who, options.group_size), root / "memory", verifier)
+            ours = Handrail(
+                configuration(model, problems, options, who, options.group_size), root / "memory", verifier
+            )
             ours.step()
             ours.step()
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
@@ -216,19 +244,31 @@ def main(arguments: list[str]) -> None:
             if options.memory_of:
                 return peak_memory(options.memory_of, model, problems, options, root / f"memory-{share}")
             times = alternating(model, problems, options, root / f"{share}")
-            print(f"\n{options.model}, {options.problems} × {options.group_size} completions, {share:.0%} of groups dead")
+            print(
+                f"\n{options.model}, {options.problems} × {options.group_size} completions, {share:.0%} of groups dead"
+            )
             print_table(times)
         peaks = {who: measured_apart(who, [*arguments, "--dead", str(shares[0])]) for who in ("TRL", "grpo")}
-        print("\npeak memory of the process, or of the GPU: " + ", ".join(f"{who} {peak / 2**20:.0f} MiB" for who, peak in peaks.items()))
+        print(
+            "\npeak memory of the process, or of the GPU: "
+            + ", ".join(f"{who} {peak / 2**20:.0f} MiB" for who, peak in peaks.items())
+        )
         print(f"{peaks['grpo'] / peaks['TRL']:.2f} of TRL's")
 
 
 def print_table(times: dict[str, Times]) -> None:
     print(f"{'':8}{'sampling':>10}{'update':>10}{'step':>10}{'tokens':>8}{'of TRL':>9}{'of grpo':>9}")
     for name, each in times.items():
-        against = [f"{each['step'] / times[other]['step']:.2f}" if other in times else "" for other in ("TRL", "grpo")]
+        against = [
+            f"{each['step'] / times[other]['step']:.2f}" if other in times else ""
+            for other in ("TRL", "grpo")
+        ]
         cells = [f"{each[key]:.3f} s" for key in ("sampling", "update", "step")]
-        print(f"{name:8}" + "".join(f"{cell:>10}" for cell in cells) + f"{each['tokens']:8.0f}{against[0]:>9}{against[1]:>9}")
+        print(
+            f"{name:8}"
+            + "".join(f"{cell:>10}" for cell in cells)
+            + f"{each['tokens']:8.0f}{against[0]:>9}{against[1]:>9}"
+        )
 
 
 if __name__ == "__main__":

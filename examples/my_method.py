@@ -1,20 +1,25 @@
-"""A method of your own: groups that all failed imitate their reference, the others do GRPO. Run: python examples/my_method.py"""
+"""A method of your own: groups that all failed imitate their reference, the others do GRPO. Run: python examples/my_method.py
+
+Of the five verbs (samples, reward, guide, credit, surrogate) it overrides two; Method has GRPO's version of each. A verb works on one
+group, and awaits what it needs: Generate, Score, Verify or Ask.
+"""
 
 from dataclasses import replace
 
-from handrail import Group, Method, Tools, train
+import torch
+
+from handrail import Context, Group, Method, train
 
 
 class RepairWhenStuck(Method):
-    def guide(self, groups: list[Group], tools: Tools) -> list[Group]:
-        stuck = {group.problem.id: tools.reference(group.problem) for group in groups if group.all_wrong}
-        return [replace(group, demonstrations=list(filter(None, [stuck.get(group.problem.id)]))) for group in groups]
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        reference = ctx.reference(group.problem) if group.all_wrong else None
+        return group if reference is None else group.add(replace(reference, in_baseline=False))
 
-    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
-        def weighted(group: Group) -> Group:
-            return replace(group, demonstrations=[replace(shown, weight=[1.0] * len(shown)) for shown in group.demonstrations])
-
-        return [weighted(group) for group in super().credit(groups, tools)]
+    async def credit(self, group: Group, ctx: Context) -> Group | None:
+        for shown in group.imitated:
+            group = group.swap(shown, shown.with_columns(imitation_weight=torch.ones(len(shown))))
+        return await super().credit(group, ctx)
 
 
 if __name__ == "__main__":

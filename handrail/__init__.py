@@ -8,31 +8,59 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from handrail._util.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from handrail._util.errors import UserError
     from handrail.data.load import load_problems
-    from handrail.methods.base import Method
-    from handrail.methods.context import Tools
+    from handrail.engines.local import LocalEngine
+    from handrail.methods import METHODS
+    from handrail.methods.base import CreditTerm, Method
+    from handrail.methods.batch import TokenBatch
+    from handrail.methods.context import Context
+    from handrail.methods.linearise import linearised
+    from handrail.methods.requests import Ask, Generate, Score, Verify, gather
+    from handrail.models.hf import TransformersPolicy
+    from handrail.models.trainable import TrainablePolicy
+    from handrail.training.callbacks import Callback
     from handrail.training.config import Config, load_config
     from handrail.training.loop import train
-    from handrail.types import Group, Origin, Problem, Trajectory
-
-__version__ = "0.1.0"
+    from handrail.types.problem import Problem
+    from handrail.types.trajectory import Author, Group, Trajectory
+    from handrail.verifiers.pool import VerifierPool
 
 _HOMES = {
-    "Config": "training.config", "load_config": "training.config", "UserError": "_util.errors", "Method": "methods.base",
-    "Problem": "types", "load_problems": "data.load", "Tools": "methods.context", "train": "training.loop", "Group": "types",
-    "Origin": "types", "Trajectory": "types",
-}  # fmt: skip
+    "_util.errors": ["UserError"],
+    "data.load": ["load_problems"],
+    "engines.local": ["LocalEngine"],
+    "methods": ["METHODS"],
+    "methods.base": ["CreditTerm", "Method"],
+    "methods.batch": ["TokenBatch"],
+    "methods.context": ["Context"],
+    "methods.linearise": ["linearised"],
+    "methods.requests": ["Ask", "Generate", "Score", "Verify", "gather"],
+    "models.hf": ["TransformersPolicy"],
+    "models.trainable": ["TrainablePolicy"],
+    "training.callbacks": ["Callback"],
+    "training.config": ["Config", "load_config"],
+    "training.loop": ["train"],
+    "types.problem": ["Problem"],
+    "types.trajectory": ["Author", "Group", "Trajectory"],
+    "verifiers.pool": ["VerifierPool"],
+}
 
 __all__ = [
-    "Config", "Group", "Method", "Origin", "Problem", "Tools", "Trajectory", "UserError", "load_config", "load_problems", "train",
+    "METHODS", "Ask", "Author", "Callback", "Config", "Context", "CreditTerm", "Generate", "Group",
+    "LocalEngine", "Method", "Problem", "Score", "TokenBatch", "TrainablePolicy", "Trajectory",
+    "TransformersPolicy", "UserError", "VerifierPool", "Verify", "gather", "linearised",
+    "load_config", "load_problems", "train",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'handrail' has no attribute {name!r}")
-    value = getattr(import_module(f"handrail.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"handrail.{home}"), name)
     globals()[name] = value
     return value

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 import typer
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read on import: names of no model are not asked for, again and again, on the net
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # read on import: names of no model are not asked for, again and again, on the net
+)
 
 import torch
 from accelerate import Accelerator
 
 from handrail import cli
 from handrail._util import progress
-from handrail.methods.base import Method
-from handrail.methods.context import Tools
-from handrail.models.trainable import LearningPolicy
+from handrail.engines.local import LocalEngine
+from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config, parse_config
-from handrail.training.policies import load_experts, load_learning_policy
+from handrail.training.policies import load_trainable_policy
 from handrail.verifiers.pool import VerifierPool
 
 HARD = "task:house-rules?level=hard&house=3"
@@ -47,14 +48,8 @@ def config(**changes: Any) -> Config:
     return parse_config(tree)
 
 
-def policy_of(path: Path, **changes: Any) -> LearningPolicy:
-    return load_learning_policy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
-
-
-def prepared(method: Method, tools: Tools) -> Method:
-    """``method`` with the experts that it asks for, as a run prepares it."""
-    method.prepare(load_experts(config(), Accelerator(cpu=True), tools.policy))
-    return method
+def policy_of(path: Path, **changes: Any) -> TrainablePolicy:
+    return load_trainable_policy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +58,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def policy() -> LearningPolicy:
+def policy() -> TrainablePolicy:
     """The built-in backbone; tests must leave its weights as they are."""
-    return load_learning_policy(config(), Accelerator(cpu=True))
+    return load_trainable_policy(config(), Accelerator(cpu=True))
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +70,8 @@ def verifier() -> Iterator[VerifierPool]:
 
 
 @pytest.fixture
-def tools(policy: LearningPolicy, verifier: VerifierPool) -> Tools:
-    return Tools(policy, verifier)
+def engine(policy: TrainablePolicy, verifier: VerifierPool) -> LocalEngine:
+    return LocalEngine(policy, verifier)
 
 
 @dataclass
@@ -90,7 +85,9 @@ Handrail = Callable[..., Done]
 
 
 @pytest.fixture
-def run_app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
+def run_app(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Done]:
     """Runs a command line in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(progress.console, "width", 300)

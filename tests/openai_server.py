@@ -30,7 +30,17 @@ class Reply:
 def completion(text: str | None, finish: str = "stop", **extra: Any) -> str:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage} | extra)
+    return json.dumps(
+        {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "m",
+            "choices": [choice],
+            "usage": usage,
+        }
+        | extra
+    )
 
 
 def failure(status: int, message: str = "no", **error: str) -> Reply:
@@ -59,7 +69,9 @@ class OpenAiServer:
     Requests take ``faults`` in the order they come, None being no fault; then ``answer`` makes a text, or a Reply, from the messages.
     """
 
-    def __init__(self, answer: Callable[[Messages], str | Reply], faults: Iterable[Reply | None] = ()) -> None:
+    def __init__(
+        self, answer: Callable[[Messages], str | Reply], faults: Iterable[Reply | None] = ()
+    ) -> None:
         self.requests: list[Request] = []
         self.most_at_once = 0
         self._answer, self._faults = answer, iter(faults)
@@ -76,7 +88,9 @@ class OpenAiServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -115,7 +129,11 @@ def _handler(server: OpenAiServer) -> type[BaseHTTPRequestHandler]:
             reply = server.reply(Request(self.headers, json.loads(body)))
             sent = reply.body.encode()
             self.send_response(reply.status)
-            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(sent)), **reply.headers}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(sent)),
+                **reply.headers,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(sent[: len(sent) // 2] if reply.cut else sent)

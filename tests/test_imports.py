@@ -10,13 +10,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["_util", "types", "data", "models", "verifiers", "experts", "methods", "training", "eval", "engines", "cli"]
+ROOMS = [
+    "_util",
+    "types",
+    "data",
+    "models",
+    "verifiers",
+    "experts",
+    "methods",
+    "engines",
+    "training",
+    "eval",
+    "cli",
+]
 """Lowest first; docs/design.md says what each is for."""
 
 
 def modules() -> dict[str, Path]:
     return {
-        ".".join(file.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__"): file for file in (ROOT / "handrail").rglob("*.py")
+        ".".join(file.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__"): file
+        for file in (ROOT / "handrail").rglob("*.py")
     }
 
 
@@ -54,7 +67,8 @@ def test_no_import_goes_up() -> None:
 def test_no_module_imports_itself_through_others() -> None:
     known = modules()
     graph = {
-        name: {module_of(target, known) for target in imports(ast.parse(file.read_text()))} - {"handrail", name}
+        name: {module_of(target, known) for target in imports(ast.parse(file.read_text()))}
+        - {"handrail", name}
         for name, file in known.items()
         if name != "handrail"
     }

@@ -22,8 +22,16 @@ def test_documents_keep_their_places_so_that_their_links_hold() -> None:
 
 
 def test_a_wheel_has_every_document_and_example_that_the_package_names() -> None:
-    sources = [file for ending in ("py", "jinja", "toml", "html") for file in (ROOT / "handrail").rglob(f"*.{ending}")]
-    named = {Path(name) for file in sources for name in re.findall(r"(?:docs|examples)/[\w/-]+\.\w+", file.read_text(encoding="utf-8"))}
+    sources = [
+        file
+        for ending in ("py", "jinja", "toml", "html")
+        for file in (ROOT / "handrail").rglob(f"*.{ending}")
+    ]
+    named = {
+        Path(name)
+        for file in sources
+        for name in re.findall(r"(?:docs|examples)/[\w/-]+\.\w+", file.read_text(encoding="utf-8"))
+    }
     assert Path("docs/configuration.md") in named and named <= shipped()
 
 

@@ -8,15 +8,23 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
 )
+
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
 def save_chat_model(
-    directory: Path, context: int = 256, hidden_size: int = 32, special: Sequence[str] = (), template: str = TEMPLATE
+    directory: Path,
+    context: int = 256,
+    hidden_size: int = 32,
+    special: Sequence[str] = (),
+    template: str = TEMPLATE,
 ) -> Path:
     """A tiny random model of any text, with a chat template, whose padding token is its end token."""
     core = Tokenizer(models.BPE())
@@ -24,9 +32,12 @@ def save_chat_model(
     special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", *special]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        ["what is two and three"] * 4, trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+        ["what is two and three"] * 4,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
     )
-    words = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", chat_template=template)
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", chat_template=template
+    )
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -37,7 +48,9 @@ def save_chat_model(
     )  # fmt: skip
     model.lm_head.weight.data[words.eos_token_id] *= 3  # so that some completions end early
     # A model's own defaults must not decide how it is sampled.
-    model.generation_config = GenerationConfig(do_sample=True, top_k=1, repetition_penalty=3.0, eos_token_id=words.eos_token_id)
+    model.generation_config = GenerationConfig(
+        do_sample=True, top_k=1, repetition_penalty=3.0, eos_token_id=words.eos_token_id
+    )
     model.save_pretrained(directory)
     words.save_pretrained(directory)
     return directory
@@ -63,7 +76,9 @@ def save_gguf(directory: Path, file: Path) -> Path:
     special = {token["id"] for token in core["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words.convert_ids_to_tokens(range(len(words))))
-    writer.add_token_types([TokenType.CONTROL if index in special else TokenType.NORMAL for index in range(len(words))])
+    writer.add_token_types(
+        [TokenType.CONTROL if index in special else TokenType.NORMAL for index in range(len(words))]
+    )
     writer.add_token_merges([" ".join(pair) for pair in core["model"]["merges"]])
     writer.add_eos_token_id(words.eos_token_id)
     writer.add_bos_token_id(words.eos_token_id)
@@ -78,7 +93,9 @@ def save_gguf(directory: Path, file: Path) -> Path:
         theirs = names.get(ours) or "blk.{}.{}".format(ours.split(".")[2], names[ours.split(".", 3)[3]])
         if theirs.endswith(("attn_q", "attn_k")):  # llama.cpp rotates pairs, transformers halves
             heads = c.num_attention_heads if theirs.endswith("q") else c.num_key_value_heads
-            value = value.reshape(heads, 2, value.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+            value = (
+                value.reshape(heads, 2, value.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+            )
         writer.add_tensor(f"{theirs}.weight", value.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

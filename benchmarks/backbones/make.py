@@ -73,11 +73,18 @@ def tokenizer(words: list[str], longest: int = 128, **special: Any) -> PreTraine
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=longest, **special
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=longest,
+        **special,
     )
 
 
-def batches(recipe: Recipe, words: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    recipe: Recipe, words: PreTrainedTokenizerFast, rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (tokens, labels), both [batch, length], examples of like length together; prompts and padding carry no label."""
     while True:
         rows = []
@@ -105,7 +112,9 @@ def embed_digits(weight: torch.Tensor, words: PreTrainedTokenizerFast) -> None:
         weight[words.convert_tokens_to_ids(str(number))] = tens[number // 10] + ones[number % 10]
 
 
-def make(name: str, output: Path, seed: int = 0, progress: Callable[[int, int, float], None] | None = None) -> None:
+def make(
+    name: str, output: Path, seed: int = 0, progress: Callable[[int, int, float], None] | None = None
+) -> None:
     """Trains backbone ``name`` from scratch and writes it to ``output`` (safetensors, float16)."""
     recipe, rng = RECIPES[name], random.Random(seed)
     words = tokenizer(recipe.words)

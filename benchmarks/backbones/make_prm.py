@@ -24,7 +24,7 @@ from handrail.data.tasks import house_rules as house
 from handrail.data.tasks.house_rules import Item
 from handrail.experts.judges.prm import SEPARATOR, ChatLayout
 from handrail.experts.steps import split_steps
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 RULES = house.KNOWN_RULES | house.HOUSE_RULES
 ROLES = ("system", "user", "assistant")
@@ -71,7 +71,10 @@ def corrupt(kind: Kind, start: int, items: list[Item], rng: random.Random) -> st
     elif kind == "items":
         change = rng.choice(("drop", "add", "exchange"))
         if change == "add":
-            items.insert(rng.randrange(len(items) + 1), Item(rng.choice([*RULES, *house.PRIMITIVES]), rng.choice(house.OPERANDS)))
+            items.insert(
+                rng.randrange(len(items) + 1),
+                Item(rng.choice([*RULES, *house.PRIMITIVES]), rng.choice(house.OPERANDS)),
+            )
         elif change == "drop" and len(items) > 1:
             del items[place]
         else:
@@ -80,14 +83,23 @@ def corrupt(kind: Kind, start: int, items: list[Item], rng: random.Random) -> st
     return house.write(steps, answer, rng.choice(("clean", "clean", "clean", "foreign")), rng)
 
 
-def draw(rng: random.Random, level: house.Level, kind: Kind, split: house.Split = "train", rules: int = 6) -> tuple[str, str, list[str]]:
+def draw(
+    rng: random.Random, level: house.Level, kind: Kind, split: house.Split = "train", rules: int = 6
+) -> tuple[str, str, list[str]]:
     """(prompt, reference, steps of an attempt) of a random problem of one to three items; ``rules`` house rules are in use."""
     while True:
-        start, items = rng.randrange(house.MODULUS), house.draw_items(level, rules, rng)[: rng.choice((1, 2, 3, 3))]
+        start, items = (
+            rng.randrange(house.MODULUS),
+            house.draw_items(level, rules, rng)[: rng.choice((1, 2, 3, 3))],
+        )
         prompt = house.prompt(start, items)
         if house.is_test(prompt) == (split == "test"):
             steps, _, answer = house.solve(start, items, RULES)
-            return prompt, house.write(steps, answer, "clean", rng), split_steps(corrupt(kind, start, items, rng))
+            return (
+                prompt,
+                house.write(steps, answer, "clean", rng),
+                split_steps(corrupt(kind, start, items, rng)),
+            )
 
 
 def words_of(step: str) -> list[str]:
@@ -97,7 +109,14 @@ def words_of(step: str) -> list[str]:
 
 def first_wrong(steps: list[str], reference: list[str]) -> int | None:
     """The index of the first step that is not the reference's."""
-    return next((i for i, step in enumerate(steps) if i >= len(reference) or words_of(step) != words_of(reference[i])), None)
+    return next(
+        (
+            i
+            for i, step in enumerate(steps)
+            if i >= len(reference) or words_of(step) != words_of(reference[i])
+        ),
+        None,
+    )
 
 
 class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):  # type: ignore[misc]
@@ -106,7 +125,9 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
         self.model = Qwen2Model(config)
-        self.score = nn.Sequential(nn.Linear(config.hidden_size, config.hidden_size), nn.ReLU(), nn.Linear(config.hidden_size, 2))
+        self.score = nn.Sequential(
+            nn.Linear(config.hidden_size, config.hidden_size), nn.ReLU(), nn.Linear(config.hidden_size, 2)
+        )
         self.post_init()
 
 
@@ -132,7 +153,9 @@ def row(recipe: PrmRecipe, layout: ChatLayout, rng: random.Random) -> tuple[list
 def batches(recipe: PrmRecipe, layout: ChatLayout, rng: random.Random) -> Iterator[list[Tensor]]:
     """Endless [tokens, labels, words], each [batch, length], attempts of like length together."""
     while True:
-        rows = sorted((row(recipe, layout, rng) for _ in range(recipe.batch * 16)), key=lambda row: len(row[0]))
+        rows = sorted(
+            (row(recipe, layout, rng) for _ in range(recipe.batch * 16)), key=lambda row: len(row[0])
+        )
         chunks = [rows[at : at + recipe.batch] for at in range(0, len(rows), recipe.batch)]
         rng.shuffle(chunks)
         for chunk in chunks:
@@ -144,7 +167,10 @@ def batches(recipe: PrmRecipe, layout: ChatLayout, rng: random.Random) -> Iterat
 
 
 def make_prm(
-    output: Path, seed: int = 0, progress: Callable[[int, int, float], None] | None = None, recipe: PrmRecipe | None = None
+    output: Path,
+    seed: int = 0,
+    progress: Callable[[int, int, float], None] | None = None,
+    recipe: PrmRecipe | None = None,
 ) -> None:
     """Trains the process reward model from scratch and writes it to ``output`` (safetensors, float16)."""
     recipe, rng, words = recipe or PrmRecipe(), random.Random(seed), tokenizer()
@@ -165,13 +191,17 @@ def make_prm(
     for step in range(recipe.steps):
         done = max(0.0, (step / recipe.steps - recipe.flat) / (1 - recipe.flat))
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = (
+                recipe.learning_rate * min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
+            )
         tokens, labels, checks = next(data)
         states = model.model(input_ids=tokens, use_cache=False, output_hidden_states=True)
         guessed, checked = (norm(states.hidden_states[layer]) for layer in (recipe.guess_at, recipe.check_at))
         right, known = checks[:, 1:] == 1, checks >= 0
         balance = known.sum() / 2 / (checks[known].bincount(minlength=2) + 1)
-        judged = nn.functional.cross_entropy(model.score(states.last_hidden_state[labels >= 0]), labels[labels >= 0])
+        judged = nn.functional.cross_entropy(
+            model.score(states.last_hidden_state[labels >= 0]), labels[labels >= 0]
+        )
         loss = (
             judged
             + nn.functional.cross_entropy(checker(checked[known]), checks[known], weight=balance)

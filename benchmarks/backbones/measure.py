@@ -15,23 +15,26 @@ from handrail.data.config import DataConfig, Source
 from handrail.data.load import load_problems
 from handrail.data.tasks import IN_DOMAIN, OUT_OF_DOMAIN, TASKS, structure
 from handrail.data.tasks.house_rules import derivation_is_right
+from handrail.engines.local import LocalEngine
 from handrail.experts.judges import first_error
 from handrail.experts.judges.prm import PrmJudge
 from handrail.experts.steps import split_steps
-from handrail.methods.context import Tools
 from handrail.models.builtin import locate
 from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
 from handrail.training.evaluate import Accuracy, evaluate
 from handrail.training.policies import load_policy
-from handrail.types import Group, Problem
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Group
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
 GROUP_SIZE = 8
 BENCHMARKS = {"easy": "task:house-rules?level=easy", "hard": "task:house-rules?level=hard"} | {
-    name: source for name, source in (IN_DOMAIN | OUT_OF_DOMAIN).items() if not source.startswith("task:house-rules")
+    name: source
+    for name, source in (IN_DOMAIN | OUT_OF_DOMAIN).items()
+    if not source.startswith("task:house-rules")
 }
 
 
@@ -51,11 +54,11 @@ def measure_policy(model: str, n: int) -> Iterator[str]:
     )  # fmt: skip
     accelerator = Accelerator(cpu=True)
     with VerifierPool(config.verifier) as verifier:
-        tools = Tools(policy := load_policy(config, accelerator), verifier)
+        engine = LocalEngine(policy := load_policy(config, accelerator), verifier)
         for name, source in BENCHMARKS.items():
             problems = held_out(source, n)
             if policy.tokenizer.unk_token_id not in policy.tokenizer.encode(problems[0].prompt):
-                yield from _lines(name, evaluate(tools, accelerator, problems, GROUP_SIZE, name))
+                yield from _lines(name, evaluate(engine, accelerator, problems, GROUP_SIZE, name))
                 yield _plan_line(policy, problems)
 
 
@@ -75,7 +78,9 @@ def _plan_line(policy: TransformersPolicy, problems: list[Problem]) -> str:
         logp = [value for row in policy.score(prompts, completions) for value in row.tolist()]
         marks = [mark for problem in problems for mark in structure(problem, problem.references[0])]
         for wanted in (True, False):
-            shares.append(math.exp(mean(value for value, mark in zip(logp, marks, strict=True) if mark is wanted)))
+            shares.append(
+                math.exp(mean(value for value, mark in zip(logp, marks, strict=True) if mark is wanted))
+            )
     return "  probability of a reference's words, without → with its plan: structure {0:.2f} → {2:.2f}, values {1:.2f} → {3:.2f}".format(
         *shares
     )

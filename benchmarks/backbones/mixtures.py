@@ -70,14 +70,20 @@ def suite_example(shares: Shares, rng: random.Random) -> tuple[str, str]:
     while True:
         name = rng.choice(KNOWN_PROCEDURES if kind == "named" else UNKNOWN_PROCEDURES)
         work = known_procedures()[name] if kind == "named" else draw_procedure(rng)
-        things = {name: rng.randint(2, 10) for name in LEGS} if kind != "named" and rng.random() < 0.5 else KNOWN_THINGS
+        things = (
+            {name: rng.randint(2, 10) for name in LEGS}
+            if kind != "named" and rng.random() < 0.5
+            else KNOWN_THINGS
+        )
         try:
             return procedure_example(name, work, things, kind == "planned procedure", rng)
         except Impossible:
             continue
 
 
-def procedure_example(name: str, work: Procedure, things: dict[str, int], planned: bool, rng: random.Random) -> tuple[str, str]:
+def procedure_example(
+    name: str, work: Procedure, things: dict[str, int], planned: bool, rng: random.Random
+) -> tuple[str, str]:
     """A problem of ``work`` under ``name``. Raises Impossible if the numbers drawn do not suit it."""
     numbers = draw_numbers(work, rng)
     words = [str(number) for number in numbers]
@@ -139,10 +145,21 @@ def draw_operation(places: Sequence[str], results: int, rng: random.Random) -> O
 def draw_numbers(work: Procedure, rng: random.Random) -> list[int]:
     """Numbers for ``work``, small ones where they are multiplied."""
     operations = [operation for line in work.lines for operation in line]
-    multiplied = {place for operation in operations if operation.verb in ("multiply", "count") for place in operation.operands}
-    highest = max((PLACES.index(place) for operation in operations for place in operation.operands if place in PLACES), default=0)
+    multiplied = {
+        place
+        for operation in operations
+        if operation.verb in ("multiply", "count")
+        for place in operation.operands
+    }
+    highest = max(
+        (PLACES.index(place) for operation in operations for place in operation.operands if place in PLACES),
+        default=0,
+    )
     length = max(2, highest + 1)
-    return [rng.randint(1, rng.choice((9, 16))) if place in multiplied else rng.randrange(house.MODULUS) for place in PLACES[:length]]
+    return [
+        rng.randint(1, rng.choice((9, 16))) if place in multiplied else rng.randrange(house.MODULUS)
+        for place in PLACES[:length]
+    ]
 
 
 @cache

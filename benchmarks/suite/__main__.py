@@ -20,12 +20,25 @@ app = typer.Typer()
 
 @app.command()
 def suite_command(
-    output: Annotated[Path | None, typer.Option(help="Directory of results.jsonl (default: runs/suite, or runs/suite-quick).")] = None,
-    page: Annotated[Path | None, typer.Option(help="Markdown page to write (default: evidence.md next to the results).")] = None,
-    suite: Annotated[Path | None, typer.Option(help="Your own suite, laid out like benchmarks/suite/suite.toml.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Run a small part of it, without a search for settings.")] = False,
-    write_only: Annotated[bool, typer.Option("--write-only", help="Run nothing; write the page from the existing results.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Directory of results.jsonl (default: runs/suite, or runs/suite-quick)."),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Markdown page to write (default: evidence.md next to the results).")
+    ] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="Your own suite, laid out like benchmarks/suite/suite.toml.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run a small part of it, without a search for settings.")
+    ] = False,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="Run nothing; write the page from the existing results.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")
+    ] = None,
 ) -> None:
     """Test the papers' claims on several models, benchmarks, methods, reference styles and seeds.
 
@@ -47,16 +60,25 @@ def suite_command(
         def report(done: int, total: int, result: Result) -> None:
             left = (time.monotonic() - started) / (done - finished) * (total - done) / 60
             accuracy = result.mean(what.in_domain)
-            show(f"{done}/{total} {result.cell.label}: in-domain {accuracy:.1%}, {result.figures['seconds']:.0f} s; {left:.0f} min left")
+            show(
+                f"{done}/{total} {result.cell.label}: in-domain {accuracy:.1%}, {result.figures['seconds']:.0f} s; {left:.0f} min left"
+            )
 
         run_suite(what, output, workers, report)
         (output / "weights.json").write_text(json.dumps(weights_of(what), indent=1) + "\n", encoding="utf-8")
-    weights = json.loads((output / "weights.json").read_text(encoding="utf-8")) if (output / "weights.json").exists() else {}
+    weights = (
+        json.loads((output / "weights.json").read_text(encoding="utf-8"))
+        if (output / "weights.json").exists()
+        else {}
+    )
     target = page or output / "evidence.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "benchmarks.suite", *sys.argv[1:]])
     target.write_text(
-        written(what, current(what, read_results(file)), weights, command, os.path.relpath(file, target.parent)), encoding="utf-8"
+        written(
+            what, current(what, read_results(file)), weights, command, os.path.relpath(file, target.parent)
+        ),
+        encoding="utf-8",
     )
     show(f"page: {target}")
 

@@ -43,10 +43,15 @@ class Claim:
     def answer(self) -> str:
         """In words, setting by setting."""
         so_far = f", of {self.planned} planned" if len(self.rows) < self.planned else ""
-        counts = {answer: sum(row.answer == answer for row in self.rows) for answer in ("holds", "fails", "undecided")}
+        counts = {
+            answer: sum(row.answer == answer for row in self.rows)
+            for answer in ("holds", "fails", "undecided")
+        }
         for answer in ("holds", "fails"):
             if counts[answer] == len(self.rows):
-                return (f"{answer} in all {len(self.rows)} settings" if len(self.rows) > 1 else answer) + so_far
+                return (
+                    f"{answer} in all {len(self.rows)} settings" if len(self.rows) > 1 else answer
+                ) + so_far
         if counts["undecided"] == len(self.rows):
             return "undecided: no interval excludes either answer" + so_far
         return ", ".join(f"{answer} in {n} of {len(self.rows)}" for answer, n in counts.items() if n) + so_far
@@ -65,13 +70,20 @@ class Evidence:
         return [(backbone, style) for style in self.suite.styles for backbone in self.suite.backbones]
 
     def runs(self, backbone: str, style: str, method: str) -> list[Result]:
-        return [r for r in self.results if (r.cell.backbone, r.cell.style, r.cell.method) == (backbone, style, method)]
+        return [
+            r
+            for r in self.results
+            if (r.cell.backbone, r.cell.style, r.cell.method) == (backbone, style, method)
+        ]
 
     def rewards(self, backbone: str, style: str, method: str, sets: Sequence[str]) -> Rewards:
         """Seed -> problem of any of ``sets`` -> reward after training."""
         return {
             run.cell.seed: {
-                f"{name}/{place}": reward for name in sets for place, reward in enumerate(run.rewards[name]) if reward is not None
+                f"{name}/{place}": reward
+                for name in sets
+                for place, reward in enumerate(run.rewards[name])
+                if reward is not None
             }
             for run in self.runs(backbone, style, method)
         }
@@ -84,7 +96,9 @@ def claims(evidence: Evidence) -> list[Claim]:
     """Those that the suite's methods and backbones can speak to, each interval at a level at which all of its claim hold with 95 %."""
     made: list[Claim] = []
 
-    def better(says: str, a: str, b: str, sets: Sequence[str] = evidence.suite.in_domain, where: str = "in-domain") -> None:
+    def better(
+        says: str, a: str, b: str, sets: Sequence[str] = evidence.suite.in_domain, where: str = "in-domain"
+    ) -> None:
         if evidence.has(a, b) and sets:
             how = f"{where} accuracy of {a} minus that of {b}, same seeds and problems"
             made.append(Claim(says, how, *_compared(evidence, a, b, sets)))
@@ -101,34 +115,55 @@ def claims(evidence: Evidence) -> list[Claim]:
     better("SORT beats plain imitation of the references: SFT.", "SORT", "SFT")
     better("LUFFY beats an SFT loss beside GRPO.", "LUFFY", "GRPO+SFT")
     made += _diversity(evidence)
-    better("SORT forgets less than plain imitation.", "SORT", "SFT", evidence.suite.out_of_domain, "out-of-domain")
+    better(
+        "SORT forgets less than plain imitation.",
+        "SORT",
+        "SFT",
+        evidence.suite.out_of_domain,
+        "out-of-domain",
+    )
     return made
 
 
 def _compared(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> tuple[list[Row], int, Row | None]:
     """A row for each setting, how many there will be, and their average."""
     pairs = {
-        f"{backbone}, {style}": (evidence.rewards(backbone, style, a, sets), evidence.rewards(backbone, style, b, sets))
+        f"{backbone}, {style}": (
+            evidence.rewards(backbone, style, a, sets),
+            evidence.rewards(backbone, style, b, sets),
+        )
         for backbone, style in evidence.settings
     }
     return _answered(pairs, a, b)
 
 
-def _answered(pairs: Mapping[str, tuple[Rewards, Rewards]], a: str, b: str, most: float = 1.0) -> tuple[list[Row], int, Row | None]:
+def _answered(
+    pairs: Mapping[str, tuple[Rewards, Rewards]], a: str, b: str, most: float = 1.0
+) -> tuple[list[Row], int, Row | None]:
     """``pairs``: for each setting, the rewards of ``a`` and those of ``b``."""
     level = 1 - 0.05 / len(pairs)
     there = {setting: both for setting, both in pairs.items() if both[0].keys() & both[1].keys()}
-    rows = [Row(setting, paired("", a, b, ours, theirs, level, most)) for setting, (ours, theirs) in there.items()]
+    rows = [
+        Row(setting, paired("", a, b, ours, theirs, level, most)) for setting, (ours, theirs) in there.items()
+    ]
     return rows, len(pairs), _average(list(there.values()), a, b, most)
 
 
 def _average(pairs: Sequence[tuple[Rewards, Rewards]], a: str, b: str, most: float) -> Row | None:
     """The mean over settings of what every seed and problem came to, of the seeds that all settings have."""
-    seeds = set.intersection(*(set(rewards) for both in pairs for rewards in both)) if len(pairs) > 1 else set()
+    seeds = (
+        set.intersection(*(set(rewards) for both in pairs for rewards in both)) if len(pairs) > 1 else set()
+    )
     if not seeds:
         return None
     ours, theirs = (
-        {seed: {problem: fmean(both[side][seed][problem] for both in pairs) for problem in pairs[0][side][seed]} for seed in seeds}
+        {
+            seed: {
+                problem: fmean(both[side][seed][problem] for both in pairs)
+                for problem in pairs[0][side][seed]
+            }
+            for seed in seeds
+        }
         for side in (0, 1)
     )
     return Row("average", paired("", a, b, ours, theirs, most=most))
@@ -140,14 +175,25 @@ def _largest_on_weakest(evidence: Evidence) -> Claim:
     weakest, *others = suite.backbones
 
     def gain(backbone: str, style: str) -> Rewards:
-        ours, theirs = (evidence.rewards(backbone, style, method, suite.in_domain) for method in ("SORT", "GRPO"))
-        return {seed: {key: ours[seed][key] - theirs[seed][key] for key in ours[seed]} for seed in ours.keys() & theirs.keys()}
+        ours, theirs = (
+            evidence.rewards(backbone, style, method, suite.in_domain) for method in ("SORT", "GRPO")
+        )
+        return {
+            seed: {key: ours[seed][key] - theirs[seed][key] for key in ours[seed]}
+            for seed in ours.keys() & theirs.keys()
+        }
 
     pairs = {
-        f"{weakest} against {other}, {style}": (gain(weakest, style), gain(other, style)) for style in suite.styles for other in others
+        f"{weakest} against {other}, {style}": (gain(weakest, style), gain(other, style))
+        for style in suite.styles
+        for other in others
     }
     how = "the gain there minus the gain on the other backbone"
-    return Claim("SORT's gain over GRPO is largest on the weakest backbone.", how, *_answered(pairs, weakest, "the others", most=2.0))
+    return Claim(
+        "SORT's gain over GRPO is largest on the weakest backbone.",
+        how,
+        *_answered(pairs, weakest, "the others", most=2.0),
+    )
 
 
 def _diversity(evidence: Evidence) -> list[Claim]:
@@ -157,7 +203,10 @@ def _diversity(evidence: Evidence) -> list[Claim]:
         rows = []
         for backbone, style in evidence.settings if evidence.has("SCOPE", other) else []:
             ours, theirs = (
-                {run.cell.seed: run.figures["diversity"]["one_minus_self_bleu"] for run in evidence.runs(backbone, style, method)}
+                {
+                    run.cell.seed: run.figures["diversity"]["one_minus_self_bleu"]
+                    for run in evidence.runs(backbone, style, method)
+                }
                 for method in ("SCOPE", other)
             )
             if ours.keys() & theirs.keys():
@@ -169,5 +218,13 @@ def _diversity(evidence: Evidence) -> list[Claim]:
             average = Row("average", over_seeds("", "SCOPE", other, means, dict.fromkeys(means, 0.0)))
         if rows:
             how = f"1 − self-BLEU of rollouts in the last tenth of training, SCOPE minus {other}, over seeds"
-            made.append(Claim(f"SCOPE keeps rollouts more diverse than {other} does.", how, rows, len(evidence.settings), average))
+            made.append(
+                Claim(
+                    f"SCOPE keeps rollouts more diverse than {other} does.",
+                    how,
+                    rows,
+                    len(evidence.settings),
+                    average,
+                )
+            )
     return made

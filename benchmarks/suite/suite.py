@@ -51,7 +51,9 @@ class Suite(Section):
     @model_validator(mode="after")
     def _named(self) -> Suite:
         if self.search_backbone not in self.backbones:
-            raise ValueError(f"search_backbone {self.search_backbone!r} is none of the backbones: {', '.join(self.backbones)}")
+            raise ValueError(
+                f"search_backbone {self.search_backbone!r} is none of the backbones: {', '.join(self.backbones)}"
+            )
         sets = self.base.get("eval", {}).get("sets", {})
         for name in [*self.in_domain, *self.out_of_domain]:
             if name not in sets:
@@ -139,7 +141,9 @@ def planned(suite: Suite) -> int:
 def chosen_rates(suite: Suite, results: Sequence[Result]) -> dict[tuple[str, str], float]:
     """For every style and method the learning rate with the best mean over all benchmarks, the lower one of equals."""
     if len(suite.learning_rates) == 1:
-        return {(style, method): suite.learning_rates[0] for style in suite.styles for method in suite.methods}
+        return {
+            (style, method): suite.learning_rates[0] for style in suite.styles for method in suite.methods
+        }
     best: dict[tuple[str, str], Result] = {}
     for result in sorted(results, key=lambda result: result.cell.learning_rate):
         key = result.cell.style, result.cell.method
@@ -153,8 +157,13 @@ def job(suite: Suite, cell: Cell, root: Path) -> Job:
     """The run of a cell. Raises UserError if its configuration is wrong."""
     problems = suite.search_problems if cell.phase == "search" else suite.problems
     base = filled(suite.base, {"{style}": cell.style, "{problems}": str(problems)})
-    own = {"model": {"path": suite.backbones[cell.backbone]}, "train": {"seed": cell.seed, "learning_rate": cell.learning_rate}}
-    config = runnable(merged(merged(base, suite.methods[cell.method]), own), f"the suite's methods.{cell.method}")
+    own = {
+        "model": {"path": suite.backbones[cell.backbone]},
+        "train": {"seed": cell.seed, "learning_rate": cell.learning_rate},
+    }
+    config = runnable(
+        merged(merged(base, suite.methods[cell.method]), own), f"the suite's methods.{cell.method}"
+    )
     return Job(cell.label, cell.seed, config, root / slug(cell.label))
 
 
@@ -171,7 +180,9 @@ def filled(tree: Any, marks: Mapping[str, str]) -> Any:
 
 def checksum(config: Config) -> str:
     """Of what a run's configuration sets, so that a setting added to Handrail voids no result, and of the weights that it starts from."""
-    return hashlib.sha256((config.model_dump_json(exclude_defaults=True) + weights_checksum(config.model.path)).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        (config.model_dump_json(exclude_defaults=True) + weights_checksum(config.model.path)).encode()
+    ).hexdigest()[:16]
 
 
 @cache
@@ -180,7 +191,9 @@ def weights_checksum(path: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def run_suite(suite: Suite, output: Path, workers: int | None, report: Callable[[int, int, Result], None]) -> None:
+def run_suite(
+    suite: Suite, output: Path, workers: int | None, report: Callable[[int, int, Result], None]
+) -> None:
     """Runs what ``output/results.jsonl`` does not hold yet, and appends it there.
 
     ``report`` is called with the number of runs done, of all, and what came of the last one. Raises UserError if results of other
@@ -228,7 +241,11 @@ def current(suite: Suite, results: Sequence[Result]) -> list[Result]:
     there = {result.cell: result for result in results}
 
     def of(cells: Iterator[Cell]) -> list[Result]:
-        return [there[cell] for cell in cells if cell in there and there[cell].settings == checksum(job(suite, cell, Path()).config)]
+        return [
+            there[cell]
+            for cell in cells
+            if cell in there and there[cell].settings == checksum(job(suite, cell, Path()).config)
+        ]
 
     searched = of(search_cells(suite)) if len(suite.learning_rates) > 1 else []
     return searched + of(evidence_cells(suite, chosen_rates(suite, searched)))
@@ -238,10 +255,16 @@ def outcome(cell: Cell, done: Job) -> Result:
     """What is kept of a finished run; its directory may go afterwards."""
     summary = done.summary
     assert summary is not None
-    lines = [json.loads(line) for line in (done.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]]
+    lines = [
+        json.loads(line)
+        for line in (done.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    ]
     late = lines[-max(1, len(lines) // 10) :]
     names = {key for line in late for key in line if key.startswith("diversity/")}
-    diversity = {name.removeprefix("diversity/"): mean_of_known([line.get(name) for line in late]) for name in sorted(names)}
+    diversity = {
+        name.removeprefix("diversity/"): mean_of_known([line.get(name) for line in late])
+        for name in sorted(names)
+    }
     keys = ("all_wrong", "guided", "off_policy", "salvaged", "tokens_sampled", "seconds")
     start = {name: ends["start"]["mean"] for name, ends in summary["eval"].items()}
     figures = {key: summary[key] for key in keys} | {"diversity": diversity}
@@ -265,5 +288,7 @@ def read_results(file: Path) -> list[Result]:
             row = json.loads(text)
             results.append(Result(**{**row, "cell": Cell(**row["cell"])}))
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{file}, line {number}: this is no result of a suite; choose another --output") from error
+            raise UserError(
+                f"{file}, line {number}: this is no result of a suite; choose another --output"
+            ) from error
     return results

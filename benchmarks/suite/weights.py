@@ -16,7 +16,7 @@ from handrail.data.tasks import structure
 from handrail.eval.estimators import Estimate, interval
 from handrail.training.config import Config
 from handrail.training.policies import load_policy
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 PROBLEMS = 50
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -32,7 +32,9 @@ def auc(weights: Sequence[float], positive: Sequence[bool]) -> float | None:
     """The chance that a positive token weighs more than another, ties counting half; None if there is but one kind."""
     ours = [weight for weight, is_positive in zip(weights, positive, strict=True) if is_positive]
     others = [weight for weight, is_positive in zip(weights, positive, strict=True) if not is_positive]
-    return float(mannwhitneyu(ours, others).statistic) / (len(ours) * len(others)) if ours and others else None
+    return (
+        float(mannwhitneyu(ours, others).statistic) / (len(ours) * len(others)) if ours and others else None
+    )
 
 
 def weights_of(suite: Suite) -> dict[str, dict[str, dict[str, float]]]:
@@ -43,7 +45,14 @@ def weights_of(suite: Suite) -> dict[str, dict[str, dict[str, float]]]:
     out = {}
     for style in suite.styles:
         for backbone in suite.backbones:
-            cell = Cell("evidence", backbone, style, next(iter(suite.methods)), suite.seeds[0], suite.learning_rates[0])
+            cell = Cell(
+                "evidence",
+                backbone,
+                style,
+                next(iter(suite.methods)),
+                suite.seeds[0],
+                suite.learning_rates[0],
+            )
             out[f"{backbone}, {style}"] = structure_found(job(suite, cell, Path()).config, PROBLEMS)
     return out
 
@@ -58,14 +67,19 @@ def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
     completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
     without = policy.score([policy.encode_prompt(problem) for problem in problems], completions)
     planned = policy.score([policy.encode_prompt(problem, problem.plan) for problem in problems], completions)
-    return {name: asdict(_over(problems, [weigh(*pair) for pair in zip(without, planned, strict=True)])) for name, weigh in WEIGHTS.items()}
+    return {
+        name: asdict(_over(problems, [weigh(*pair) for pair in zip(without, planned, strict=True)]))
+        for name, weigh in WEIGHTS.items()
+    }
 
 
 def _over(problems: Sequence[Problem], weights: Sequence[Tensor]) -> Estimate:
     found = []
     for problem, row in zip(problems, weights, strict=True):
         labels = structure(problem, problem.references[0])
-        kept = [(weight, label) for weight, label in zip(row.tolist(), labels, strict=True) if label is not None]
+        kept = [
+            (weight, label) for weight, label in zip(row.tolist(), labels, strict=True) if label is not None
+        ]
         area = auc([weight for weight, _ in kept], [label for _, label in kept])
         found += [] if area is None else [area]
     return interval(found)

@@ -1,21 +1,22 @@
-"""The exceptions that a user is meant to read."""
+"""Exceptions whose messages are written for the user."""
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used. The message is one sentence: what is wrong, where, and what to do.
+    """The user's input cannot be used. The message is one sentence: what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
 
 
 class Paused(Exception):
-    """The run should write a checkpoint and stop, to be resumed."""
+    """The run must write a checkpoint and stop; it can be resumed later."""
 
 
 class BadRow(Exception):
-    """A row that cannot be used: in which field (if in one), what is wrong with it, and what to do.
+    """A row cannot be used: the field at fault (None for the whole row), what is wrong, and what to do.
 
-    ``what`` holds nothing of the row itself, so rows that are bad in the same way have the same field and ``what``.
+    ``what`` quotes nothing from the row, so rows with the same mistake have the same ``field`` and ``what``
+    and can be counted together.
     """
 
     def __init__(self, field: str | None, what: str, advice: str) -> None:

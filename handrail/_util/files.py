@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever dies while they are written."""
+"""Atomic file writes: after a crash, a file is either complete or unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUMS = "checksums.json"
 
 
 def writable(file: Path) -> Path:
-    """``file``, with the directory that it is to stand in. Raises UserError if it cannot be written."""
+    """Return ``file`` after creating its directory. Raises UserError if it cannot be written."""
     if file.is_dir():
         raise UserError(f"{file} is a directory; name a file in it")
     try:
@@ -33,7 +33,7 @@ def writable(file: Path) -> Path:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Writes ``file`` aside and renames it, so that it holds the old text or the new one."""
+    """Write a temporary file and rename it, so that ``file`` always holds the old text or the new one."""
     aside = file.with_name(f".{file.name}")
     aside.write_text(text, encoding="utf-8")
     sync(aside)
@@ -43,7 +43,7 @@ def write_whole(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def whole_directory(final: Path) -> Iterator[Path]:
-    """A directory to write into, which takes ``final``'s place when the block is left; not on an error."""
+    """Yield a temporary directory that replaces ``final`` after the block, unless the block raises."""
     aside, old = final.with_name(f".{final.name}"), final.with_name(f".{final.name}.old")
     for left_over in (aside, old):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -55,7 +55,7 @@ def whole_directory(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    if final.exists():  # a rename does not replace a directory that holds something
+    if final.exists():  # rename() cannot replace a non-empty directory
         final.rename(old)
     aside.rename(final)
     sync(final.parent)
@@ -63,7 +63,7 @@ def whole_directory(final: Path) -> Iterator[Path]:
 
 
 def make(directory: Path) -> None:
-    """Makes ``directory`` and those above it, so that they are still there after a power cut."""
+    """Create ``directory`` and its parents durably: they survive a power cut."""
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in reversed(new):
@@ -71,7 +71,7 @@ def make(directory: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Has the kernel put a file's or directory's content on the disk."""
+    """Flush the content of a file or directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,11 +80,12 @@ def sync(path: Path) -> None:
 
 
 def write_sums(directory: Path) -> None:
-    """Writes the SHA-256 of every file below ``directory`` beside them, so that ``damage`` can tell."""
+    """Write the SHA-256 of every file below ``directory`` into it, for ``damage`` to compare with."""
     (directory / SUMS).write_text(json.dumps(sums(directory), indent=1) + "\n", encoding="utf-8")
 
 
 def sums(directory: Path) -> dict[str, str]:
+    """Map the relative path of every file below ``directory`` to its SHA-256; hidden files are left out."""
     files = sorted(path for path in directory.rglob("[!.]*") if path.is_file() and path.name != SUMS)
     return {str(file.relative_to(directory)): digest(file) for file in files}
 
@@ -95,30 +96,39 @@ def digest(file: Path) -> str:
 
 
 def damage(directory: Path) -> str:
-    """What is wrong with a directory that has checksums; nothing if it is intact. Hidden files do not count."""
+    """Describe the first damage to a directory with checksums; empty if intact. Ignores hidden files."""
     try:
         written = dict(json.loads((directory / SUMS).read_text(encoding="utf-8")))
-        there = sums(directory)
+        found = sums(directory)
     except (OSError, ValueError, TypeError) as error:
-        return f"{SUMS} cannot be read ({type(error).__name__})" if (directory / SUMS).exists() else f"it has no {SUMS}"
-    for name in sorted(written.keys() | there.keys()):
-        if there.get(name) != written.get(name):
-            return f"{name} differs from its checksum" if name in there else f"{name} is missing"
-    return "" if written else f"{SUMS} names no file"
+        if not (directory / SUMS).exists():
+            return f"it has no {SUMS}"
+        return f"{SUMS} cannot be read ({type(error).__name__})"
+    for name in sorted(written.keys() | found.keys()):
+        if found.get(name) != written.get(name):
+            return f"{name} differs from its checksum" if name in found else f"{name} is missing"
+    return "" if written else f"{SUMS} lists no files"
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """``directory``, made if need be, as this process's own to write. Raises UserError if another process has it."""
+    """Hold the lock of ``directory``, created if missing, so that no other process writes there.
+
+    Raises UserError if another process holds the lock.
+    """
     try:
         make(directory)
     except OSError as error:
-        raise UserError(f"{directory} cannot be made ({error.strerror}); choose another --output") from error
+        raise UserError(
+            f"{directory} cannot be created ({error.strerror}); choose another --output"
+        ) from error
     lock = FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another process is writing {directory}; wait for it, or choose another --output") from None
+        raise UserError(
+            f"another process is writing {directory}; wait for it, or choose another --output"
+        ) from None
     try:
         yield
     finally:
@@ -126,8 +136,9 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether ``error`` says that a disk, or a user's share of it, is full."""
+    """True if ``error`` means that the disk is full or the user's quota is used up."""
     full = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
         return error.errno in full
-    return any(os.strerror(code) in str(error) for code in full)  # safetensors and tokenizers raise errors of their own
+    # safetensors and tokenizers raise their own exception types, which only quote the system's message.
+    return any(os.strerror(code) in str(error) for code in full)

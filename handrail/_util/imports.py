@@ -1,4 +1,4 @@
-"""The user's own code, named in a configuration."""
+"""Import the user's own code that a configuration names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from handrail._util.names import near
 
 
 def load_attribute(name: str, field: str) -> Any:
-    """The object called ``package.module:attribute`` or ``path/to/file.py:attribute``.
+    """Import the object called ``package.module:attribute`` or ``path/to/file.py:attribute``.
 
-    Modules are also looked for in the working directory. Raises UserError, naming ``field``, if it cannot be had.
+    Modules in the working directory are found too. Raises UserError, naming ``field``, if the import fails or
+    the attribute does not exist.
     """
     where, _, attribute = name.rpartition(":")
     if where.endswith(".py") and not Path(where).is_file():
@@ -31,15 +32,15 @@ def load_attribute(name: str, field: str) -> Any:
 
 def _load_module(name: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that nothing but the named module is taken from there
+        sys.path.append(str(Path.cwd()))  # last, so that files there do not shadow installed modules
     return importlib.import_module(name)
 
 
 def _load_file(path: Path) -> Any:
-    name = f"handrail_user_{path.stem}"  # a file may be called math.py
+    name = f"handrail_user_{path.stem}"  # the prefix keeps a file such as math.py from shadowing a module
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that dataclasses and pydantic find their own module
+    sys.modules[name] = module  # dataclasses and pydantic look up the module of a class there
     spec.loader.exec_module(module)
     return module

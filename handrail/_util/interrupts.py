@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop: heard at once, granted where nothing is lost."""
+"""Graceful stop on SIGINT and SIGTERM: a signal is recorded at once and acted on when no work is lost."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ T = TypeVar("T")
 
 
 class Interrupts:
-    """A context manager in which the first of the two signals only asks to stop; the second one ends the process at once.
+    """Context manager in which the first SIGINT or SIGTERM requests a stop and the second ends the process.
 
-    A signal that is ignored stays ignored, and outside the main thread, where none is delivered, nothing changes.
+    A signal that was ignored stays ignored. Outside the main thread, which alone receives signals, the
+    context manager installs no handlers.
     """
 
     active: ClassVar[list[Interrupts]] = []
 
     def __init__(self, granted: str) -> None:
-        """``granted``: what a person is told when they ask."""
+        """``granted`` is printed after a first signal: it says what will happen before the stop."""
         self.granted = granted
         self.asked = ""
-        """By what, a signal's name for example; nothing if no stop was asked for."""
+        """What requested the stop, such as the name of a signal; empty if nothing did."""
         self._abandonable = False
         self._before: dict[signal.Signals, Any] = {}
 
     @classmethod
     def ask(cls, why: str) -> None:
-        """Does what a first signal does, wherever one is waited for."""
+        """Request a stop from every active instance, as a first signal does."""
         for each in cls.active:
             each.asked = each.asked or why
 
@@ -42,26 +43,29 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._heard)
+                    self._before[number] = signal.signal(number, self._on_signal)
         self.active.append(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.active.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.asked = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # nobody may be left to read it; and not print(), which the signal may have interrupted
-            os.write(2, f"\n{self.asked}: {self.granted}; once more stops at once\n".encode())
+        # os.write(), because the signal may have interrupted a print(); stderr may be closed already.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self.asked}: {self.granted}; send it again to stop at once\n".encode())
 
     @contextlib.contextmanager
     def abandonable(self) -> Iterator[None]:
-        """A block that may be left halfway, which is what ``check`` does in it."""
+        """Mark a block that may be abandoned halfway: only in such a block does ``check`` raise."""
         self._abandonable = True
         try:
             self.check()
@@ -71,13 +75,17 @@ class Interrupts:
             self._abandonable = False
 
     def check(self) -> None:
-        """Raises Paused if a stop was asked for and what is being done may be left halfway."""
+        """Raise Paused if a stop was requested and the current block may be abandoned."""
         if self.asked and self._abandonable:
             raise Paused(f"stopped by {self.asked}")
 
 
 def results(futures: Sequence[Future[T]]) -> list[T]:
-    """Their results when all are there. Raises what one of them raises, and Paused as soon as a stop is asked for and may be granted."""
+    """Wait for all futures and return their results in order.
+
+    Raises the exception of the first future that fails, and Paused as soon as a stop is requested inside an
+    abandonable block.
+    """
     left: set[Future[T]] = set(futures)
     while left:
         done, left = wait(left, timeout=0.2, return_when=FIRST_EXCEPTION)

@@ -1,4 +1,4 @@
-"""Names of files and directories: safe ones, and similar ones."""
+"""Safe directory names from arbitrary names, and suggestions of similar names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 
 
 def slug(name: str) -> str:
+    """Return ``name`` in lower case with hyphens for everything but letters, digits and underscores."""
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
 def near(path: Path) -> str:
-    """The end of a message that there is nothing called ``path``: what is called similarly, or where to look."""
+    """Suggest names like that of ``path`` for the end of a message."""
     if not path.parent.is_dir():
         return f"; there is no directory {path.parent} either, so check the path"
     names = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
-    return f"; did you mean {' or '.join(names)}?" if names else f"; check the path, as nothing in {path.parent} has a name like it"
+    if names:
+        return f"; did you mean {' or '.join(names)}?"
+    return f"; check the path, as nothing in {path.parent} has a name like it"

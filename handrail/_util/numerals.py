@@ -1,28 +1,29 @@
-"""Numbers as text, as people write them: 0.00001, not 1e-05, which is e − 5 to a reader of mathematics."""
+"""Numbers as text without an exponent: 0.00001, not 1e-05, which a math verifier would read as e − 5."""
 
 from __future__ import annotations
 
 from decimal import Decimal
 
 MAX_DIGITS = 400
-"""Enough for every double. Beyond, as 1e-999999999 in JSON, the text would be as many zeros."""
+"""Enough for every double. Larger exponents, such as 1e-999999999 in JSON, would become that many zeros."""
 
 
-class Written(float):
-    """A float that keeps the text it was read from: 0.50 and 0.5 are one number, but two answers to some verifiers."""
+class FloatLiteral(float):
+    """A float with the text it was read from: 0.50 and 0.5 are equal, but not to every verifier."""
 
     text: str
 
-    def __new__(cls, text: str) -> Written:
+    def __new__(cls, text: str) -> FloatLiteral:
         number = super().__new__(cls, text)
         number.text = text
         return number
 
 
 def positional(number: float | Decimal) -> str:
-    """The number without an exponent: with the digits it was written with, or the fewest that tell a double.
+    """Write a number without an exponent.
 
-    Raises OverflowError for more than MAX_DIGITS digits, ValueError for what is not finite.
+    The digits are those of the source text if it is known, else the shortest that identify the double.
+    Raises OverflowError for more than MAX_DIGITS digits and ValueError for NaN and infinities.
     """
     if isinstance(number, int):
         return str(number)
@@ -31,5 +32,5 @@ def positional(number: float | Decimal) -> str:
         raise ValueError("not a finite number")
     if max(exact.adjusted(), -int(exact.as_tuple().exponent)) > MAX_DIGITS:
         raise OverflowError("too many digits")
-    # A double knows nothing of how it was written: 36.0 may be a 36 whose column has an empty cell.
-    return f"{exact:f}" if isinstance(number, Written | Decimal) else f"{exact:f}".removesuffix(".0")
+    # A plain float has lost its source text: 36.0 may be the integer 36 from a column with an empty cell.
+    return f"{exact:f}" if isinstance(number, FloatLiteral | Decimal) else f"{exact:f}".removesuffix(".0")

@@ -1,4 +1,4 @@
-"""Live progress on a terminal, sparse lines elsewhere."""
+"""Progress output: live bars on a terminal, sparse lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
 LINES = 20
-"""At most about so many lines of a run where nobody watches."""
+"""About how many progress lines a run prints if the output is not a terminal."""
 LABELLED = 60
-"""Cells from which on there is room to say what the first figures of a status are."""
-# Of several processes, one speaks. No markup: it would swallow [lora], or a method called "SORT [alpha=0]".
+"""The width, in cells, from which a status labels its first figures."""
+# Only rank 0 prints. No markup: it would swallow [lora], or a method called "SORT [alpha=0]".
 console = Console(quiet=os.environ.get("RANK", "0") != "0", markup=False, highlight=False)
 
 
@@ -29,25 +38,30 @@ def show(text: str) -> None:
 
 
 def reflowed(text: str) -> str:
-    """``text`` with each paragraph on one line, which the terminal breaks where it ends; lists keep their lines."""
+    """Join the lines of each paragraph of ``text``, for a terminal to wrap; list items keep their lines."""
     paragraphs = re.split(r"\n\s*\n", text.strip())
     return "\n\n".join(re.sub(r"\s*\n(?!\s*[-*] )\s*", " ", paragraph) for paragraph in paragraphs)
 
 
 def held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Held-out set -> accuracy, if the step evaluated."""
-    return {found[1]: value for key, value in metrics.items() if (found := re.fullmatch("eval/(.+)/mean", key))}
+    """Map each held-out set to its accuracy; empty if the step did not evaluate."""
+    return {
+        found[1]: value for key, value in metrics.items() if (found := re.fullmatch("eval/(.+)/mean", key))
+    }
 
 
 def parts(metrics: Mapping[str, Any]) -> list[str]:
-    """What a training step came to, most important first; what it has no figure for is left out."""
+    """Format the figures of a training step, most important first, without those it does not have."""
     figures = {name: metrics[name] for name in ("reward", "loss") if metrics.get(name) is not None}
     unverified = metrics.get("verifier/unverified")
     out = [f"{unverified} unverified"] if unverified else []
     if "note" in metrics:
         return [*out, *str(metrics["note"]).split(": ", 1)]
     out += [f"{name} {value:.3g}" for name, value in figures.items()]
-    kinds = {kind.replace("_", " "): metrics.get(f"groups/{kind}", 0) for kind in ("all_wrong", "mixed", "all_right")}
+    kinds = {
+        kind.replace("_", " "): metrics.get(f"groups/{kind}", 0)
+        for kind in ("all_wrong", "mixed", "all_right")
+    }
     if any(kinds.values()):
         out.append("groups " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     if metrics.get("groups/guided"):
@@ -56,7 +70,7 @@ def parts(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def status(metrics: Mapping[str, Any]) -> str:
-    """A step in one line of any length."""
+    """Format a step as one line of unlimited length."""
     scores = " ".join(f"{name} {value:.1%}" for name, value in held_out(metrics).items())
     texts = [f"held out: {scores}"] if scores else []
     texts += parts(metrics)
@@ -65,7 +79,7 @@ def status(metrics: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Status:
-    """Held-out accuracy, then as many parts of the last step as the line has room for."""
+    """The held-out accuracy, then as many figures of the last step as fit on the line."""
 
     scores: Mapping[str, float]
     parts: Sequence[str]
@@ -74,11 +88,13 @@ class Status:
         return Measurement(1, options.max_width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(self.fitted(options.max_width), no_wrap=True, overflow="ellipsis")
+        yield Text(self.fit(options.max_width), no_wrap=True, overflow="ellipsis")
 
-    def fitted(self, width: int) -> str:
+    def fit(self, width: int) -> str:
         label = "held out: " if self.scores and width >= LABELLED else ""
-        text = label + next((text for text in self.shorter_scores() if cell_len(label + text) <= width), "")
+        text = label + next(
+            (text for text in self.abbreviated_scores() if cell_len(label + text) <= width), ""
+        )
         for part in self.parts:
             longer = f"{text} · {part}" if text else part
             if text and cell_len(longer) > width:
@@ -86,28 +102,30 @@ class Status:
             text = longer
         return text
 
-    def shorter_scores(self) -> Iterator[str]:
-        """First the sets' names are cut, then sets are left out, the first one's figure last."""
+    def abbreviated_scores(self) -> Iterator[str]:
+        """Yield ever shorter texts: shorter set names, then fewer sets, at last one figure alone."""
         if not self.scores:
             return
         for longest in range(max(map(cell_len, self.scores)), 2, -1):
-            scores = [f"{shortened(name, longest)} {value:.1%}" for name, value in self.scores.items()]
+            scores = [f"{shorten(name, longest)} {value:.1%}" for name, value in self.scores.items()]
             yield " ".join(scores)
         for kept in range(len(scores) - 1, 0, -1):
             yield " ".join([*scores[:kept], "…"])
         yield f"{next(iter(self.scores.values())):.1%}"
 
 
-def shortened(text: str, cells: int) -> str:
-    """``text`` without its middle, so that it takes at most so many cells of a terminal."""
+def shorten(text: str, cells: int) -> str:
+    """Cut the middle out of ``text`` so that it takes at most ``cells`` cells of a terminal."""
     if cell_len(text) <= cells:
         return text
     tail = (cells - 1) // 2
-    return f"{set_cell_size(text, cells - 1 - tail).rstrip()}…{set_cell_size(text[::-1], tail)[::-1].lstrip()}"
+    return (
+        f"{set_cell_size(text, cells - 1 - tail).rstrip()}…{set_cell_size(text[::-1], tail)[::-1].lstrip()}"
+    )
 
 
 class StatusColumn(ProgressColumn):
-    """What is left of the line."""
+    """A column that fills the rest of the line with the status."""
 
     def get_table_column(self) -> Column:
         return Column(ratio=1, no_wrap=True)
@@ -117,14 +135,18 @@ class StatusColumn(ProgressColumn):
 
 
 class Bars:
-    """One progress bar for each run under way; on anything but a terminal a line at every twentieth of a run and at every evaluation."""
+    """A progress bar for each active run.
+
+    If the output is not a terminal, print a line at every evaluation and about LINES times in a run.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=max(6, min(24, console.width // 6))), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-            StatusColumn(), console=console, disable=not console.is_interactive, expand=True,
+            BarColumn(bar_width=max(6, min(24, console.width // 6))), MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True), StatusColumn(), console=console,
+            disable=not console.is_interactive, expand=True,
             speed_estimate_period=24 * 3600,  # seconds: a single step may take longer than Rich's 30
         )  # fmt: skip
         self.tasks: dict[str, TaskID] = {}
@@ -132,8 +154,9 @@ class Bars:
         self.warned: set[str] = set()
 
     def update(self, name: str, step: int, steps: int, metrics: dict[str, Any]) -> None:
-        """``name`` is that of one of several runs, or empty."""
-        if "warning" in metrics and not (step == 0 and metrics["warning"] in self.warned):  # runs of a comparison share their data
+        """Show the metrics of a step; ``name`` is the run's name in a comparison, else empty."""
+        # The runs of a comparison share their data, so a warning about it is shown once.
+        if "warning" in metrics and not (step == 0 and metrics["warning"] in self.warned):
             self.warned.add(metrics["warning"])
             for text in metrics["warning"].splitlines():
                 self.line(f"warning: {f'{name} '.lstrip()}step {step}: {text}", style="yellow")
@@ -145,13 +168,13 @@ class Bars:
         if not live:
             return
         if name not in self.tasks:
-            shown = shortened(name, max(8, self.console.width // 4))
+            shown = shorten(name, max(8, self.console.width // 4))
             self.tasks[name] = self.bars.add_task(shown, total=steps, scores={}, parts=[])
         task = self.tasks[name]
-        # Progress.update(total=…) would forget the speed whenever a budget moves the last step.
+        # Progress.update(total=…) would reset the speed estimate whenever a budget changes the last step.
         next(each for each in self.bars.tasks if each.id == task).total = steps
         self.bars.update(task, completed=step, scores=self.scores[name], parts=parts(metrics))
-        if ended and name:  # its line stays; the bars of those that still run must fit on the screen
+        if ended and name:  # its line above stays; this leaves room on the screen for the active runs' bars
             self.bars.remove_task(self.tasks.pop(name))
 
     def line(self, text: str, style: str | None = None) -> None:
@@ -160,13 +183,14 @@ class Bars:
 
 @contextmanager
 def bars(console: Console) -> Iterator[Bars]:
+    """Show progress bars while the block runs."""
     shown = Bars(console)
     with shown.bars:
         yield shown
 
 
 def quiet() -> None:
-    """Our own progress instead of the libraries' bars and warnings."""
+    """Silence the libraries' progress bars and warnings, which would break ours."""
     import warnings
 
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""Sections of the configuration: typed settings, each beside what it configures."""
+"""Base class for sections of the configuration, each defined beside what it configures."""
 
 from __future__ import annotations
 
@@ -7,22 +7,36 @@ from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+RENAMED = {
+    "correction": "importance_weight_cap",
+    "least_right": "min_correct_prefix",
+    "most_gap": "max_mismatch",
+    "most_skipped": "max_skipped_updates",
+    "normaliser": "loss_normalizer",
+    "strength": "imitation_coef",
+    "tries": "max_attempts",
+}
+"""Keys of earlier configurations, and what they are called now."""
+
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values do not change after reading."""
+    """A section of the configuration: immutable, and unknown keys are an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """One sentence for the first thing wrong: the key's dotted name, what it should be, what stood there."""
+    """Describe the first error in one sentence: the dotted key, what it should be, and the value found."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(([prefix] if prefix else []) + location)
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _keys(model, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, 1)
+        renamed = RENAMED.get(location[-1], "")
+        near = [renamed] if renamed in known else difflib.get_close_matches(location[-1], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"there is no setting {key}; {hint}{more}"
     if first["type"] == "missing":
@@ -35,7 +49,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(part)
-        kinds = get_args(field.annotation) or (field.annotation,) if field else ()  # a section that may be missing is a union
+        # An optional section is a union with None.
+        kinds = get_args(field.annotation) or (field.annotation,) if field else ()
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not sections:
             return []

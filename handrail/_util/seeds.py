@@ -1,4 +1,4 @@
-"""Randomness as a function of what it is for, so that nothing about it has to be saved to resume exactly."""
+"""Seeds derived from their purpose, so that a resumed run needs no saved random state."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import hashlib
 
 
 def derive(*parts: object) -> int:
-    """A 63-bit seed that depends on every part, in order."""
+    """Return a 63-bit seed that depends on every part and on their order."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""The command line."""
+"""The application: ``handrail train``, ``compare`` and ``check``, and the list of all commands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from handrail import __version__
 from handrail._util.errors import Paused, UserError
 from handrail._util.progress import bars, console, quiet, reflowed, show
+from handrail._util.version import __version__
 from handrail.cli.evaluate import eval_command, probe_command
 from handrail.cli.experts import judge_command, plan_command
 from handrail.cli.init import init_command
 from handrail.cli.model import app as model
-from handrail.cli.options import Columns, Data, Settings, configured, fitting_verifier, help_alone, parse_column, with_model
+from handrail.cli.options import (
+    Columns,
+    Data,
+    Settings,
+    build_config,
+    default_verifier,
+    parse_column,
+    show_help_if_alone,
+    with_model,
+)
 from handrail.cli.report import report_command
 from handrail.cli.settings import config_command, methods_command
 from handrail.data.config import DataConfig, Source
@@ -27,17 +36,22 @@ from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.training.config import Config, load_config
 from handrail.training.resuming import compare_directory, run_directory
 from handrail.training.trained import model_of, settings_file
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.config import VerifierConfig
 
-RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
+RESUME_ME = 75
+"""The exit code of a paused run: EX_TEMPFAIL of sysexits.h."""
 
 
 def train_command(
     config: Annotated[Path, typer.Argument(help="Configuration file (TOML); handrail init writes one.")],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="Run directory to write (default: runs/ and the file's name).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run directory.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory to write (default: runs/ and the file's name).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run directory.")
+    ] = False,
 ) -> None:
     """Train a model with one method and write a run directory."""
     parsed = load_config(config, settings)
@@ -59,7 +73,8 @@ def train_command(
     for name, ends in summary["eval"].items():
         start, end = ends["start"], ends["end"]
         if "mean" not in start or "mean" not in end:
-            show(f"held-out {name}: no verdict on any completion at the {'end' if 'mean' in start else 'start'}")
+            when = "end" if "mean" in start else "start"
+            show(f"held-out {name}: no verdict on any completion at the {when}")
             continue
         interval = f"[{end['low']:.1%}, {end['high']:.1%}]"
         show(f"held-out {name}: {start['mean']:.1%} → {end['mean']:.1%} {interval}, n = {end['n']}")
@@ -69,15 +84,26 @@ def train_command(
 
 
 def compare_command(
-    config: Annotated[Path, typer.Argument(help="Configuration file (TOML); its section \\[compare] may list the runs.")],
+    config: Annotated[
+        Path, typer.Argument(help="Configuration file (TOML); its section \\[compare] may list the runs.")
+    ],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write (default: runs/ and the file's name).")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")] = None,
-    methods: Annotated[str, typer.Option(help="Compare these methods, separated by commas, instead of \\[compare.runs].")] = "",
-    runs: Annotated[str, typer.Option(help="Only these of \\[compare.runs], separated by commas.")] = "",
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, from train.seed on, instead of compare.seeds.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory to write (default: runs/ and the file's name).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Compare these methods, separated by commas, instead of \\[compare.runs].")
+    ] = "",
+    runs: Annotated[str, typer.Option(help="Run only these of \\[compare.runs], separated by commas.")] = "",
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of seeds, counting up from train.seed (default: compare.seeds)."),
+    ] = None,
 ) -> None:
-    """Train several methods from the same model on the same problems and say which differ.
+    """Train several methods from the same model on the same problems, and test which differ.
 
     The first run is the baseline. Results: a table, paired differences, a plot, summary.json.
     The same command continues a comparison that was stopped.
@@ -91,7 +117,9 @@ def compare_command(
     from handrail.eval.report.tables import comparison_table, diversity_table, training_table
 
     if methods and runs:
-        raise UserError("--methods makes the runs and --runs chooses among those of the file; give one of them")
+        raise UserError(
+            "--methods replaces the runs of the file and --runs selects from them; give one of them"
+        )
     if methods:
         parsed = by_methods(parsed, [name.strip() for name in methods.split(",")])
     if runs:
@@ -100,7 +128,10 @@ def compare_command(
         parsed = with_seeds(parsed, seeds)
     planned = jobs(parsed, directory)
     finished = sum(job.summary is not None for job in planned)
-    show(f"{len(planned)} runs from {parsed.model.path} into {directory}" + (f", {finished} of them finished already" * bool(finished)))
+    show(
+        f"{len(planned)} runs from {parsed.model.path} into {directory}"
+        + (f", {finished} of them finished already" * bool(finished))
+    )
     with bars(console) as shown:
         summary = compare(parsed, directory, workers, shown.update)
     for table in (comparison_table, training_table, diversity_table):
@@ -110,46 +141,61 @@ def compare_command(
         show(sentence)
     curves(planned, list(parsed.eval.sets), directory / "plot.png")
     show(f"plot: {directory / 'plot.png'}\nsummary: {directory / 'summary.json'}")
-    show(f"to look at every step and token: handrail report {directory}")
+    show(f"for a page with every step and token: handrail report {directory}")
 
 
 def check_command(
     data: Data,
     columns: Columns = None,
-    model: Annotated[str | None, typer.Option(help="Show the first problem as this model sees it, and check all lengths.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Take model, templates, lengths, verifier and held-out sets from this file.")] = None,
-    verifier: Annotated[str | None, typer.Option(help="Verifier that grades the references (default: the one that fits the data).")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="Held-out data, which must not be in the source. May be repeated.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Show the first problem as this model sees it, and check all lengths.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Take model, templates, lengths, verifier and held-out sets from this file."),
+    ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(help="Verifier that grades the references (default: the one that fits the data)."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Held-out data that the source must not contain. May be repeated."),
+    ] = None,
 ) -> None:
     """Validate a data source and show how it is read.
 
     It reports duplicates, contradictions, answers and references that the verifier refuses,
-    and held-out problems in the source. Exit code 1: it found what would spoil a run.
+    and held-out problems in the source. Exit code 1 means faults that would spoil a run.
     """
     mapping = dict(parse_column(pair) for pair in columns or [])
     from handrail.data.load import load
-    from handrail.eval.check import judged, overlap, overview
+    from handrail.eval.check import grade, overlap, overview
 
     settings = load_config(config) if config else None
     if settings is None and model and settings_file(model_of(model)):
-        settings = configured(None, None, model={"path": model}, data={"train": data}, verifier={"name": fitting_verifier(data)})
+        settings = build_config(
+            None, None, model={"path": model}, data={"train": data}, verifier={"name": default_verifier(data)}
+        )
     mapping = mapping or (settings.data.columns if settings else {})
     loaded = load(data, mapping)
-    grader = settings.verifier if settings else VerifierConfig(name=fitting_verifier(data))
+    grader = settings.verifier if settings else VerifierConfig(name=default_verifier(data))
     if verifier:
         grader = grader.model_copy(update={"name": verifier})
     show("\n".join(overview(loaded, data)))
     with console.status("grading answers and references"):
-        found = list(judged(loaded.problems, grader))
+        found = list(grade(loaded.problems, grader))
     held_out = [*(against or []), *(settings.eval.sets.values() if settings else [])]
     found += [line for source in held_out for line in overlap(loaded.problems, source, mapping)]
     show("\n".join(found))
     if model and settings:
         settings = with_model(settings, model)
     elif model:
-        # How much will be sampled is not known here, so nothing is asked of it.
+        # rollout.max_tokens is unknown here, so only the prompt and the references must fit the context.
         short = RolloutConfig(max_tokens=1)
-        settings = Config(model=ModelConfig(path=model), data=DataConfig(train=[Source(path=data)]), rollout=short)
+        settings = Config(
+            model=ModelConfig(path=model), data=DataConfig(train=[Source(path=data)]), rollout=short
+        )
     show_first(loaded.problems, settings)
     if any(line.startswith("error:") for line in found):
         raise typer.Exit(1)
@@ -158,12 +204,15 @@ def check_command(
 def show_first(problems: list[Problem], settings: Config | None) -> None:
     """Show the first problem: as the configured model sees it, or as text if there is none."""
     if settings is None:
-        show(f"\nfirst problem ({problems[0].id}), as text; add --model to see it as a model does:\n{problems[0].prompt}")
+        show(
+            f"\nfirst problem ({problems[0].id}), as text; add --model to see it as that model does:"
+            f"\n{problems[0].prompt}"
+        )
         return
-    quiet()  # here, because it loads transformers, which no check without a model needs
-    from handrail.eval.check import as_seen
+    quiet()  # not earlier, because it imports transformers, which a check without a model does not need
+    from handrail.eval.check import preview
 
-    for caption, text in as_seen(settings, problems):
+    for caption, text in preview(settings, problems):
         show(f"\n{caption}")
         console.print(text, style="cyan", soft_wrap=True)
 
@@ -181,8 +230,10 @@ def handrail(
         show(f"handrail {__version__}")
         raise typer.Exit
     if context.invoked_subcommand not in (None, "train") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(f"handrail {context.invoked_subcommand} runs in one process; start it without torchrun")
-    help_alone(context)
+        raise UserError(
+            f"handrail {context.invoked_subcommand} runs in one process; start it without torchrun"
+        )
+    show_help_if_alone(context)
 
 
 PANELS: dict[str, dict[str, Callable[..., Any] | typer.Typer]] = {
@@ -205,7 +256,8 @@ for panel, commands in PANELS.items():
 def main(app: typer.Typer = app) -> None:
     """Run ``app`` on the arguments of the process.
 
-    A UserError, or a file that the system refuses, is one sentence and exit code 2; a paused run exits with 75.
+    A UserError, or a file that cannot be read or written, is printed as one sentence and exits with code 2; a
+    paused run exits with code 75.
     """
     try:
         app()
@@ -217,9 +269,12 @@ def main(app: typer.Typer = app) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        refuse(f"{error.filename} cannot be read or written ({error.strerror}); name another")
+        refuse(f"{error.filename} cannot be read or written ({error.strerror}); choose another file")
 
 
 def refuse(sentence: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"error: {sentence}", style="red", highlight=False, markup=False)
+    """Print an error and exit with code 2."""
+    Console(stderr=True, soft_wrap=True).print(
+        f"error: {sentence}", style="red", highlight=False, markup=False
+    )
     sys.exit(2)

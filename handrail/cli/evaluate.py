@@ -1,4 +1,4 @@
-"""The commands that measure a model as it is: ``eval`` and ``probe``."""
+"""``handrail eval`` and ``handrail probe``: measure a model without training it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.names import near, slug
 from handrail._util.progress import console, quiet, show
-from handrail.cli.options import DATA, ConfigFile, Data, Settings, configured, fitting_verifier, with_model
+from handrail.cli.options import DATA, ConfigFile, Data, Settings, build_config, default_verifier, with_model
 from handrail.training.config import Config
 from handrail.training.trained import model_of, settings_file
 
@@ -24,11 +24,17 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N pro
 
 def eval_command(
     model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
-    data: Annotated[list[str] | None, typer.Argument(help=f"Held-out sets: {DATA}; or NAME=SOURCE (default: the configuration's).")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"Held-out sets: {DATA}; or NAME=SOURCE (default: the configuration's)."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
     seed: Seed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write (default: in runs/, named after the model and the sets).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Directory to write (default: in runs/, named after the model and the sets)."),
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
@@ -36,7 +42,7 @@ def eval_command(
 
     The same command continues an evaluation that was stopped.
     """
-    parsed, sets = opened(model, data, config, settings)
+    parsed, sets = load_settings_and_sets(model, data, config, settings)
     directory = output or Path("runs") / "-".join(["eval", slug(model), *sets])
     if parsed.rollout.temperature == 0 and samples > 1:
         raise UserError("rollout.temperature is 0, so all samples would be the same; add --samples 1")
@@ -46,11 +52,12 @@ def eval_command(
     with Progress(console=console) as shown:
         tasks = {name: shown.add_task(name) for name in sets}
         summary = evaluate_sets(
-            parsed, sets, samples, seed, limit, directory, lambda name, done, n: shown.update(tasks[name], completed=done, total=n)
+            parsed, sets, samples, seed, limit, directory,
+            lambda name, done, n: shown.update(tasks[name], completed=done, total=n),
         )  # fmt: skip
     console.print(evaluation_table(summary))
     for name, figures in summary.items():
-        say_unverified(figures, figures["problems"] * samples, f"{name}: ")
+        warn_unverified(figures, figures["problems"] * samples, f"{name}: ")
     show(f"graded by the verifier {parsed.verifier.name!r}")
     write_whole(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     show(f"summary: {directory / 'summary.json'}")
@@ -59,18 +66,23 @@ def eval_command(
 def probe_command(
     model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
     data: Data,
-    rollouts: Annotated[int, typer.Option(min=4, help="Completions per problem, and the largest group size to consider.")] = 8,
+    rollouts: Annotated[
+        int, typer.Option(min=4, help="Completions per problem, and the largest group size to consider.")
+    ] = 8,
     seed: Seed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write (default: in runs/, named after the model and the data).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Directory to write (default: in runs/, named after the model and the data)."),
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
     """Find out which problems give a signal, what is wrong with the data, and which method to start with.
 
-    The same command continues a probe that was stopped. Exit code 1: it found what would spoil a run.
+    The same command continues a probe that was stopped. Exit code 1 means faults that would spoil a run.
     """
-    parsed, _ = opened(model, [data], config, settings)
+    parsed, _ = load_settings_and_sets(model, [data], config, settings)
     directory = output or Path("runs") / f"probe-{slug(model)}-{slug(data)}"
     from handrail.eval.faults import FAULTS
     from handrail.eval.probe import probe
@@ -79,18 +91,24 @@ def probe_command(
     with Progress(console=console) as shown:
         task = shown.add_task("problems")
         found = probe(
-            parsed, data, rollouts, seed, limit, directory, lambda done, n: shown.update(task, completed=done, total=n)
+            parsed, data, rollouts, seed, limit, directory,
+            lambda done, n: shown.update(task, completed=done, total=n),
         )  # fmt: skip
     kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in found["kinds"].items() if n)
     show(f"{found['problems']} problems, {rollouts} rollouts each: {kinds}")
     show(f"graded by the verifier {parsed.verifier.name!r}")
-    show("; ".join(f"{name} {as_figures(estimate)}" for name, estimate in found["pass"].items()))
+    show("; ".join(f"{name} {format_estimate(estimate)}" for name, estimate in found["pass"].items()))
     console.print(probe_table(found))
-    say_unverified(found, (found["problems"] - found["kinds"]["not_sampled"]) * rollouts)
+    warn_unverified(found, (found["problems"] - found["kinds"]["not_sampled"]) * rollouts)
     if lengths := found.get("reference_tokens"):
-        likely = f"; probability {found['reference_probability']:.2f} a token (geometric mean)" if "reference_probability" in found else ""
+        likely = (
+            f"; probability {found['reference_probability']:.2f} per token (geometric mean)"
+            if "reference_probability" in found
+            else ""
+        )
         show(
-            f"references: {found['with_reference']} problems have one, {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
+            f"references: {found['with_reference']} problems have one, "
+            f"median {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
         )
     for fault, n in found["faults"].items():
         console.print(f"fault: {n} × {fault}: {FAULTS[fault]}", style="yellow", soft_wrap=True)
@@ -101,30 +119,43 @@ def probe_command(
     for reason in advice["reasons"]:
         show(f"- {reason}")
     file = directory / "problems.jsonl"
-    show(f"\nproblem by problem: {file}; named as a source's probe, it lets train leave out what is faulty or all right")
+    show(
+        f"\nresults per problem: {file}; set it as the probe of a source, "
+        "and train leaves out problems that are faulty or all right"
+    )
     if spoiled := found["spoiled_by"]:
         show("error: too many faults, which would spoil a run: " + ", ".join(spoiled))
         raise typer.Exit(1)
 
 
-def say_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> None:
+def warn_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> None:
+    """Warn if some completions are unverified."""
     if n := figures["unverified"]:
-        counted = "completions are unverified and count neither as right nor as wrong"
+        counted = "completions are unverified and count neither as correct nor as wrong"
         show(f"warning: {where}{n} of {attempts} {counted}, first {figures['first_unverified']}")
 
 
-def opened(model: str, data: list[str] | None, config: Path | None, settings: list[str] | None) -> tuple[Config, dict[str, str]]:
-    """The configuration with ``model`` for its model, and the sets by name."""
+def load_settings_and_sets(
+    model: str, data: list[str] | None, config: Path | None, settings: list[str] | None
+) -> tuple[Config, dict[str, str]]:
+    """Return the configuration with ``model`` as its model, and the sets by name. Raises UserError."""
     quiet()
     if not data and not config and settings_file(model_of(model)) is None:
-        from handrail.models.builtin import locate  # torch comes with it
+        from handrail.models.builtin import locate  # imports torch
 
         if not Path(locate(model)).exists():
-            raise UserError(f"there is no directory {model}{near(Path(model))} (to measure a model of the Hugging Face hub, name data)")
-        raise UserError("there is nothing to measure on; name the data, a --config with eval.sets, or a run's model")
-    sets = named(data or [])
-    fitting = {"name": fitting_verifier(*sets.values())}
-    parsed = configured(config, settings, model={"path": model}, data={"train": list(sets.values())}, verifier=fitting)
+            raise UserError(
+                f"there is no directory {model}{near(Path(model))} "
+                "(to measure a model of the Hugging Face hub, name data)"
+            )
+        raise UserError(
+            "there is nothing to measure on; name the data, a --config with eval.sets, or the model of a run"
+        )
+    sets = sets_by_name(data or [])
+    fitting = {"name": default_verifier(*sets.values())}
+    parsed = build_config(
+        config, settings, model={"path": model}, data={"train": list(sets.values())}, verifier=fitting
+    )
     parsed = with_model(parsed, model)
     sets = sets or parsed.eval.sets
     if not sets:
@@ -132,17 +163,24 @@ def opened(model: str, data: list[str] | None, config: Path | None, settings: li
     return parsed, sets
 
 
-def named(data: list[str]) -> dict[str, str]:
-    """Sets by name: the one that is given in NAME=SOURCE, or one made from the source. Raises UserError for two of one name."""
+def sets_by_name(data: list[str]) -> dict[str, str]:
+    """Map the name of each set, given as NAME=SOURCE or derived from the source, to its source.
+
+    Raises UserError if two sets have the same name.
+    """
     sets: dict[str, str] = {}
     for item in data:
         given = re.fullmatch(r"([\w.-]+)=(.+)", item)
-        name, source = given.groups() if given else (re.sub(r"[^\w.=-]+", "-", item.removesuffix(".jsonl")).strip("-"), item)
+        name, source = (
+            given.groups()
+            if given
+            else (re.sub(r"[^\w.=-]+", "-", item.removesuffix(".jsonl")).strip("-"), item)
+        )
         if name in sets:
             raise UserError(f"two sets are called {name}; give one another name, as in other={source}")
         sets[name] = source
     return sets
 
 
-def as_figures(estimate: dict[str, float]) -> str:
+def format_estimate(estimate: dict[str, float]) -> str:
     return "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**estimate)

@@ -1,4 +1,4 @@
-"""The commands about experts: plans for a data set, and how good a step judge is."""
+"""``handrail plan`` and ``handrail judge``: write plans for a data set, and measure a step judge."""
 
 from __future__ import annotations
 
@@ -12,89 +12,123 @@ from rich.progress import Progress
 from handrail._util.errors import UserError
 from handrail._util.files import writable, write_whole
 from handrail._util.progress import console, quiet, show
-from handrail.cli.options import ConfigFile, Data, Settings, configured
+from handrail.cli.options import ConfigFile, Data, Settings, build_config
 
 if TYPE_CHECKING:
     from handrail.experts.registry import Experts
-    from handrail.types import Problem
+    from handrail.types.problem import Problem
 
 
 def plan_command(
     data: Data,
-    output: Annotated[Path, typer.Option(help="JSONL file to write: the problems with their plans. If it exists, it is continued.")],
-    planner: Annotated[Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Planner that writes the plans.")] = "rule",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace plans that the data already have.")] = False,
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="JSONL file to write: the problems with their plans. If it exists, it is continued."
+        ),
+    ],
+    planner: Annotated[
+        Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Planner that writes the plans.")
+    ] = "rule",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace plans that the data already have.")
+    ] = False,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Write a plan for every problem that has a reference but no plan; plans that give a value away are left out."""
-    if planner == "policy" and not config and not any(setting.startswith("model.path=") for setting in settings or []):
+    """Write plans for problems with a reference but no plan; plans that give a value away are left out."""
+    if (
+        planner == "policy"
+        and not config
+        and not any(setting.startswith("model.path=") for setting in settings or [])
+    ):
         raise UserError("--planner policy needs a model: --set model.path=DIRECTORY, or --config")
-    experts, problems = opened(data, config, settings)
+    experts, problems = load_experts_and_problems(data, config, settings)
     from handrail.experts.planners.planning import derive
 
     with Progress(console=console) as shown:
         task = shown.add_task("plans")
         counts = derive(
-            problems, experts.planner(planner, 256), planner, output, lambda done, n: shown.update(task, completed=done, total=n), replace
+            problems, experts.planner(planner, 256), planner, output,
+            lambda done, n: shown.update(task, completed=done, total=n), replace,
         )  # fmt: skip
     words = {
         "planned": "planned",
         "own": "with a plan of their own, kept (--replace replaces it)",
-        "kept": "kept from before",
-        "leaking": "left out for giving a value away",
+        "kept": "kept from an earlier call",
+        "leaking": "left out because they give a value away",
         "no_plan": "without a plan",
         "no_reference": "without a reference",
     }
-    show(f"{len(problems)} problems: {', '.join(f'{counts[kind]} {text}' for kind, text in words.items() if counts[kind])} → {output}")
+    said = ", ".join(f"{counts[kind]} {text}" for kind, text in words.items() if counts[kind])
+    show(f"{len(problems)} problems: {said} → {output}")
     show_calls(experts)
 
 
 def judge_command(
     data: Data,
-    judge: Annotated[Literal["rule", "reference", "prm", "llm"], typer.Option(help="Step judge to measure.")] = "rule",
+    judge: Annotated[
+        Literal["arithmetic", "reference", "prm", "llm"], typer.Option(help="Step judge to measure.")
+    ] = "arithmetic",
     n: Annotated[int, typer.Option(min=1, help="Use the first N problems that have a reference.")] = 500,
     threshold: Annotated[float, typer.Option(help="A step that scores below this counts as wrong.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the errors that are put in.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="JSONL file to write the misjudged solutions to.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the inserted errors.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="JSONL file to write the misjudged solutions to.")
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
     """Measure how well a step judge finds the first wrong step.
 
-    It judges references as they are, and with one number of one step changed.
+    It judges references unchanged, and with one number of one step changed.
     """
     if output:
         writable(output)
-    experts, problems = opened(data, config, settings)
+    experts, problems = load_experts_and_problems(data, config, settings)
     from handrail.eval.judge_report import labelled, report
 
     attempts = labelled([problem for problem in problems if problem.references][:n], seed)
     if not attempts:
-        raise UserError(f"{data}: no problem has a reference, so there is nothing to judge by")
+        raise UserError(f"{data}: no problem has a reference, so there is nothing to judge")
     found = report(experts.judge(judge), attempts, threshold)
-    show(f"{judge} judge: {found['right']} references, taken for right, and {found['wrong']} with one number in one step changed")
+    show(
+        f"{judge} judge: {found['right']} references, assumed to be correct, "
+        f"and {found['wrong']} with one number in one step changed"
+    )
     for name in ("precision", "recall", "false_alarms", "not_judged"):
         share = found[name]
-        figure = "nothing to measure by" if share is None else "{mean:.1%} [{low:.1%}, {high:.1%}], n = {n}".format(**share)
+        figure = (
+            "nothing to measure"
+            if share is None
+            else "{mean:.1%} [{low:.1%}, {high:.1%}], n = {n}".format(**share)
+        )
         show(f"{name.replace('_', ' '):14}{figure}")
     if output:
         write_whole(output, "".join(json.dumps(failure) + "\n" for failure in found["failures"]))
     show_calls(experts)
 
 
-def opened(data: str, config: Path | None, settings: list[str] | None) -> tuple[Experts, list[Problem]]:
-    """The problems of ``data``, and the experts of a configuration or of the --set values alone."""
+def load_experts_and_problems(
+    data: str, config: Path | None, settings: list[str] | None
+) -> tuple[Experts, list[Problem]]:
+    """Load the experts, from a configuration or from the --set values alone, and the problems of ``data``."""
     quiet()
     from handrail._util.processes import accelerator
     from handrail.data.load import load_problems
     from handrail.training.policies import load_experts
 
-    parsed = configured(config, settings, model={"path": "builtin:house-tiny"}, data={"train": data})
+    parsed = build_config(config, settings, model={"path": "builtin:house-tiny"}, data={"train": data})
     return load_experts(parsed, accelerator(parsed.model.device)), load_problems(data, parsed.data.columns)
 
 
 def show_calls(experts: Experts) -> None:
-    """What was asked of the endpoint, if anything was."""
+    """Print how many requests the endpoint got, if any."""
     if counts := experts.take_counts():
-        show("endpoint: " + ", ".join(f"{n} {name.removeprefix('endpoint/').replace('_', ' ')}" for name, n in sorted(counts.items())))
+        show(
+            "endpoint: "
+            + ", ".join(
+                f"{n} {name.removeprefix('endpoint/').replace('_', ' ')}"
+                for name, n in sorted(counts.items())
+            )
+        )

@@ -1,4 +1,4 @@
-"""The first configuration for a user's model and data: what ``handrail init`` writes."""
+"""Write a first configuration for the user's model and data, for ``handrail init``."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config, parse_config
 from handrail.training.lengths import TooLong, fitting
 from handrail.training.policies import load_policy
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.audit import TOLERATED
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
 GRADED = 64
-"""So many problems decide which verifier fits."""
+"""The most problems to grade when choosing the verifier."""
 MEASURED = 1000
-"""The references of so many problems decide how long a completion may be."""
+"""The most problems whose references are measured to choose ``rollout.max_tokens``."""
 WITHOUT_REFERENCES = 512
-"""Tokens of a completion if no reference says how long one is."""
+"""``rollout.max_tokens`` if there are no references to measure."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Verified:
 def first_config(
     model: str, data: str, held_out: str | None, columns: Mapping[str, str], verifier: str, output: Path
 ) -> tuple[str, Verified]:
-    """The text of a configuration file with comments, and how its verifier did on the data.
+    """Return the text of a configuration file with comments, and the results of its verifier on the data.
 
-    ``verifier`` is the one that fits the source; ``math`` gives way to one that accepts more. Raises UserError if the model or
-    the data cannot be used.
+    ``verifier`` is the default for the source; ``normalised`` replaces ``math`` if it accepts more. Raises
+    UserError if the model or the data cannot be used.
     """
     problems = load_problems(data, columns)
     config = Config(
@@ -66,7 +66,9 @@ def first_config(
     )
     policy = load_policy(config, Accelerator(cpu=True))
     problems, long = fitting(policy, problems, "skip")
-    tested, long_tested = fitting(policy, load_problems(held_out, columns) if held_out else [], "skip", references=False)
+    tested, long_tested = fitting(
+        policy, load_problems(held_out, columns) if held_out else [], "skip", references=False
+    )
     prompts = [*problems, *tested]
     chosen = _verifier(problems, ["math", "normalised"] if verifier == "math" else [verifier])
     tokens, why = _max_tokens(policy, problems, prompts)
@@ -83,7 +85,10 @@ def first_config(
 
 
 def _verifier(problems: Sequence[Problem], names: Sequence[str]) -> Verified:
-    """The first of the verifiers that accepts the most references; of problems without any, their answers."""
+    """Choose the first verifier that fits, else the one that accepts the most texts.
+
+    The texts are references, or the answers if no problem has a reference.
+    """
     referenced = [problem for problem in problems if problem.references][:GRADED]
     items = [(problem, problem.references[0]) for problem in referenced]
     items = items or [(problem, problem.answer) for problem in problems[:GRADED]]
@@ -97,11 +102,24 @@ def _verifier(problems: Sequence[Problem], names: Sequence[str]) -> Verified:
     return max(tried, key=lambda each: each.accepted)
 
 
-def _max_tokens(policy: TransformersPolicy, problems: Sequence[Problem], prompts: Sequence[Problem]) -> tuple[int, str]:
-    """``rollout.max_tokens``, and the reason for it: half as much again as the longest reference, if the context has room."""
-    lengths = [len(policy.encode_reference(problem, text)) for problem in problems[:MEASURED] for text in problem.references]
+def _max_tokens(
+    policy: TransformersPolicy, problems: Sequence[Problem], prompts: Sequence[Problem]
+) -> tuple[int, str]:
+    """Return ``rollout.max_tokens`` and the reason for it.
+
+    It is 1.5 times the longest reference, but no more than the context has room for.
+    """
+    lengths = [
+        len(policy.encode_reference(problem, text))
+        for problem in problems[:MEASURED]
+        for text in problem.references
+    ]
     wanted = 16 * math.ceil(1.5 * max(lengths) / 16) if lengths else WITHOUT_REFERENCES
-    why = f"the longest reference has {max(lengths)} tokens" if lengths else "no reference says how long a solution is"
+    why = (
+        f"the longest reference has {max(lengths)} tokens"
+        if lengths
+        else "there is no reference to tell how long a solution is"
+    )
     if policy.context is None:
         return wanted, why
     room = policy.context - max(len(policy.encode_prompt(problem)) for problem in prompts)
@@ -113,12 +131,13 @@ def _head(model: str, data: str, output: Path) -> list[str]:
     return [
         "# Written by `handrail init`. Before training:",
         f"#   handrail check {shown_data} --config {file}",
-        "#     shows the first problem as the model sees it, and warns of faults in the data",
+        "#     shows the first problem as the model sees it, and warns about faults in the data",
         f"#   handrail probe {shown_model} {shown_data} --config {file}",
-        "#     says which problems give a signal, and which method and group size suit them",
+        "#     finds which problems give a signal, and which method and group size suit them",
         f"# To train:  handrail train {file}",
         "# `handrail config` describes every setting.",
-        "# For completion in an editor, run `handrail config --schema > handrail.schema.json` and put this line first:",
+        "# For completion in an editor, run `handrail config --schema > handrail.schema.json`",
+        "# and make this the first line:",
         "# #:schema ./handrail.schema.json",
     ]
 
@@ -137,7 +156,9 @@ def _inputs(
     if held_out:
         sets = _line(f"sets = {_inline({'held_out': held_out})}", "accuracy is measured on these problems")
     else:
-        sets = _line('# sets = { held_out = "held-out.jsonl" }', "to measure accuracy, name problems not trained on")
+        sets = _line(
+            '# sets = { held_out = "held-out.jsonl" }', "to measure accuracy, name problems not trained on"
+        )
     system = '# system = "Solve the problem step by step."'
     return [
         "",
@@ -150,10 +171,12 @@ def _inputs(
         "",
         "[data]",
         _line(_pair("train", data), have),
-        *([_line('too_long = "skip"', f"leaves out {len(too_long)} problems, first {too_long[0]}")] if too_long else []),
+        *([_line('too_long = "skip"', f"leaves out {len(too_long)} problems, first {too_long[0]}")]
+          if too_long else []),
         *([_line(f"columns = {_inline(columns)}", "our field = your column")] if columns else []),
-        _line(system, "instructions; say how to end, if your references all end alike") if chat
-        else _line('# prompt_template = "{prompt}\\n"', "text around each prompt; it ends as your references begin"),
+        _line(system, "instructions; ask for the ending of your references, if they share one") if chat
+        else _line('# prompt_template = "{prompt}\\n"',
+                   "text around each prompt; end it with the white space before a reference"),
         "",
         "[eval]",
         sets,
@@ -163,7 +186,9 @@ def _inputs(
 
 def _training(problems: Sequence[Problem], verifier: Verified, max_tokens: int, why: str) -> list[str]:
     guided = any(problem.references for problem in problems)
-    method, reason = ("grpo+sft", "learns from rollouts and references") if guided else ("grpo", "needs no references")
+    method, reason = (
+        ("grpo+sft", "learns from rollouts and references") if guided else ("grpo", "needs no references")
+    )
     return [
         "",
         "[verifier]",
@@ -179,7 +204,10 @@ def _training(problems: Sequence[Problem], verifier: Verified, max_tokens: int, 
         "[train]",
         _line("steps = 200", "number of steps"),
         _line(f"problems_per_step = {min(16, len(problems))}", "problems of each step"),
-        _line("learning_rate = 1e-6", "usual for all weights of a language model; adapters and tiny models take more"),
+        _line(
+            "learning_rate = 1e-6",
+            "usual for all weights of a language model; adapters and tiny models need more",
+        ),
         _line('schedule = "constant"', 'or "linear" or "cosine", which fall to 0 at the end'),
         _line("checkpoint_every = 50", "steps between checkpoints, from which `--resume` continues"),
     ]

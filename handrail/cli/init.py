@@ -1,4 +1,4 @@
-"""``handrail init``."""
+"""``handrail init``: write a first configuration."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import typer
 from handrail._util.errors import UserError
 from handrail._util.files import writable, write_whole
 from handrail._util.progress import console, quiet, show
-from handrail.cli.options import Columns, Data, fitting_verifier, parse_column
+from handrail.cli.options import Columns, Data, default_verifier, parse_column
 
 
 def init_command(
     model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
     data: Data,
-    held_out: Annotated[str | None, typer.Option(help="Held-out data, on which accuracy is measured.")] = None,
+    held_out: Annotated[str | None, typer.Option(help="Held-out data to measure accuracy on.")] = None,
     columns: Columns = None,
     output: Annotated[Path, typer.Option(help="Configuration file to write.")] = Path("config.toml"),
 ) -> None:
     """Write a first configuration, with comments, for your model and data.
 
-    It loads both, and chooses verifier, method and lengths to fit.
+    It loads both and chooses a suitable verifier, method and length of completions.
     """
     if output.exists():
         raise UserError(f"{output} exists and is not overwritten; choose another --output")
@@ -32,9 +32,12 @@ def init_command(
 
     mapping = dict(parse_column(pair) for pair in columns or [])
     with console.status("loading the model and the data"):
-        text, verifier = first_config(model, data, held_out, mapping, fitting_verifier(data), output)
+        text, verifier = first_config(model, data, held_out, mapping, default_verifier(data), output)
     write_whole(output, text)
     show(text)
     if not verifier.fits:
-        show(f"warning: the verifier {verifier.name!r} {verifier} only; handrail check {data} shows some that it refuses")
+        show(
+            f"warning: the verifier {verifier.name!r} only {verifier}; "
+            f"handrail check {data} shows some that it refuses"
+        )
     show(f"configuration: {output}")

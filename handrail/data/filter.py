@@ -1,4 +1,4 @@
-"""Training on the problems that a probe found worth it."""
+"""Select training problems by the results of a probe."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ from pathlib import Path
 
 from handrail._util.errors import UserError
 from handrail.data.config import Source
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 
 
 def kept(problems: Sequence[Problem], source: Source, file: Path) -> list[Problem]:
-    """Those of the probed ``problems`` of ``source`` that it keeps. Raises UserError."""
+    """Return the ``problems`` whose kind in the probe's ``file`` is in ``source.keep``. Raises UserError."""
     kinds = _kinds(file)
     checksums = [digest([problem]) for problem in problems]
-    strange = [problem.id for problem, checksum in zip(problems, checksums, strict=True) if checksum not in kinds]
-    if strange:
+    unknown = [
+        problem.id for problem, checksum in zip(problems, checksums, strict=True) if checksum not in kinds
+    ]
+    if unknown:
         raise UserError(
-            f"{file}: it does not say how {len(strange)} of the {len(problems)} problems of {source.path} did as they are now, "
-            f"{strange[0]} first; probe this source, without --limit"
+            f"{file}: it has no result for {len(unknown)} of the {len(problems)} problems of {source.path} "
+            f"in their present form, first {unknown[0]}; probe this source again, without --limit"
         )
-    chosen = [problem for problem, checksum in zip(problems, checksums, strict=True) if kinds[checksum] in source.keep]
+    chosen = [
+        problem
+        for problem, checksum in zip(problems, checksums, strict=True)
+        if kinds[checksum] in source.keep
+    ]
     if not chosen:
-        raise UserError(f"{file}: no problem of {source.path} is {' or '.join(source.keep)}; keep other kinds, or train on other problems")
+        raise UserError(
+            f"{file}: no problem of {source.path} is {' or '.join(source.keep)}; "
+            "keep other kinds, or train on other problems"
+        )
     return chosen
 
 
 def _kinds(file: Path) -> dict[str, str]:
-    """What the problems of each checksum are."""
+    """Map the checksum of each probed problem to its kind."""
     kinds = {}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -40,6 +49,7 @@ def _kinds(file: Path) -> dict[str, str]:
             kinds[row["problem"]] = "faulty" if row["faults"] else row["kind"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{file}, line {number}: this is no line of a probe's problems.jsonl; name the file that handrail probe wrote"
+                f"{file}, line {number}: this is not a line of a probe's problems.jsonl; "
+                "name the file that handrail probe wrote"
             ) from error
     return kinds

@@ -1,8 +1,7 @@
-"""Row layouts: from a row of the user's data to a problem.
+"""Row layouts: turn a row of the user's data into a problem.
 
-A layout says by which columns it is recognised, which of them holds which field of ours, and what is left to be
-done to the fields' values. To recognise one more layout, add it to ``LAYOUTS``. A column map is a layout that the
-user gives.
+A layout names the columns by which it is recognised, maps our fields to columns, and may convert the values
+further. To recognise another layout, add it to ``LAYOUTS``. A column map is a layout that the user gives.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 from handrail._util.errors import BadRow
 from handrail._util.numerals import positional
 from handrail.data.choices import are_choices, with_choices
-from handrail.types import Message, Problem
+from handrail.types.problem import Message, Problem
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
@@ -29,16 +28,17 @@ FIELDS = (*REQUIRED, "choices", *OPTIONAL)
 ROLES = ("system", "user", "assistant")
 ABSENT = object()
 NO_ANSWER = ("proof", "notfound")
-"""What NuminaMath-1.5 writes for an answer that nothing can be compared with."""
+"""The values of NuminaMath-1.5 for problems without an answer to compare with."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the data name their columns, and what is left to be done to the values.
+    """A map from our fields to the data's columns, and the conversion of their values.
 
-    ``needs``: the columns it is recognised by, none for a column map; ``columns``: our field -> the column, or the
-    dotted path to it; ``worked``: True if the answer's column holds worked solutions, from which the answer is cut;
-    ``exact``: True if answers are otherwise taken as they are; ``refine``: what else is to be done.
+    ``needs`` are the columns by which the layout is recognised (none for a column map). ``columns`` maps our
+    fields to columns or dotted paths. ``worked`` is True if the answer's column holds worked solutions, from
+    which the answer is extracted. ``exact`` is True if other answers are kept as they are, even in a box.
+    ``refine`` makes any further conversion.
     """
 
     name: str
@@ -49,29 +49,36 @@ class Layout:
     refine: Callable[[Fields], Fields] = lambda fields: fields
 
     def split(self, row: Row) -> tuple[Fields, dict[str, Any]]:
-        """Our fields, and the columns that none of them took whole. Raises BadRow if the row is not of this layout."""
+        """Return our fields, and the other columns as metadata.
+
+        A column of which a field takes only a part, by a dotted path, is metadata too. Raises BadRow if the
+        row has no prompt or no answer, or a value that cannot be used.
+        """
         found = {name: lookup(row, path) for name, path in self.columns.items()}
         fields = {name: value for name, value in found.items() if value is not ABSENT}
         for name in REQUIRED:
             if name not in fields:
-                raise BadRow(
-                    name,
-                    f"there is no column '{self.columns[name]}'",
-                    f"the row has {', '.join(row) or 'no columns'}: rename one, or name it in the column map, "
-                    f'columns = {{{name} = "their column"}}',
+                advice = (
+                    f"the row has {', '.join(row) or 'no columns'}: rename one, "
+                    f'or name it in the column map, columns = {{{name} = "their column"}}'
                 )
-        if self.needs:  # who maps columns has seen the others
-            _refuse_pictures(row)
-        fields = self.refine(_cut(fields) if self.worked else fields if self.exact else _bare(fields))
+                raise BadRow(name, f"there is no column '{self.columns[name]}'", advice)
+        if self.needs:  # a user who maps columns has decided to ignore the others, images included
+            _refuse_images(row)
+        fields = self.refine(
+            _extract_answer(fields) if self.worked else fields if self.exact else _unbox(fields)
+        )
         if fields.get("choices"):
             prompt, answer = with_choices(fields["prompt"], fields["answer"], fields["choices"])
             fields |= {"prompt": prompt, "answer": answer}
         return fields, {key: value for key, value in row.items() if key not in self.columns.values()}
 
-    def account(self, columns: Iterable[str]) -> str:
-        """Which of our fields came from which of ``columns``, for the user."""
-        there = set(columns)
-        found = {name: path for name, path in self.columns.items() if {path, path.partition(".")[0]} & there}
+    def describe_fields(self, columns: Iterable[str]) -> str:
+        """Tell the user which of our fields come from which of ``columns``."""
+        present = set(columns)
+        found = {
+            name: path for name, path in self.columns.items() if {path, path.partition(".")[0]} & present
+        }
         said = {name: name if name == path else f"{name} from {path}" for name, path in found.items()}
         if self.worked:
             column = self.columns["answer"]
@@ -84,7 +91,7 @@ class Layout:
 
 
 def lookup(row: Row, path: str) -> Any:
-    """The value at a column name or a dotted path, or ``ABSENT``."""
+    """Return the value at a column name or a dotted path, else ``ABSENT``."""
     if path in row:
         return row[path]
     head, dot, rest = path.partition(".")
@@ -92,7 +99,7 @@ def lookup(row: Row, path: str) -> Any:
 
 
 def final_answer(text: str) -> str | None:
-    r"""What the last ``\boxed{}`` holds, else what follows ``####`` in the last line, else None.
+    r"""Return the content of the last ``\boxed{}``, else the text after ``####`` in the last line, else None.
 
     Raises BadRow if the box is never closed.
     """
@@ -104,42 +111,46 @@ def final_answer(text: str) -> str | None:
             if depth == 0:
                 return text[start + 1 : token.start()].strip()
         raise BadRow("answer", r"its last \boxed{ is never closed", "complete the text")
-    # Only at the end, because "#### " also begins a Markdown heading.
+    # Only in the last line, because "#### " also begins a Markdown heading.
     match = re.search(r"####([^\n]*)\s*\Z", text)
     return match[1].strip() if match else None
 
 
 def is_worked(answer: object) -> bool:
-    r"""True if this is more than an answer: a text that ends in one, in ``\boxed{}`` or after ``####``."""
+    r"""True if ``answer`` is a text with more than the answer, which is in ``\boxed{}`` or after ``####``."""
     try:
         found = final_answer(answer) if isinstance(answer, str) else None
     except BadRow:
         return True
-    return found is not None and not _only(found, str(answer))
+    return found is not None and not _is_only(found, str(answer))
 
 
-def _only(answer: str, text: str) -> bool:
-    """Whether ``text`` says nothing but the answer."""
+def _is_only(answer: str, text: str) -> bool:
+    """True if ``text`` contains nothing but ``answer`` and its mark."""
     return re.sub(r"\\boxed|####|[{}$.\s]", "", text) == re.sub(r"[{}$.\s]", "", answer)
 
 
-def _cut(fields: Fields) -> Fields:
-    """The answer out of a worked solution, which becomes the reference if the row has none and there is work in it."""
+def _extract_answer(fields: Fields) -> Fields:
+    """Extract the answer from a worked solution.
+
+    The solution becomes the reference if the row has none, unless it is the bare answer.
+    """
     text = fields["answer"]
     if text is None:
         return fields
     if not isinstance(text, str) or (answer := final_answer(text)) is None:
         what = r"its text holds no \boxed{ANSWER} and does not end in '#### ANSWER'"
         raise BadRow("answer", what, "add it, or leave the row out")
-    reference = {} if _only(answer, text) or fields.get("reference") else {"reference": text}
+    reference = {} if _is_only(answer, text) or fields.get("reference") else {"reference": text}
     return fields | {"answer": answer} | reference
 
 
-def _bare(fields: Fields) -> Fields:
-    """An answer among bare ones, out of its box."""
+def _unbox(fields: Fields) -> Fields:
+    """Remove the box or ``####`` from a bare answer. Raises BadRow for a worked solution."""
     text = fields["answer"]
     if is_worked(text):
-        raise BadRow("answer", "it is a worked solution, and most rows have a bare answer", "keep the answer alone")
+        what = "it is a worked solution, and most rows have a bare answer"
+        raise BadRow("answer", what, "keep only the answer")
     if not isinstance(text, str):
         return fields
     if text.strip().casefold() in NO_ANSWER:
@@ -149,21 +160,22 @@ def _bare(fields: Fields) -> Fields:
     return fields if answer is None else fields | {"answer": answer}
 
 
-def _refuse_pictures(row: Row) -> None:
+def _refuse_images(row: Row) -> None:
     for name, value in row.items():
         parts = value if isinstance(value, list) else [value]
         if any(isinstance(part, dict) and part.get("bytes") for part in parts):
             advice = "leave the row out, or map the columns to ignore it"
-            raise BadRow(name, "it holds a picture, which no policy here can see", advice)
+            raise BadRow(name, "it holds an image, and handrail trains on text alone", advice)
 
 
 def _without_calculator(fields: Fields) -> Fields:
+    """Remove GSM8K's calculator annotations, ``<<48/2=24>>``, from the reference."""
     text = fields.get("reference")
     return fields | {"reference": re.sub(r"<<[^\n]*?>>", "", text)} if isinstance(text, str) else fields
 
 
 def _verl(fields: Fields) -> Fields:
-    """Messages become texts. Skywork writes its one answer as the text of a list, ``["42"]``."""
+    """Turn messages into texts, and parse Skywork's answers, each a JSON list in a string: ``'["42"]'``."""
     answer, target = fields["answer"], fields.get("reference")
     if isinstance(answer, str) and answer.startswith('["'):
         with suppress(ValueError):
@@ -175,6 +187,7 @@ def _verl(fields: Fields) -> Fields:
 
 
 def _with_context(fields: Fields) -> Fields:
+    """Put the context, if there is one, before the prompt."""
     context, prompt = fields.pop("context", None), fields["prompt"]
     if not isinstance(context, str) or not context.strip():
         return fields
@@ -182,7 +195,7 @@ def _with_context(fields: Fields) -> Fields:
 
 
 def _gpqa(fields: Fields) -> Fields:
-    """Sorted, so that its place does not tell which choice is right."""
+    """Sort the choices, so that their order does not reveal the correct one."""
     wrong = [fields.pop(f"wrong_{number}", None) for number in (1, 2, 3)]
     return fields | {"choices": sorted([fields["answer"], *wrong], key=str)}
 
@@ -208,7 +221,7 @@ GSM8K = _layout("GSM8K", "question, answer", "question", "answer", worked=True, 
 TRUTH = "reward_model.ground_truth"
 CONTEXT = {"context": "context"}
 WRONG = {f"wrong_{number}": f"Incorrect Answer {number}" for number in (1, 2, 3)}
-# Name, columns to recognise it by, and the columns of prompt, answer and reference.
+# Each has a name, the columns to recognise it by, and the columns of the prompt, answer and reference.
 LAYOUTS = (
     NATIVE,
     _layout("LUFFY", "prompt, reward_model, target", "prompt", TRUTH, "target", refine=_verl),
@@ -219,7 +232,15 @@ LAYOUTS = (
     _layout("MATH", "problem, solution", "problem", "solution", worked=True),
     _layout("AIME", "Problem, Answer", "Problem", "Answer", "Solution", {"id": "ID"}),
     _layout("OpenMath", "problem, expected_answer", "problem", "expected_answer", "generated_solution"),
-    _layout("OlympiadBench", "question, final_answer", "question", "final_answer", "solution", CONTEXT, refine=_with_context),
+    _layout(
+        "OlympiadBench",
+        "question, final_answer",
+        "question",
+        "final_answer",
+        "solution",
+        CONTEXT,
+        refine=_with_context,
+    ),
     _layout("s1K", "question, solution", "question", "solution"),
     _layout("ARC", "question, choices, answerKey", "question", "answerKey"),
     _layout("AQuA", "question, options, correct", "question", "correct"),
@@ -227,15 +248,19 @@ LAYOUTS = (
 )
 
 
-def mapped(columns: Mapping[str, str]) -> Layout:
-    """The layout of a column map: what it does not name is metadata, but for the two fields that every row has."""
+def column_map_layout(columns: Mapping[str, str]) -> Layout:
+    """Return the layout of a column map.
+
+    The prompt and the answer come from the columns of that name unless mapped; any other column that is not
+    mapped is metadata.
+    """
     return Layout("column map", frozenset(), {field: field for field in REQUIRED} | dict(columns), exact=True)
 
 
 def recognise(rows: Sequence[Row]) -> Layout:
-    """The first layout whose columns are there; else the native one, whose errors say which are missing.
+    """Return the first layout whose columns exist, else the native one, whose errors name what is missing.
 
-    Whether the answers are worked solutions is decided by most of them, for the data as a whole.
+    If most answers are worked solutions, all of them are taken to be.
     """
     columns = {name for row in rows for name in row}
     layout = next((layout for layout in LAYOUTS if layout.needs <= columns), NATIVE)
@@ -244,17 +269,17 @@ def recognise(rows: Sequence[Row]) -> Layout:
         layout = GSM8K if layout is QUESTION else replace(layout, worked=True)
     choices = "choices" if "choices" in columns else "options"
     if layout.name == "native" and not any(are_choices(row.get(choices)) for row in rows):
-        return layout  # a column of another meaning, as any of the user's own
+        return layout  # not choices: a column of the user's own with the same name, kept as metadata
     return replace(layout, columns={**layout.columns, "choices": choices})
 
 
 def to_problem(fields: Fields, metadata: dict[str, Any], default_id: str) -> Problem:
-    """A problem of checked fields. Raises BadRow."""
-    plan, id = _filled(fields.get("plan")), _filled(fields.get("id"))
+    """Check the fields and make them a problem. Raises BadRow."""
+    plan, id = _none_if_blank(fields.get("plan")), _none_if_blank(fields.get("id"))
     return Problem(
         id=default_id if id is None else _text_or_number("id", id),
         prompt=_prompt(fields["prompt"]),
-        answer=_text_or_number("answer", _one(fields["answer"])),
+        answer=_text_or_number("answer", _single(fields["answer"])),
         references=(*_references("reference", fields), *_references("references", fields)),
         plan=None if plan is None else _text("plan", plan),
         metadata=metadata,
@@ -262,7 +287,14 @@ def to_problem(fields: Fields, metadata: dict[str, Any], default_id: str) -> Pro
 
 
 def _kind(value: object) -> str:
-    kinds = {bool: "true or false", int | float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null"}
+    kinds = {
+        bool: "true or false",
+        int | float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+        type(None): "null",
+    }
     return next((name for kind, name in kinds.items() if isinstance(value, kind)), type(value).__name__)
 
 
@@ -274,16 +306,18 @@ def _text(field: str, value: object, wanted: str = "text") -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(field, "it holds half a character (a lone surrogate)", "write the character in full") from None
+        what = "it holds half a character (a lone surrogate)"
+        raise BadRow(field, what, "write the whole character") from None
     return value
 
 
-def _one(answer: object) -> object:
-    """The answer out of verl's and OlympiadBench's lists."""
+def _single(answer: object) -> object:
+    """Take the answer out of a list of one, as verl and OlympiadBench write it."""
     if not isinstance(answer, list):
         return answer
     if len(answer) != 1:
-        raise BadRow("answer", f"it is a list of {len(answer)}", "give one answer, which is what a verifier compares with")
+        advice = "give one answer, because a verifier compares with one"
+        raise BadRow("answer", f"it is a list of {len(answer)}", advice)
     return answer[0]
 
 
@@ -305,43 +339,50 @@ def _prompt(value: object) -> str | list[Message]:
         return _text("prompt", value, "text or a list of messages")
     if not value:
         raise BadRow("prompt", "it is empty", "fill it in, or leave the row out")
-    value = [_of_one_text(message) for message in value]
+    value = [_join_text_parts(message) for message in value]
     for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise BadRow("prompt", "a message lacks a role or a content of text", "write each as {role: ..., content: ...}")
+        if (
+            not isinstance(message, dict)
+            or not isinstance(message.get("role"), str)
+            or not isinstance(message.get("content"), str)
+        ):
+            what = "a message has no role or no text as content"
+            raise BadRow("prompt", what, "write each as {role: ..., content: ...}")
         if message["role"] not in ROLES:
-            raise BadRow("prompt", "a message has an unknown role", f"'{message['role']}' is none of {', '.join(ROLES)}")
+            advice = f"'{message['role']}' is none of {', '.join(ROLES)}"
+            raise BadRow("prompt", "a message has an unknown role", advice)
     if value[-1]["role"] != "user":
         role = value[-1]["role"]
-        advice = "end it with the user's message, which the policy is to answer; begun answers are not gone on with"
+        advice = "end it with the user's message, because the policy answers that and continues no other"
         raise BadRow("prompt", f"its last message is from the {role}", advice)
     _text("prompt", value[-1]["content"])
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
-def _of_one_text(message: Any) -> Any:
-    """A message whose content is a list of texts, as templates for several media want it, with one text."""
+def _join_text_parts(message: Any) -> Any:
+    """Join the text parts of a multimodal message into one text."""
     parts = message.get("content") if isinstance(message, dict) else None
     if not isinstance(parts, list) or not all(isinstance(part, dict) and "type" in part for part in parts):
         return message
     if other := [part["type"] for part in parts if part["type"] != "text"]:
-        raise BadRow("prompt", "a message holds more than text", f"leave out its part of the type {other[0]!r}, or the row")
+        advice = f"remove its part of type {other[0]!r}, or leave the row out"
+        raise BadRow("prompt", "a message holds more than text", advice)
     texts = [part.get("text") for part in parts]
     return {**message, "content": "".join(texts)} if all(isinstance(text, str) for text in texts) else message
 
 
-def _filled(value: object) -> object | None:
-    """None for blank text too: a CSV or Parquet file cannot leave an optional column out of one row."""
+def _none_if_blank(value: object) -> object | None:
+    """Return None for blank text, because Parquet rows cannot leave out an optional column."""
     return None if isinstance(value, str) and not value.strip() else value
 
 
 def _references(field: str, fields: Fields) -> list[str]:
-    value = _filled(fields.get(field))
+    value = _none_if_blank(fields.get(field))
     if value is None:
         return []
     if not isinstance(value, list):
         return [_text(field, value, "text or a list of texts")]
-    parts = [part for part in map(_filled, value) if part is not None]
+    parts = [part for part in map(_none_if_blank, value) if part is not None]
     if not all(isinstance(part, str) for part in parts):
         raise BadRow(field, "the list holds something that is not text", "write every reference as text")
     return [_text(field, part) for part in parts]

@@ -1,4 +1,4 @@
-"""Where problems come from: files, Hugging Face datasets, built-in tasks and reasoning-gym families."""
+"""Load problems from files, Hugging Face datasets, built-in tasks and reasoning-gym families."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from handrail._util.errors import BadRow, UserError
-from handrail.data.layouts import ABSENT, FIELDS, Layout, lookup, mapped, recognise, to_problem
+from handrail.data.layouts import ABSENT, FIELDS, Layout, column_map_layout, lookup, recognise, to_problem
 from handrail.data.rows import Row, brief, read
 from handrail.data.tasks import TASKS
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 @dataclass(frozen=True)
 class Loaded:
+    """The problems of a source, and how they were read."""
+
     problems: list[Problem]
     layout: str
-    """What the rows were recognised as; ``column map``, ``task`` or ``reasoning-gym`` where nothing had to be."""
+    """The layout that was recognised, or ``column map``, ``task`` or ``reasoning-gym``."""
     fields: str = ""
-    """Which of our fields came from which column."""
+    """Which of our fields come from which column."""
     note: str = ""
-    """Which split was taken, if there was a choice and the source does not name one."""
+    """The split that was chosen, if there are several and the source names none."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``handrail check`` says of a source."""
+    """The counts that ``handrail check`` prints for a source."""
 
     source: str
     problems: int
@@ -38,25 +40,26 @@ class Summary:
     references: int
     with_plan: int
     duplicates: int
-    """Problems whose exact prompt an earlier one has; ``duplicate_ids`` are the first such pair."""
+    """Problems with exactly the prompt of an earlier one; ``duplicate_ids`` is the first such pair."""
     duplicate_ids: tuple[str, str] | None
     contradictions: int
-    """Prompts that have more than one answer; ``contradiction_ids`` are the first two problems that disagree."""
+    """Prompts with more than one answer; ``contradiction_ids`` are the first two problems that disagree."""
     contradiction_ids: tuple[str, str] | None
 
 
 def load_problems(source: str, columns: Mapping[str, str] = {}) -> list[Problem]:
-    """The problems of a source; see ``load``. Raises UserError."""
+    """Return the problems of a source; see ``load``. Raises UserError."""
     return load(source, columns).problems
 
 
 def load(source: str, columns: Mapping[str, str] = {}) -> Loaded:
-    """Reads a source and recognises its layout.
+    """Read a source and recognise its layout.
 
     A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a directory of such files or of ``save_to_disk``
     (``PATH#SPLIT``), a Hugging Face dataset (``NAME:CONFIG#SPLIT``), ``task:NAME?key=value&...`` or
-    ``reasoning-gym:FAMILY?key=value&...``. ``columns`` maps our fields to the data's columns and so replaces recognition;
-    the last two kinds have no columns and ignore it. Raises UserError, with the place, for whatever cannot be used.
+    ``reasoning-gym:FAMILY?key=value&...``. ``columns`` maps our fields to the data's columns and so replaces
+    recognition; tasks and reasoning-gym families have no columns and ignore it. Raises UserError, naming the
+    file and line or row, for anything that cannot be used.
     """
     for kind, make in GENERATORS.items():
         if source.startswith(f"{kind}:"):
@@ -67,11 +70,11 @@ def load(source: str, columns: Mapping[str, str] = {}) -> Loaded:
     objects = [row.value for row in rows if isinstance(row.value, dict)]
     names = list(dict.fromkeys(name for row in objects for name in row))
     layout = _column_map(source, columns, objects, names) if columns else recognise(objects)
-    return Loaded(_problems(rows, layout), layout.name, layout.account(names), note)
+    return Loaded(_problems(rows, layout), layout.name, layout.describe_fields(names), note)
 
 
 def describe(problems: list[Problem], source: str) -> Summary:
-    """Counts what a source holds and finds prompts that stand in it more than once."""
+    """Count the problems, references and plans of a source, and find repeated prompts."""
     first: dict[str, Problem] = {}
     repeated: list[tuple[str, str]] = []
     contradicted: dict[str, tuple[str, str]] = {}
@@ -95,15 +98,21 @@ def describe(problems: list[Problem], source: str) -> Summary:
     )
 
 
-def _column_map(source: str, columns: Mapping[str, str], rows: list[dict[str, Any]], names: list[str]) -> Layout:
+def _column_map(
+    source: str, columns: Mapping[str, str], rows: list[dict[str, Any]], names: list[str]
+) -> Layout:
     for field, path in columns.items():
         if field not in FIELDS:
-            raise UserError(f"{source}: the column map has the unknown field '{field}'; the fields are {', '.join(FIELDS)}")
+            raise UserError(
+                f"{source}: the column map has the unknown field '{field}'; "
+                f"the fields are {', '.join(FIELDS)}"
+            )
         if all(lookup(row, path) is ABSENT for row in rows):
             raise UserError(
-                f"{source}, field {field}: the column map names the column '{path}', which is not there; the columns are {', '.join(names)}"
+                f"{source}, field {field}: the column map names the column '{path}', "
+                f"which does not exist; the columns are {', '.join(names)}"
             )
-    return mapped(columns)
+    return column_map_layout(columns)
 
 
 def _problems(rows: list[Row], layout: Layout) -> list[Problem]:
@@ -114,14 +123,15 @@ def _problems(rows: list[Row], layout: Layout) -> list[Problem]:
         try:
             problem = _problem(row, layout)
             if problem.id in places:
-                raise BadRow("id", "another row has the same one", f"'{problem.id}' is also that of {places[problem.id]}: change one")
+                advice = f"'{problem.id}' is also the id of {places[problem.id]}: change one of them"
+                raise BadRow("id", "another row has the same id", advice)
         except BadRow as error:
             bad.append((row.place, _of_this_row(error, row, rows, layout)))
         else:
             places[problem.id] = row.place
             problems.append(problem)
     if bad:
-        raise UserError(_complaint(bad))
+        raise UserError(_error_message(bad))
     return problems
 
 
@@ -134,28 +144,30 @@ def _problem(row: Row, layout: Layout) -> Problem:
 
 
 def _of_this_row(error: BadRow, row: Row, rows: list[Row], layout: Layout) -> BadRow:
-    """``error``, or that only this row, and not the data, lacks a column."""
+    """Return ``error``, or another if only this row lacks a column that other rows have."""
     column = layout.columns.get(error.field or "")
     if column is None or not isinstance(row.value, dict) or lookup(row.value, column) is not ABSENT:
         return error
     if all(lookup(other.value, column) is ABSENT for other in rows if isinstance(other.value, dict)):
         return error
-    return BadRow(error.field, f"this row has no {error.field}", f"fill in its '{column}', or leave the row out")
+    return BadRow(
+        error.field, f"this row has no {error.field}", f"fill in its '{column}', or leave the row out"
+    )
 
 
-def _complaint(bad: list[tuple[str, BadRow]]) -> str:
+def _error_message(bad: list[tuple[str, BadRow]]) -> str:
     place, first = bad[0]
     more = sum((error.field, error.what) == (first.field, first.what) for _, error in bad) - 1
     where = f"{place}, field {first.field}" if first.field else place
-    others = f" (so in {more} more row{'s' * (more > 1)})" if more else ""
+    others = f" (and in {more} more row{'s' * (more > 1)})" if more else ""
     return f"{where}: {first.what}{others}; {first.advice}"
 
 
-# Problems made on the spot
+# Generated problems
 
 
 def _options(source: str) -> tuple[str, dict[str, str]]:
-    """The name and the options of ``kind:NAME?key=value&key=value``."""
+    """Parse the name and the options of ``kind:NAME?key=value&key=value``."""
     name, _, query = source.partition(":")[2].partition("?")
     options: dict[str, str] = {}
     for part in query.split("&") if query else []:
@@ -165,7 +177,9 @@ def _options(source: str) -> tuple[str, dict[str, str]]:
         if key in options:
             raise UserError(f"{source}: the option '{key}' is given twice; leave one out")
         if value[:1] in set("\"'[{"):
-            raise UserError(f"{source}: the option '{key}' has the value {value}; write it without quotes or brackets")
+            raise UserError(
+                f"{source}: the option '{key}' has the value {value}; write it without quotes or brackets"
+            )
         options[key] = value
     return name, options
 
@@ -176,18 +190,22 @@ def _task(source: str) -> list[Problem]:
         raise UserError(f"{source}: there is no task '{name}'; the tasks are {', '.join(TASKS)}")
     task = TASKS[name]
     types = {key: kind for key, kind in get_type_hints(task.problems).items() if key != "return"}
-    defaults = {key: parameter.default for key, parameter in inspect.signature(task.problems).parameters.items()}
+    defaults = {
+        key: parameter.default for key, parameter in inspect.signature(task.problems).parameters.items()
+    }
     for key in given:
         if key not in types:
             raise UserError(f"{source}: the task has no option '{key}'; its options are {', '.join(types)}")
-    options = defaults | {key: _typed(source, key, value, types[key]) for key, value in given.items()}
+    options = defaults | {key: _convert(source, key, value, types[key]) for key, value in given.items()}
     for key, allowed in task.ranges(options).items():
         if options[key] not in allowed:
-            raise UserError(f"{source}: {key} is {options[key]}; here it must be from {allowed[0]} to {allowed[-1]}")
+            raise UserError(
+                f"{source}: {key} is {options[key]}; here it must be from {allowed[0]} to {allowed[-1]}"
+            )
     return task.problems(**options)
 
 
-def _typed(source: str, key: str, text: str, kind: Any) -> object:
+def _convert(source: str, key: str, text: str, kind: Any) -> object:
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise UserError(f"{source}: {key} is '{text}'; it must be one of {', '.join(get_args(kind))}")
@@ -205,17 +223,27 @@ def _reasoning_gym(source: str) -> list[Problem]:
     family, given = _options(source)
     if family not in DATASETS:
         near = difflib.get_close_matches(family, DATASETS) or sorted(DATASETS)
-        raise UserError(f"{source}: reasoning-gym has no family '{family}'; did you mean one of {', '.join(near)}?")
+        raise UserError(
+            f"{source}: reasoning-gym has no family '{family}'; did you mean one of {', '.join(near)}?"
+        )
     fields = dataclasses.fields(DATASETS[family][1])
-    config = {field.name: field.default for field in fields if isinstance(field.default, int | float | str | None)}
+    config = {
+        field.name: field.default for field in fields if isinstance(field.default, int | float | str | None)
+    }
     options = {"size": 1000, "seed": 0} | _gym_options(source, given, config)
     try:
         entries = list(reasoning_gym.create_dataset(family, **options))
-    except Exception as error:  # each family checks its settings in its own way, some only when it makes an entry
-        raise UserError(f"{source}: reasoning-gym refuses these options ({brief(error)}); change them") from error
+    except Exception as error:  # families raise different exceptions, some only when they generate an entry
+        raise UserError(
+            f"{source}: reasoning-gym refuses these options ({brief(error)}); change them"
+        ) from error
     if any(entry["answer"] is None for entry in entries):
-        raise UserError(f"{source}: this family's problems have no one answer to compare with; choose another family")
-    return [_gym_problem(source, family, options["seed"], number, entry) for number, entry in enumerate(entries)]
+        raise UserError(
+            f"{source}: this family's problems have no single answer to compare with; choose another family"
+        )
+    return [
+        _gym_problem(source, family, options["seed"], number, entry) for number, entry in enumerate(entries)
+    ]
 
 
 def _gym_options(source: str, given: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
@@ -223,10 +251,12 @@ def _gym_options(source: str, given: dict[str, str], config: dict[str, Any]) -> 
     for key, text in given.items():
         name = "size" if key == "n" and "n" not in config else key  # n_queens has an n of its own
         if name not in config:
-            raise UserError(f"{source}: the family takes no option '{key}' here; its options are n, {', '.join(config)}")
+            raise UserError(
+                f"{source}: the family takes no option '{key}' here; its options are n, {', '.join(config)}"
+            )
         if name in options:
             raise UserError(f"{source}: n and size are the same option; leave one out")
-        value = options[name] = _parsed(text)
+        value = options[name] = _parse(text)
         if isinstance(value, str) and not isinstance(config[name], str | None):
             raise UserError(f"{source}: {key} is '{text}'; it must be a value like {config[name]!r}")
         if name in ("size", "seed") and type(value) is not int:
@@ -236,7 +266,7 @@ def _gym_options(source: str, given: dict[str, str], config: dict[str, Any]) -> 
     return options
 
 
-def _parsed(text: str) -> int | float | bool | str:
+def _parse(text: str) -> int | float | bool | str:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -253,7 +283,7 @@ def _gym_problem(source: str, family: str, seed: int, number: int, entry: dict[s
     try:
         return to_problem(fields, metadata, default_id=f"{family}-{seed}-{number}")
     except BadRow as error:
-        raise UserError(_complaint([(f"{source}, row {number + 1}", error)])) from error
+        raise UserError(_error_message([(f"{source}, row {number + 1}", error)])) from error
 
 
 GENERATORS: dict[str, Callable[[str], list[Problem]]] = {"task": _task, "reasoning-gym": _reasoning_gym}

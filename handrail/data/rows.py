@@ -1,4 +1,4 @@
-"""Rows as they stand in files, directories and Hugging Face datasets."""
+"""Read rows from files, directories and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from typing import Any
 from handrail._util.errors import BadRow, UserError
 from handrail._util.hub import look_up
 from handrail._util.names import near
-from handrail._util.numerals import Written
+from handrail._util.numerals import FloatLiteral
 
 
 @dataclass(frozen=True)
 class Row:
+    """A row and its origin."""
+
     place: str
-    """For messages: the file or source and the line or row, both counted from 1."""
+    """The file or source, and the line or row counted from 1; for messages."""
     id: str
     value: object
-    """The row as it was read, or the BadRow that says why it could not be."""
+    """The row as it was read, or a BadRow if it could not be."""
 
 
 def read(source: str) -> tuple[list[Row], str]:
-    """The rows of a source, and a note if a split was chosen for the user. Raises UserError."""
+    """Return the rows of a source, and a note if a split was chosen for the user. Raises UserError."""
     name, split, path = source, "", Path(source).expanduser()
     if not path.exists():
         name, _, split = source.partition("#")
@@ -39,7 +41,8 @@ def read(source: str) -> tuple[list[Row], str]:
         if split:
             raise UserError(f"{source}: a single file has no splits; leave out '#{split}'")
         return _file(path, source, path.name), ""
-    # An ending of letters is a file's: a mistyped one should not wait for the hub. (1.5 is a version.)
+    # A suffix of letters means a file: a mistyped file name should not be looked up on the hub. (.5 may be a
+    # version.)
     if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name) and not path.suffix[1:].isalpha():
         return _hub(name, split, source)
     raise UserError(f"{source}: there is no such file{near(path)}")
@@ -49,16 +52,20 @@ def read(source: str) -> tuple[list[Row], str]:
 
 
 def _file(path: Path, place: str, name: str) -> list[Row]:
-    """``place`` stands before the line in messages, ``name`` in ids."""
+    """Read a file. ``place`` precedes the line number in messages, ``name`` in ids."""
     if path.suffix not in READERS:
-        raise UserError(f"{place}: files ending in '{path.suffix}' are not read; convert it to one of {', '.join(READERS)}")
+        raise UserError(
+            f"{place}: '{path.suffix}' files are not supported; convert it to one of {', '.join(READERS)}"
+        )
     try:
         return READERS[path.suffix](path, place, name)
     except OSError as error:
-        raise UserError(f"{place}: it cannot be read ({brief(error)}); check that it is whole and that you may read it") from error
+        raise UserError(
+            f"{place}: it cannot be read ({brief(error)}); check that it is complete and that you may read it"
+        ) from error
 
 
-def _decoded(path: Path, source: str) -> str:
+def _decode(path: Path, source: str) -> str:
     raw = path.read_bytes()
     try:
         return raw.decode("utf-8-sig")
@@ -68,33 +75,43 @@ def _decoded(path: Path, source: str) -> str:
 
 
 def _jsonl(path: Path, source: str, name: str) -> list[Row]:
-    # Not splitlines(): JSON text may hold U+2028 and its like, which are no line ends to an editor or to a JSON reader.
-    lines = enumerate(_decoded(path, source).split("\n"), 1)
-    return [Row(f"{source}, line {number}", f"{name}:{number}", _line(line)) for number, line in lines if line.strip()]
+    # Not splitlines(), which also splits at U+2028 and others, which JSON text may contain.
+    lines = enumerate(_decode(path, source).split("\n"), 1)
+    return [
+        Row(f"{source}, line {number}", f"{name}:{number}", _line(line))
+        for number, line in lines
+        if line.strip()
+    ]
 
 
 def _line(line: str) -> object:
     try:
-        return json.loads(line, parse_float=Written)
+        return json.loads(line, parse_float=FloatLiteral)
     except json.JSONDecodeError as error:
-        return BadRow(None, "it is not JSON", f"{error.msg} at column {error.colno}: write one JSON object on each line")
+        return BadRow(
+            None, "it is not JSON", f"{error.msg} at column {error.colno}: write one JSON object on each line"
+        )
     except (ValueError, RecursionError) as error:
-        return BadRow(None, "it is JSON that cannot be read", f"{brief(error)}: give a very long number as text")
+        return BadRow(
+            None, "it is JSON that cannot be read", f"{brief(error)}: give a very long number as text"
+        )
 
 
 def _json(path: Path, source: str, name: str) -> list[Row]:
-    text = _decoded(path, source)
+    text = _decode(path, source)
     if not text.strip():
         return []
     try:
-        values = json.loads(text, parse_float=Written)
+        values = json.loads(text, parse_float=FloatLiteral)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source}, line {error.lineno}, column {error.colno}: it is not JSON ({error.msg}); "
             "correct it, or name the file .jsonl if it holds one object on each line"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source}: it cannot be read ({brief(error)}); give a very long number as text") from error
+        raise UserError(
+            f"{source}: it cannot be read ({brief(error)}); give a very long number as text"
+        ) from error
     if not isinstance(values, list):
         raise UserError(f"{source}: it does not hold a list; put the rows in one, [{{...}}, {{...}}]")
     return _rows(source, name, values)
@@ -105,17 +122,24 @@ def _parquet(path: Path, source: str, name: str) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        # Not read_table(), which would add columns for directories named key=value.
+        # Not read_table(), which adds a column for every parent directory named key=value.
         return _rows(source, name, _values(pyarrow.parquet.ParquetFile(path).read()))
     except pyarrow.ArrowException as error:
         raise UserError(f"{source}: it cannot be read as parquet ({brief(error)}); write it again") from error
 
 
-READERS: dict[str, Callable[[Path, str, str], list[Row]]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path, str, str], list[Row]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".parquet": _parquet,
+}
 
 
 def _values(table: Any) -> list[dict[str, Any]]:
-    """The rows of a pyarrow.Table; of a float32, the double that people write for it: 0.1, not 0.10000000149011612."""
+    """Return the rows of a pyarrow.Table.
+
+    A float32 becomes the double of its shortest decimal: 0.1, not 0.10000000149011612.
+    """
     import pyarrow
 
     for place, column in enumerate(table.schema):
@@ -126,7 +150,9 @@ def _values(table: Any) -> list[dict[str, Any]]:
 
 
 def _rows(place: str, name: str, values: Iterable[object]) -> list[Row]:
-    return [Row(f"{place}, row {number}", f"{name}:{number}", value) for number, value in enumerate(values, 1)]
+    return [
+        Row(f"{place}, row {number}", f"{name}:{number}", value) for number, value in enumerate(values, 1)
+    ]
 
 
 def brief(error: BaseException) -> str:
@@ -138,21 +164,29 @@ def brief(error: BaseException) -> str:
 
 def _directory(path: Path, split: str, source: str) -> tuple[list[Row], str]:
     if any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
-        return _saved(path, split, source)
+        return _read_saved(path, split, source)
     files = _split_files(path, source)
     if not files:
-        raise UserError(f"{source}: this directory holds no {', '.join(READERS)} file and no dataset of save_to_disk; name a file in it")
-    wanted, note = _chosen(list(files), split, str(path), source)
+        raise UserError(
+            f"{source}: this directory holds no {', '.join(READERS)} file and no dataset of save_to_disk; "
+            "name a file in it"
+        )
+    wanted, note = _choose_split(list(files), split, str(path), source)
     places = sorted({str(file.parent) for file in files[wanted]})
     if len(places) > 1:
-        raise UserError(f"{source}: its files are in several directories, {' and '.join(places[:2])}; name one of them, or a file")
-    return [row for file in files[wanted] for row in _file(file, str(file), str(file.relative_to(path)))], note
+        raise UserError(
+            f"{source}: its files are in several directories, {' and '.join(places[:2])}; "
+            "name one of them, or a file"
+        )
+    return [
+        row for file in files[wanted] for row in _file(file, str(file), str(file.relative_to(path)))
+    ], note
 
 
 def _split_files(path: Path, source: str) -> dict[str, list[Path]]:
-    """The data files of a directory by split, told by their names as the Hugging Face hub tells them; ``train`` if no name tells.
+    """Group the data files of a directory by split, following the Hugging Face hub's rules for file names.
 
-    Raises UserError if some names tell a split and others none.
+    If no name tells a split, all files are ``train``. Raises UserError if only some names tell one.
     """
     from datasets.data_files import EmptyDatasetError, get_data_patterns
 
@@ -160,48 +194,62 @@ def _split_files(path: Path, source: str) -> dict[str, list[Path]]:
         patterns = get_data_patterns(glob.escape(str(path)))
     except EmptyDatasetError:
         return {}
-    found = {str(split): _matching(path, names) for split, names in patterns.items()}
+    found = {str(split): _matching_files(path, names) for split, names in patterns.items()}
     files = {split: matching for split, matching in found.items() if matching}
     told = {file for matching in files.values() for file in matching}
     kinds = {file.suffix for file in told}
-    if rest := [file for file in _matching(path, ["**"]) if file.suffix in kinds and file not in told]:
+    if rest := [file for file in _matching_files(path, ["**"]) if file.suffix in kinds and file not in told]:
         raise UserError(
-            f"{source}: it has the splits {', '.join(files)}, and {rest[0].name} is in none of them; name a file, or rename that one"
+            f"{source}: it has the splits {', '.join(files)}, but {rest[0].name} is in none of them; "
+            "name a single file, or rename this one"
         )
     return files
 
 
-def _matching(path: Path, patterns: Sequence[str]) -> list[Path]:
+def _matching_files(path: Path, patterns: Sequence[str]) -> list[Path]:
     from datasets.data_files import resolve_pattern
 
     found: set[Path] = set()
     for pattern in patterns:
         with suppress(FileNotFoundError):
-            found.update(path / relpath(file, path) for file in resolve_pattern(pattern, glob.escape(str(path))))
+            found.update(
+                path / relpath(file, path) for file in resolve_pattern(pattern, glob.escape(str(path)))
+            )
     return sorted(file for file in found if file.suffix in READERS)
 
 
-def _chosen(splits: Sequence[str], split: str, name: str, source: str) -> tuple[str, str]:
-    """The split that is asked for, or ``train``, or the only one; and a note if there was a choice. Raises UserError if neither."""
+def _choose_split(splits: Sequence[str], split: str, name: str, source: str) -> tuple[str, str]:
+    """Return the requested split, else the only one, else ``train`` with a note for the user.
+
+    Raises UserError if the requested split does not exist, or if none is requested and none is ``train``.
+    """
     if split and split not in splits:
-        raise UserError(f"{source}: there is no split '{split}'; name one as {name}#SPLIT: {', '.join(splits)}")
+        raise UserError(
+            f"{source}: there is no split '{split}'; name one as {name}#SPLIT: {', '.join(splits)}"
+        )
     if split or len(splits) == 1:
         return split or splits[0], ""
     if "train" not in splits:
-        raise UserError(f"{source}: it has several splits and none is 'train'; name one as {name}#SPLIT: {', '.join(splits)}")
-    return "train", f"{source}: the split 'train' is taken, of {', '.join(splits)}; for another write {name}#SPLIT"
+        raise UserError(
+            f"{source}: it has several splits, none of them 'train'; "
+            f"name one as {name}#SPLIT: {', '.join(splits)}"
+        )
+    note = f"{source}: using the split 'train', of {', '.join(splits)}; for another write {name}#SPLIT"
+    return "train", note
 
 
-def _saved(path: Path, split: str, source: str) -> tuple[list[Row], str]:
+def _read_saved(path: Path, split: str, source: str) -> tuple[list[Row], str]:
     import datasets
 
     try:
         data = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever the library makes of a damaged directory
-        raise UserError(f"{source}: the saved dataset cannot be read ({brief(error)}); save it again") from error
+    except Exception as error:  # a damaged directory may raise any exception in the library
+        raise UserError(
+            f"{source}: the saved dataset cannot be read ({brief(error)}); save it again"
+        ) from error
     note = ""
     if isinstance(data, datasets.DatasetDict):
-        wanted, note = _chosen(list(data), split, str(path), source)
+        wanted, note = _choose_split(list(data), split, str(path), source)
         data = data[wanted]
     elif split:
         raise UserError(f"{source}: this dataset has no splits; leave out '#{split}'")
@@ -215,13 +263,13 @@ def _hub(name: str, split: str, source: str) -> tuple[list[Row], str]:
     look_up(dataset, "dataset", source)
     try:
         data = datasets.load_dataset(dataset, config or None, split=split or None)
-    except Exception as error:  # the library's own, the hub client's and the network's have no common base
+    except Exception as error:  # the exceptions of datasets, the hub client and the network share no base
         raise UserError(
-            f"{source}: there is no such file, and the Hugging Face hub did not give a dataset of that name ({brief(error)})"
-            f"{near(Path(dataset))}"
+            f"{source}: there is no such file, and the Hugging Face hub did not provide a dataset "
+            f"of that name ({brief(error)}){near(Path(dataset))}"
         ) from error
     note = ""
     if isinstance(data, datasets.DatasetDict):
-        wanted, note = _chosen(list(data), "", name, source)
+        wanted, note = _choose_split(list(data), "", name, source)
         data = data[wanted]
     return _rows(source, source, _values(data.with_format("arrow")[:])), note

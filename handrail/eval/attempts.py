@@ -1,15 +1,14 @@
-"""Graded attempts of a model at problems, written as they come, so that nothing is sampled twice."""
+"""Sample and grade a model's attempts at problems; each is saved at once, so that none is sampled twice."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from accelerate.utils import set_seed
 
 from handrail._util.errors import UserError
 from handrail._util.files import write_whole
@@ -19,15 +18,17 @@ from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
 from handrail.training.contents import changed, code_digest, model_digest, read_object
 from handrail.training.resuming import differences, held_by
-from handrail.types import Problem, Trajectory, digest
+from handrail.types.problem import Problem, digest
+from handrail.types.trajectory import Trajectory
 from handrail.verifiers.pool import CUT_OFF, Verdict, VerifierPool
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One completion; ``answer`` is what the verifier read in it, for votes, and ``status`` its verdict's or ``cut off``.
+    """One graded completion.
 
-    ``correct`` is None if it is unverified; ``detail`` then says why.
+    ``answer`` is the answer that the verifier found in it, for votes. ``status`` is that of its verdict.
+    ``correct`` is None if the completion is unverified; ``detail`` then says why.
     """
 
     text: str
@@ -61,12 +62,16 @@ class Attempts:
 
     @property
     def right(self) -> int:
+        """The number of correct attempts."""
         return sum(attempt.correct is True for attempt in self.attempts)
 
 
 @dataclass(frozen=True)
-class Attempting:
-    """Who attempts and who grades. The same seed, set and problems give the same attempts, whatever was interrupted."""
+class AttemptSampler:
+    """A policy that attempts problems and a verifier that grades them.
+
+    The same seed, set and problems give the same attempts, even after an interruption.
+    """
 
     config: Config
     policy: TransformersPolicy
@@ -74,26 +79,30 @@ class Attempting:
     samples: int
     seed: int
 
-    def at(self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[float, int], None]) -> list[Attempts]:
-        """``samples`` attempts at each problem of the set ``name``; ``file`` holds those there are already, and gets the others.
+    def sample(
+        self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[float, int], None]
+    ) -> list[Attempts]:
+        """Return ``samples`` attempts at each problem of the set ``name``.
 
-        ``progress`` is told the problems done, with a fraction for a batch that is being sampled, and the number of problems.
-        Raises UserError for a verifier that only fails.
+        ``file`` holds the attempts that exist already; new ones are appended to it. ``progress`` receives the
+        number of problems done, with a fraction for the batch that is being sampled, and the number of
+        problems. Raises UserError if the verifier fails on nearly all attempts.
         """
         size = max(1, self.config.rollout.batch_size // self.samples)
-        done = written(file)
+        done = read_attempts(file)
         done = done[: len(done) if len(done) == len(problems) else len(done) // size * size]
         write_whole(file, "".join(map(line, done)))
         progress(len(done), len(problems))
         with file.open("a", encoding="utf-8") as stream:
             for start in range(len(done), len(problems), size):
-                set_seed(derive("attempts", self.seed, name, start) % 2**32)
                 batch = problems[start : start + size]
-                with self._watched(len(done), len(batch), len(problems), progress):
-                    new = self._graded(batch)
+                with self._report_tokens(len(done), len(batch), len(problems), progress):
+                    new = self._sample_and_grade(batch, name, start)
                 if failing := self.verifier.failing:
                     _keep_verified(file, done)
-                    raise UserError(f"{failing}; mend the verifier, for what it graded last is not kept")
+                    raise UserError(
+                        f"{failing}; fix the verifier: the attempts that it failed on are not kept"
+                    )
                 stream.writelines(map(line, new))
                 stream.flush()
                 done += new
@@ -101,10 +110,13 @@ class Attempting:
         return done
 
     @contextmanager
-    def _watched(self, done: int, batch: int, n: int, progress: Callable[[float, int], None]) -> Iterator[None]:
-        """Report progress at every token that is sampled in this block: small data are a single batch."""
-        before, longest = self.policy.poll, self.config.rollout.max_tokens
-        tokens = 0
+    def _report_tokens(
+        self, done: int, batch: int, n: int, progress: Callable[[float, int], None]
+    ) -> Iterator[None]:
+        """Report progress at every token sampled in this block, as a small data set is a single batch."""
+        before = self.policy.poll
+        calls = math.ceil(batch * self.samples / self.policy.generation_batch)
+        longest, tokens = calls * self.config.rollout.max_tokens, 0
 
         def poll() -> None:
             nonlocal tokens
@@ -118,10 +130,24 @@ class Attempting:
         finally:
             self.policy.poll = before
 
-    def _graded(self, problems: Sequence[Problem]) -> list[Attempts]:
+    def _sample_and_grade(self, problems: Sequence[Problem], name: str, start: int) -> list[Attempts]:
+        """Return attempts at the problems of the set ``name`` from place ``start`` on."""
+        prompts = [
+            prompt for problem in problems for prompt in [self.policy.encode_prompt(problem)] * self.samples
+        ]
+        seeds = [
+            derive("attempts", self.seed, name, start + place, number)
+            for place in range(len(problems))
+            for number in range(self.samples)
+        ]
         with enough_memory("sample"):
-            drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in problems], self.samples)
-        items = [(problem, rollout.text) for problem, rollouts in zip(problems, drawn, strict=True) for rollout in rollouts]
+            flat = iter(self.policy.generate(prompts, seeds))
+        drawn = [[next(flat) for _ in range(self.samples)] for _ in problems]
+        items = [
+            (problem, rollout.text)
+            for problem, rollouts in zip(problems, drawn, strict=True)
+            for rollout in rollouts
+        ]
         verdicts = iter(self.verifier.grade(items, answers=True))
         out = []
         for problem, rollouts in zip(problems, drawn, strict=True):
@@ -135,22 +161,38 @@ class Attempting:
         if not rollout.finished and self.config.rollout.require_end:
             verdict = CUT_OFF
         return Attempt(
-            rollout.text, len(rollout), rollout.finished, verdict.reward, verdict.correct, verdict.answer, verdict.status, verdict.detail
+            rollout.text,
+            len(rollout),
+            rollout.finished,
+            verdict.reward,
+            verdict.correct,
+            verdict.answer,
+            verdict.status,
+            verdict.detail,
         )
 
 
 def line(attempts: Attempts) -> str:
-    return json.dumps({"id": attempts.id, "attempts": [vars(attempt) for attempt in attempts.attempts]}) + "\n"
+    """Return the attempts as a line of JSON."""
+    return (
+        json.dumps({"id": attempts.id, "attempts": [vars(attempt) for attempt in attempts.attempts]}) + "\n"
+    )
 
 
 def _keep_verified(file: Path, done: Sequence[Attempts]) -> None:
-    """Takes from the end of ``file`` the attempts that a failing verifier graded before there were enough to call it failing."""
+    """Remove from the end of ``file`` the attempts without any verdict.
+
+    A failing verifier graded them before there were enough to recognise that it fails.
+    """
     last = max((place for place, each in enumerate(done, 1) if each.verified), default=0)
     write_whole(file, "".join(map(line, done[:last])))
 
 
-def written(file: Path) -> list[Attempts]:
-    """The attempts in ``file``; a line that was being written when the process died is none. Raises UserError for a damaged one."""
+def read_attempts(file: Path) -> list[Attempts]:
+    """Read the attempts in ``file``, without a last line that was not finished.
+
+    Raises UserError if a line is damaged.
+    """
     if not file.exists():
         return []
     out = []
@@ -159,14 +201,20 @@ def written(file: Path) -> list[Attempts]:
             row = json.loads(text)
             out.append(Attempts(row["id"], [Attempt(**attempt) for attempt in row["attempts"]]))
         except (ValueError, TypeError, KeyError):
-            raise UserError(f"{file}, line {number}: it is damaged; delete it and all below it, which are then sampled again") from None
+            raise UserError(
+                f"{file}, line {number}: this line is damaged; delete it and all lines below, "
+                "and they are sampled again"
+            ) from None
     return out
 
 
-def claim(directory: Path, config: Config, what: dict[str, Any], problems: Mapping[str, Sequence[Problem]]) -> None:
-    """Makes ``directory`` that of one measurement of ``problems``, by source.
+def claim(
+    directory: Path, config: Config, what: dict[str, Any], problems: Mapping[str, Sequence[Problem]]
+) -> None:
+    """Reserve ``directory`` for one measurement of ``problems``, given by source.
 
-    Raises UserError if it holds another one, or the problems, the model or the verifier have changed since.
+    Raises UserError if it holds another measurement, or if the problems, the model or the verifier have
+    changed since.
     """
     settings = {
         **what,
@@ -185,11 +233,18 @@ def claim(directory: Path, config: Config, what: dict[str, Any], problems: Mappi
         if other := differences({key: there.get(key) for key in settings}, settings):
             raise UserError(f"{directory} holds another measurement: {other}; choose another --output")
         if changed_since := changed(there.get("contents", {}), made_from):
-            raise UserError(f"{directory} holds a measurement before {' and '.join(changed_since)} changed; choose another --output")
+            raise UserError(
+                f"{directory} holds a measurement from before {' and '.join(changed_since)} changed; "
+                "choose another --output"
+            )
     elif directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} holds {held_by(directory) or 'something else'}; choose another --output")
+        raise UserError(
+            f"{directory} holds {held_by(directory) or 'something else'}; choose another --output"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({**settings, "contents": made_from}, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror}); choose another --output") from error
+        raise UserError(
+            f"{directory} cannot be written ({error.strerror}); choose another --output"
+        ) from error

@@ -1,4 +1,4 @@
-"""Several runs from one configuration, side by side: the same start, the same problems, several seeds."""
+"""Compare runs of one configuration: from the same model, on the same problems, over several seeds."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from handrail.eval.jobs import Job, jobs, require_finished_unchanged
 from handrail.training.config import Config
 from handrail.training.evaluate import wilson
 
-AGAIN = "the same command goes on with it"
+AGAIN = "run the same command again to continue"
 Report = Callable[[str, int, int, dict[str, Any]], None]
 
 
 def compare(config: Config, output: Path, workers: int | None, report: Report) -> dict[str, Any]:
-    """Runs what is not finished yet and writes ``output/summary.json``. ``workers`` run at a time, see ``run_all``."""
+    """Run the jobs that are not finished and write ``output/summary.json``; ``workers`` as in ``run_all``."""
     planned = jobs(config, output)
     require_finished_unchanged(planned)
     run_all([job for job in planned if job.summary is None], workers, report)
@@ -39,7 +39,10 @@ def compare(config: Config, output: Path, workers: int | None, report: Report) -
     summary = {
         "config": config.model_dump(mode="json", exclude={"compare"}),
         "methods": aggregate(planned),
-        "runs": [{"name": job.name, "seed": job.seed, "directory": str(job.directory.relative_to(output))} for job in planned],
+        "runs": [
+            {"name": job.name, "seed": job.seed, "directory": str(job.directory.relative_to(output))}
+            for job in planned
+        ],
         "differences": [difference.as_json() for difference in differences],
         "verdict": verdict(differences, ended_by(planned), budget(config)),
     }
@@ -53,9 +56,10 @@ def run_all(
     report: Report = lambda label, step, steps, metrics: None,
     finished: Callable[[Job], None] = lambda job: None,
 ) -> None:
-    """Runs them, ``workers`` at a time: by default one a core, or one a GPU if there are GPUs. ``finished`` is called after each.
+    """Run the jobs, ``workers`` at a time (default: one per GPU, else per CPU core).
 
-    Workers take turns at the GPUs; more workers than GPUs share them.
+    GPUs are assigned to workers in turn; if there are more workers than GPUs, workers share them.
+    ``finished`` is called after each job.
     """
     if not todo:
         return
@@ -69,7 +73,7 @@ def run_all(
     settled = (max(1, cores // workers), places, messages, stopping)
     with (
         Interrupts("stopping every run with a checkpoint") as interrupts,
-        ProcessPoolExecutor(workers, context, initializer=_settle, initargs=settled) as pool,
+        ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=settled) as pool,
     ):
         pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in todo}
         try:
@@ -91,32 +95,34 @@ def _check(future: Future[None], job: Job) -> None:
     try:
         future.result()
     except BrokenProcessPool as error:
-        raise Paused(f"the process of {job.label} was killed, perhaps for want of memory; {AGAIN}") from error
+        raise Paused(f"the process of {job.label} was killed, perhaps out of memory; {AGAIN}") from error
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",") if named and cuda.is_available() else [str(index) for index in range(cuda.device_count())]
+    if named and cuda.is_available():
+        return named.split(",")
+    return [str(index) for index in range(cuda.device_count())]
 
 
-def _settle(threads: int, places: Any, messages: Any, stopping: Any) -> None:
-    """Gives a worker its share of the cores, and its GPU, before anything touches one."""
+def _init_worker(threads: int, places: Any, messages: Any, stopping: Any) -> None:
+    """Assign a worker its share of the cores and its GPU, before anything uses one."""
     import torch
 
     torch.set_num_threads(threads)
-    # A terminal signals the whole family: the parent hears it and tells us.
+    # A terminal signals the whole process group. The parent handles the signal and tells the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_obey, args=(stopping,), daemon=True).start()
+    threading.Thread(target=_follow_parent, args=(stopping,), daemon=True).start()
     if (device := places.get()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    messages.cancel_join_thread()  # who stops does not wait until its last words are read
+    messages.cancel_join_thread()  # a stopping worker must not wait for its last messages to be read
     _Worker.messages, _Worker.stopping = messages, stopping
 
 
-def _obey(stopping: Any) -> None:
-    """Passes on the parent's wish to stop, and ends with the parent: nobody would know of an orphan's runs."""
+def _follow_parent(stopping: Any) -> None:
+    """Request a stop when the parent does, and exit if the parent dies: nobody would see an orphan's runs."""
     parent = multiprocessing.parent_process()
     while parent and not multiprocessing.connection.wait([parent.sentinel], timeout=0.5):
         if stopping.is_set():
@@ -125,7 +131,7 @@ def _obey(stopping: Any) -> None:
 
 
 class _Worker:
-    """What a worker's runs have in common."""
+    """State that a worker's runs share."""
 
     messages: Any
     stopping: Any
@@ -136,13 +142,15 @@ def _run(job: Job) -> None:
 
     from handrail.training.loop import train
 
-    if _Worker.stopping.is_set():  # the pool gives work out ahead
-        raise Paused("not begun")
+    if _Worker.stopping.is_set():  # the pool hands out jobs ahead of time, even while stopping
+        raise Paused("not started")
     disable_progress_bar()
     train(
-        job.config, job.directory, resume=(job.directory / "metrics.jsonl").exists(),
-        progress=lambda step, steps, metrics, seconds: _Worker.messages.put((job.label, step, steps, metrics)),
-    )  # fmt: skip
+        job.config,
+        job.directory,
+        resume=(job.directory / "metrics.jsonl").exists(),
+        progress=lambda step, steps, metrics, _: _Worker.messages.put((job.label, step, steps, metrics)),
+    )
 
 
 def _forward(messages: Any, report: Report) -> None:
@@ -153,7 +161,7 @@ def _forward(messages: Any, report: Report) -> None:
             return
 
 
-class Summarised(Protocol):
+class HasSummary(Protocol):
     """A run of a comparison, planned or read from its directory."""
 
     @property
@@ -163,20 +171,32 @@ class Summarised(Protocol):
     def summary(self) -> dict[str, Any] | None: ...
 
 
-def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
-    """Each run's figures over its seeds."""
+def aggregate(all_jobs: Sequence[HasSummary]) -> dict[str, Any]:
+    """Compute the figures of each run over its seeds."""
     out = {}
     for name in dict.fromkeys(job.name for job in all_jobs):
         runs = [job.summary for job in all_jobs if job.name == name]
         summaries = [run for run in runs if run]
         sets = summaries[0]["eval"]
         for run in summaries:
-            if missing := [held_out for held_out in sets if not all("mean" in run["eval"][held_out][at] for at in ("start", "end"))]:
-                raise UserError(f"{name}, seed {run['seed']}: the verifier reached no verdict on {missing[0]}; mend it and run again")
+            if missing := [
+                held_out
+                for held_out in sets
+                if not all("mean" in run["eval"][held_out][at] for at in ("start", "end"))
+            ]:
+                raise UserError(
+                    f"{name}, seed {run['seed']}: the verifier reached no verdict on {missing[0]}; "
+                    "fix it and run again"
+                )
         out[name] = {
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
-            "all_wrong": {end: mean_of_known([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")},
-            **{key: mean_of_known([run.get(key) for run in summaries]) for key in ("guided", "off_policy", "salvaged")},
+            "all_wrong": {
+                end: mean_of_known([run["all_wrong"][end] for run in summaries]) for end in ("first", "last")
+            },
+            **{
+                key: mean_of_known([run.get(key) for run in summaries])
+                for key in ("guided", "off_policy", "salvaged")
+            },
             "tokens_sampled": mean_of_known([run.get("tokens_sampled") for run in summaries]),
             "steps_without_signal": mean_of_known([run["steps_without_signal"] for run in summaries]),
             "seconds": mean_of_known([run["seconds"] for run in summaries]),
@@ -187,7 +207,7 @@ def aggregate(all_jobs: Sequence[Summarised]) -> dict[str, Any]:
 
 
 def rewards(all_jobs: list[Job]) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
-    """Run -> held-out set -> seed -> problem -> its share of correct completions after training."""
+    """Map run -> held-out set -> seed -> problem -> its share of correct completions after training."""
     out: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     for job in all_jobs:
         for name in job.config.eval.sets:
@@ -198,6 +218,7 @@ def rewards(all_jobs: list[Job]) -> dict[str, dict[str, dict[int, dict[str, floa
 
 
 def ended_by(all_jobs: list[Job]) -> dict[str, set[str]]:
+    """Map each run to what ended it, over its seeds: ``steps``, or a budget of ``tokens`` or ``seconds``."""
     out: dict[str, set[str]] = {}
     for job in all_jobs:
         out.setdefault(job.name, set()).add((job.summary or {})["ended_by"])
@@ -205,18 +226,23 @@ def ended_by(all_jobs: list[Job]) -> dict[str, set[str]]:
 
 
 def budget(config: Config) -> str | None:
+    """Return the unit of the budget that ends the runs, or None without a budget."""
     return "tokens" if config.train.token_budget else "seconds" if config.train.seconds_budget else None
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
-    """To four digits; None where nothing is known."""
+    """Return the mean of the known values to four decimals; None if no value is known."""
     known = [value for value in values if value is not None]
     return round(mean(known), 4) if known else None
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracy after training with a 95 % interval: the wider, at each end, of Student's over the seeds and Wilson's
-    over one seed's problems. ``n`` is the number of graded answers, ``per_seed`` each seed's accuracy, ``diversity`` the means."""
+    """Return the mean accuracy after training with a 95 % interval.
+
+    At each end, the interval is the wider of Student's over the seeds and Wilson's over one seed's problems.
+    ``n`` is the number of graded answers, ``per_seed`` holds the accuracy of each seed, and ``diversity``
+    holds means.
+    """
     ends = [run["end"]["mean"] for run in runs]
     middle = mean(ends)
     low, high = wilson(middle, runs[0]["end"]["n"])
@@ -231,7 +257,9 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "n": sum(run["end"]["n"] for run in runs),
         "per_seed": ends,
         "diversity": {
-            key.removeprefix("diversity/"): {end: mean_of_known([run[end][key] for run in runs]) for end in ("start", "end")}
+            key.removeprefix("diversity/"): {
+                end: mean_of_known([run[end][key] for run in runs]) for end in ("start", "end")
+            }
             for key in runs[0]["end"]
             if key.startswith("diversity/")
         },

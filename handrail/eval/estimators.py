@@ -1,4 +1,4 @@
-"""From graded attempts to figures, and how sure we are of them."""
+"""Estimators of figures from graded attempts, with intervals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` problems with its interval; None where nothing is known of it."""
+    """A mean over ``n`` problems with its interval; the ends are None if unknown."""
 
     mean: float
     low: float | None
@@ -27,27 +27,30 @@ class Estimate:
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """The chance that of ``k`` attempts, drawn from ``n`` of which ``right`` are right, one is right at least.
+    """Estimate the probability that at least one of ``k`` attempts is correct.
 
-    Unbiased for k independent attempts: 1 − C(n − right, k) / C(n, k) (arXiv 2107.03374, eq. 1). Needs k ≤ n.
+    The estimate uses ``n`` ≥ k attempts of which ``right`` are correct, and is unbiased if attempts are
+    independent: 1 − C(n − right, k) / C(n, k) (arXiv 2107.03374, eq. 1).
     """
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def dead_at_k(rewards: Sequence[float], k: int) -> float:
-    """The chance that ``k`` attempts, drawn without replacement from those that earned ``rewards``, all earn the same.
+    """Estimate the probability that ``k`` attempts all earn the same reward.
 
-    Unbiased for k independent attempts: Σ C(count of r, k) / C(n, k) over the distinct rewards r. Needs k ≤ the number of rewards.
+    The estimate uses the ``rewards`` of n ≥ k attempts, and is unbiased if attempts are independent:
+    Σ C(count of r, k) / C(n, k) over the distinct rewards r.
     """
     return sum(math.comb(count, k) for count in Counter(rewards).values()) / math.comb(len(rewards), k)
 
 
 def maj_at_k(votes: Sequence[tuple[int, float]], silent: int, k: int) -> float:
-    """The chance that the commonest answer is correct among ``k`` attempts drawn without replacement, ties split evenly.
+    """Compute the probability that the most common answer of ``k`` attempts is correct.
 
-    ``votes`` holds, for every distinct answer, how many attempts gave it and which share is correct; ``silent`` attempts gave none and
-    do not vote. Exact: a sum over all draws, counted by the winner's votes, the number of answers that tie with it and the draws
-    that the others use up. Needs k ≤ the number of attempts.
+    The attempts are drawn without replacement. Ties are split evenly. ``votes`` holds, for every distinct
+    answer, how many attempts gave it and what share of them is correct; ``silent`` attempts gave no answer
+    and do not vote. The result is exact: a sum over all draws, grouped by the winner's votes, the number of
+    answers that tie with it, and the draws used by the other answers. Needs k ≤ the number of attempts.
     """
     total = 0.0
     for place, (count, reward) in enumerate(votes):
@@ -62,7 +65,11 @@ def maj_at_k(votes: Sequence[tuple[int, float]], silent: int, k: int) -> float:
 
 
 def _draws(counts: Sequence[int], most: int, room: int) -> dict[tuple[int, int], int]:
-    """In how many ways answers given ``counts`` times are drawn at most ``most`` times each, by (attempts used, answers at ``most``)."""
+    """Count the ways to draw answers that were given ``counts`` times, each at most ``most`` times.
+
+    The ways are counted by (attempts drawn, answers drawn exactly ``most`` times); at most ``room`` are
+    drawn.
+    """
     ways = {(0, 0): 1}
     for count in counts:
         grown: dict[tuple[int, int], int] = {}
@@ -75,32 +82,43 @@ def _draws(counts: Sequence[int], most: int, room: int) -> dict[tuple[int, int],
 
 
 def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Estimate:
-    """The mean of one value a problem, with the interval of a bias-corrected, accelerated bootstrap over problems.
+    """Compute the mean of one value per problem, with a bias-corrected, accelerated bootstrap over problems.
 
-    Equal values, of which a bootstrap would say that nothing else was possible, get Wilson's interval if they are shares (0 to 1), and
-    otherwise none. The same values and ``seed`` give the same interval.
+    If all values are equal, a bootstrap interval would have no width; the interval is then Wilson's if the
+    values are shares (0 to 1), and None otherwise. The same values and ``seed`` give the same interval.
     """
-    values = [round(value, 12) for value in values]  # so that equal shares, added up in another order, are equal
+    # Rounded, so that equal shares that were added up in different orders are equal.
+    values = [round(value, 12) for value in values]
     mean = math.fsum(values) / len(values)
     if len(set(values)) == 1:
         if not 0 <= mean <= 1:
             return Estimate(mean, None, None, len(values))
         return Estimate(mean, *wilson(mean, len(values), NormalDist().inv_cdf((1 + level) / 2)), len(values))
     found = bootstrap(
-        (np.asarray(values),), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
+        (np.asarray(values),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(seed),
     ).confidence_interval
     return Estimate(mean, float(found.low), float(found.high), len(values))
 
 
 def ks(n: int) -> list[int]:
-    """1, 2, 4, … and ``n``."""
+    """Return 1, 2, 4, … and ``n``."""
     return sorted({*(1 << power for power in range(n.bit_length())), n})
 
 
 def votes(answers: Sequence[str | None], rewards: Sequence[float]) -> tuple[list[tuple[int, float]], int]:
-    """What ``maj_at_k`` takes: how often each answer was given and its mean reward, and the number of attempts without an answer."""
+    """Return the arguments of ``maj_at_k``.
+
+    They are how often each answer was given with its mean reward, and the number of attempts without an
+    answer.
+    """
     earned: dict[str, list[float]] = {}
     for answer, reward in zip(answers, rewards, strict=True):
         if answer is not None:
             earned.setdefault(answer, []).append(reward)
-    return [(len(each), math.fsum(each) / len(each)) for each in earned.values()], sum(answer is None for answer in answers)
+    silent = sum(answer is None for answer in answers)
+    return [(len(each), math.fsum(each) / len(each)) for each in earned.values()], silent

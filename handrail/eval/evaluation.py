@@ -1,4 +1,4 @@
-"""What ``handrail eval`` says of a model: pass@k, maj@k, length and diversity, each with its interval over problems."""
+"""The figures of ``handrail eval``: pass@k, maj@k, length and diversity, with intervals over problems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from handrail._util.files import locked
 from handrail._util.processes import accelerator
 from handrail._util.progress import show
 from handrail.data.load import load_problems
-from handrail.eval.attempts import Attempting, Attempts, claim
+from handrail.eval.attempts import Attempts, AttemptSampler, claim
 from handrail.eval.estimators import interval, ks, maj_at_k, pass_at_k, votes
 from handrail.training.config import Config
 from handrail.training.diversity import diversity, measures_of
@@ -30,67 +30,91 @@ def evaluate_sets(
     directory: Path,
     progress: Callable[[str, float, int], None] = lambda name, done, n: None,
 ) -> dict[str, Any]:
-    """``evaluation`` of every set (name -> source), by name; the attempts go to ``directory``. Raises UserError."""
+    """Evaluate every set (name -> source) and return the figures by name. Raises UserError.
+
+    The attempts are saved in ``directory``.
+    """
     problems = {name: load_problems(source, config.data.columns)[:limit] for name, source in sets.items()}
     policy = load_policy(config, accelerator(config.model.device))
     for name, each in problems.items():
         problems[name], left_out = fitting(policy, each, config.data.too_long, references=False)
         if left_out:
-            show(f"{name}: {len(left_out)} problems are too long and left out, first {left_out[0]}")
+            show(f"{name}: {len(left_out)} problems are too long and are left out, first {left_out[0]}")
     with VerifierPool(config.verifier) as verifier:
         what = {"sets": dict(sets), "limit": limit, "samples": samples, "seed": seed}
         claim(directory, config, what, {sets[name]: each for name, each in problems.items()})
-        attempting = Attempting(config, policy, verifier, samples, seed)
+        sampler = AttemptSampler(config, policy, verifier, samples, seed)
         with locked(directory):
             return {
-                name: evaluation(attempting.at(each, name, directory / f"{name}.jsonl", partial(progress, name)))
+                name: evaluation(
+                    sampler.sample(each, name, directory / f"{name}.jsonl", partial(progress, name))
+                )
                 for name, each in problems.items()
             }
 
 
 def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
-    """Figures of one set. Each estimate is a mean over problems with a 95 % bootstrap interval.
+    """Compute the figures of one set; each estimate is a mean over problems with a 95 % bootstrap interval.
 
-    ``pass@k``, ``maj@k`` and ``reward`` are over attempts with a verdict; problems with fewer than k are left out. ``reward`` is there
-    if some are between 0 and 1, ``maj@k`` if the verifier can say what a completion answers.
+    ``pass@k``, ``maj@k`` and ``reward`` are computed from attempts with a verdict, without the problems that
+    have fewer than k of them. ``reward`` is included if some rewards are between 0 and 1, and ``maj@k`` if
+    the verifier can read the answer of a completion.
     """
     n = len(results[0].attempts)
     attempts = [attempt for result in results for attempt in result.attempts]
     out: dict[str, Any] = {"problems": len(results), "samples": n}
     if any(0 < attempt.reward < 1 for attempt in attempts):
-        out["reward"] = estimated([fmean(each.reward for each in result.verified) for result in results if result.verified])
+        out["reward"] = estimate(
+            [fmean(each.reward for each in result.verified) for result in results if result.verified]
+        )
     for k in ks(n):
         if graded := with_verdicts(results, k):
-            out[f"pass@{k}"] = estimated([pass_at_k(len(result.verified), result.right, k) for result in graded])
+            out[f"pass@{k}"] = estimate(
+                [pass_at_k(len(result.verified), result.right, k) for result in graded]
+            )
     if any(attempt.answer is not None for attempt in attempts):
         for k in ks(n)[1:]:
             if graded := with_verdicts(results, k):
-                out[f"maj@{k}"] = estimated([maj_at_k(*_votes(result), k) for result in graded])
-    out["tokens"] = estimated([sum(attempt.tokens for attempt in result.attempts) / n for result in results])
-    out["cut_off"] = estimated([sum(not attempt.finished for attempt in result.attempts) / n for result in results])
+                out[f"maj@{k}"] = estimate([maj_at_k(*_votes(result), k) for result in graded])
+    out["tokens"] = estimate([sum(attempt.tokens for attempt in result.attempts) / n for result in results])
+    out["cut_off"] = estimate(
+        [sum(not attempt.finished for attempt in result.attempts) / n for result in results]
+    )
     out |= unverified(results)
-    out |= diversity([measures_of([attempt.text for attempt in result.attempts], result.correct) for result in results]) if n > 1 else {}
+    out |= (
+        diversity(
+            [measures_of([attempt.text for attempt in result.attempts], result.correct) for result in results]
+        )
+        if n > 1
+        else {}
+    )
     return out
 
 
 def with_verdicts(results: Sequence[Attempts], k: int) -> list[Attempts]:
-    """Those of which at least ``k`` attempts have a verdict."""
+    """Return the results with a verdict on at least ``k`` attempts."""
     return [result for result in results if len(result.verified) >= k]
 
 
 def _votes(result: Attempts) -> tuple[list[tuple[int, float]], int]:
-    return votes([each.answer for each in result.verified], [float(each.correct is True) for each in result.verified])
+    return votes(
+        [each.answer for each in result.verified], [float(each.correct is True) for each in result.verified]
+    )
 
 
 def unverified(results: Sequence[Attempts]) -> dict[str, Any]:
-    """The number of attempts without a verdict and, if there is one, why the first has none (``first_unverified``)."""
+    """Count the attempts without a verdict; ``first_unverified`` says why the first of them has none."""
     found = [(result.id, each) for result in results for each in result.attempts if each.correct is None]
     if not found:
         return {"unverified": 0}
     name, first = found[0]
-    return {"unverified": len(found), "first_unverified": " ".join(f"{name} ({first.status}): {first.detail:.200}".split())}
+    return {
+        "unverified": len(found),
+        "first_unverified": " ".join(f"{name} ({first.status}): {first.detail:.200}".split()),
+    }
 
 
-def estimated(values: Sequence[float]) -> dict[str, float | None]:
+def estimate(values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean of the values with its interval."""
     found = interval(values)
     return {"mean": found.mean, "low": found.low, "high": found.high}

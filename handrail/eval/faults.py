@@ -1,4 +1,4 @@
-"""What is wrong with training data, problem by problem, before a model has attempted anything."""
+"""Find faults in training data, problem by problem, before a model attempts them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from handrail.models.hf import TransformersPolicy
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.pool import VerifierPool
 
 FAULTS = {
@@ -17,17 +17,18 @@ FAULTS = {
     "unverifiable": "the verifier reaches no verdict on the problem's own reference",
     "prompt_too_long": "the prompt and rollout.max_tokens exceed the context",
     "reference_too_long": "the prompt and the reference exceed the context",
-    "reference_over_max_tokens": "the reference is longer than rollout.max_tokens, so no rollout could say as much",
+    "reference_over_max_tokens": "the reference is longer than rollout.max_tokens, the limit of a rollout",
     "duplicate": "an earlier problem has the same prompt",
-    "contradiction": "another problem has the same prompt and another answer",
+    "contradiction": "another problem has the same prompt and a different answer",
 }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A worked solution as the model sees it: ``logp`` is log π of each token, None if prompt and reference exceed the context.
+    """A worked solution as the model sees it.
 
-    ``correct`` is its verdict's: None if it is unverified.
+    ``logp`` is the log-probability of each token, None if the prompt and the reference exceed the context.
+    ``correct`` is the verifier's verdict, None if the reference is unverified.
     """
 
     tokens: int
@@ -36,25 +37,47 @@ class Reference:
     logp: list[float] | None
 
 
-def references(problems: Sequence[Problem], policy: TransformersPolicy, verifier: VerifierPool) -> dict[str, list[Reference]]:
-    """The references of every problem, by its id, graded and scored."""
+def references(
+    problems: Sequence[Problem], policy: TransformersPolicy, verifier: VerifierPool
+) -> dict[str, list[Reference]]:
+    """Grade and score the references of every problem; return them by the problem's id."""
     flat = [(problem, text) for problem in problems for text in problem.references]
     prompts = [policy.encode_prompt(problem) for problem, _ in flat]
     completions = [policy.encode_reference(problem, text) for problem, text in flat]
     context = policy.context or float("inf")
-    fits = [len(prompt) + len(completion) <= context for prompt, completion in zip(prompts, completions, strict=True)]
-    scores = iter(policy.score(*([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))))
+    fits = [
+        len(prompt) + len(completion) <= context
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    scores = iter(
+        policy.score(
+            *([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))
+        )
+    )
     out: dict[str, list[Reference]] = defaultdict(list)
-    said = [(problem, policy.decode(completion)) for (problem, _), completion in zip(flat, completions, strict=True)]
-    for (problem, _), completion, ok, verdict in zip(said, completions, fits, verifier.grade(said), strict=True):
-        out[problem.id].append(Reference(len(completion), verdict.reward, verdict.correct, next(scores).tolist() if ok else None))
+    said = [
+        (problem, policy.decode(completion))
+        for (problem, _), completion in zip(flat, completions, strict=True)
+    ]
+    for (problem, _), completion, ok, verdict in zip(
+        said, completions, fits, verifier.grade(said), strict=True
+    ):
+        out[problem.id].append(
+            Reference(len(completion), verdict.reward, verdict.correct, next(scores).tolist() if ok else None)
+        )
     return out
 
 
 def faults(
-    problems: Sequence[Problem], policy: TransformersPolicy, graded: Mapping[str, Sequence[Reference]], rejected: Set[str]
+    problems: Sequence[Problem],
+    policy: TransformersPolicy,
+    graded: Mapping[str, Sequence[Reference]],
+    rejected: Set[str],
 ) -> dict[str, list[str]]:
-    """What is wrong with each problem, by its id; ``rejected`` are the ids of those whose own answer the verifier refuses."""
+    """Return the faults of each problem by its id.
+
+    ``rejected`` holds the ids of the problems whose own answer the verifier refuses.
+    """
     context, room = policy.context or float("inf"), policy.rollout.max_tokens
     answers: dict[str, set[str]] = defaultdict(set)
     for problem in problems:
@@ -62,7 +85,11 @@ def faults(
     seen: set[str] = set()
     out = {}
     for problem in problems:
-        prompt, mine, asked = len(policy.encode_prompt(problem)), graded.get(problem.id, []), json.dumps(problem.prompt)
+        prompt, mine, asked = (
+            len(policy.encode_prompt(problem)),
+            graded.get(problem.id, []),
+            json.dumps(problem.prompt),
+        )
         found = {
             "answer_rejected": problem.id in rejected,
             "reference_rejected": any(reference.correct is False for reference in mine),

@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of, and where each is written."""
+"""Plan the runs of a comparison and their directories."""
 
 from __future__ import annotations
 
@@ -36,44 +36,64 @@ class Job:
         try:
             return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         except ValueError:
-            raise UserError(f"{file} is damaged; delete it, and the run is ended again") from None
+            raise UserError(f"{file} is damaged; delete it, and the run writes it again") from None
 
     @property
     def final_accuracies(self) -> dict[str, dict[str, float | None]]:
-        """Held-out set -> problem -> its share of correct completions in the last evaluation; None without a verdict."""
+        """Map held-out set -> problem -> its share of correct completions in the last evaluation.
+
+        The share is None if the verifier reached no verdict.
+        """
         lines = (self.directory / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
-        return {row["set"]: row.get("correct", row.get("rewards")) for row in map(json.loads, lines)}  # later lines win
+        # Later evaluations of a set replace earlier ones.
+        return {row["set"]: row.get("correct", row.get("rewards")) for row in map(json.loads, lines)}
 
     @property
     def config_written(self) -> Config | None:
+        """The configuration in the run's directory; None if the run has not started."""
         file = self.directory / "config.toml"
         return load_config(file) if file.exists() else None
 
 
 def jobs(config: Config, output: Path) -> list[Job]:
-    """Every run with every seed. Raises UserError for a run that cannot be, or if ``output`` holds another run or comparison."""
+    """Return a job for every run and seed.
+
+    Raises UserError if a run's configuration is not valid, or if ``output`` holds another run or comparison.
+    """
     if not config.compare.runs:
-        raise UserError("the configuration has no [compare.runs], so there is nothing to compare; list runs there, or name --methods")
+        raise UserError(
+            "the configuration has no [compare.runs], so there is nothing to compare; "
+            "list runs there, or use --methods"
+        )
     tree = config.model_dump(exclude={"compare"}, exclude_none=True)
     out: list[Job] = []
     for seed in config.compare.seeds:
         for name, changes in config.compare.runs.items():
-            changed = runnable(merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}")
+            changed = runnable(
+                merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}"
+            )
             job = Job(name, seed, changed, output / slug(name) / f"seed-{seed}")
             if any(other.directory == job.directory for other in out):
-                raise UserError(f"compare: two runs would be written into {job.directory}; rename one, or list each seed once")
+                raise UserError(
+                    f"compare: two runs would be written into {job.directory}; "
+                    "rename one, or list each seed once"
+                )
             out.append(job)
     if (held := held_by(output)) not in (None, "a comparison"):
-        raise UserError(f"{output} holds {held}, into which no comparison can be written; choose another --output")
+        raise UserError(
+            f"{output} holds {held}, into which no comparison can be written; choose another --output"
+        )
     for job in out:
         there = job.config_written
         if there and (other := differences(there.model_dump(), job.config.model_dump())):
-            raise UserError(f"{job.directory} holds a run of another configuration: {other}; choose another --output")
+            raise UserError(
+                f"{job.directory} holds a run of another configuration: {other}; choose another --output"
+            )
     return out
 
 
 def require_finished_unchanged(planned: Sequence[Job]) -> None:
-    """Raises UserError if data, a model or the user's code have changed since a finished run of a comparison."""
+    """Raise UserError if data, a model or the user's code have changed since one of the runs finished."""
     found: dict[str, dict[str, str]] = {}
     for job in planned:
         if job.summary is None:
@@ -85,12 +105,16 @@ def require_finished_unchanged(planned: Sequence[Job]) -> None:
 
 
 def loaded_contents(config: Config) -> dict[str, str]:
+    """Load the data of ``config`` and return the digests of what it names."""
     data = load_data(config)
     return contents(config, data.sources, data.held_out)
 
 
 def runnable(tree: dict[str, Any], where: str) -> Config:
-    """The configuration ``tree``, its method's settings included. Raises UserError, naming ``where``, if it is none."""
+    """Parse the configuration ``tree``, including its method's settings.
+
+    Raises UserError, naming ``where``, if it is not valid.
+    """
     config = parse_config(tree, where)
     try:
         build(config.method, config.rollout)
@@ -100,29 +124,37 @@ def runnable(tree: dict[str, Any], where: str) -> Config:
 
 
 def choose(config: Config, names: list[str]) -> Config:
-    """``config`` with these of its runs only. Raises UserError for a name that no run has."""
+    """Return ``config`` with only these of its runs. Raises UserError if there is no run of a name."""
     for name in names:
         if name not in config.compare.runs:
-            raise UserError(f"--runs: [compare.runs] has no {name!r}; there are: {', '.join(config.compare.runs)}")
+            raise UserError(
+                f"--runs: [compare.runs] has no {name!r}; there are: {', '.join(config.compare.runs)}"
+            )
     runs = {name: config.compare.runs[name] for name in names}
     return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
 
 
 def by_methods(config: Config, names: list[str]) -> Config:
-    """``config`` with a run for each of these methods, with their defaults but where ``config`` sets one up."""
+    """Return ``config`` with a run for each of these methods.
+
+    The method that ``config`` itself configures keeps its settings; the others have their defaults.
+    """
     own = config.method
     runs = {name: {} if own.get("name", "grpo") == name else {"method": {"name": name}} for name in names}
     return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
 
 
 def with_seeds(config: Config, n: int) -> Config:
-    """``config`` with ``n`` seeds, from ``train.seed`` on."""
+    """Return ``config`` with ``n`` seeds, counting up from ``train.seed``."""
     seeds = list(range(config.train.seed, config.train.seed + n))
     return config.model_copy(update={"compare": config.compare.model_copy(update={"seeds": seeds})})
 
 
 def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``tree`` with ``changes`` over it, tables merged key by key; naming another method drops the settings of the first."""
+    """Return ``tree`` overridden by ``changes``, with tables merged key by key.
+
+    If ``changes`` name a method, its table replaces the method of ``tree`` completely.
+    """
     out = dict(tree)
     for key, value in changes.items():
         both_tables = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)

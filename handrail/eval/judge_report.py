@@ -1,4 +1,4 @@
-"""How good a step judge is at naming the first wrong step, on solutions of which it is known."""
+"""Measure how well a step judge finds the first wrong step, on solutions in which that step is known."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from handrail.eval.corrupt import corrupt
 from handrail.experts.judges import StepJudge, first_error
 from handrail.experts.steps import split_steps
 from handrail.training.evaluate import Accuracy
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A solution and the index of its wrong step, None if it is right; ``original`` is that step before it was changed."""
+    """A solution; ``wrong`` is the index of its wrong step, ``original`` that step before the change."""
 
     problem: Problem
     steps: list[str]
@@ -26,7 +26,10 @@ class Labelled:
 
 
 def labelled(problems: Sequence[Problem], seed: int) -> list[Labelled]:
-    """The first reference of every problem that has one: as it is, taken for right, and with one number in one step changed."""
+    """Return the first reference of every problem, unchanged and with one number in one step changed.
+
+    The unchanged reference is assumed to be correct. Problems without a reference are skipped.
+    """
     found = []
     for problem in problems:
         if not problem.references:
@@ -40,11 +43,12 @@ def labelled(problems: Sequence[Problem], seed: int) -> list[Labelled]:
 
 
 def report(judge: StepJudge, labelled: Sequence[Labelled], threshold: float = 0.5) -> dict[str, Any]:
-    """Counts, shares with their 95 % Wilson intervals (None of nothing), and every failure.
+    """Return counts, shares with 95 % Wilson intervals (None if nothing is counted), and every failure.
 
-    ``precision``: of the solutions in which the judge names a first error, those where it names the labelled step. ``recall``:
-    of the wrong ones, the same. ``false_alarms``: of the right ones, those with a named error. ``not_judged``: of all, those in
-    which no step has a score.
+    ``precision`` is the share of solutions in which the judge names the labelled step, among those in which
+    it names any step; ``recall`` is that share among the wrong solutions. ``false_alarms`` is the share of
+    correct solutions in which it names a step. ``not_judged`` is the share of all solutions in which no step
+    has a score.
     """
     all_scores = judge.judge([(one.problem, one.steps) for one in labelled])
     named = [first_error(scores, threshold) if scores else None for scores in all_scores]

@@ -1,4 +1,4 @@
-"""From what a probe found to a method and a group size, with the reasons. Rules of thumb (docs/choosing.md), not theorems."""
+"""Recommend a method and a group size from the results of a probe, by rules of thumb (docs/choosing.md)."""
 
 from __future__ import annotations
 
@@ -8,67 +8,89 @@ from typing import Any
 from handrail.verifiers.audit import spoils
 
 SURPRISING = 0.01
-"""A reference token whose probability is below it is one that the model would hardly ever write."""
+"""The probability below which a reference token is surprising: the model would hardly ever write it."""
 FOREIGN = 0.1
-"""References with a larger share of surprising tokens are called foreign. In docs/evidence.md the clean ones have at most 0.02, the
-foreign ones at least 0.15."""
+"""The share of surprising tokens above which references are foreign. In docs/evidence.md, clean references
+have at most 0.02 and foreign ones at least 0.15."""
 
 
 def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
-    """``method``, ``group_size`` and ``reasons``, sentences, for the figures of a probe."""
+    """Return ``method``, ``group_size`` and ``reasons`` (sentences) for the figures of a probe."""
     kinds = found["kinds"]
     tried = sum(kinds.values()) - kinds["not_sampled"]
     refused = found["faults"].get("reference_rejected", 0)
     first = []
     if impossible := found["faults"].get("answer_rejected", 0):
-        first.append(f"First of all: the verifier refuses {impossible} answers as the answer to their own problem; see handrail check.")
+        first.append(
+            f"Fix this first: the verifier refuses {impossible} answers as the answer to their own problem; "
+            "see handrail check."
+        )
     if spoils("reference_rejected", refused, found["with_reference"]):
         first.append(
-            f"First of all: the verifier refuses {refused} of {found['with_reference']} references; mend the verifier, or the data."
+            f"Fix this first: the verifier refuses {refused} of {found['with_reference']} references; "
+            "correct the verifier or the data."
         )
     method, reasons = _method(found, kinds["all_wrong"], tried)
     if kinds["all_right"] > tried / 2:
-        reasons.append(f"{kinds['all_right']} problems succeeded in every rollout; train on the others (data.train.probe).")
+        reasons.append(
+            f"{kinds['all_right']} problems were solved in every rollout; "
+            "train on the others (data.train.probe)."
+        )
     size, why = _group_size(found["groups"], found["rollouts"], tried)
     return {"method": method, "group_size": size, "reasons": [*first, *reasons, why]}
 
 
 def _method(found: Mapping[str, Any], stuck: int, tried: int) -> tuple[str, list[str]]:
-    failed = f"{stuck} of {tried} problems failed in all of {found['rollouts']} rollouts ({stuck / tried:.0%})"
+    failed = (
+        f"{stuck} of {tried} problems failed in all of {found['rollouts']} rollouts ({stuck / tried:.0%})"
+    )
     if stuck < 0.2 * tried:
         return "grpo", [f"Only {failed}, so the rollouts themselves carry a signal."]
-    failed = f"{failed}, and GRPO alone has no correct rollout of those to learn from."
+    failed = f"{failed}, and on those GRPO alone has no correct rollout to learn from."
     helped = found["all_wrong_with_reference"] / stuck
     have = f"{helped:.0%} of them have a reference that the verifier accepts"
     if helped < 0.5:
-        advice = 'add references, or let a stronger model correct failed rollouts (scope with corrector = "endpoint")'
-        return "grpo", [failed, f"Only {have}, and the guided methods live on those: {advice}."]
+        advice = (
+            "add references, or let a stronger model correct failed rollouts "
+            '(scope with corrector = "endpoint")'
+        )
+        return "grpo", [failed, f"Only {have}, and guided methods need those: {advice}."]
     strange = found["surprising_tokens"]
     sound = f"{strange:.0%} of the references' tokens have a probability below {SURPRISING:.0%}"
     if strange > FOREIGN:
         return "sort", [
             failed,
             f"{have}.",
-            f"{sound}: the references are not worded as the model words things. In docs/evidence.md, imitating such references "
-            "(sft, grpo+sft) taught the most, but cost most of what else the model could do; sort taught less and kept more than any "
-            "other method that learned as much. If nothing but these problems matters, take grpo+sft.",
+            f"{sound}: the model would word them differently. In docs/evidence.md, imitating such "
+            "references (sft, grpo+sft) taught the most, but cost most of the model's other abilities; "
+            "sort taught less, and kept more than any other method that taught as much. If only these "
+            "problems matter, use grpo+sft.",
         ]
     return "grpo+sft", [
         failed,
         f"{have}.",
-        f"Only {sound}: the references are worded as the model words things. In docs/evidence.md, grpo+sft and sft learned most from "
-        "such references. They forget what is not trained on: mix in problems that the model already solves, and hold some out.",
+        f"Only {sound}: the model would word them in the same way. In docs/evidence.md, grpo+sft and "
+        "sft learned most from such references. They forget what is not trained on: mix in problems "
+        "that the model already solves, and hold some out.",
     ]
 
 
 def _group_size(by_size: Mapping[str, Any], n: int, tried: int) -> tuple[int, str]:
-    """The smallest size, from 4 on, that wastes at most ten points more of its rollouts than the largest; 8 where none helps."""
+    """Choose the smallest size, from 4 up, that wastes at most ten points more rollouts than the largest.
+
+    If even the largest size wastes nearly all rollouts, return 8.
+    """
     least = by_size[str(n)]["wasted"]["mean"]
     for size, each in by_size.items():
         if int(size) >= 4 and each["wasted"]["mean"] <= min(least + 0.1, 0.9):
             rollouts = int(size) * tried
             return int(size), (
-                f"With groups of {size}, {each['wasted']['mean']:.0%} of the rollouts stand in dead groups (all rewards equal): "
-                f"{each['wasted_rollouts']:.0f} of {rollouts} in one pass; with groups of {n}, {least:.0%}."
+                f"With groups of {size}, {each['wasted']['mean']:.0%} of the rollouts are in dead groups "
+                f"(all rewards equal): {each['wasted_rollouts']:.0f} of {rollouts} in one pass; "
+                f"with groups of {n}, {least:.0%}."
             )
-    return 8, f"Groups of {n} still waste {least:.0%} of their rollouts, so the size does not matter yet; 8 is what the papers take."
+    why = (
+        f"Groups of {n} still waste {least:.0%} of their rollouts, so the size does not matter yet; "
+        "8 is usual in the papers."
+    )
+    return 8, why

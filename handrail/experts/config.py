@@ -56,9 +56,13 @@ class EndpointConfig(Section):
     def _secretless(self) -> EndpointConfig:
         # The configuration is written into every run directory.
         if re.search(r"//[^/]*@|\?", self.base_url):
-            raise ValueError("base_url holds a name, a password or parameters; keep secrets in the environment variable of api_key_env")
+            raise ValueError(
+                "base_url holds a name, a password or parameters; keep secrets in the environment variable of api_key_env"
+            )
         if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
-            raise ValueError("api_key_env is not the name of an environment variable; put the key into one, and its name here")
+            raise ValueError(
+                "api_key_env is not the name of an environment variable; put the key into one, and its name here"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from handrail.experts import prompts
-from handrail.types import Message, Problem
+from handrail.types.problem import Message, Problem
 
 DONE = "<done>"
 LONGEST = 20_000
@@ -25,11 +25,15 @@ def plan_conversation(problem: Problem, reference: str) -> list[Message]:
 
 def judge_conversation(problem: Problem, steps: Sequence[str]) -> list[Message]:
     """Asks for the first wrong step of an attempt; ``right_steps`` reads the answer."""
-    shown = "\n".join(prompts.STEP.format(number=number, step=step.strip()) for number, step in enumerate(steps, 1))
+    shown = "\n".join(
+        prompts.STEP.format(number=number, step=step.strip()) for number, step in enumerate(steps, 1)
+    )
     return _user(prompts.JUDGE.format(problem=_text(problem), steps=shown))
 
 
-def correction_conversation(problem: Problem, kept: Sequence[str], reference: str | None = None, whole: bool = False) -> list[Message]:
+def correction_conversation(
+    problem: Problem, kept: Sequence[str], reference: str | None = None, whole: bool = False
+) -> list[Message]:
     """Asks for the step after the ``kept`` ones, or with ``whole`` for all that follow; ``read_correction`` reads the answer."""
     return _user(
         prompts.CORRECTION.format(

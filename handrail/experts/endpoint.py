@@ -21,20 +21,25 @@ from handrail._util.errors import Paused, UserError
 from handrail._util.interrupts import results
 from handrail.experts.cache import AnswerCache
 from handrail.experts.config import EndpointConfig
-from handrail.types import Message
+from handrail.types.problem import Message
 
-ADVICE = {401: "set {key} to a valid key", 403: "use a key that may use this model", 404: "check endpoint.base_url and endpoint.model"}
+ADVICE = {
+    401: "set {key} to a valid key",
+    403: "use a key that may use this model",
+    404: "check endpoint.base_url and endpoint.model",
+}
 SHORTEST_SECRET = 8
 LONGEST_REASON = 200
 
 Failure = Literal["failed", "refused", "empty", "unreadable"]
 REMEDIES: dict[Failure, str] = {
     "failed": "the run can be resumed when it answers again",
-    "refused": "correct the section [endpoint] (endpoint.model and endpoint.answer_tokens must suit the server) and resume the run, "
-    "or raise endpoint.pause_after to do without these answers",
-    "empty": "raise endpoint.answer_tokens if the model reasons at length, or choose another endpoint.model, and resume the run",
-    "unreadable": "choose an endpoint.model that follows instructions, and resume the run; answers are kept, so to ask the same model "
-    "again also name another endpoint.cache",
+    "refused": "correct the section [endpoint] (endpoint.model and endpoint.answer_tokens must suit the "
+    "server) and resume the run, or raise endpoint.pause_after to do without these answers",
+    "empty": "raise endpoint.answer_tokens if the model reasons at length, or choose another endpoint.model, "
+    "and resume the run",
+    "unreadable": "choose an endpoint.model that follows instructions, and resume the run; answers are kept, "
+    "so to ask the same model again also name another endpoint.cache",
 }
 """What to do after too many failures in a row, by the last one's kind."""
 Found = TypeVar("Found")
@@ -67,12 +72,17 @@ class Endpoint:
         self._name = f"{config.model} at {config.base_url}"
         self._key = os.environ.get(config.api_key_env, "").strip()
         if not re.match(r"https?://[^/]", config.base_url):
-            raise UserError(f"endpoint.base_url should look like http://localhost:8000/v1, not {config.base_url!r}")
+            raise UserError(
+                f"endpoint.base_url should look like http://localhost:8000/v1, not {config.base_url!r}"
+            )
         if not re.fullmatch(r"[!-~]*", self._key):
             raise UserError(f"the environment variable {config.api_key_env} holds characters that no key has")
         try:
             self._client = openai.OpenAI(
-                base_url=config.base_url, api_key=self._key or "none", timeout=config.timeout, max_retries=config.retries
+                base_url=config.base_url,
+                api_key=self._key or "none",
+                timeout=config.timeout,
+                max_retries=config.retries,
             )
         except Exception as error:  # InvalidURL, of whichever httpx the client uses
             raise UserError(f"endpoint.base_url cannot be used: {error}") from None
@@ -94,7 +104,13 @@ class Endpoint:
             taken, self.counts = self.counts, Counter()
         return taken
 
-    def ask(self, conversations: Sequence[list[Message]], max_tokens: int, temperature: float = 0.0, attempt: int = 0) -> list[str | None]:
+    def ask(
+        self,
+        conversations: Sequence[list[Message]],
+        max_tokens: int,
+        temperature: float = 0.0,
+        attempt: int = 0,
+    ) -> list[str | None]:
         """The answers as text: ``ask_and_read`` for a caller that can use any text."""
         return self.ask_and_read(conversations, [str] * len(conversations), max_tokens, temperature, attempt)
 
@@ -106,19 +122,35 @@ class Endpoint:
         temperature: float = 0.0,
         attempt: int = 0,
     ) -> list[Found | None]:
-        """What its reader makes of the answer to each conversation, in order. None if there is no answer, because the call failed, the
-        answer was cut off at ``max_tokens`` or the budget is spent, or if the reader returns None. Another ``attempt`` at the same
-        question is another answer.
+        """What its reader makes of the answer to each conversation, in order.
 
-        The first failure of each kind is logged. Raises Paused after ``pause_after`` failures in a row, and UserError if the server
-        refuses the key or the model.
+        None if there is no answer, because the call failed, the answer was cut off at ``max_tokens`` or the
+        budget is spent, or if the reader returns None. Another ``attempt`` at the same question is another
+        answer. The same question is asked once, and read by one of its readers.
+
+        The first failure of each kind is logged. Raises Paused after ``pause_after`` failures in a row, and
+        UserError if the server refuses the key or the model.
         """
-        settings = (self.config.base_url.rstrip("/"), self.config.model, max_tokens, float(temperature), attempt)
-        questions = [[{key: _clean(text) for key, text in message.items()} for message in messages] for messages in conversations]
-        keys = [hashlib.sha256(json.dumps([*settings, messages], sort_keys=True).encode()).digest() for messages in questions]
+        settings = (
+            self.config.base_url.rstrip("/"),
+            self.config.model,
+            max_tokens,
+            float(temperature),
+            attempt,
+        )
+        questions = [
+            [{key: _clean(text) for key, text in message.items()} for message in messages]
+            for messages in conversations
+        ]
+        keys = [
+            hashlib.sha256(json.dumps([*settings, messages], sort_keys=True).encode()).digest()
+            for messages in questions
+        ]
         pauses = self._pauses
 
-        def answer(key: bytes, messages: list[Message], reader: Callable[[str], Found | None]) -> Found | None:
+        def answer(
+            key: bytes, messages: list[Message], reader: Callable[[str], Found | None]
+        ) -> Found | None:
             text, cached = self._answer(key, messages, max_tokens, temperature, pauses)
             return None if text is None else self._read(text, reader, cached, pauses)
 
@@ -126,16 +158,23 @@ class Endpoint:
         try:
             asked = {
                 key: pool.submit(answer, key, messages, reader)
-                for key, (messages, reader) in dict(zip(keys, zip(questions, readers, strict=True), strict=True)).items()
+                for key, (messages, reader) in dict(
+                    zip(keys, zip(questions, readers, strict=True), strict=True)
+                ).items()
             }
             answers = dict(zip(asked, results(list(asked.values())), strict=True))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if self._pauses != pauses:
-            raise Paused(f"the endpoint {self._name} failed {self.config.pause_after} questions in a row, the last with: {self._reason}")
+            raise Paused(
+                f"the endpoint {self._name} failed {self.config.pause_after} questions in a row, "
+                f"the last with: {self._reason}"
+            )
         return [answers[key] for key in keys]
 
-    def _answer(self, key: bytes, messages: list[Message], max_tokens: int, temperature: float, pauses: int) -> tuple[str | None, bool]:
+    def _answer(
+        self, key: bytes, messages: list[Message], max_tokens: int, temperature: float, pauses: int
+    ) -> tuple[str | None, bool]:
         """The text of an answer, if there is one, and True if it was known before."""
         known = self._cache.get(key)
         with self._lock:
@@ -155,9 +194,14 @@ class Endpoint:
             self._spend(completion, messages)
             text = self._text(completion)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            advice = ADVICE[error.status_code].format(key=f"the environment variable {self.config.api_key_env}")
-            raise UserError(f"the endpoint {self._name} refuses to answer ({self._describe(error)}); {advice}") from None
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:  # too long, filtered, or not to be asked so at all
+            advice = ADVICE[error.status_code].format(
+                key=f"the environment variable {self.config.api_key_env}"
+            )
+            raise UserError(
+                f"the endpoint {self._name} refuses to answer ({self._describe(error)}); {advice}"
+            ) from None
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            # The question is too long, or filtered, or not to be asked so at all.
             self._failed("refused", self._describe(error), pauses)
             return None, False
         except EmptyAnswer:
@@ -171,22 +215,32 @@ class Endpoint:
             with self._lock:
                 del self._in_row["failed"]  # the server works
                 self.counts["endpoint/cut_off"] += 1
-                self._warn_once("cut_off", f"cut an answer off at {max_tokens} tokens, so it counts as none; raise endpoint.answer_tokens")
+                self._warn_once(
+                    "cut_off",
+                    f"cut an answer off at {max_tokens} tokens, so it counts as none; "
+                    "raise endpoint.answer_tokens",
+                )
         return text, False
 
-    def _read(self, text: str, reader: Callable[[str], Found | None], cached: bool, pauses: int) -> Found | None:
-        """What ``reader`` makes of ``text``. An answer that can be read ends a row of failures; a cached one does not show that the
-        server works."""
+    def _read(
+        self, text: str, reader: Callable[[str], Found | None], cached: bool, pauses: int
+    ) -> Found | None:
+        """What ``reader`` makes of ``text``.
+
+        An answer that can be read ends a row of failures; a cached one does not show that the server works.
+        """
         found = reader(text)
         if found is None:
-            self._failed("unreadable", f"the answer cannot be read: {self._line(' '.join(text.split()))!r}", pauses)
+            self._failed(
+                "unreadable", f"the answer cannot be read: {self._line(' '.join(text.split()))!r}", pauses
+            )
         else:
             with self._lock:
                 self._in_row = Counter({"failed": self._in_row["failed"]} if cached else {})
         return found
 
     def _text(self, completion: Any) -> str | None:
-        """The answer, None if it was cut off. Raises EmptyAnswer, or whatever else it may, if there is none."""
+        """The answer, None if it was cut off. Raises EmptyAnswer, or anything else, if there is none."""
         choice = completion.choices[0]
         if choice.finish_reason == "length":
             return None
@@ -199,19 +253,30 @@ class Endpoint:
         """One completion. Some models refuse ``max_tokens`` for its newer name, or any temperature but their own; that is remembered."""
         create: Any = self._client.chat.completions.create
         while True:
-            settings = {name: n for name, n in (("max_tokens", max_tokens), ("temperature", temperature)) if name not in self._refused}
+            settings = {
+                name: n
+                for name, n in (("max_tokens", max_tokens), ("temperature", temperature))
+                if name not in self._refused
+            }
             if "max_tokens" not in settings:
                 settings["max_completion_tokens"] = max_tokens
             try:
                 return create(model=self.config.model, messages=messages, **settings)
             except openai.BadRequestError as error:
-                if not str(error.code).startswith("unsupported_") or error.param not in {"max_tokens", "temperature"} & settings.keys():
+                if (
+                    not str(error.code).startswith("unsupported_")
+                    or error.param not in {"max_tokens", "temperature"} & settings.keys()
+                ):
                     raise
                 self._refused = self._refused | {error.param}
 
     def _over_budget(self) -> bool:
         spent, config = self.spent, self.config
-        limits = [(spent.calls, config.max_calls), (spent.tokens, config.max_tokens), (spent.cost, config.max_cost)]
+        limits = [
+            (spent.calls, config.max_calls),
+            (spent.tokens, config.max_tokens),
+            (spent.cost, config.max_cost),
+        ]
         return any(limit is not None and used >= limit for used, limit in limits)
 
     def _spend(self, completion: Any, messages: list[Message]) -> None:
@@ -222,13 +287,17 @@ class Endpoint:
             prompt, answer = (len(text.encode()) // 3 for text in (str(messages), str(completion)))
         with self._lock:
             self.spent.tokens += prompt + answer
-            self.spent.cost += (prompt * (self.config.input_price or 0.0) + answer * (self.config.output_price or 0.0)) / 1e6
+            self.spent.cost += (
+                prompt * (self.config.input_price or 0.0) + answer * (self.config.output_price or 0.0)
+            ) / 1e6
             self.counts["endpoint/tokens"] += prompt + answer
 
     def _failed(self, kind: Failure, reason: str, pauses: int) -> None:
         with self._lock:
             self.counts[f"endpoint/{kind}"] += 1
-            self._warn_once(kind, f"gave no usable answer ({reason}); further ones are only counted, as endpoint/{kind}")
+            self._warn_once(
+                kind, f"gave no usable answer ({reason}); further ones are only counted, as endpoint/{kind}"
+            )
             if self._pauses == pauses:
                 self._reason = f"{reason}; {REMEDIES[kind]}"
                 self._in_row[kind] += 1
@@ -244,14 +313,19 @@ class Endpoint:
 
     def _describe(self, error: Exception) -> str:
         """One line on what went wrong, without the key."""
-        if isinstance(error, openai.APIStatusError) and isinstance(error.body, dict) and isinstance(error.body.get("message"), str):
-            return self._line(f"{error.status_code}: {error.body['message']}")
+        if isinstance(error, openai.APIStatusError) and isinstance(error.body, dict):
+            message = error.body.get("message")
+            if isinstance(message, str):
+                return self._line(f"{error.status_code}: {message}")
         line = " ".join(str(part) for part in (error, error.__cause__) if part)
-        return self._line(line if isinstance(error, openai.OpenAIError) else f"no usable answer, {type(error).__name__}: {line}")
+        if not isinstance(error, openai.OpenAIError):
+            line = f"no usable answer, {type(error).__name__}: {line}"
+        return self._line(line)
 
     def _line(self, text: str) -> str:
         """A server's text as one line for the user, without the key and not too long."""
-        return "".join(letter if letter.isprintable() else " " for letter in self._masked(text))[:LONGEST_REASON]
+        line = "".join(letter if letter.isprintable() else " " for letter in self._masked(text))
+        return line[:LONGEST_REASON]
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -259,7 +333,10 @@ class Endpoint:
     def _cache_broke(self) -> None:
         with self._lock:
             self.counts["endpoint/cache_broken"] += 1
-            self._warn_once("cache_broken", f"goes on without endpoint.cache {self.config.cache!r}, which is damaged or locked")
+            self._warn_once(
+                "cache_broken",
+                f"goes on without endpoint.cache {self.config.cache!r}, which is damaged or locked",
+            )
 
 
 def _clean(text: str) -> str:

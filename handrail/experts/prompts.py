@@ -59,4 +59,6 @@ The solution above is right and for your eyes only: use it, but do not speak of 
 
 NEXT_STEP = "Write the one step that comes next. If the solution is finished with it, end with {done}."
 
-REST = "Write the rest of the solution, to the end. Give the final answer in the form that the problem asks for."
+REST = (
+    "Write the rest of the solution, to the end. Give the final answer in the form that the problem asks for."
+)

@@ -1,68 +1,157 @@
-"""The experts that a configuration names: step judges, correctors and planners, made when a method asks for them."""
+"""The experts by name: step judges, correctors and planners, opened when they are asked for.
+
+Yours can be anywhere: ``my_file.py:MyJudge``, a class without arguments that has the one method of its protocol.
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from handrail._util.errors import UserError
+from handrail._util.errors import Paused, UserError
+from handrail._util.imports import load_attribute
 from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.experts.correctors import Corrector, PolicyCorrector, ReferenceCorrector
 from handrail.experts.judges import StepJudge
 from handrail.experts.judges.reference import ReferenceJudge
-from handrail.experts.planners import DataPlanner, DataPlannerName, Planner, PolicyPlanner
-from handrail.models import Policy
+from handrail.experts.planners import DataPlanner, Planner, PolicyPlanner, leaks
+from handrail.experts.questions import CorrectionQuestion, JudgeQuestion, PlanQuestion
+from handrail.models.policy import Policy
 
 if TYPE_CHECKING:
     from handrail.experts.endpoint import Endpoint
 
-JudgeName = Literal["rule", "reference", "prm", "llm"]
-PlannerName = Literal[DataPlannerName, "policy", "endpoint"]
-CorrectorName = Literal["reference", "policy", "model", "endpoint"]
+Role = Literal["judge", "corrector", "planner"]
+BUILT_IN: dict[Role, tuple[str, ...]] = {
+    "judge": ("arithmetic", "reference", "prm", "llm"),
+    "corrector": ("reference", "policy", "model", "endpoint"),
+    "planner": ("auto", "column", "rule", "outline", "policy", "endpoint"),
+}
+VERBS: dict[Role, str] = {"judge": "judge", "corrector": "correct", "planner": "plans"}
+RENAMED = {"rule": "arithmetic"}
+"""Old names of judges."""
 
 
 class Experts:
-    """Makes experts for one run. Every method raises UserError where the configuration lacks what an expert needs."""
+    """The experts of one run. Every method raises UserError if the configuration lacks what an expert needs."""
 
     def __init__(
         self,
-        config: ExpertsConfig,
+        config: ExpertsConfig | None = None,
         endpoint: EndpointConfig | None = None,
         load: Callable[[str, str], Policy] | None = None,
         policy: Policy | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """``load`` opens the model of a path as a policy, and blames a setting for it if it cannot; ``policy`` is the one in training.
+        """``load`` opens the model of a path as a policy, and names a setting if it cannot; ``policy`` is the one in training.
 
-        Without ``policy``, the model of the configuration is loaded as "" when an expert asks for it.
+        Without ``policy``, an expert that asks it loads the model of the configuration: the path "".
         """
-        self.config, self.server, self.load, self.trained = config, endpoint, load, policy
+        self.config, self.server, self.load, self.trained = config or ExpertsConfig(), endpoint, load, policy
         self.device = device or torch.device("cpu")
+        self.counts: Counter[str] = Counter()
 
-    def judge(self, name: JudgeName, step_end: str | None = None) -> StepJudge:
+    def check(self, role: Role, name: str, setting: str) -> None:
+        """Raise UserError, naming ``setting``, unless the expert can be opened."""
+        if ":" not in name and name not in BUILT_IN[role]:
+            new = RENAMED.get(name) if role == "judge" else None
+            near = [new] if new else difflib.get_close_matches(name, BUILT_IN[role], 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(BUILT_IN[role])}"
+            raise UserError(f"{setting}: there is no {role} {name!r}; {hint}")
+        match role:
+            case "judge":
+                self.judge(name)
+            case "corrector":
+                self.corrector(name, True, 1, None)
+            case "planner":
+                self.planner(name, 1)
+
+    def answer(self, name: str, questions: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
+        """The answers of the expert ``name`` to questions of one kind; ``seeds`` are for those that sample.
+
+        Raises UserError if an expert of the user's own fails.
+        """
+        kind = type(questions[0])
+        role: Role = (
+            "judge" if kind is JudgeQuestion else "corrector" if kind is CorrectionQuestion else "planner"
+        )
+        try:
+            answers = self._answers(name, questions, seeds)
+        except (UserError, Paused):
+            raise
+        except Exception as error:
+            if ":" not in name:
+                raise
+            raise UserError(f"the {role} {name} fails: {type(error).__name__}: {error}") from error
+        if role == "judge":
+            for question, scores in zip(questions, answers, strict=True):
+                if scores is not None and len(scores) != len(question.steps):
+                    raise UserError(
+                        f"the judge {name} gives {len(scores)} scores to {len(question.steps)} steps; return one for each"
+                    )
+        self.counts[f"{role}/asked"] += len(questions)
+        self.counts[f"{role}/no_answer"] += sum(answer is None for answer in answers)
+        return answers
+
+    def _answers(self, name: str, questions: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
+        out: list[Any] = [None] * len(questions)
+        for places in by_options(questions).values():
+            asked, own = [questions[place] for place in places], [seeds[place] for place in places]
+            first = asked[0]
+            if isinstance(first, JudgeQuestion):
+                answers: list[Any] = list(
+                    self.judge(name, first.step_end).judge([(q.problem, q.steps) for q in asked])
+                )
+            elif isinstance(first, CorrectionQuestion):
+                corrector = self.corrector(name, first.shown, first.max_tokens, first.step_end)
+                answers = list(corrector.correct([q.draft for q in asked], first.whole, first.attempt, own))
+            else:
+                answers = self._plans(name, asked, own)
+            if len(answers) != len(asked):
+                raise UserError(
+                    f"{name} gives {len(answers)} answers to {len(asked)} questions; return one for each"
+                )
+            for place, answer in zip(places, answers, strict=True):
+                out[place] = answer
+        return out
+
+    def _plans(self, name: str, questions: Sequence[PlanQuestion], seeds: Sequence[int]) -> list[Any]:
+        """Plans that give nothing away, or what an ablation puts in their place."""
+        if questions[0].ablation == "solution":
+            return [question.reference for question in questions]
+        pairs = [(question.problem, question.reference) for question in questions]
+        plans = list(self.planner(name, questions[0].max_tokens).plans(pairs, seeds))
+        for place, ((problem, _), plan) in enumerate(zip(pairs, plans, strict=False)):
+            if plan is not None and leaks(plan, problem):
+                self.counts.update({"planner/leaking": 1, "planner/no_answer": -1})
+                plans[place] = None
+        if questions[0].ablation == "shuffled-plan":  # a lone question has no other's plan to take
+            return [*plans[1:], *plans[:1]] if len(plans) > 1 else [None]
+        return plans
+
+    def judge(self, name: str, step_end: str | None = None) -> StepJudge:
         match name:
             case "reference":
                 return ReferenceJudge(step_end)
-            case "rule":
-                from handrail.experts.judges.arithmetic import RuleJudge
+            case "arithmetic":
+                from handrail.experts.judges.arithmetic import ArithmeticJudge
 
-                return RuleJudge()
+                return ArithmeticJudge()
             case "prm":
-                from handrail.experts.judges.prm import PrmJudge
-
-                if not self.config.prm:
-                    raise UserError('the step judge "prm" needs experts.prm, a process reward model\'s directory')
-                return PrmJudge(self.config.prm, self.device)
+                return self._prm
             case "llm":
                 from handrail.experts.judges.llm import LlmJudge
 
                 return LlmJudge(self.endpoint, self.endpoint.config.answer_tokens)
+            case _:
+                return cast(StepJudge, self._own("judge", name))
 
-    def corrector(self, name: CorrectorName, shown: bool, max_tokens: int, step_end: str | None) -> Corrector:
+    def corrector(self, name: str, shown: bool, max_tokens: int, step_end: str | None) -> Corrector:
         """``shown``: the corrector sees the reference. The reference itself, and the policy, always do."""
         match name:
             case "reference":
@@ -75,8 +164,10 @@ class Experts:
                 from handrail.experts.correctors.llm import EndpointCorrector
 
                 return EndpointCorrector(self.endpoint, shown, step_end, self.endpoint.config.answer_tokens)
+            case _:
+                return cast(Corrector, self._own("corrector", name))
 
-    def planner(self, name: PlannerName, max_tokens: int) -> Planner:
+    def planner(self, name: str, max_tokens: int) -> Planner:
         match name:
             case "policy":
                 return PolicyPlanner(self.policy, max_tokens)
@@ -84,8 +175,36 @@ class Experts:
                 from handrail.experts.planners.llm import EndpointPlanner
 
                 return EndpointPlanner(self.endpoint, self.endpoint.config.answer_tokens)
-            case _:
+            case "auto" | "column" | "rule" | "outline":
                 return DataPlanner(name)
+            case _:
+                return cast(Planner, self._own("planner", name))
+
+    def _own(self, role: Role, name: str) -> Any:
+        """An expert of the user's own, made once."""
+        if name not in self._opened:
+            made = load_attribute(name, role)
+            try:
+                self._opened[name] = made() if isinstance(made, type) else made
+            except Exception as error:
+                raise UserError(
+                    f"{role}: {name} cannot be made without arguments: {type(error).__name__}: {error}"
+                ) from error
+        if not callable(getattr(self._opened[name], VERBS[role], None)):
+            raise UserError(f"{role}: {name} has no method {VERBS[role]}, which every {role} needs")
+        return self._opened[name]
+
+    @cached_property
+    def _opened(self) -> dict[str, Any]:
+        return {}
+
+    @cached_property
+    def _prm(self) -> StepJudge:
+        if not self.config.prm:
+            raise UserError('the step judge "prm" needs experts.prm, a process reward model\'s directory')
+        from handrail.experts.judges.prm import PrmJudge
+
+        return PrmJudge(self.config.prm, self.device)
 
     @cached_property
     def policy(self) -> Policy:
@@ -94,7 +213,9 @@ class Experts:
     @cached_property
     def teacher(self) -> Policy:
         if not self.config.teacher:
-            raise UserError('the corrector "model" needs experts.teacher, a causal language model\'s directory or name')
+            raise UserError(
+                'the corrector "model" needs experts.teacher, a causal language model\'s directory or name'
+            )
         return self._load(self.config.teacher, "experts.teacher")
 
     def _load(self, path: str, field: str) -> Policy:
@@ -111,5 +232,19 @@ class Experts:
         return Endpoint(self.server)
 
     def take_counts(self) -> Counter[str]:
-        """What the endpoint has counted since the last call."""
-        return self.endpoint.take_counts() if "endpoint" in self.__dict__ else Counter()
+        """What has been counted since the last call, by the endpoint too."""
+        counts, self.counts = self.counts, Counter()
+        return counts + (self.endpoint.take_counts() if "endpoint" in self.__dict__ else Counter())
+
+
+def by_options(questions: Sequence[Any]) -> dict[tuple[object, ...], list[int]]:
+    """The places of questions that can be answered in one call."""
+    out: dict[tuple[object, ...], list[int]] = {}
+    for place, question in enumerate(questions):
+        options = {
+            key: value
+            for key, value in vars(question).items()
+            if key not in ("problem", "steps", "draft", "reference")
+        }
+        out.setdefault(tuple(options.values()), []).append(place)
+    return out

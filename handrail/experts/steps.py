@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 
-from handrail.models import Policy
+from handrail.models.renderer import Renderer
 
 # The first of these that a solution contains ends its steps: a blank line, a line, a semicolon, a sentence.
 ENDS = (r"\n[ \t]*\n\s*", r"\n\s*", r" ?;\s+", r"(?<=[^\d\s])[.!?]\s+|(?<=\d)\.\s+(?=[A-Z])")
@@ -35,9 +35,9 @@ def _merge_empty(pieces: list[str]) -> list[str]:
     return steps
 
 
-def spelt(tokens: list[int], text: str, policy: Policy) -> int:
+def spelt(tokens: list[int], text: str, renderer: Renderer) -> int:
     """How many of ``tokens`` spell a beginning of ``text``; a token that reaches beyond it is not counted."""
-    count = bisect_right(range(len(tokens) + 1), len(text), key=lambda n: len(policy.decode(tokens[:n]))) - 1
-    while not text.startswith(policy.decode(tokens[:count])):  # a character may be spelt by several tokens
+    count = bisect_right(range(len(tokens) + 1), len(text), key=lambda n: len(renderer.text(tokens[:n]))) - 1
+    while not text.startswith(renderer.text(tokens[:count])):  # a character may be spelt by several tokens
         count -= 1
     return count

@@ -10,18 +10,22 @@ from pydantic import ValidationError
 from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
 from handrail._util.section import explain
-from handrail.methods.base import Method
+from handrail.methods.base import Method, MethodSettings
+from handrail.methods.dmpo import Dmpo
 from handrail.methods.grpo import Grpo
 from handrail.methods.luffy import Luffy
 from handrail.methods.scope import Scope
 from handrail.methods.sft import Dft, GrpoSft, Sft, SftOnFailures
 from handrail.methods.sort import Sort
+from handrail.methods.terms import build_term
 from handrail.models.config import RolloutConfig
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort, Scope)}
+METHODS: dict[str, type[Method[Any]]] = {
+    cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort, Scope, Dmpo)
+}
 
 
-def find(name: str) -> type[Method]:
+def find(name: str) -> type[Method[Any]]:
     """The class of a method. Raises UserError if there is none."""
     if name in METHODS:
         return METHODS[name]
@@ -35,7 +39,9 @@ def find(name: str) -> type[Method]:
     raise UserError(f"method.name: there is no method {name!r}; {hint}")
 
 
-def build(settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method] | None = None) -> Method:
+def build(
+    settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method[Any]] | None = None
+) -> Method[Any]:
     """The method that a configuration's ``[method]`` section describes, or ``cls`` with its settings.
 
     Raises UserError for unknown names and settings, and for groups that are too small for the method.
@@ -47,6 +53,8 @@ def build(settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method] | 
             f"set it to {cls.smallest_group} or more"
         )
     try:
-        return cls(cls.Settings.model_validate(settings), rollout)
+        parsed: MethodSettings = cls.Settings.model_validate(settings)
     except ValidationError as error:
         raise UserError(explain(error, cls.Settings, "method")) from error
+    terms = [build_term(each, place) for place, each in enumerate(parsed.terms, 1)]
+    return cls(parsed, rollout.group_size, rollout.max_tokens, terms)

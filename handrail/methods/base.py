@@ -1,26 +1,28 @@
-"""What a method is: four verbs. This base class holds GRPO's version of each; a paper overrides those it changes."""
+"""What a method is: five verbs. This base class holds GRPO's version of each; a paper overrides those it changes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import mean, stdev
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field
 from torch import Tensor
 
 from handrail._util.section import Section
-from handrail.experts.registry import Experts
+from handrail.experts.registry import Role
 from handrail.methods import losses
-from handrail.methods.context import Tools
-from handrail.methods.losses import Ratio, Streams
-from handrail.methods.normalizers import Counts
-from handrail.models.config import RolloutConfig
-from handrail.types import Group, Problem, Trajectory
+from handrail.methods.batch import TokenBatch
+from handrail.methods.context import Context
+from handrail.methods.losses import Ratio
+from handrail.methods.normalizers import Normalizers
+from handrail.methods.requests import Verify, gather
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Group, Trajectory
 
 Status = Literal["published", "secondary", "reconstruction", "yours"]
-Normaliser = Literal["sequence", "token", "constant"]
+LossNormalizer = Literal["sequence", "token", "constant"]
 STD_EPSILON = 1e-4
 
 
@@ -29,6 +31,9 @@ class MethodSettings(Section):
 
     name: str = ""
     """Name of the method, or ``file.py:Name`` for one of your own."""
+    terms: list[dict[str, Any]] = []
+    """Credit terms, applied in order to the method's advantages: ``[{name = "ace", alpha = 1.0}]``, or
+    ``file.py:Name`` for one of your own."""
 
 
 class GrpoSettings(MethodSettings):
@@ -42,7 +47,7 @@ class GrpoSettings(MethodSettings):
     """Upper bound of the clipped ratio: 1 + clip_high; DAPO takes 0.28."""
     ratio: Ratio = "token"
     """One importance ratio per token, or one per sequence (GSPO, with clips near 3e-4 and 4e-4)."""
-    normaliser: Normaliser = "sequence"
+    loss_normalizer: LossNormalizer = "sequence"
     """How token losses are averaged: mean of sequence means (GRPO), mean over all tokens of the update
     (DAPO), or divided by the constant ``rollout.max_tokens`` (Dr.GRPO)."""
     skip_dead_groups: bool = False
@@ -54,8 +59,33 @@ class GrpoSettings(MethodSettings):
     """Coefficient of the tokens' entropy in the objective; if it is not 0, no trajectory can be dropped."""
 
 
-class Method:
-    """rollout: G samples of each problem. guide: nothing. credit: (R − mean)/(std + 1e-4). surrogate: min(rA, clip(r)A)."""
+S = TypeVar("S", bound=MethodSettings)
+
+
+class CreditTerm(Section):
+    """A change to credited groups that works under any method; its fields are its settings.
+
+    ``models`` names the models that it scores tokens with besides the policy: {"reference"} for the model before training.
+    """
+
+    source: ClassVar[str] = "your own"
+    status: ClassVar[Status] = "yours"
+    models: ClassVar[frozenset[str]] = frozenset()
+
+    name: str = ""
+    """Name of the term, or ``file.py:Name`` for one of your own."""
+
+    async def __call__(self, group: Group, ctx: Context) -> Group:
+        """The group with other advantages."""
+        raise NotImplementedError
+
+
+class Method(Generic[S]):
+    """rollout: G samples of each problem. guide: nothing. credit: (R − mean)/(std + 1e-4). surrogate: min(rA, clip(r)A).
+
+    A method holds its settings and its state, and no models, threads or files, so that it can be pickled. Each verb but the last works
+    on one group and awaits what it needs (``handrail.methods.requests``); an engine answers, and decides what runs together.
+    """
 
     name: ClassVar[str] = ""
     source: ClassVar[str] = "your own"
@@ -64,87 +94,131 @@ class Method:
     smallest_group: ClassVar[int] = 2
     """Least ``rollout.group_size``: the only rollout of its group has none to be compared with, so its advantage is always 0."""
 
-    def __init__(self, settings: MethodSettings | None = None, rollout: RolloutConfig | None = None) -> None:
-        self.settings = settings or self.Settings()
-        self.rollout_config = rollout or RolloutConfig()
+    def __init__(
+        self,
+        settings: S | None = None,
+        group_size: int = 8,
+        max_tokens: int = 256,
+        terms: Sequence[CreditTerm] = (),
+    ) -> None:
+        """``max_tokens``: the longest rollout, for the constant normalizer."""
+        self.settings: S = settings or self.Settings()  # type: ignore[assignment]  # a subclass names its own settings
+        self.group_size, self.max_tokens, self.terms = group_size, max_tokens, tuple(terms)
 
     @property
     def needs_references(self) -> bool:
-        """Whether it cannot do its work where no problem has a reference."""
+        """True if the method needs at least one problem with a reference."""
         return False
 
-    def prepare(self, experts: Experts) -> None:
-        """Takes the experts it will ask, once, before anything is sampled or written. Raises UserError where one cannot be had."""
+    @property
+    def experts(self) -> Mapping[Role, str]:
+        """The experts that it asks, by role: they are opened before anything is sampled."""
+        return {}
 
-    def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
-        """What is sampled: one group a problem, not graded yet."""
-        return self.sample(problems, tools, self.rollout_config.group_size)
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that it scores tokens with besides the policy; "reference" is the model before training."""
+        needed = frozenset({"reference"} if self.kl else ())
+        return needed.union(*(term.models for term in self.terms))
 
-    def guide(self, groups: list[Group], tools: Tools) -> list[Group]:
-        """What is added to graded groups, or replaced, or repaired."""
-        return groups
+    # The verbs
 
-    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
-        """The advantage, or imitation weight, of every token. Called before every optimiser update with its groups.
+    def samples(self, problem: Problem) -> int:
+        """The number of rollouts of a problem."""
+        return self.group_size
 
-        Groups that are left out do not count in the normalisers.
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        """Grade every trajectory and set its reward."""
+        graded = await gather(*(Verify(group.problem, member) for member in group.trajectories))
+        return replace(group, trajectories=graded)
+
+    async def guide(self, group: Group, ctx: Context) -> Group | list[Group]:
+        """Add to a graded group, or replace or repair what is in it."""
+        return group
+
+    async def credit(self, group: Group, ctx: Context) -> Group | None:
+        """Set the advantage or the imitation weight of every token; called right before the update that the group is for.
+
+        None leaves the group out of the update and of its normalizers.
         """
-        settings = self.grpo
-        groups = [self.advantages(group) for group in groups]
-        return [group for group in groups if group.has_signal] if settings.skip_dead_groups else groups
+        group = self.advantages(group)
+        for term in self.terms:
+            group = await term(group, ctx)
+        if self.setting("skip_dead_groups", False) and not group.has_signal:
+            return None
+        return group
 
-    def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
-        """The objective of every token [B, T] from the current log-probabilities [B, T]; its sum is maximised."""
-        return self.policy_gradient(logp, streams) + losses.imitation(logp, streams)
+    def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
+        """The objective of every token [B, T] from the current log-probabilities [B, T]; its sum is maximized."""
+        return self.policy_gradient(logp, batch) + losses.imitation(logp, batch)
 
     # What the verbs are made of
 
-    @property
-    def grpo(self) -> GrpoSettings:
-        assert isinstance(self.settings, GrpoSettings), f"{type(self).__name__}.Settings must extend GrpoSettings"
-        return self.settings
-
-    @staticmethod
-    def sample(problems: Sequence[Problem], tools: Tools, n: int) -> list[Group]:
-        prompts = [tools.policy.encode_prompt(problem) for problem in problems]
-        return [Group(problem, drawn) for problem, drawn in zip(problems, tools.policy.sample(prompts, n), strict=True)]
+    def setting(self, name: str, default: Any) -> Any:
+        """A setting that not all methods have."""
+        return getattr(self.settings, name, default)
 
     def advantages(self, group: Group) -> Group:
-        """Equal rewards give exactly zero, by comparison of the rewards and not of a rounded deviation."""
+        """Equal rewards give exactly zero, by comparison of the rewards and not of a rounded deviation.
+
+        A trajectory whose reward is unknown gets zero and enters no statistic.
+        """
         if group.dead:
-            return replace(group, trajectories=[trajectory.credited(0.0) for trajectory in group.trajectories])
-        rewards = [trajectory.reward for trajectory in group.trajectories]
-        scale = 1 / (stdev(rewards) + STD_EPSILON) if self.grpo.normalise_std else 1.0
-        base = mean(rewards)
-        return replace(group, trajectories=[t.credited((t.reward - base) * scale) for t in group.trajectories])
+            return group.map(lambda member: member.with_advantage(0.0) if member.in_baseline else member)
+        base = mean(group.rewards)
+        scale = 1 / (stdev(group.rewards) + STD_EPSILON) if self.setting("normalise_std", True) else 1.0
 
-    def policy_gradient(self, logp: Tensor, streams: Streams) -> Tensor:
-        s = self.grpo
-        return losses.policy_gradient(logp, streams, s.ratio, (s.clip_low, s.clip_high) if s.clip else None)
+        def credited(member: Trajectory) -> Trajectory:
+            known = member.reward == member.reward  # false for NaN
+            return (
+                member.with_advantage((member.reward - base) * scale if known else 0.0)
+                if member.in_baseline
+                else member
+            )
 
-    # Normalisers
+        return group.map(credited)
+
+    def policy_gradient(self, logp: Tensor, batch: TokenBatch) -> Tensor:
+        bounds = (
+            (self.setting("clip_low", 0.2), self.setting("clip_high", 0.2))
+            if self.setting("clip", True)
+            else None
+        )
+        return losses.policy_gradient(logp, batch, self.setting("ratio", "token"), bounds)
+
+    async def verified_reference(self, group: Group, ctx: Context) -> Trajectory | None:
+        """A reference of the group's problem, graded; None, and counted, if it has none."""
+        reference = ctx.reference(group.problem)
+        if reference is None:
+            return None
+        graded: Trajectory = await Verify(group.problem, reference)
+        ctx.counts["guide/reference_rejected"] += graded.correct is False
+        ctx.counts["guide/reference_unverified"] += graded.correct is None
+        return graded
+
+    # Normalizers
 
     @property
     def entropy_bonus(self) -> float:
-        return self.settings.entropy_bonus if isinstance(self.settings, GrpoSettings) else 0.0
+        return float(self.setting("entropy_bonus", 0.0))
 
     @property
     def kl(self) -> float:
-        return self.settings.kl if isinstance(self.settings, GrpoSettings) else 0.0
+        return float(self.setting("kl", 0.0))
 
-    def credit_scale(self, trajectory: Trajectory, counts: Counts) -> float:
-        """What the advantage of each token of ``trajectory`` is multiplied by."""
-        match self.grpo.normaliser:
+    def advantage_scale(self, trajectory: Trajectory, normalizers: Normalizers) -> float:
+        """The factor of the advantage of each token of ``trajectory``."""
+        match self.setting("loss_normalizer", "sequence"):
             case "sequence":
-                return 1 / (counts.trajectories * len(trajectory))
+                return 1 / (normalizers.trajectories * trajectory.trained_tokens)
             case "token":
-                return 1 / counts.tokens
-            case "constant":
-                return 1 / (counts.trajectories * self.rollout_config.max_tokens)
+                return 1 / normalizers.tokens
+            case _:
+                return 1 / (normalizers.trajectories * self.max_tokens)
 
-    def weight_scale(self, demonstration: Trajectory, counts: Counts) -> float:
-        """What the weight of each token of ``demonstration`` is multiplied by: a mean over its tokens and all problems."""
-        return 1 / (counts.problems * len(demonstration))
+    def imitation_scale(self, trajectory: Trajectory, normalizers: Normalizers) -> float:
+        """The factor of the imitation weight of each token of ``trajectory``: a mean over its tokens and all problems."""
+        return 1 / (normalizers.problems * trajectory.trained_tokens)
 
     # What outlives a step
 
@@ -153,4 +227,4 @@ class Method:
         return {}
 
     def load_state(self, state: dict[str, object]) -> None:
-        """Takes back what ``state`` gave."""
+        """Restore from ``state()``."""

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-from handrail.methods.base import Method
+from handrail.methods.base import GrpoSettings, Method
 
 
-class Grpo(Method):
+class Grpo(Method[GrpoSettings]):
     """GRPO, the baseline without guidance.
 
     rollout: G samples of each problem.
     guide: nothing.
-    credit: (R − mean R) / (std R + 1e-4); exactly zero where all rewards of a group are equal.
+    credit: (R − mean R) / (std R + 1e-4); exactly zero if all rewards of a group are equal.
     surrogate: min(rA, clip(r, 1 − low, 1 + high)A), r = π/π_old of each token.
 
-    Dr.GRPO: normalise_std = false, normaliser = "constant".
-    DAPO: clip_high = 0.28, normaliser = "token", skip_dead_groups = true.
+    Dr.GRPO: normalise_std = false, loss_normalizer = "constant".
+    DAPO: clip_high = 0.28, loss_normalizer = "token", skip_dead_groups = true.
     GSPO: ratio = "sequence", clip_low = 3e-4, clip_high = 4e-4.
     """
 

@@ -1,40 +1,27 @@
-"""Per-token objectives, to be maximised. Pure functions of the current log-probabilities and the token streams.
+"""The one loss of every engine, and the per-token objectives that it is made of: pure functions of the current log-probabilities.
 
-All tensors are float32 [B, T]. ``credit`` and ``weight`` arrive divided by their normalisers (``handrail.training.batch``), so
-that the loss of a step is minus the plain sum of its tokens' objectives, however they were split into micro-batches.
+All tensors are float32 [B, T]. Objectives are to be maximized; the loss of an update is minus their plain sum, however its
+trajectories were split into micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from handrail.types import Origin
-
-
-@dataclass(frozen=True)
-class Streams:
-    """What is known of every token before the loss; zero where ``mask`` is zero."""
-
-    mask: Tensor  # 1 on completion tokens
-    credit: Tensor  # advantage / normaliser
-    weight: Tensor  # imitation weight / normaliser
-    bonus: Tensor  # entropy coefficient / normaliser
-    kl: Tensor  # coefficient of the divergence from the frozen model / normaliser
-    behaviour: Tensor  # log-probability when sampled; NaN where unknown
-    old: Tensor  # log-probability before any update, by the trainer; NaN where unknown
-    origin: Tensor  # int64, see Origin
-
+from handrail.methods.batch import TokenBatch
+from handrail.types.trajectory import Author
 
 Ratio = Literal["token", "sequence"]
 Shape = Literal["p/(p+c)", "p", "p^e", "sqrt", "log"]
+Surrogate = Callable[[Tensor, TokenBatch], Tensor]
 
 SHAPES: dict[Shape, Callable[[Tensor, float], Tensor]] = {
-    # p/(p+c) as a sigmoid of log(p/c): exact where p underflows
+    # p/(p+c) as a sigmoid of log(p/c): exact even if p underflows
     "p/(p+c)": lambda logp, c: torch.sigmoid(logp - torch.log(torch.tensor(c))),
     "p": lambda logp, c: logp.exp(),
     "p^e": lambda logp, c: (c * logp).exp(),
@@ -43,51 +30,120 @@ SHAPES: dict[Shape, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-def log_ratio(logp: Tensor, streams: Streams, ratio: Ratio) -> Tensor:
-    """log(π/π_old): of each token, or (GSPO, arXiv 2507.18071 eq. 7) its mean over the row's sampled tokens.
+class HasSurrogate(Protocol):
+    def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor: ...
 
-    A token whose old log-probability is unknown counts as on-policy: ratio 1, gradient that of log π.
+
+def token_loss(
+    method: HasSurrogate,
+    logp: Tensor,
+    batch: TokenBatch,
+    entropy: Tensor | None = None,
+    reference_logp: Tensor | None = None,
+    importance_weight_cap: float = 0.0,
+) -> Tensor:
+    """Minus the sum over trained tokens of the method's surrogate, plus entropy_coef·H, minus kl_coef·KL; a scalar.
+
+    ``logp``: current log-probabilities, with gradient. ``entropy``: of the current distributions, if there is a bonus.
+    ``reference_logp``: of the model before training, if the divergence from it counts. ``importance_weight_cap``: see
+    ``importance_weight``; 0 turns it off.
     """
-    per_token = (logp - old(logp, streams)) * streams.mask
+    if importance_weight_cap:
+        weighted = batch.advantage * importance_weight(logp.detach(), batch, importance_weight_cap)
+        batch = replace(batch, columns={**batch.columns, "advantage": weighted})
+    per_token = method.surrogate(logp, batch)
+    if entropy is not None:
+        per_token = per_token + batch.entropy_coef * entropy
+    if reference_logp is not None:
+        per_token = per_token - divergence(logp, reference_logp, batch)
+    return -torch.where(batch.mask > 0, per_token, 0.0).sum()
+
+
+def old(logp: Tensor, batch: TokenBatch) -> Tensor:
+    """log π_old, without gradient; the current log-probability if it is unknown."""
+    return torch.where(batch.old_logp.isnan(), logp.detach(), batch.old_logp)
+
+
+def log_ratio(logp: Tensor, batch: TokenBatch, ratio: Ratio) -> Tensor:
+    """log(π/π_old): of each token, or its mean over the trajectory's sampled tokens (GSPO, arXiv 2507.18071 eq. 7).
+
+    A token whose old log-probability is unknown counts as on-policy: ratio 1, and the gradient of log π.
+    """
+    per_token = (logp - old(logp, batch)) * batch.mask
     if ratio == "token":
         return per_token
-    sampled = streams.mask * (streams.origin == Origin.POLICY)
+    sampled = batch.mask * (batch.author == Author.POLICY)
     mean = (per_token * sampled).sum(1, keepdim=True) / sampled.sum(1, keepdim=True).clamp(min=1)
     return mean.expand_as(per_token)
 
 
-def old(logp: Tensor, streams: Streams) -> Tensor:
-    """log π_old, without gradient; the current one where nobody knows it."""
-    return torch.where(streams.old.isnan(), logp.detach(), streams.old)
+def importance_weight(logp: Tensor, batch: TokenBatch, cap: float) -> Tensor:
+    """min(π_old/μ, cap) of tokens that were sampled with likelihood μ, 1 of others, without gradient.
+
+    Truncated importance sampling, as in "Your efficient RL framework secretly brings you off-policy RL training" (Yao et al., 2025).
+    """
+    weight = (old(logp, batch) - batch.sampling_logp).exp().clamp(max=cap)
+    return torch.where(batch.sampling_logp.isnan(), 1.0, weight)
 
 
-def correction(logp: Tensor, streams: Streams, cap: float) -> Tensor:
-    """min(π_old/μ, cap) of tokens that another program sampled with likelihood μ, 1 elsewhere: truncated importance sampling, as in
-    ``Your efficient RL framework secretly brings you off-policy RL training`` (Yao et al., 2025). Without gradient."""
-    weight = (old(logp, streams) - streams.behaviour).exp().clamp(max=cap)
-    return torch.where(streams.behaviour.isnan(), 1.0, weight)
+def divergence(logp: Tensor, reference_logp: Tensor, batch: TokenBatch) -> Tensor:
+    """exp(log π_ref − log π) − (log π_ref − log π) − 1 on tokens that the policy sampled, times its coefficient.
+
+    The estimator k3 (GRPO, arXiv 2402.03300 eq. 4).
+    """
+    log_ratio = (reference_logp - logp) * (batch.author == Author.POLICY) * batch.mask
+    return batch.kl_coef * (log_ratio.exp() - log_ratio - 1)
 
 
-def divergence(logp: Tensor, frozen: Tensor, streams: Streams) -> Tensor:
-    """exp(log π_ref − log π) − (log π_ref − log π) − 1 on tokens that the policy sampled (k3; GRPO, arXiv 2402.03300 eq. 4), times its
-    coefficient."""
-    log_ratio = (frozen - logp) * (streams.origin == Origin.POLICY) * streams.mask
-    return streams.kl * (log_ratio.exp() - log_ratio - 1)
-
-
-def policy_gradient(logp: Tensor, streams: Streams, ratio: Ratio = "token", clip: tuple[float, float] | None = None) -> Tensor:
+def policy_gradient(
+    logp: Tensor, batch: TokenBatch, ratio: Ratio = "token", clip: tuple[float, float] | None = None
+) -> Tensor:
     """r·A, or with ``clip`` = (low, high) min(r·A, clip(r, 1−low, 1+high)·A) (GRPO, arXiv 2402.03300 eq. 3)."""
-    r = log_ratio(logp, streams, ratio).exp()
+    r = log_ratio(logp, batch, ratio).exp()
     if clip is None:
-        return r * streams.credit
-    return torch.minimum(r * streams.credit, r.clamp(1 - clip[0], 1 + clip[1]) * streams.credit)
+        return r * batch.advantage
+    return torch.minimum(r * batch.advantage, r.clamp(1 - clip[0], 1 + clip[1]) * batch.advantage)
 
 
-def shaped(logp: Tensor, streams: Streams, shape: Shape, constant: float) -> Tensor:
+def shaped(logp: Tensor, batch: TokenBatch, shape: Shape, constant: float) -> Tensor:
     """f(π)·A with the gradient through f (LUFFY, arXiv 2504.14945 eq. 8): rare tokens of a reference weigh more."""
-    return SHAPES[shape](logp, constant) * streams.credit
+    return SHAPES[shape](logp, constant) * batch.advantage
 
 
-def imitation(logp: Tensor, streams: Streams) -> Tensor:
+def imitation(logp: Tensor, batch: TokenBatch) -> Tensor:
     """w·log π with w held constant."""
-    return streams.weight * logp
+    return batch.imitation_weight * logp
+
+
+def by_author(surrogates: Mapping[Author, Surrogate]) -> Surrogate:
+    """One surrogate for the tokens of each author; 0 for authors without one."""
+
+    def surrogate(logp: Tensor, batch: TokenBatch) -> Tensor:
+        out = torch.zeros_like(logp)
+        for author, of_author in surrogates.items():
+            out = torch.where(batch.author == author, of_author(logp, batch), out)
+        return out
+
+    return surrogate
+
+
+def plan_weights(
+    logp: Tensor,
+    plan_logp: Tensor,
+    mask: Tensor,
+    alpha: float,
+    hard_mask: bool = False,
+    normalize: bool = False,
+) -> Tensor:
+    """w = p0^(1−α)·p1^α of every token, without gradient, from log p0 and log p1 (SORT); p0 if log p1 is NaN.
+
+    ``hard_mask``: 0 unless p1 > p0. ``normalize``: divide by the mean over the trajectory's tokens.
+    """
+    planned = torch.where(plan_logp.isnan(), logp, plan_logp)
+    weights = torch.exp((1 - alpha) * logp + alpha * planned) * mask
+    if hard_mask:
+        weights = weights * ((planned > logp) | plan_logp.isnan())
+    if normalize:
+        mean = weights.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+        weights = weights / mean.clamp(min=torch.finfo(weights.dtype).tiny)
+    return weights

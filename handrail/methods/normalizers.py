@@ -1,36 +1,40 @@
-"""What the loss of an update is divided by."""
+"""What the losses of an update are divided by."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from handrail.types import Group
+from handrail.types.trajectory import Group
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What normalisers divide by: totals of one optimiser update, over all its micro-batches and all processes.
+class Normalizers:
+    """Totals of one optimizer update, over all its micro-batches and all processes; tokens of the environment are not counted.
 
-    Rows dropped later for having no credit are counted: dropping must not change the gradient.
+    Trajectories that are dropped later for having no credit are counted: dropping must not change the gradient.
     """
 
     problems: int
-    trajectories: int
-    tokens: int
-    demonstrated: int  # problems with a demonstration
-    demonstrations: int
-    demonstration_tokens: int
+    trajectories: int  # in the baseline
+    tokens: int  # of those
+    imitating: int  # problems with an imitated trajectory
+    imitated: int  # trajectories outside the baseline
+    imitated_tokens: int
 
     @classmethod
-    def of(cls, groups: Sequence[Group], total: Callable[[list[int]], list[int]] = lambda local: local) -> Counts:
+    def of(
+        cls, groups: Sequence[Group], total: Callable[[list[int]], list[int]] = lambda local: local
+    ) -> Normalizers:
         """``total`` sums a list of integers over the processes."""
+        baseline = [member for group in groups for member in group.baseline]
+        imitated = [member for group in groups for member in group.imitated]
         local = [
             len(groups),
-            sum(len(group.trajectories) for group in groups),
-            sum(len(member) for group in groups for member in group.trajectories),
-            sum(bool(group.demonstrations) for group in groups),
-            sum(len(group.demonstrations) for group in groups),
-            sum(len(member) for group in groups for member in group.demonstrations),
+            len(baseline),
+            sum(member.trained_tokens for member in baseline),
+            sum(bool(group.imitated) for group in groups),
+            len(imitated),
+            sum(member.trained_tokens for member in imitated),
         ]
         return cls(*total(local))

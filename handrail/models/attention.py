@@ -27,7 +27,9 @@ def shared_sdpa(
             module, query, key, value, attention_mask, dropout, scaling, position_bias=position_bias, **others
         )
         return whole
-    out = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True)
+    out = scaled_dot_product_attention(
+        query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True
+    )
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,16 @@ class Inputs:
     completion_mask: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Inputs:
+    def of(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int] | Tensor]) -> Inputs:
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-        before, after = max(map(len, prompts)), max(map(len, completions))
+        prompt, prompt_mask = padded([*distinct], side="left")
+        completion, completion_mask = padded(completions)
         return cls(
-            pad([*distinct], before, left=True, dtype=torch.long),
-            pad([[1] * len(prompt) for prompt in distinct], before, left=True, dtype=torch.long),
+            prompt,
+            prompt_mask,
             torch.tensor([distinct[tuple(prompt)] for prompt in prompts]),
-            pad(completions, after, dtype=torch.long),
-            pad([[1] * len(completion) for completion in completions], after, dtype=torch.long),
+            completion,
+            completion_mask,
         )
 
     @property
@@ -49,31 +51,43 @@ class Inputs:
         return Inputs(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def pad(rows: Sequence[Sequence[float]], width: int, left: bool = False, fill: float = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[len(rows), width], each row at the right (``left`` padding) or at the left."""
-    out = torch.full((len(rows), width), fill, dtype=dtype)
-    for line, row in zip(out, rows, strict=True):
-        if row:
-            line[slice(-len(row), None) if left else slice(len(row))] = torch.tensor(row, dtype=dtype)
-    return out
+def padded(rows: Sequence[Sequence[int] | Tensor], side: str = "right") -> tuple[Tensor, Tensor]:
+    """(tokens, mask), int64 [len(rows), longest] each, padded with 0 on one ``side``."""
+    tokens = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    masks = [torch.ones_like(row) for row in tokens]
+    return (
+        pad_sequence(tokens, batch_first=True, padding_side=side),
+        pad_sequence(masks, batch_first=True, padding_side=side),
+    )
 
 
-def by_budget(prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: bool = True) -> list[list[int]]:
+def by_budget(
+    prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: bool = True
+) -> list[list[int]]:
     """Indices of rows in groups of at most ``budget`` tokens with their padding, one row at least.
 
     ``prompts`` and the ``lengths`` of completions are those of each row. Rows of one prompt stay together, since a prompt is read once
     for all of them where prompts can be ``shared``; beside them stand rows of like lengths.
     """
     number: dict[tuple[int, ...], int] = {}
-    group = [number.setdefault(tuple(prompt), len(number)) if shared else place for place, prompt in enumerate(prompts)]
+    group = [
+        number.setdefault(tuple(prompt), len(number)) if shared else place
+        for place, prompt in enumerate(prompts)
+    ]
     longest: dict[int, int] = {}
     for key, prompt, length in zip(group, prompts, lengths, strict=True):
         longest[key] = max(longest.get(key, 0), len(prompt) + length)
     parts: list[list[int]] = []
     read: set[int] = set()
     before = after = 0
-    for index in sorted(range(len(group)), key=lambda i: (longest[group[i]], group[i], lengths[i]), reverse=True):
-        read, before, after = read | {group[index]}, max(before, len(prompts[index])), max(after, lengths[index])
+    for index in sorted(
+        range(len(group)), key=lambda i: (longest[group[i]], group[i], lengths[i]), reverse=True
+    ):
+        read, before, after = (
+            read | {group[index]},
+            max(before, len(prompts[index])),
+            max(after, lengths[index]),
+        )
         if parts and len(read) * before + (len(parts[-1]) + 1) * after <= budget:
             parts[-1].append(index)
         else:

@@ -55,11 +55,11 @@ class SamplerConfig(Section):
     """Number type that the sampler computes in; ``auto`` means ``model.dtype``."""
     cache_gib: float = Field(2.0, gt=0)
     """Memory for vLLM's KV cache, in GiB."""
-    correction: float = Field(2.0, ge=0)
+    importance_weight_cap: float = Field(2.0, ge=0)
     """Cap of the importance weights (trainer's over sampler's probability of a token) that correct for a
     sampler that differs from the trainer; 0 turns the correction off, and a float32 model that samples for
     itself needs none."""
-    most_gap: float | None = Field(None, gt=0)
+    max_mismatch: float | None = Field(None, gt=0)
     """Stop the run if the sampler's and the trainer's log-probabilities differ by more than this, in nats, as
     a mean over tokens; the default is 0.01 if both compute in float32, else 0.5."""
 
@@ -67,10 +67,10 @@ class SamplerConfig(Section):
         """The number type that the sampler of ``model`` computes in."""
         return model.dtype if self.dtype == "auto" else self.dtype
 
-    def largest_gap(self, model: ModelConfig) -> float:
-        """``most_gap``, or its default for ``model``."""
+    def largest_mismatch(self, model: ModelConfig) -> float:
+        """``max_mismatch``, or its default for ``model``."""
         exact = model.dtype == self.computes_in(model) == "float32"
-        return self.most_gap or (0.01 if exact else 0.5)
+        return self.max_mismatch or (0.01 if exact else 0.5)
 
 
 class RolloutConfig(Section):

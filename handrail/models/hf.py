@@ -8,21 +8,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from handrail._util.memory import enough_memory
-from handrail._util.processes import dealt_back
 from handrail.data.config import PromptFormat
 from handrail.models.attention import share_on_cpu
 from handrail.models.batching import Inputs, by_budget
 from handrail.models.config import ModelConfig, RolloutConfig
-from handrail.models.generate import Drawn, Share, decode, positions
+from handrail.models.generate import Completion, generate, positions
 from handrail.models.loading import load_model
 from handrail.models.renderer import Renderer
-from handrail.types import Origin, Problem, Trajectory
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Trajectory
 
 log = logging.getLogger("handrail")
 
@@ -38,7 +37,7 @@ class TransformersPolicy:
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: ModelConfig | str,
         rollout: RolloutConfig | None = None,
         prompts: PromptFormat | None = None,
         accelerator: Accelerator | None = None,
@@ -49,16 +48,19 @@ class TransformersPolicy:
 
         Raises UserError, naming ``field``, if the model cannot be loaded.
         """
+        model = ModelConfig(path=model) if isinstance(model, str) else model
         self.config, self.rollout = model, rollout or RolloutConfig()
         self.accelerator = accelerator or Accelerator(cpu=model.device == "cpu")
         self.micro_batch_tokens = micro_batch_tokens
         self.poll: Callable[[], None] = lambda: None
         """Called between the tokens of what is sampled; what it raises ends the sampling."""
-        loaded, self.tokenizer = load_model(model, field, self.kept_in)
+        loaded, self.tokenizer = load_model(model, field, self.param_dtype)
         ends = loaded.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends]) - {None}
         embeddings = len(loaded.get_input_embeddings().weight)
-        self.renderer = Renderer(self.tokenizer, prompts or PromptFormat(), model.path, embeddings, ends, field)
+        self.renderer = Renderer(
+            self.tokenizer, prompts or PromptFormat(), model.path, embeddings, ends, field
+        )
         self.end, self.ends = self.renderer.end, self.renderer.ends
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
@@ -70,7 +72,7 @@ class TransformersPolicy:
         self.temperature = self.rollout.temperature or 1.0
 
     @property
-    def kept_in(self) -> str:
+    def param_dtype(self) -> str:
         """The precision of the weights."""
         return self.config.dtype
 
@@ -99,50 +101,52 @@ class TransformersPolicy:
         return self.renderer.text(tokens)
 
     @property
-    def drawn_at_once(self) -> int:
+    def generation_batch(self) -> int:
+        """Most sequences to generate at once."""
         return self.rollout.batch_size
 
-    def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int | None = None) -> list[list[Trajectory]]:
-        rollout = self.rollout
-        flat = [prompt for prompt in prompts for _ in range(n)]
-        drawn: list[Trajectory] = []
-        for at in range(0, len(flat), self.drawn_at_once):
-            part = flat[at : at + self.drawn_at_once]
-            drawn += map(self._trajectory, part, self._draw(part, max_tokens or rollout.max_tokens))
-        return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: int | Sequence[int] | None = None,
+    ) -> list[Trajectory]:
+        limits = max_tokens or self.rollout.max_tokens
+        limits = [limits] * len(prompts) if isinstance(limits, int) else limits
+        out: list[Trajectory] = []
+        for at in range(0, len(prompts), self.generation_batch):
+            part = slice(at, at + self.generation_batch)
+            completions = self._generate(prompts[part], seeds[part], limits[part])
+            out += map(self._trajectory, prompts[part], completions)
+        return out
 
-    def sample_together(self, prompts: Sequence[list[int]], n: int) -> list[list[Trajectory]]:
-        processes, rank, device = self.accelerator.num_processes, self.accelerator.process_index, self.accelerator.device
-        if processes == 1:
-            return self.sample(prompts, n)
-        flat = [prompt for prompt in prompts for _ in range(n)]
-        drawn: list[Trajectory] = []
-        for at in range(0, len(flat), self.drawn_at_once):
-            part = flat[at : at + self.drawn_at_once]
-            share = Share(len(part), range(rank, len(part), processes))
-            mine = part[rank::processes]
-            own = list(map(self._trajectory, mine, self._draw(mine, self.rollout.max_tokens, share))) if mine else []
-            everybodys = gather_object([(share.taken, own)])
-            share.catch_up(max(taken for taken, _ in everybodys), device)
-            drawn += dealt_back([each for _, each in everybodys])
-        return [drawn[place * n : (place + 1) * n] for place in range(len(prompts))]
+    def _generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
+    ) -> list[Completion]:
+        return generate(
+            self.bare_model.eval(), prompts, seeds, max_tokens, self.rollout.temperature, self.ends, self.poll
+        )
 
-    def _draw(self, prompts: list[list[int]], max_tokens: int, share: Share | None = None) -> list[Drawn]:
-        return decode(self.bare_model.eval(), prompts, max_tokens, self.rollout.temperature, self.ends, self.poll, share)
+    def _trajectory(self, prompt: list[int], completion: Completion) -> Trajectory:
+        tokens, logp = completion.tokens, completion.logp
+        columns = {"sampling_logp": logp, "old_logp": logp, "entropy": completion.entropy}
+        text = self.decode(tokens.tolist())
+        return Trajectory(
+            prompt, tokens, torch.full_like(tokens, Author.POLICY), columns, text, completion.finished
+        )
 
-    def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
-        origin = [Origin.POLICY] * len(drawn.tokens)
-        text = self.decode(drawn.tokens)
-        return Trajectory(prompt, drawn.tokens, text, origin, list(drawn.logp), drawn.entropy, finished=drawn.finished)
-
-    def forward(self, inputs: Inputs, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, inputs: Inputs, with_entropy: bool = False, model: Any = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(log π [B, T], entropy [B, T] or None), float32, of the completions' tokens, with gradient.
 
         ``model`` stands in for the one that synchronises gradients between processes.
         """
         pieces, at, found = self._logits(inputs, model or self.model), 0, []
         for logits in pieces:
-            found.append(self._log_probs(logits, inputs.completion[:, at : at + logits.shape[1]], with_entropy))
+            found.append(
+                self._log_probs(logits, inputs.completion[:, at : at + logits.shape[1]], with_entropy)
+            )
             at += logits.shape[1]
         logp = torch.cat([piece[0] for piece in found], 1)
         return logp, torch.cat([piece[1] for piece in found], 1) if with_entropy else None
@@ -152,7 +156,11 @@ class TransformersPolicy:
         mask, width = inputs.whole_mask, inputs.completion.shape[1]
         if width == 1 or not (self.shares_prompts and inputs.share_prompts):
             out = model(
-                input_ids=inputs.whole, attention_mask=mask, position_ids=positions(mask), logits_to_keep=width + 1, use_cache=False
+                input_ids=inputs.whole,
+                attention_mask=mask,
+                position_ids=positions(mask),
+                logits_to_keep=width + 1,
+                use_cache=False,
             )
             return [out.logits[:, :-1]]
         cache = DynamicCache(config=self.bare_model.config.get_text_config(decoder=True))
@@ -177,13 +185,25 @@ class TransformersPolicy:
         return logp, norm - (torch.softmax(logits, -1) * logits).sum(-1) if with_entropy else logp
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Tensor]:
+    def score(
+        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+    ) -> list[Tensor]:
         model = self.bare_model.eval()  # processes may score different numbers of batches
+        return self._scored(prompts, completions, lambda inputs: self.forward(inputs, model=model)[0])
+
+    def _scored(
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        logprobs: Callable[[Inputs], Tensor],
+    ) -> list[Tensor]:
+        """The log-probabilities of every completion's tokens, computed in micro-batches."""
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = list(map(len, completions))
         for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.shares_prompts):
-            inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part]).to(self.accelerator.device)
-            logp, _ = self.forward(inputs, model=model)
-            for index, row in zip(part, logp.cpu(), strict=True):
-                out[index] = row[: lengths[index]]
+            inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part]).to(
+                self.accelerator.device
+            )
+            for index, row in zip(part, logprobs(inputs).cpu(), strict=True):
+                out[index] = row[: lengths[index]].clone()
         return out

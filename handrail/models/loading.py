@@ -31,7 +31,9 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
     path = Path(locate(config.path))
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", ADAPTER)):
         hint = f"; did you mean {path / 'model'}?" if (path / "model").is_dir() else ""
-        raise UserError(f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json){hint}")
+        raise UserError(
+            f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json){hint}"
+        )
     if path.suffix == ".gguf" and not path.is_file():
         raise UserError(f"{field}: there is no file {config.path}")
     if not path.exists():
@@ -44,11 +46,15 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
     except Exception as error:  # a damaged file can raise anything
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         missing = "" if path.exists() else "; there is no directory of that name either"
-        raise UserError(f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}{missing}") from error
+        raise UserError(
+            f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}{missing}"
+        ) from error
     if any("RewardModel" in name for name in model.config.architectures or []):
         raise UserError(f"{field}: {config.path} is a reward model, not a causal language model")
     if tokenizer.eos_token_id is None:
-        raise UserError(f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end")
+        raise UserError(
+            f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end"
+        )
     return model, tokenizer
 
 
@@ -87,9 +93,13 @@ def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
 
     directory = Path(locate(config.path))
     if not (directory / ADAPTER_WEIGHTS).is_file():  # peft would go on to unpickle another file
-        raise UserError(f"model.path: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors")
+        raise UserError(
+            f"model.path: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors"
+        )
     changes = {"path": base_of(directory)}
-    model, tokenizer = load_model(config.model_copy(update=changes), f"the adapter {config.path} needs its model", dtype)
+    model, tokenizer = load_model(
+        config.model_copy(update=changes), f"the adapter {config.path} needs its model", dtype
+    )
     if (directory / "tokenizer_config.json").is_file():  # peft alone writes none
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=config.trust_remote_code)
     return PeftModel.from_pretrained(model, directory).merge_and_unload(), tokenizer
@@ -98,7 +108,10 @@ def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
 def base_of(adapter: Path) -> str:
     """The model that an adapter changes: a path, or else a name on the hub. Raises UserError for a path to nothing."""
     named = str(json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
-    for path in (adapter / named, Path(named)):  # an absolute one stays as it is; a relative one begins at the adapter, or here
+    for path in (
+        adapter / named,
+        Path(named),
+    ):  # an absolute one stays as it is; a relative one begins at the adapter, or here
         if path.exists():
             return str(path)
     if not HUB_NAME.fullmatch(named):

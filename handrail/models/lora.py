@@ -26,7 +26,9 @@ def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
     """
     torch.manual_seed(derive(seed, "lora") % 2**32)
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
-    settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    settings = PeftConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
     try:
         adapted = get_peft_model(model, settings)
     except ValueError as error:
@@ -34,7 +36,9 @@ def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
     tied = {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and name in tied:
-            raise UserError(f"lora.targets = {config.targets!r}: {name} shares its weights with another layer; leave it out")
+            raise UserError(
+                f"lora.targets = {config.targets!r}: {name} shares its weights with another layer; leave it out"
+            )
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 
@@ -44,17 +48,26 @@ def load_adapter(model: Any, directory: Path) -> None:
     try:
         result = set_peft_model_state_dict(model, load_file(directory / ADAPTER_WEIGHTS))
     except RuntimeError as error:
-        raise UserError(f"{directory} holds an adapter of another shape; resume with the run's own [lora]") from error
+        raise UserError(
+            f"{directory} holds an adapter of another shape; resume with the run's own [lora]"
+        ) from error
     if result.unexpected_keys:
         raise UserError(f"{directory} holds an adapter of other layers; resume with the run's own [lora]")
 
 
 def merged(base: Any) -> Iterator[tuple[str, Tensor]]:
     """Name and weight of each of the model's own tensors, with its adapter's change added; ``base`` stays as it is."""
-    changed = {f"{name}.base_layer.weight": layer for name, layer in base.named_modules() if isinstance(layer, LoraLayer)}
+    changed = {
+        f"{name}.base_layer.weight": layer
+        for name, layer in base.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
     for name, value in base.state_dict().items():
         if name in changed:
             (adapter,) = changed[name].active_adapters
-            yield name.replace(".base_layer.", "."), value + changed[name].get_delta_weight(adapter).to(value.dtype)
+            yield (
+                name.replace(".base_layer.", "."),
+                value + changed[name].get_delta_weight(adapter).to(value.dtype),
+            )
         elif ".lora_" not in name:
             yield name.replace(".base_layer.", "."), value

@@ -12,7 +12,7 @@ from typing import Any
 
 from handrail._util.errors import UserError
 from handrail.data.config import PromptFormat
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 TAG = re.compile(r"<[^<>\s]+>")
 DAYS = datetime(2001, 2, 3), datetime(2012, 11, 10)
@@ -21,7 +21,15 @@ DAYS = datetime(2001, 2, 3), datetime(2012, 11, 10)
 class Renderer:
     """A tokenizer with its chat template, and the checks without which a run would go wrong in silence. It holds no weights."""
 
-    def __init__(self, tokenizer: Any, data: PromptFormat, model: str, embeddings: int, ends: Iterable[int] = (), field: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        data: PromptFormat,
+        model: str,
+        embeddings: int,
+        ends: Iterable[int] = (),
+        field: str = "",
+    ) -> None:
         """``embeddings``: how many tokens the model has an embedding for; ``ends``: the end tokens of its generation_config.
 
         Raises UserError, naming ``field`` and ``model``, if the chat template does not render a question and its answer.
@@ -30,8 +38,12 @@ class Renderer:
         self.field = field or "model.path"
         self.chat = bool(tokenizer.chat_template) if data.chat is None else data.chat
         if self.chat and not tokenizer.chat_template:
-            raise UserError(f"data.chat is on, but the tokenizer of {model} has no chat template; set data.chat = false")
-        if self.field == "model.path":  # another model, such as a teacher, takes those of the arguments that it knows
+            raise UserError(
+                f"data.chat is on, but the tokenizer of {model} has no chat template; set data.chat = false"
+            )
+        if (
+            self.field == "model.path"
+        ):  # another model, such as a teacher, takes those of the arguments that it knows
             self._check_arguments()
         self.end = self._turn_end() if self.chat else int(tokenizer.eos_token_id)
         self.ends = {self.end, int(tokenizer.eos_token_id), *ends}
@@ -45,7 +57,9 @@ class Renderer:
         where = f"{place(problem)}, field prompt"
         if self.chat or not isinstance(problem.prompt, str):
             refusal = f"{where}: the chat template refuses it: {{error}}"
-            tokens = self._encode(self._rendered(self._messages(problem, plan), refusal, add_generation_prompt=True))
+            tokens = self._encode(
+                self._rendered(self._messages(problem, plan), refusal, add_generation_prompt=True)
+            )
         else:
             tokens = self._begun(self._text(problem.prompt, plan))
         self._check_prompt(tokens, where)
@@ -70,7 +84,11 @@ class Renderer:
 
     def _messages(self, problem: Problem, plan: str | None) -> list[dict[str, str]]:
         if not self.chat:
-            off = "data.chat is off" if self.tokenizer.chat_template else f"{self.model} has no chat template; give it as text"
+            off = (
+                "data.chat is off"
+                if self.tokenizer.chat_template
+                else f"{self.model} has no chat template; give it as text"
+            )
             raise UserError(f"{place(problem)}, field prompt: it is chat messages, but {off}")
         prompt = problem.prompt
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -91,7 +109,11 @@ class Renderer:
         if last in self.ends:
             raise UserError(
                 f"{where}: it ends in the end token {self.tokenizer.decode([last])!r}, so nothing should follow it; "
-                + ("the chat template must open the assistant's turn" if self.chat else "leave it out of the prompt")
+                + (
+                    "the chat template must open the assistant's turn"
+                    if self.chat
+                    else "leave it out of the prompt"
+                )
             )
         if unknown is not None and 2 * tokens.count(unknown) > len(tokens):
             raise UserError(
@@ -144,15 +166,25 @@ class Renderer:
         """
         where = f"{place(problem)}, field reference"
         text = self._written_end.sub("", text)
-        text = text.removeprefix(next((opening for opening in self._openings if text.startswith(opening)), ""))
+        text = text.removeprefix(
+            next((opening for opening in self._openings if text.startswith(opening)), "")
+        )
         tag = re.match(rf"\s*({TAG.pattern})", text)
         if tag and tag[1] in self._opening:
-            raise UserError(f"{where}: it begins with {tag[1]}, which the chat template has written already; leave it out")
+            raise UserError(
+                f"{where}: it begins with {tag[1]}, which the chat template has written already; leave it out"
+            )
         asked = self._text(problem.prompt, None) if isinstance(problem.prompt, str) and not self.chat else ""
-        if len(asked.split()) > 3 and text.startswith(asked):  # one that begins with "2" does not repeat the prompt "2"
-            raise UserError(f"{where}: it begins with the whole prompt, which stands before it already; leave that out")
+        if len(asked.split()) > 3 and text.startswith(
+            asked
+        ):  # one that begins with "2" does not repeat the prompt "2"
+            raise UserError(
+                f"{where}: it begins with the whole prompt, which stands before it already; leave that out"
+            )
         if not text.strip():
-            raise UserError(f"{where}: it holds nothing but the beginning or the end of a turn; write the solution, or leave it out")
+            raise UserError(
+                f"{where}: it holds nothing but the beginning or the end of a turn; write the solution, or leave it out"
+            )
         return text
 
     @cached_property
@@ -168,7 +200,9 @@ class Renderer:
         """What a reference may begin with though the prompt ends in it: the opening from any of its tags on; the longest come first."""
         starts = {0, *(tag.start() for tag in TAG.finditer(self._opening))}
         found = [self._opening[start:] for start in starts] + [self.tokenizer.bos_token or ""]
-        return sorted({text for whole in found for text in (whole, whole.rstrip()) if text}, key=len, reverse=True)
+        return sorted(
+            {text for whole in found for text in (whole, whole.rstrip()) if text}, key=len, reverse=True
+        )
 
     def text(self, tokens: Sequence[int]) -> str:
         """What is graded and shown of a completion: its text before the first end token, special tokens such as ``<think>`` included."""
@@ -181,9 +215,15 @@ class Renderer:
     def _rendered(self, messages: list[dict[str, str]], refusal: str, **how: Any) -> str:
         """The conversation as text. Raises UserError with ``refusal``, in which ``{error}`` is what the template said."""
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **how, **self.data.chat_template_kwargs))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, **how, **self.data.chat_template_kwargs
+                )
+            )
         except Exception as error:  # a template is a program, and may raise anything
-            raise UserError(refusal.replace("{error}", " ".join(str(error).split()) or repr(error))) from error
+            raise UserError(
+                refusal.replace("{error}", " ".join(str(error).split()) or repr(error))
+            ) from error
 
     def _trial(self, *roles: str, **how: Any) -> str:
         """A conversation of these roles, each of which says its own name."""
@@ -198,28 +238,38 @@ class Renderer:
         text = self._trial(*roles)
         lost = [role for role in roles if f"I am the {role}." not in text]
         if lost:
-            raise UserError(f"{self.field}: the chat template of {self.model} leaves out what the {lost[0]} says; mend it")
+            raise UserError(
+                f"{self.field}: the chat template of {self.model} leaves out what the {lost[0]} says; mend it"
+            )
         behind = text.rpartition("I am the assistant.")[2]
         special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-        return next((token for token in self._encode(behind) if token in special), int(self.tokenizer.eos_token_id))
+        return next(
+            (token for token in self._encode(behind) if token in special), int(self.tokenizer.eos_token_id)
+        )
 
     def _check_arguments(self) -> None:
         arguments = self.data.chat_template_kwargs
         if arguments and not self.chat:
-            raise UserError(f"data.chat_template_kwargs is set, but {self.model} is prompted without a chat template; leave it out")
+            raise UserError(
+                f"data.chat_template_kwargs is set, but {self.model} is prompted without a chat template; leave it out"
+            )
         template = str(self.tokenizer.get_chat_template()) if arguments else ""
         for name in arguments:
             if not re.search(rf"\b{re.escape(name)}\b", template):
                 near = difflib.get_close_matches(name, set(re.findall(r"[a-z]\w*_\w+", template)), 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"data.chat_template_kwargs: the chat template of {self.model} has no {name!r}{hint}")
+                raise UserError(
+                    f"data.chat_template_kwargs: the chat template of {self.model} has no {name!r}{hint}"
+                )
 
     @cached_property
     def warning(self) -> str | None:
         """Says so if the chat template writes the date into prompts: the same run would differ on another day."""
         if not self.chat:
             return None
-        first, second = (self._trial("user", add_generation_prompt=True, strftime_now=day.strftime) for day in DAYS)
+        first, second = (
+            self._trial("user", add_generation_prompt=True, strftime_now=day.strftime) for day in DAYS
+        )
         if first == second:
             return None
         return (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,23 @@ from handrail._util.errors import UserError
 from handrail.data.config import PromptFormat
 from handrail.models.batching import Inputs
 from handrail.models.config import LoraConfig, ModelConfig, RolloutConfig, SamplerConfig
-from handrail.models.generate import CopySampler, Drawn, Share
+from handrail.models.generate import Completion, CopySampler
 from handrail.models.hf import TransformersPolicy
 from handrail.models.loading import absolute, load_model
 from handrail.models.lora import load_adapter, merged, with_adapter
 from handrail.models.vllm import INSTEAD, VllmSampler
-from handrail.types import Group, Origin, Trajectory
+from handrail.types.trajectory import Author, Group, Trajectory
 
 COMPARED = 2
 """Completions of a step whose log-probabilities are compared with the trainer's."""
 
 
-class LearningPolicy(TransformersPolicy):
+class TrainablePolicy(TransformersPolicy):
     """With [lora] only adapters learn; with ``sampler.name = "vllm"``, vLLM samples, and in bfloat16 a copy of the model."""
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: ModelConfig | str,
         rollout: RolloutConfig | None = None,
         prompts: PromptFormat | None = None,
         accelerator: Accelerator | None = None,
@@ -48,7 +48,12 @@ class LearningPolicy(TransformersPolicy):
 
         Raises UserError if the model cannot be loaded.
         """
-        self.lora, self.sampling, self.seed, self.keep_start = lora, sampler or SamplerConfig(), seed, keep_start
+        self.lora, self.sampling, self.seed, self.keep_start = (
+            lora,
+            sampler or SamplerConfig(),
+            seed,
+            keep_start,
+        )
         self.start: Any = None
         self.checkpointed: list[nn.Module] = []
         self.sampler: VllmSampler | CopySampler | None = None
@@ -56,12 +61,14 @@ class LearningPolicy(TransformersPolicy):
         if self.sampling.name == "vllm":
             processes = self.accelerator.num_processes
             if processes > 1:
-                raise UserError(f'sampler.name is "vllm", which samples in a single process, not in {processes}; {INSTEAD}')
+                raise UserError(
+                    f'sampler.name is "vllm", which samples in a single process, not in {processes}; {INSTEAD}'
+                )
             self.sampler = VllmSampler(self.config, self.sampling, self.rollout, self.bare_base, self.ends)
-        self.handed_over = False
+        self.sampler_is_current = False
 
     @property
-    def kept_in(self) -> str:
+    def param_dtype(self) -> str:
         return self.config.dtype if self.lora else "float32"
 
     @property
@@ -70,19 +77,19 @@ class LearningPolicy(TransformersPolicy):
         return self.bare_model.get_base_model() if self.lora else self.bare_model
 
     @property
-    def draws_otherwise(self) -> bool:
-        """Whether rollouts are drawn with other probabilities than the trainer computes: by another program, or with other rounding."""
+    def sampler_differs(self) -> bool:
+        """True if rollouts are sampled with other probabilities than the trainer's: by another program, or with other rounding."""
         return self.sampler is not None or self.config.dtype == "bfloat16"
 
     @property
-    def correction(self) -> float:
-        """The cap of importance weights, where rollouts are drawn otherwise; 0 for none."""
-        return self.sampling.correction if self.draws_otherwise else 0.0
+    def importance_weight_cap(self) -> float:
+        """The cap of importance weights if the sampler differs from the trainer, else 0 for none."""
+        return self.sampling.importance_weight_cap if self.sampler_differs else 0.0
 
     def _prepared(self, model: Any) -> Any:
         # Some published models state a temperature without do_sample, which is refused on saving.
         model.generation_config.do_sample = True
-        reduced = self.sampling.computes_in(self.config) == "bfloat16" and self.kept_in == "float32"
+        reduced = self.sampling.computes_in(self.config) == "bfloat16" and self.param_dtype == "float32"
         if reduced and self.sampling.name == "transformers":
             self.sampler = CopySampler(model, self.rollout.temperature, self.ends, self.accelerator.device)
         if self.lora:
@@ -92,29 +99,48 @@ class LearningPolicy(TransformersPolicy):
         if self.config.gradient_checkpointing:
             self.shares_prompts = False  # what is not kept cannot be shared
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.checkpointed = [without_dropout(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+            self.checkpointed = [
+                without_dropout(module)
+                for module in model.modules()
+                if isinstance(module, GradientCheckpointingLayer)
+            ]
         return self.accelerator.prepare(model)
 
-    def forward(self, inputs: Inputs, with_entropy: bool = False, model: Any = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, inputs: Inputs, with_entropy: bool = False, model: Any = None
+    ) -> tuple[Tensor, Tensor | None]:
         self.model.eval()  # without dropout and the like, as it was sampled
         for layer in self.checkpointed:  # transformers checkpoints activations in training mode only
             layer.training = torch.is_grad_enabled()
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+        with torch.autocast(
+            self.accelerator.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
+        ):
             return super().forward(inputs, with_entropy, model)
 
+    @property
+    def keeps_reference(self) -> bool:
+        """True if it can still score as the model before training."""
+        return self.start is not None or self.lora is not None
+
     @torch.no_grad()
-    def frozen(self, inputs: Inputs) -> Tensor:
+    def reference_logprobs(self, inputs: Inputs) -> Tensor:
         """log π [B, T] of the model as it was before training."""
         if self.lora:
             with self.bare_model.disable_adapter():
                 return self.forward(inputs, model=self.bare_model)[0]
         return self.forward(inputs, model=self.start)[0]
 
+    def score_reference(
+        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+    ) -> list[Tensor]:
+        """``score`` by the model as it was before training."""
+        return self._scored(prompts, completions, self.reference_logprobs)
+
     # Sampling by another program
 
     def changed(self) -> None:
         """To be called when weights have changed."""
-        self.handed_over = False
+        self.sampler_is_current = False
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor once, by transformers' names, with adapters merged in."""
@@ -123,48 +149,67 @@ class LearningPolicy(TransformersPolicy):
         return ((name, value.detach()) for name, value in named if name not in base.all_tied_weights_keys)
 
     @property
-    def drawn_at_once(self) -> int:
-        return sys.maxsize if isinstance(self.sampler, VllmSampler) else super().drawn_at_once  # vLLM makes its own batches
+    def generation_batch(self) -> int:
+        return (
+            sys.maxsize if isinstance(self.sampler, VllmSampler) else super().generation_batch
+        )  # vLLM makes its own batches
 
-    def _draw(self, prompts: list[list[int]], max_tokens: int, share: Share | None = None) -> list[Drawn]:
+    def _generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
+    ) -> list[Completion]:
         if self.sampler is None:
-            return super()._draw(prompts, max_tokens, share)
-        if not self.handed_over:
-            self.sampler.take(self.weights())
-            self.handed_over = True
-        return self.sampler.draw(prompts, max_tokens, self.poll, share)
+            return super()._generate(prompts, seeds, max_tokens)
+        if not self.sampler_is_current:
+            self.sampler.update_weights(self.weights())
+            self.sampler_is_current = True
+        return self.sampler.generate(prompts, seeds, max_tokens, self.poll)
 
-    def _trajectory(self, prompt: list[int], drawn: Drawn) -> Trajectory:
-        trajectory = super()._trajectory(prompt, drawn)
-        return replace(trajectory, old=[None] * len(trajectory)) if self.draws_otherwise else trajectory
+    def _trajectory(self, prompt: list[int], completion: Completion) -> Trajectory:
+        trajectory = super()._trajectory(prompt, completion)
+        if self.sampler_differs:  # until ``with_old_logp`` has computed it
+            return trajectory.with_columns(old_logp=torch.full_like(completion.logp, math.nan))
+        return trajectory
 
-    def gap(self, groups: Sequence[Group]) -> dict[str, float]:
-        """How far the sampler's log-probabilities of the first rollouts are from this model's; nothing where they are not drawn otherwise.
+    def logprob_mismatch(self, groups: Sequence[Group]) -> dict[str, float]:
+        """How far the sampler's log-probabilities of the first rollouts are from this model's; empty if this model samples itself.
 
-        Raises UserError where rounding cannot explain it.
+        Raises UserError if rounding cannot explain it.
         """
         rollouts = [rollout for group in groups for rollout in group.rollouts][:COMPARED]
-        if not self.draws_otherwise or not rollouts:
+        if not self.sampler_differs or not rollouts:
             return {}
-        scored = torch.cat(self.score([rollout.prompt for rollout in rollouts], [rollout.completion for rollout in rollouts]))
-        gap = (scored - torch.tensor([logp for rollout in rollouts for logp in rollout.behaviour])).abs().mean().item()
-        if not gap <= self.sampling.largest_gap(self.config):
+        scored = torch.cat(
+            self.score([each.prompt_ids for each in rollouts], [each.token_ids for each in rollouts])
+        )
+        sampled = torch.cat([each.column("sampling_logp") for each in rollouts])
+        mismatch = (scored - sampled)[~sampled.isnan()].abs().mean().item()
+        if not mismatch <= self.sampling.largest_mismatch(self.config):
             raise UserError(
-                f"the sampler's log-probabilities are {gap:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does not "
-                'sample from the model that is trained; set sampler.name = "transformers", or raise sampler.most_gap for mere rounding'
+                f"the sampler's log-probabilities are {mismatch:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does "
+                "not sample from the model that is trained; "
+                'set sampler.name = "transformers", or raise sampler.max_mismatch for mere rounding'
             )
-        return {"sampler/gap": gap}
+        return {"sampler/mismatch": mismatch}
 
-    def anchored(self, groups: list[Group]) -> list[Group]:
-        """The groups, with the trainer's log-probabilities for tokens that another program sampled: for several updates on them."""
-        members = [member for group in groups for member in group.trajectories]
-        wanted = [place for place, member in enumerate(members) if Origin.POLICY in member.origin]
-        scored = self.score([members[place].prompt for place in wanted], [members[place].completion for place in wanted])
-        for place, logp in zip(wanted, scored, strict=True):
-            pairs = zip(members[place].origin, logp.tolist(), strict=True)
-            members[place] = replace(members[place], old=[value if origin is Origin.POLICY else None for origin, value in pairs])
-        done = iter(members)
-        return [replace(group, trajectories=[next(done) for _ in group.trajectories]) for group in groups]
+    def with_old_logp(self, groups: list[Group]) -> list[Group]:
+        """The groups, with the trainer's log-probabilities of the policy's tokens: needed for several updates on the same rollouts."""
+        wanted = [
+            member
+            for group in groups
+            for member in group.trajectories
+            if (member.author == Author.POLICY).any()
+        ]
+        scored = self.score([member.prompt_ids for member in wanted], [member.token_ids for member in wanted])
+        found = {id(member): logp for member, logp in zip(wanted, scored, strict=True)}
+
+        def with_old(member: Trajectory) -> Trajectory:
+            if id(member) not in found:
+                return member
+            known = member.column("old_logp")  # what a method has set stays
+            ours = (member.author == Author.POLICY) & known.isnan()
+            return member.with_columns(old_logp=torch.where(ours, found[id(member)], known))
+
+        return [group.map(with_old) for group in groups]
 
     # Saving
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from handrail._util.errors import UserError
 from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
-from handrail.models.generate import Drawn, Share
+from handrail.models.generate import Completion
 
 INSTEAD = 'set sampler.name = "transformers"'
 
@@ -22,7 +23,9 @@ INSTEAD = 'set sampler.name = "transformers"'
 class VllmSampler:
     """Made without the model's weights: it has only those it was handed, so a layer that did not take them cannot go unnoticed."""
 
-    def __init__(self, config: ModelConfig, sampler: SamplerConfig, rollout: RolloutConfig, model: Any, ends: set[int]) -> None:
+    def __init__(
+        self, config: ModelConfig, sampler: SamplerConfig, rollout: RolloutConfig, model: Any, ends: set[int]
+    ) -> None:
         """Raises UserError where vLLM is not installed, or cannot run this model."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -44,33 +47,58 @@ class VllmSampler:
                     logprobs_mode="processed_logprobs", enable_prefix_caching=True, disable_log_stats=True,
                 )  # fmt: skip
             except Exception as error:  # vLLM raises what it likes, and has printed more
-                raise UserError(f"sampler: vLLM cannot run {config.path}: {str(error).strip().splitlines()[0]}") from error
+                raise UserError(
+                    f"sampler: vLLM cannot run {config.path}: {str(error).strip().splitlines()[0]}"
+                ) from error
 
-    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Goes on with these weights, by their names in transformers. Raises UserError where vLLM does not take them."""
-        published = revert_weight_conversion(self.model, dict(weights)).items()  # named and cut as in published checkpoints
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on, named as in transformers. Raises UserError if vLLM does not take them."""
+        published = revert_weight_conversion(
+            self.model, dict(weights)
+        ).items()  # named and cut as in published checkpoints
         try:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published})
         except Exception as error:  # vLLM's loaders raise what they like
-            raise UserError(f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}") from error
+            raise UserError(
+                f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}"
+            ) from error
         self.llm.reset_prefix_cache()
 
-    def draw(self, prompts: Sequence[list[int]], max_tokens: int, poll: Callable[[], None], share: Share | None = None) -> list[Drawn]:
-        """One completion of each prompt, with vLLM's log-probabilities; it does not tell the entropy. ``poll`` is called before.
-
-        A single process samples with it, so nothing is shared.
-        """
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        poll: Callable[[], None],
+    ) -> list[Completion]:
+        """One completion of each prompt, with vLLM's log-probabilities; it does not report the entropy. ``poll`` is called before."""
         from vllm import SamplingParams, TokensPrompt
 
         poll()
-        seeds = torch.randint(2**31, (len(prompts),)).tolist()
-        common = {"temperature": self.rollout.temperature, "max_tokens": max_tokens, "stop_token_ids": self.ends}
-        wanted = [SamplingParams(**common, seed=seed, logprobs=0, detokenize=False) for seed in seeds]
-        answers = self.llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], wanted, use_tqdm=False)
-        drawn = []
+        common = {
+            "temperature": self.rollout.temperature,
+            "stop_token_ids": self.ends,
+            "logprobs": 0,
+            "detokenize": False,
+        }
+        wanted = [
+            SamplingParams(**common, max_tokens=limit, seed=seed % 2**31)
+            for limit, seed in zip(max_tokens, seeds, strict=True)
+        ]
+        answers = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], wanted, use_tqdm=False
+        )
+        completions = []
         for answer in answers:
             output = answer.outputs[0]
-            tokens = list(output.token_ids)
-            logp = [float(each[token].logprob) for token, each in zip(tokens, output.logprobs, strict=True)]
-            drawn.append(Drawn(tokens, logp, [], output.finish_reason == "stop"))
-        return drawn
+            tokens = torch.tensor(list(output.token_ids))
+            logp = torch.tensor(
+                [
+                    float(each[token].logprob)
+                    for token, each in zip(output.token_ids, output.logprobs, strict=True)
+                ]
+            )
+            completions.append(
+                Completion(tokens, logp, torch.full_like(logp, math.nan), output.finish_reason == "stop")
+            )
+        return completions

@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import damage, no_room, whole_directory, write_sums
 from handrail.methods.base import Method
-from handrail.models.trainable import LearningPolicy
+from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
 
 log = logging.getLogger("handrail")
 
 
-def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, optimizer: Any, method: Method) -> None:
+def save(
+    root: Path, step: int, config: TrainConfig, policy: TrainablePolicy, optimizer: Any, method: Method[Any]
+) -> None:
     """Writes ``root/step-NNNNNN``, whole or not at all, then deletes those that ``config`` does not keep.
 
     Raises Paused if the disk is full, and UserError if a weight is not finite; what was
@@ -32,7 +34,11 @@ def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, opt
         with whole_directory(root / f"step-{step:06d}") as aside:
             policy.save_state(aside / "model")
             entries = optimizer.state_dict()["state"].items()
-            moments = {f"{index}.{name}": value.contiguous() for index, entry in entries for name, value in entry.items()}
+            moments = {
+                f"{index}.{name}": value.contiguous()
+                for index, entry in entries
+                for name, value in entry.items()
+            }
             save_file(moments, aside / "optimizer.safetensors")
             state = {"step": step, "method": method.state()}
             (aside / "state.json").write_text(json.dumps(state, indent=1, default=float))
@@ -44,15 +50,19 @@ def save(root: Path, step: int, config: TrainConfig, policy: LearningPolicy, opt
     prune(root, step, config)
 
 
-def require_finite(root: Path, step: int, policy: LearningPolicy) -> None:
+def require_finite(root: Path, step: int, policy: TrainablePolicy) -> None:
     """Raises UserError if a weight that is trained is not finite."""
-    if not all(bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad):
+    if not all(
+        bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad
+    ):
         raise UserError(f"a weight is not finite after step {step}, so it is not kept; {anew(root)}")
 
 
-def no_room_for(root: Path, step: int, policy: LearningPolicy) -> str:
+def no_room_for(root: Path, step: int, policy: TrainablePolicy) -> str:
     free = shutil.disk_usage(root).free
-    takes = 3 * sum(p.numel() * p.element_size() for p in policy.model.parameters() if p.requires_grad)  # weights and two moments
+    takes = 3 * sum(
+        p.numel() * p.element_size() for p in policy.model.parameters() if p.requires_grad
+    )  # weights and two moments
     there = checkpoints(root)
     kept = f"{there[-1]} is whole" if there else "there is none before it"
     return (
@@ -83,7 +93,9 @@ def prune(root: Path, step: int, config: TrainConfig) -> None:
 
 def checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted((path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()), key=step_of)
+    return sorted(
+        (path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()), key=step_of
+    )
 
 
 def step_of(path: Path) -> int:
@@ -98,7 +110,9 @@ def newest_intact(root: Path, until: int, every: int) -> Path | None:
     """
     skipped: list[str] = []
     for path in reversed(checkpoints(root)):
-        what = damage(path) if step_of(path) <= until else f"metrics.jsonl has nothing of it after step {until}"
+        what = (
+            damage(path) if step_of(path) <= until else f"metrics.jsonl has nothing of it after step {until}"
+        )
         if not what:
             if skipped:
                 log.warning("%s; going on from %s", "; ".join(skipped), path)
@@ -107,11 +121,13 @@ def newest_intact(root: Path, until: int, every: int) -> Path | None:
     if skipped:
         raise UserError(f"{'; '.join(skipped)}; restore one from a copy, or begin anew with another --output")
     if 0 < every < until:
-        raise UserError(f"{root} has no checkpoint of the {until} steps there were; restore one, or begin anew with another --output")
+        raise UserError(
+            f"{root} has no checkpoint of the {until} steps there were; restore one, or begin anew with another --output"
+        )
     return None
 
 
-def load(path: Path, policy: LearningPolicy, optimizer: Any, method: Method) -> int:
+def load(path: Path, policy: TrainablePolicy, optimizer: Any, method: Method[Any]) -> int:
     """Restores what ``save`` wrote and returns the step it was written after. Raises UserError if the model is another one."""
     policy.load_state(path / "model")
     state = json.loads((path / "state.json").read_text())

@@ -58,7 +58,7 @@ class TrainConfig(Section):
     """AdamW's weight decay."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient; a larger gradient is scaled down to it."""
-    most_skipped: int = Field(5, ge=1)
+    max_skipped_updates: int = Field(5, ge=1)
     """End the run after this many skipped updates in a row; an update is skipped if its gradient is not
     finite."""
     micro_batch_tokens: int = Field(8192, ge=1)
@@ -71,6 +71,13 @@ class TrainConfig(Section):
     """Number of newest checkpoints to keep."""
     keep_every: int = Field(0, ge=0)
     """Keep also the checkpoints of every step that is a multiple of this; 0 keeps no others."""
+    trackers: list[
+        Literal["wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
+    ] = []
+    """Experiment trackers to log to besides TensorBoard, through Accelerate: ``["wandb"]``; each is a package of
+    its own."""
+    tracker_project: str = Field("handrail", min_length=1)
+    """Project's name in the trackers."""
     samples_every: int = Field(10, ge=0)
     """Steps between those whose trajectories are written to ``samples.jsonl``; 0 writes none."""
 
@@ -117,8 +124,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _samples_as_kept(self) -> Config:
-        if self.lora and self.sampler.name == "transformers" and self.sampler.dtype not in ("auto", self.model.dtype):
-            raise ValueError("with [lora] the trained model itself samples, in model.dtype; leave sampler.dtype out")
+        if (
+            self.lora
+            and self.sampler.name == "transformers"
+            and self.sampler.dtype not in ("auto", self.model.dtype)
+        ):
+            raise ValueError(
+                "with [lora] the trained model itself samples, in model.dtype; leave sampler.dtype out"
+            )
         return self
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from handrail.data.config import Source
 from handrail.models.builtin import locate
 from handrail.training.config import Config
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 
 READ_WHOLE = 64 * 2**20
 """Bytes up to which a file is read whole."""
@@ -23,18 +23,28 @@ KINDS = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 """The files that make a model and its tokenizer."""
 
 
-def contents(config: Config, sources: Sequence[Sequence[Problem]], held_out: Mapping[str, Sequence[Problem]]) -> dict[str, str]:
+def contents(
+    config: Config, sources: Sequence[Sequence[Problem]], held_out: Mapping[str, Sequence[Problem]]
+) -> dict[str, str]:
     """Setting and value, as in ``model.path = "x"`` -> digest of what is there; nothing for what has no contents of its own."""
     found: dict[str, tuple[str, str]] = {}
     for number, (source, problems) in enumerate(zip(config.data.train, sources, strict=True), 1):
         found[f"data.train[{number}].path"] = source.path, digest(problems)
     for name, problems in held_out.items():
         found[f"eval.sets.{name}"] = config.eval.sets[name], digest(problems)
-    models = {"model.path": config.model.path, "experts.prm": config.experts.prm, "experts.teacher": config.experts.teacher}
+    models = {
+        "model.path": config.model.path,
+        "experts.prm": config.experts.prm,
+        "experts.teacher": config.experts.teacher,
+    }
     found |= {key: (path, model_digest(path)) for key, path in models.items()}
     code = {"verifier.name": config.verifier.name, "method.name": str(config.method.get("name", ""))}
     found |= {key: (name, code_digest(name)) for key, name in code.items()}
-    return {f"{key} = {json.dumps(value, ensure_ascii=False)}": made for key, (value, made) in found.items() if made}
+    return {
+        f"{key} = {json.dumps(value, ensure_ascii=False)}": made
+        for key, (value, made) in found.items()
+        if made
+    }
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
@@ -49,7 +59,11 @@ def model_digest(path: str) -> str:
         return file_digest(place)
     if not place.is_dir():
         return ""
-    parts = [f"{file.name} {file_digest(file)}" for file in sorted(place.iterdir()) if file.suffix in KINDS and file.is_file()]
+    parts = [
+        f"{file.name} {file_digest(file)}"
+        for file in sorted(place.iterdir())
+        if file.suffix in KINDS and file.is_file()
+    ]
     adapter = read_object(place / "adapter_config.json")
     base = str(adapter.get("base_model_name_or_path") or "")
     if base:
@@ -88,10 +102,18 @@ def probed_with_another_model(source: Source, model: str) -> str:
     settings = read_object(Path(source.probe).with_name("settings.json")) if source.probe else {}
     if not settings:
         return ""
-    path, before, now = settings["model"]["path"], settings.get("contents", {}).get("the model"), model_digest(model)
+    path, before, now = (
+        settings["model"]["path"],
+        settings.get("contents", {}).get("the model"),
+        model_digest(model),
+    )
     same = before == now if before and now else path == model
     another = "as it was before it changed" if path == model else f"and this run starts from {model}"
-    return "" if same else f"{source.probe} says what {path} got right and wrong, {another}; probe {source.path} with the run's model"
+    return (
+        ""
+        if same
+        else f"{source.probe} says what {path} got right and wrong, {another}; probe {source.path} with the run's model"
+    )
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from handrail.experts.planners import CALCULATOR_NOTE, NUMBER
 from handrail.experts.steps import split_steps
-from handrail.types import Group
+from handrail.types.trajectory import Group
 
 ORDERS = range(1, 5)
 # What a step says when its words are left out: a lone letter is a variable.
@@ -31,10 +31,16 @@ def diversity(measured: Sequence[Mapping[str, float | None]]) -> dict[str, float
 
 def measures(group: Group, step_end: str | None = None) -> dict[str, float | None]:
     """Every measure of what the policy itself wrote in one group; ``step_end`` is the regular expression that ends a step."""
-    return measures_of([rollout.text for rollout in group.rollouts], [rollout.correct for rollout in group.rollouts], step_end)
+    return measures_of(
+        [rollout.text for rollout in group.rollouts],
+        [rollout.correct for rollout in group.rollouts],
+        step_end,
+    )
 
 
-def measures_of(texts: Sequence[str], correct: Sequence[bool | None], step_end: str | None = None) -> dict[str, float | None]:
+def measures_of(
+    texts: Sequence[str], correct: Sequence[bool | None], step_end: str | None = None
+) -> dict[str, float | None]:
     """The same of a model's completions of one problem."""
     steps = [split_steps(text, step_end) for text in texts]
     values = (
@@ -76,9 +82,13 @@ def distinct_prefixes(steps: Sequence[Sequence[str]], k: int = 1) -> float | Non
     return len(prefixes) / len(steps) if len(steps) > 1 else None
 
 
-def distinct_derivations(texts: Sequence[str], correct: Sequence[bool | None], step_end: str | None = None) -> int | None:
+def distinct_derivations(
+    texts: Sequence[str], correct: Sequence[bool | None], step_end: str | None = None
+) -> int | None:
     """The number of distinct derivations among the correct completions."""
-    right = {derivation(text, step_end) for text, is_correct in zip(texts, correct, strict=True) if is_correct}
+    right = {
+        derivation(text, step_end) for text, is_correct in zip(texts, correct, strict=True) if is_correct
+    }
     return len(right) if len(texts) > 1 else None
 
 
@@ -111,5 +121,7 @@ def multiset(grams: Sequence[tuple[str, ...]]) -> set[object]:
 def bleu(shared: Sequence[int], length: int, reference_length: int) -> float:
     """Sentence BLEU in [0, 1] from the number of n-grams that a text and its only reference share."""
     possible = [max(0, length + 1 - n) for n in ORDERS]
-    score = BLEU.compute_bleu([*shared], possible, length, reference_length, smooth_method="exp", effective_order=True).score
+    score = BLEU.compute_bleu(
+        [*shared], possible, length, reference_length, smooth_method="exp", effective_order=True
+    ).score
     return float(score) / 100

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import gather_object
 
 from handrail._util.processes import dealt_back
-from handrail._util.seeds import derive
-from handrail.methods.context import Tools
-from handrail.types import Group, Problem
+from handrail.engines.local import LocalEngine
+from handrail.methods.requests import Generate, Verify, gather
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Group
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ def share_correct(group: Group) -> float | None:
     return sum(verdicts) / len(verdicts) if verdicts else None
 
 
-def mean_reward(group: Group) -> float:
-    return sum(member.reward for member in group.trajectories) / len(group.trajectories)
+def mean_reward(group: Group) -> float | None:
+    """The mean of the known rewards; None if there is none."""
+    return sum(group.rewards) / len(group.rewards) if group.rewards else None
 
 
 def figures(groups: Sequence[Group]) -> dict[str, float]:
@@ -51,7 +53,8 @@ def figures(groups: Sequence[Group]) -> dict[str, float]:
     verified = [member for member in members if member.correct is not None]
     out: dict[str, float] = vars(Accuracy.over_problems(groups)) if verified else {"n": 0}
     if any(member.reward != member.correct for member in verified):
-        out["reward"] = sum(map(mean_reward, groups)) / len(groups)
+        rewards = [reward for group in groups if (reward := mean_reward(group)) is not None]
+        out["reward"] = sum(rewards) / len(rewards)
     if len(verified) < len(members):
         out["unverified"] = len(members) - len(verified)
     return out
@@ -64,12 +67,18 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def evaluate(tools: Tools, accelerator: Accelerator, problems: Sequence[Problem], samples: int, name: str) -> list[Group]:
+def evaluate(
+    engine: LocalEngine, accelerator: Accelerator, problems: Sequence[Problem], samples: int, name: str
+) -> list[Group]:
     """Graded groups of ``samples`` completions of every problem, with the same random numbers at every call of one ``name``.
 
-    Several processes share the work; what is drawn does not depend on how many they are.
+    Several processes share the work; what is sampled does not depend on how many they are.
     """
-    set_seed(derive("eval", name, 0) % 2**32)
-    drawn = tools.policy.sample_together([tools.policy.encode_prompt(problem) for problem in problems], samples)
-    groups = [Group(problem, row) for problem, row in zip(problems, drawn, strict=True)]
-    return dealt_back(gather_object([tools.verify(groups[accelerator.process_index :: accelerator.num_processes])]))
+
+    async def attempt(problem: Problem) -> Group:
+        completions = await Generate(engine.policy.renderer.prompt(problem), samples)
+        return Group(problem, await gather(*(Verify(problem, completion) for completion in completions)))
+
+    placed = list(enumerate(problems))[accelerator.process_index :: accelerator.num_processes]
+    own = engine.run([(("eval", name, place), attempt(problem)) for place, problem in placed])
+    return dealt_back(gather_object([own]))

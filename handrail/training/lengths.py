@@ -16,7 +16,7 @@ from huggingface_hub import cached_assets_path
 from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.progress import show
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 if TYPE_CHECKING:
     from handrail.models.hf import TransformersPolicy
@@ -41,20 +41,26 @@ class TooLong:
 
 
 def fitting(
-    policy: TransformersPolicy, problems: Sequence[Problem], on_too_long: Literal["refuse", "skip"] = "refuse", references: bool = True
+    policy: TransformersPolicy,
+    problems: Sequence[Problem],
+    on_too_long: Literal["refuse", "skip"] = "refuse",
+    references: bool = True,
 ) -> tuple[list[Problem], list[TooLong]]:
     """The problems that fit the model's context, and those that are skipped. Raises UserError if one is to be refused, or none fits."""
     found = too_long(policy, problems, references)
     if found and (on_too_long == "refuse" or len(found) == len(problems)):
         raise UserError(
             f"too long for the model's context of {policy.context} tokens: {len(found)} of {len(problems)} problems, first {found[0]}; "
-            "shorten them, lower rollout.max_tokens" + (', or leave them out with data.too_long = "skip"' * (len(found) < len(problems)))
+            "shorten them, lower rollout.max_tokens"
+            + (', or leave them out with data.too_long = "skip"' * (len(found) < len(problems)))
         )
     left_out = {id(each.problem) for each in found}
     return [problem for problem in problems if id(problem) not in left_out], found
 
 
-def too_long(policy: TransformersPolicy, problems: Sequence[Problem], references: bool = True) -> list[TooLong]:
+def too_long(
+    policy: TransformersPolicy, problems: Sequence[Problem], references: bool = True
+) -> list[TooLong]:
     """The problems whose prompt or, if they count, one of whose references exceeds the model's context.
 
     Raises UserError for a prompt or reference that cannot be used.
@@ -68,7 +74,12 @@ def too_long(policy: TransformersPolicy, problems: Sequence[Problem], references
         for place, prompt in enumerate(prompts)
         if prompt + room > context
     }
-    pairs = [(place, text) for place, problem in enumerate(problems) if references and place not in found for text in problem.references]
+    pairs = [
+        (place, text)
+        for place, problem in enumerate(problems)
+        if references and place not in found
+        for text in problem.references
+    ]
     lengths = reference_lengths(policy.renderer, [(problems[place], text) for place, text in pairs])
     for (place, _), length in zip(pairs, lengths, strict=True):
         if prompts[place] + length > context:
@@ -91,7 +102,9 @@ def reference_lengths(renderer: Renderer, references: Sequence[tuple[Problem, st
         kept = json.loads(file.read_text(encoding="utf-8"))
         if len(kept) == len(cleaned):
             return [int(length) for length in kept]
-    show(f"counting the tokens of {len(cleaned)} references, {characters / 1e6:.0f} million characters, to see that they fit the model")
+    show(
+        f"counting the tokens of {len(cleaned)} references, {characters / 1e6:.0f} million characters, to see that they fit the model"
+    )
     counted = _counted(renderer, cleaned)
     with suppress(OSError):  # a cache that cannot be written is none
         write_whole(file, json.dumps(counted))
@@ -100,7 +113,12 @@ def reference_lengths(renderer: Renderer, references: Sequence[tuple[Problem, st
 
 def _cache(renderer: Renderer, cleaned: Sequence[tuple[Problem, str]]) -> Path:
     """The file for the counts of exactly these texts by exactly this tokenizer."""
-    told = [renderer.tokenizer.backend_tokenizer.to_str(), renderer.embeddings, sorted(renderer.ends), *(text for _, text in cleaned)]
+    told = [
+        renderer.tokenizer.backend_tokenizer.to_str(),
+        renderer.embeddings,
+        sorted(renderer.ends),
+        *(text for _, text in cleaned),
+    ]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return Path(cached_assets_path("handrail", "lengths")) / f"{key}.json"
 
@@ -110,7 +128,9 @@ def _counted(renderer: Renderer, cleaned: Sequence[tuple[Problem, str]]) -> list
     said = time.monotonic()
     for at in range(0, len(cleaned), BATCH):
         batch = cleaned[at : at + BATCH]
-        for (problem, _), tokens in zip(batch, _encoded(renderer.tokenizer, [text for _, text in batch]), strict=True):
+        for (problem, _), tokens in zip(
+            batch, _encoded(renderer.tokenizer, [text for _, text in batch]), strict=True
+        ):
             renderer.check_reference(problem, tokens)
             counted.append(len(tokens) + 1)
         if time.monotonic() - said > SAY_EVERY:
@@ -123,4 +143,7 @@ def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if not tokenizer.is_fast:
         return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     tokenizer.encode("", add_special_tokens=False)  # undoes what earlier calls set, such as a truncation
-    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return [
+        encoding.ids
+        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ]

@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object
 
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import whole_directory
 from handrail._util.interrupts import Interrupts
 from handrail._util.processes import accelerator
-from handrail._util.seeds import derive
-from handrail.data.sampler import Schedule
+from handrail.data.sampler import ProblemSampler
+from handrail.engines.local import LocalEngine
 from handrail.methods import build
 from handrail.methods.base import Method
-from handrail.methods.context import Tools
 from handrail.training import checkpoint
-from handrail.training.budget import Budget
+from handrail.training.callbacks import (
+    Callback,
+    Checkpoints,
+    Evaluation,
+    LearningRate,
+    Monitor,
+    Progress,
+    Report,
+    Samples,
+    Stop,
+    Trackers,
+)
 from handrail.training.config import Config, load_config
 from handrail.training.contents import contents, probed_with_another_model
-from handrail.training.diversity import diversity, measures
-from handrail.training.evaluate import evaluate, figures, share_correct
-from handrail.training.metrics import StepMetrics, first_unverified, summary
-from handrail.training.monitor import Watch
-from handrail.training.policies import load_experts, load_learning_policy
+from handrail.training.metrics import StepMetrics, summary
+from handrail.training.policies import load_experts, load_trainable_policy
 from handrail.training.resources import Clock
 from handrail.training.resuming import require_unchanged, run_directory
 from handrail.training.run_data import fit, load_data
 from handrail.training.run_directory import RunDirectory, explained, last_step, newest_checkpoint
-from handrail.training.samples import batch_rows, sample_rows
+from handrail.training.samples import batch_rows
+from handrail.training.stopping import StopCriteria
 from handrail.training.trained import keep_settings
 from handrail.training.update import Outcome, Update, taken_apart
-from handrail.types import Group, Problem
+from handrail.types.trajectory import Group
 from handrail.verifiers.audit import refusal
 from handrail.verifiers.pool import VerifierPool
 
@@ -45,45 +52,62 @@ log = logging.getLogger("handrail")
 LOOKED_AT = 64
 """How many answers and references of each source are graded before training begins."""
 
-Progress = Callable[[int, int, dict[str, Any], dict[str, float]], None]
+T = TypeVar("T")
 
 
 def train(
     config: Config | str | Path,
     output: str | Path | None = None,
-    method: type[Method] | None = None,
+    method: type[Method[Any]] | None = None,
     resume: bool = False,
     progress: Progress = lambda step, steps, metrics, seconds: None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Trains as ``config`` says, writes the run directory ``output`` and returns its summary.
+    """Train as ``config`` says, write the run directory ``output`` and return its summary.
 
-    ``method`` stands in for the configured one, with its own settings unless the configuration names it; ``progress`` is called
-    after every step with its number, the last one's as far as a budget lets it be foretold, its metrics and its seconds by part; first
-    with step 0, or when a run goes on, with the step it goes on from and the last evaluation.
-    SIGINT or SIGTERM stops the run with a checkpoint; a second one at once.
-    Raises UserError, before anything is written, for whatever cannot be used, and Paused where the run was stopped to be resumed.
+    ``method`` replaces the configured one, with its own settings unless the configuration names it. ``progress`` is called after every
+    step with its number, the expected last step, its metrics and its seconds by part; first with step 0 or, if a run goes on, with the
+    step that it goes on from and the last evaluation. ``callbacks`` run beside the loop's own.
+    SIGINT or SIGTERM stops the run with a checkpoint; a second one stops it at once.
+    Raises UserError, before anything is written, for whatever cannot be used, and Paused if the run was stopped to be resumed.
     """
     if not isinstance(config, Config):
         output = output or run_directory(config)
         config = load_config(config)
     if method is not None:
         settings = config.method if config.method.get("name") == method.name else {}
-        config = config.model_copy(update={"method": {**settings, "name": f"{method.__module__}:{method.__qualname__}"}})
+        config = config.model_copy(
+            update={"method": {**settings, "name": f"{method.__module__}:{method.__qualname__}"}}
+        )
     directory = Path(output or "runs/run")
     RunDirectory.claim(directory, config, resume)
     with Interrupts("stopping with a checkpoint") as interrupts, VerifierPool(config.verifier) as verifier:
-        run = Run(config, method, verifier, interrupts)
+        run = Run(config, method, verifier, interrupts, callbacks)
         # One process alone: another may get here only when the first one has begun to write.
-        with explained(directory), RunDirectory.owned(directory, config, resume) if run.accelerator.is_main_process else nullcontext():
-            return run.to_the_end(directory, resume, progress)
+        with (
+            explained(directory),
+            RunDirectory.owned(directory, config, resume)
+            if run.accelerator.is_main_process
+            else nullcontext(),
+        ):
+            return run.fit(directory, resume, progress)
 
 
 class Run:
     """One training run: what is loaded once, and the step."""
 
-    def __init__(self, config: Config, method: type[Method] | None, verifier: VerifierPool, interrupts: Interrupts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        method: type[Method[Any]] | None,
+        verifier: VerifierPool,
+        interrupts: Interrupts,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         if config.rollout.temperature == 0:
-            raise UserError("rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0")
+            raise UserError(
+                "rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0"
+            )
         self.config = config
         self.method = build(config.method, config.rollout, method)
         data = load_data(config)
@@ -93,27 +117,43 @@ class Run:
                 "or take a method without them"
             )
         self.contents = contents(config, data.sources, data.held_out)
-        for warning in filter(None, (probed_with_another_model(source, config.model.path) for source in config.data.train)):
+        for warning in filter(
+            None, (probed_with_another_model(source, config.model.path) for source in config.data.train)
+        ):
             log.warning("data.train: %s", warning)
-        self.accelerator = accelerator(config.model.device)
+        self.accelerator = accelerator(config.model.device, config.train.trackers)
         self.verifier, self.interrupts = verifier, interrupts
-        self.policy = load_learning_policy(config, self.accelerator, keep_start=self.method.kl > 0)
+        self.policy = load_trainable_policy(
+            config, self.accelerator, keep_start="reference" in self.method.models
+        )
         self.policy.poll = interrupts.check
-        self.experts = load_experts(config, self.accelerator, self.policy)
-        self.method.prepare(self.experts)
+        experts = load_experts(config, self.accelerator, self.policy)
+        for role, name in self.method.experts.items():
+            experts.check(role, name, f"method.{role}")
+        seed, require_end = config.train.seed, config.rollout.require_end
+        self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
+        self.evaluator = LocalEngine(
+            self.policy, verifier, experts, 0, require_end
+        )  # the same draws whatever the run's seed
         self.data = fit(data, self.policy, config)
         shares = [source.share for source in config.data.train]
-        self.schedule = Schedule(self.data.sources, shares, config.train.problems_per_step, config.train.seed)
+        self.sampler = ProblemSampler(
+            self.data.sources, shares, config.train.problems_per_step, config.train.seed
+        )
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         c = config.train
         betas = (c.betas[0], c.betas[1])
-        optimizer = torch.optim.AdamW(parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon
+        )
         self.optimizer = self.accelerator.prepare(optimizer)
+        self.added, self.callbacks = list(callbacks), list[Callback]()
         self.skipped = 0
+        self.stop_reason = ""
         self.checkpointed: int | None = None
         self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
 
-    def to_the_end(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
+    def fit(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
         newest = newest_checkpoint(directory) if resume else None
         if resume and last_step(directory) >= 0:
@@ -123,116 +163,148 @@ class Run:
         # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
         complete = (directory / "summary.json").exists()
         if complete and (done or 0) >= c.steps:
-            raise UserError(f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on")
+            raise UserError(
+                f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on"
+            )
         with RunDirectory(directory, self.config, done, writes=self.accelerator.is_main_process) as out:
+            self.out, self.directory = out, directory
             out.made_from(self.contents)
-            rows, timings = self.agreed((out.read(out.metrics), out.read(out.timings)[1:]))
+            rows, timings = self.broadcast((out.read(out.metrics), out.read(out.timings)[1:]))
             before = rows[1:]
-            budget = Budget(c, before, timings)
-            spent = budget.spent
-            if complete and spent:
-                raise UserError(f"{directory} has spent its budget of {spent} already; raise it to go on")
+            criteria = StopCriteria(c, before, timings)
+            if complete and criteria.spent:
+                raise UserError(
+                    f"{directory} has spent its budget of {criteria.spent} already; raise it to go on"
+                )
+            self.stop_reason = criteria.spent
             if self.accelerator.is_main_process:
                 out.reopen()
-            watch = Watch(rows)
+            report = Report(progress, criteria)
+            self.callbacks = [
+                LearningRate(criteria), Samples(), Stop(criteria), *self.added, Evaluation(), Monitor(rows), report, Checkpoints(),
+                *([Trackers()] if c.trackers else []),
+            ]  # fmt: skip
+            for callback in self.callbacks:
+                callback.on_start(self, done or 0)
             if done is None:
-                self.start(out, watch, progress)
+                self.start()
             else:
-                last_known = {key: value for row in rows for key, value in row.items() if key.startswith("eval/")}
-                progress(done, budget.last_step(done), last_known, {})
-            self.steps(range((done or 0) + 1, 0 if spent else c.steps + 1), out, budget, watch, progress)
-            result: dict[str, Any] = {}
-            if self.accelerator.is_main_process:
-                checkpoint.require_finite(out.checkpoints, c.steps, self.policy)
-                with whole_directory(directory / "model") as aside:
-                    self.policy.save(aside)
-                    keep_settings(aside, self.config)
-                result = summary(out, self.config, self.method, budget.spent)
-                out.summarise(result)
-            return dict(self.agreed(result))
+                last_known = {
+                    key: value for row in rows for key, value in row.items() if key.startswith("eval/")
+                }
+                report.after_log(self, done, last_known, {})
+            self.steps(range((done or 0) + 1, 0 if criteria.spent else c.steps + 1))
+            return self.finish(directory)
 
-    def start(self, out: RunDirectory, watch: Watch, progress: Progress) -> None:
+    def finish(self, directory: Path) -> dict[str, Any]:
+        """Write the model and the summary, and return the latter in every process."""
+        result: dict[str, Any] = {}
+        if self.accelerator.is_main_process:
+            checkpoint.require_finite(self.out.checkpoints, self.config.train.steps, self.policy)
+            with whole_directory(directory / "model") as aside:
+                self.policy.save(aside)
+                keep_settings(aside, self.config)
+            result = summary(self.out, self.config, self.method, self.stop_reason)
+            self.out.summarise(result)
+        result = dict(self.broadcast(result))
+        for callback in self.callbacks:
+            callback.on_end(self, result)
+        return result
+
+    def start(self) -> None:
         """Step 0: held-out accuracy, and what the verifier makes of the data. Raises UserError for a verifier that only fails."""
         clock = Clock()
-        metrics = self.evaluate(0, out, clock)
-        metrics |= self.data.skipped
-        warnings = [*self.data.notes, watch(metrics)]
+        metrics = Evaluation.measure(self, 0, clock) | self.data.skipped
+        warnings = list(self.data.notes)
         if self.accelerator.is_main_process:
             looked_at = [problem for source in self.data.sources for problem in source[:LOOKED_AT]]
-            warnings.append(refusal(looked_at, self.config.verifier, self.verifier))
+            warnings.append(refusal(looked_at, self.config.verifier, self.verifier) or "")
         if failing := next(filter(None, gather_object([self.verifier.failing])), None):
             raise UserError(f"{failing}; mend the verifier, for nothing has been trained yet")
         if warning := "\n".join(filter(None, warnings)):
             metrics["warning"] = warning
-        out.log(0, metrics, clock.seconds)
-        progress(0, self.config.train.steps, metrics, clock.seconds)
+        for callback in self.callbacks:
+            if isinstance(callback, Monitor):
+                callback.after_step(self, 0, metrics, clock)
+        self.log(0, metrics, clock)
 
-    def steps(self, numbers: range, out: RunDirectory, budget: Budget, watch: Watch, progress: Progress) -> None:
-        """These steps, or fewer if the budget is spent before."""
-        c = self.config.train
+    def steps(self, numbers: range) -> None:
+        """These steps, or fewer if a callback stops the run."""
         for step in numbers:
-            rate = budget.learning_rate(step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            metrics, clock = self.step(step, out)
-            metrics["learning_rate"] = rate
-            budget.spend(metrics, clock.seconds)
-            last = step == c.steps or bool(self.agreed(budget.spent))
-            if last or (self.config.eval.every and step % self.config.eval.every == 0):
-                metrics = self.evaluate(step, out, clock) | metrics
-            if warning := watch(metrics):
-                metrics["warning"] = warning
-            out.log(step, metrics, clock.seconds)
-            progress(step, budget.last_step(step), metrics, clock.seconds)
-            if c.checkpoint_every and (step % c.checkpoint_every == 0 or last):
-                self.checkpoint(step, out)
-            if last:
+            for callback in self.callbacks:
+                callback.before_step(self, step)
+            metrics, clock = self.step(step, self.out)
+            for callback in self.callbacks:
+                callback.after_step(self, step, metrics, clock)
+            self.log(step, metrics, clock)
+            if self.is_last(step):
                 break
 
-    def checkpoint(self, step: int, out: RunDirectory) -> None:
-        """Written by the main process; the others wait for it."""
-        if self.accelerator.is_main_process and step != self.checkpointed:
-            out.sync()
-            checkpoint.save(out.checkpoints, step, self.config.train, self.policy, self.optimizer, self.method)
-        self.checkpointed = step
-        self.accelerator.wait_for_everyone()
+    def log(self, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        self.out.log(step, metrics, clock.seconds)
+        for callback in self.callbacks:
+            callback.after_log(self, step, metrics, clock.seconds)
 
-    def agreed(self, value: Any) -> Any:
+    def stop(self, reason: str) -> None:
+        """End the run after this step, with a last evaluation and checkpoint."""
+        self.stop_reason = self.stop_reason or reason
+
+    def is_last(self, step: int) -> bool:
+        """True if the run ends after ``step``; to be called in every process."""
+        self.stop_reason = self.broadcast(self.stop_reason)
+        return step == self.config.train.steps or bool(self.stop_reason)
+
+    def broadcast(self, value: Any) -> Any:
         """The main process's ``value``, in every process."""
         return broadcast_object_list([value])[0]
 
     def step(self, number: int, out: RunDirectory) -> tuple[dict[str, Any], Clock]:
         """One step, from problems to updated weights: its metrics, and what took how long."""
-        clock = Clock()
-        tools = self.tools("step", number)
-        problems = self.mine(self.schedule.problems(number))
+        clock, engine, method = Clock(), self.engine, self.method
+        engine.begin(number)
+        problems = self.sampler.problems(number)
+        places = self.shard(range(len(problems)))
+        problems = [problems[place] for place in places]
 
-        with self.nothing_changed_yet(number, out):
+        with self.abortable(number, out):
             with clock("sample"):
-                groups = self.method.rollout(problems, tools)
-                gap = self.policy.gap(groups)
+                groups = engine.rollout(method, problems, places)
+                mismatch = self.policy.logprob_mismatch(groups)
             with clock("verify"):
-                groups = tools.verify(groups)
+                groups = engine.reward(method, groups, places)
             if failing := self.verifier.failing:
                 raise UserError(f"{failing}; mend the verifier")
             metrics = StepMetrics(groups)
             with clock("guide"):
-                groups = self.method.guide(groups, tools)
-        if self.policy.draws_otherwise and self.config.train.updates_per_step > 1:
+                guided = engine.guide(method, groups, places)
+        parts = self.parts(guided, places)
+        if self.policy.sampler_differs and len(parts) > 1:
             with clock("update"):
-                groups = self.policy.anchored(groups)
-        for part in split(groups, self.config.train.updates_per_step):
+                parts = [(self.policy.with_old_logp(groups), places) for groups, places in parts]
+        for part in parts:
             with clock("guide"):
-                part = self.method.credit(part, tools)
-            if self.wants_samples(number):
-                out.sample(sample_rows(number, part, self.method, self.policy))
+                credited = engine.credit(method, *part)
+            for callback in self.callbacks:
+                callback.before_update(self, number, credited)
             with clock("update"):
-                outcome = self.update(part, taken_apart(number))
-            metrics.updated(part, outcome)
-            self.watch_skips(number, part, outcome, out)
+                outcome = self.update(credited, taken_apart(number))
+            metrics.updated(credited, outcome)
+            self.watch_skips(number, credited, outcome, out)
 
-        tools.counts.update(self.experts.take_counts())
-        return metrics.result(tools) | gap, clock
+        engine.counts.update(engine.experts.take_counts())
+        return metrics.result(engine) | mismatch, clock
+
+    def parts(
+        self, guided: Sequence[list[Group]], places: Sequence[int]
+    ) -> list[tuple[list[Group], list[int]]]:
+        """The groups of each of the step's updates, with their places, however many processes share the step."""
+        updates, problems = self.config.train.updates_per_step, self.config.train.problems_per_step
+        out: list[tuple[list[Group], list[int]]] = [([], []) for _ in range(updates)]
+        for groups, place in zip(guided, places, strict=True):
+            part = out[place * updates // problems]
+            part[0].extend(groups)
+            part[1].extend([place] * len(groups))
+        return out
 
     def watch_skips(self, step: int, groups: list[Group], outcome: Outcome, out: RunDirectory) -> None:
         """Keeps the batch of a skipped update. Raises UserError after too many in a row."""
@@ -241,14 +313,14 @@ class Run:
             return
         if self.accelerator.is_main_process:
             out.skip(batch_rows(step, groups, self.policy))
-        if self.skipped == self.config.train.most_skipped:
+        if self.skipped == self.config.train.max_skipped_updates:
             raise UserError(
                 f"no finite gradient in {self.skipped} updates in a row, the last in step {step}; their batches are in {out.skipped}; "
                 f"{checkpoint.anew(out.checkpoints)}"
             )
 
     @contextmanager
-    def nothing_changed_yet(self, step: int, out: RunDirectory) -> Iterator[None]:
+    def abortable(self, step: int, out: RunDirectory) -> Iterator[None]:
         """The part of a step that may be left halfway: where one process is asked to stop or fails in it, all raise after a checkpoint."""
         failed: Paused | UserError | None = None
         try:
@@ -257,38 +329,11 @@ class Run:
         except (Paused, UserError) as error:
             failed = error
         if failed := next(filter(None, gather_object([failed])), None):
-            self.checkpoint(step - 1, out)
-            raise type(failed)(f"{failed}; step {step - 1} is checkpointed, to go on with --resume") from failed
+            Checkpoints.write(self, step - 1)
+            raise type(failed)(
+                f"{failed}; step {step - 1} is checkpointed, to go on with --resume"
+            ) from failed
 
-    def evaluate(self, step: int, out: RunDirectory, clock: Clock) -> dict[str, Any]:
-        """Accuracy on every held-out set, with its interval; that on each problem goes to evaluations.jsonl."""
-        result: dict[str, Any] = {}
-        for name, problems in self.data.held_out.items():
-            tools = self.tools("eval")
-            with clock("evaluate"):
-                groups = evaluate(tools, self.accelerator, problems, self.config.eval.samples, name)
-            out.evaluated(step, name, {group.problem.id: share_correct(group) for group in groups})
-            result = first_unverified(tools) | result
-            result |= {f"eval/{name}/{key}": value for key, value in figures(groups).items()}
-            if self.config.eval.samples > 1:
-                result |= {f"eval/{name}/{key}": value for key, value in diversity(list(map(measures, groups))).items()}
-        return result
-
-    def tools(self, *purpose: object) -> Tools:
-        """Tools whose randomness, and the model's, depends on the seed, the purpose and the process only."""
-        seed = derive(self.config.train.seed, *purpose, self.accelerator.process_index)
-        set_seed(seed % 2**32)
-        return Tools(self.policy, self.verifier, self.config.rollout.require_end, random.Random(seed))
-
-    def mine(self, problems: list[Problem]) -> list[Problem]:
-        return problems[self.accelerator.process_index :: self.accelerator.num_processes]
-
-    def wants_samples(self, step: int) -> bool:
-        every = self.config.train.samples_every
-        return bool(every) and self.accelerator.is_main_process and (step - 1) % every == 0
-
-
-def split(items: Sequence[Group], parts: int) -> Iterator[list[Group]]:
-    """As equal as can be; every process yields as many parts, empty ones if need be."""
-    for part in range(parts):
-        yield list(items[part * len(items) // parts : (part + 1) * len(items) // parts])
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's share."""
+        return items[self.accelerator.process_index :: self.accelerator.num_processes]

@@ -8,14 +8,15 @@ from statistics import mean
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch import Tensor
 
+from handrail.engines.local import LocalEngine
 from handrail.methods.base import Method
-from handrail.methods.context import Tools
 from handrail.training.config import Config
 from handrail.training.diversity import diversity, measures
 from handrail.training.run_directory import RunDirectory
 from handrail.training.update import Outcome
-from handrail.types import Group
+from handrail.types.trajectory import Group
 
 TRAINING_PARTS = ("sample", "verify", "guide", "update")
 
@@ -26,6 +27,7 @@ class StepMetrics:
     def __init__(self, groups: Sequence[Group]) -> None:
         """``groups`` as the verifier left them, before any guidance."""
         rollouts = [member for group in groups for member in group.rollouts]
+        entropies = [known(member.column("entropy")) for member in rollouts]
         self.sums: Counter[str] = Counter({
             "groups": len(groups),
             "graded": sum(bool(group.rollouts) for group in groups),
@@ -37,31 +39,34 @@ class StepMetrics:
             "rollouts": len(rollouts),
             "correct": sum(member.correct is True for member in rollouts),
             "verified": sum(member.correct is not None for member in rollouts),
+            "rewarded": sum(member.reward == member.reward for member in rollouts),  # not NaN
             "truncated": sum(not member.finished for member in rollouts),
-            "sampled": sum(map(len, rollouts)),
-            "spread": sum(len(member.entropy) for member in rollouts),  # tokens whose entropy is known
+            "sampled": sum(member.trained_tokens for member in rollouts),
+            "spread": sum(len(spread) for spread in entropies),
             "trained": 0,
             "off_policy": 0,
             "dropped": 0,
         })  # fmt: skip
         self.all_wrong = {group.problem.id for group in groups if group.all_wrong}
-        self.reward = sum(member.reward for member in rollouts)
-        self.entropy = sum(sum(member.entropy) for member in rollouts)
+        self.reward = sum(member.reward for member in rollouts if member.reward == member.reward)
+        self.entropy = float(sum(spread.sum() for spread in entropies))
         self.diversity = [measures(group) for group in groups]
         self.updates: list[dict[str, float]] = []
 
     def updated(self, groups: Sequence[Group], outcome: Outcome) -> None:
         """``groups`` as they were credited."""
-        self.sums["guided"] += sum(group.problem.id in self.all_wrong and learns_from_others(group) for group in groups)
+        self.sums["guided"] += sum(
+            group.problem.id in self.all_wrong and learns_from_others(group) for group in groups
+        )
         self.sums["trained"] += outcome.tokens_trained
         self.sums["off_policy"] += outcome.tokens_off_policy
         self.sums["dropped"] += outcome.tokens_dropped
         if outcome.figures:
             self.updates.append(outcome.figures)
 
-    def result(self, tools: Tools) -> dict[str, Any]:
-        """The step's line: counts over all processes, those in ``tools`` included, and means over its updates."""
-        parts = gather_object([(self.sums, self.reward, self.entropy, tools.counts, self.diversity)])
+    def result(self, engine: LocalEngine) -> dict[str, Any]:
+        """The step's line: counts over all processes, the engine's included, and means over its updates."""
+        parts = gather_object([(self.sums, self.reward, self.entropy, engine.counts, self.diversity)])
         sums: Counter[str] = sum((part[0] for part in parts), Counter())
         own: Counter[str] = sum((part[3] for part in parts), Counter())
         return {
@@ -74,7 +79,7 @@ class StepMetrics:
             "rollouts": sums["rollouts"],
             "length": ratio(sums["sampled"], sums["rollouts"]),
             "correct": ratio(sums["correct"], sums["verified"]),
-            "reward": ratio(sum(part[1] for part in parts), sums["rollouts"]),
+            "reward": ratio(sum(part[1] for part in parts), sums["rewarded"]),
             "entropy": ratio(sum(part[2] for part in parts), sums["spread"]),
             "truncated": ratio(sums["truncated"], sums["rollouts"]),
             "tokens/sampled": sums["sampled"],
@@ -83,7 +88,7 @@ class StepMetrics:
             "tokens/dropped": sums["dropped"],
             **diversity([group for part in parts for group in part[4]]),
             **{name: own[name] for name in sorted(own)},
-            **first_unverified(tools),
+            **first_unverified(engine.unverified),
             **self.figures(),
             **({} if self.updates else {"note": no_signal(sums)}),
         }
@@ -93,15 +98,20 @@ class StepMetrics:
         return {name: mean(figures[name] for figures in self.updates if name in figures) for name in names}
 
 
-def first_unverified(tools: Tools) -> dict[str, str]:
-    """For each reason of ``tools.unverified``, in any process, the first completion without a verdict."""
-    found = reversed(gather_object([tools.unverified]))
+def known(column: Tensor) -> Tensor:
+    """The values that are not NaN."""
+    return column[~column.isnan()]
+
+
+def first_unverified(unverified: dict[str, str]) -> dict[str, str]:
+    """For each reason of ``unverified``, in any process, the first completion without a verdict."""
+    found = reversed(gather_object([unverified]))
     return {f"verifier/first_{reason}": said for process in found for reason, said in process.items()}
 
 
 def learns_from_others(group: Group) -> bool:
     """True if the update of ``group`` learns from tokens that the policy did not sample."""
-    return any(member.has_signal and not member.is_rollout for member in group.members)
+    return any(member.has_signal and not member.is_rollout for member in group.trajectories)
 
 
 def ratio(total: float, n: int) -> float | None:
@@ -118,7 +128,7 @@ def no_signal(sums: Counter[str]) -> str:
     return f"no signal: {sums['all_wrong']} of {sums['graded']} groups all wrong{others}"
 
 
-def summary(out: RunDirectory, config: Config, method: Method, spent: str) -> dict[str, Any]:
+def summary(out: RunDirectory, config: Config, method: Method[Any], spent: str) -> dict[str, Any]:
     """What a run came to: held-out accuracy, and diversity if it was measured, before and after; groups at both ends; all-wrong groups
     that were guided; the share of trained tokens that the policy did not sample; of partly right failures, the share repaired; training
     seconds. ``spent`` is the budget that ended the run, if one did."""
@@ -133,7 +143,10 @@ def summary(out: RunDirectory, config: Config, method: Method, spent: str) -> di
         "steps": len(steps),
         "ended_by": spent or "steps",
         "tokens_sampled": total(steps, "tokens/sampled"),
-        "eval": {name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)} for name in config.eval.sets},
+        "eval": {
+            name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)}
+            for name in config.eval.sets
+        },
         "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
         "guided": total(steps, "groups/guided"),
         "off_policy": ratio(total(steps, "tokens/off_policy"), total(steps, "tokens/trained")),

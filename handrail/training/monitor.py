@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
 WINDOW = 10
 """Steps over which figures are averaged: the first so many with rollouts are held against the last so many."""
+FEWEST_QUESTIONS = 8
+"""Questions without an answer from which on an expert is called silent."""
 BETTER = 0.1
 """A share of correct rollouts higher by this excuses low entropy and short completions: whoever knows the answer need not search. A
 reward or share that never reached it cannot fall."""
 
 
-class Watch:
+class CollapseMonitor:
     """Called with every step's metrics; returns what is newly wrong, each thing once."""
 
     def __init__(self, before: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -22,11 +25,13 @@ class Watch:
         self.last: list[Mapping[str, Any]] = []
         self.best: dict[str, float] = {}
         self.said: set[str] = set()
+        self.questions: Counter[str] = Counter()
         for metrics in before:
             self(metrics)
 
     def __call__(self, metrics: Mapping[str, Any]) -> str | None:
-        new = {kind: text for kind, text in (unverified(metrics) | self.collapse(metrics)).items() if kind not in self.said}
+        found = unverified(metrics) | self.silent_experts(metrics) | self.collapse(metrics)
+        new = {kind: text for kind, text in found.items() if kind not in self.said}
         self.said.update(new)
         return "; ".join(new.values()) or None
 
@@ -39,6 +44,19 @@ class Watch:
         self.last = [*self.last, metrics][-WINDOW:]
         return self.wrong() if len(self.last) == WINDOW else {}
 
+    def silent_experts(self, metrics: Mapping[str, Any]) -> dict[str, str]:
+        """The experts that have not answered a single question so far."""
+        out = {}
+        for role in ("judge", "corrector", "planner"):
+            for key in (f"{role}/asked", f"{role}/no_answer"):
+                self.questions[key] += metrics.get(key, 0)
+            asked = self.questions[f"{role}/asked"]
+            if asked >= FEWEST_QUESTIONS and self.questions[f"{role}/no_answer"] == asked:
+                out[role] = (
+                    f"the {role} has answered none of {asked} questions, so this run learns nothing from it"
+                )
+        return out
+
     def wrong(self) -> dict[str, str]:
         """What is wrong with the last steps, by kind."""
         entropy, entropy_at_first = mean(self.last, "entropy"), mean(self.first, "entropy")
@@ -47,25 +65,37 @@ class Watch:
         learnt = mean(self.last, "correct") >= mean(self.first, "correct") + BETTER
         out = {}
         if entropy < entropy_at_first / 10 and not learnt:
-            out["entropy"] = f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in accuracy"
+            out["entropy"] = (
+                f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in accuracy"
+            )
         if length < length_at_first / 4 and not learnt:
-            out["short"] = f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain in accuracy"
+            out["short"] = (
+                f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain in accuracy"
+            )
         if mean(self.last, "truncated") > 0.5 > 2 * mean(self.first, "truncated"):
-            out["long"] = f"{mean(self.last, 'truncated'):.0%} of the completions are cut off at rollout.max_tokens"
+            out["long"] = (
+                f"{mean(self.last, 'truncated'):.0%} of the completions are cut off at rollout.max_tokens"
+            )
         for key, words in (("reward", "the reward"), ("correct", "the share of correct rollouts")):
             now = mean(self.last, key)
             best = self.best[key] = max(self.best.get(key, 0.0), now, mean(self.first, key))
             if now < best / 2 and best >= BETTER and "fallen" not in out:
                 out["fallen"] = f"{words} has fallen from {best:.2f} to {now:.2f}"
         if unverified > 0.1:
-            out["verifier"] = f"{unverified:.0%} of the completions are unverified; metrics.jsonl names the first, under verifier/first_…"
+            out["verifier"] = (
+                f"{unverified:.0%} of the completions are unverified; metrics.jsonl names the first, under verifier/first_…"
+            )
         return {kind: f"the last {WINDOW} steps: {text}" for kind, text in out.items()}
 
 
 def unverified(metrics: Mapping[str, Any]) -> dict[str, str]:
     """For each reason, the first completion of a step that the verifier reached no verdict on."""
     first = "verifier/first_"
-    return {key: f"unverified, and neither right nor wrong: {text}" for key, text in metrics.items() if key.startswith(first)}
+    return {
+        key: f"unverified, and neither right nor wrong: {text}"
+        for key, text in metrics.items()
+        if key.startswith(first)
+    }
 
 
 def mean(lines: Iterable[Mapping[str, Any]], key: str) -> float:

@@ -5,21 +5,27 @@ from __future__ import annotations
 from accelerate import Accelerator
 
 from handrail.experts.registry import Experts
-from handrail.models import Policy
 from handrail.models.hf import TransformersPolicy
-from handrail.models.trainable import LearningPolicy
+from handrail.models.policy import Policy
+from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config
 
 
-def load_policy(config: Config, accelerator: Accelerator, path: str = "", field: str = "model.path") -> TransformersPolicy:
+def load_policy(
+    config: Config, accelerator: Accelerator, path: str = "", field: str = "model.path"
+) -> TransformersPolicy:
     """The configured model, or the one at ``path``, to sample and to score. Raises UserError, naming ``field``, if it cannot be loaded."""
     model = config.model.model_copy(update={"path": path or config.model.path})
-    return TransformersPolicy(model, config.rollout, config.data, accelerator, config.train.micro_batch_tokens, field)
+    return TransformersPolicy(
+        model, config.rollout, config.data, accelerator, config.train.micro_batch_tokens, field
+    )
 
 
-def load_learning_policy(config: Config, accelerator: Accelerator, keep_start: bool = False) -> LearningPolicy:
-    """The configured model, to be trained; ``keep_start`` as for LearningPolicy. Raises UserError if it cannot be loaded."""
-    return LearningPolicy(
+def load_trainable_policy(
+    config: Config, accelerator: Accelerator, keep_start: bool = False
+) -> TrainablePolicy:
+    """The configured model, to be trained; ``keep_start`` as for TrainablePolicy. Raises UserError if it cannot be loaded."""
+    return TrainablePolicy(
         config.model, config.rollout, config.data, accelerator, config.train.micro_batch_tokens, config.lora, config.sampler,
         config.train.seed, keep_start,
     )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from handrail._util.memory import enough_memory, peak_resident
-from handrail.training.budget import training_seconds
 from handrail.training.config import Config
+from handrail.training.stopping import training_seconds
 
 
 class Clock:
@@ -36,9 +36,13 @@ class Forecast:
         self.config, self.evaluation = config, 0.0 if not config.eval.sets else None
         self.said = False
 
-    def __call__(self, step: int, steps: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> str | None:
+    def __call__(
+        self, step: int, steps: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]
+    ) -> str | None:
         self.evaluation = seconds.get("evaluate", self.evaluation)
-        if self.said or not (each := training_seconds(seconds)):  # nothing was trained: before the first step, or the resumed one
+        if self.said or not (
+            each := training_seconds(seconds)
+        ):  # nothing was trained: before the first step, or the resumed one
             return None
         self.said = True
         every, left = self.config.eval.every, steps - step

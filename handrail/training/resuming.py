@@ -39,7 +39,10 @@ def written_by_a_run(file: Path) -> bool:
 
 
 def held_by(directory: Path) -> str | None:
-    """What ``handrail`` wrote into a directory: a run, a comparison or a measurement (eval, probe); None if it wrote nothing there."""
+    """What ``handrail`` wrote into a directory: a run, a comparison or a measurement (eval, probe).
+
+    None if it wrote nothing there.
+    """
     if (directory / "metrics.jsonl").exists():
         return "a run"
     if any(directory.glob("*/seed-*")):
@@ -49,7 +52,10 @@ def held_by(directory: Path) -> str | None:
 
 def no_run_in(path: Path) -> str:
     """What to say if there is nothing to resume in ``path``: with the runs of a similar name nearby."""
-    runs = [str(file.parent) for file in [*path.parent.glob("*/metrics.jsonl"), *Path("runs").glob("*/metrics.jsonl")]]
+    runs = [
+        str(file.parent)
+        for file in [*path.parent.glob("*/metrics.jsonl"), *Path("runs").glob("*/metrics.jsonl")]
+    ]
     near = difflib.get_close_matches(str(path), list(dict.fromkeys(runs)), SHOWN, cutoff=0.3)
     hint = f"did you mean --output {' or '.join(near)}? To start one, " if near else "to start one, "
     return f"there is no run in {path} to resume; {hint}leave out --resume"
@@ -59,7 +65,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The settings that differ, with both values, as in ``train.seed is 0 there and 5 here``; nothing if none does."""
     there, here = flat(before), flat(now)
     keys = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
-    shown = [f"{key} is {as_text(there.get(key))} there and {as_text(here.get(key))} here" for key in keys[:SHOWN]]
+    shown = [
+        f"{key} is {as_text(there.get(key))} there and {as_text(here.get(key))} here" for key in keys[:SHOWN]
+    ]
     more = [f"{', '.join(keys[SHOWN:])} differ too"] if keys[SHOWN:] else []
     return ", ".join(shown + more)
 
@@ -96,7 +104,9 @@ def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = Fal
             f"{directory} was made from other contents of {', '.join(fatal)}, which changed since; restore them, or choose another --output"
         )
     if found:
-        log.warning("%s goes on with other contents of %s, which changed since it began", directory, ", ".join(found))
+        log.warning(
+            "%s goes on with other contents of %s, which changed since it began", directory, ", ".join(found)
+        )
 
 
 def what_is_learnt(config: Config) -> dict[str, Any]:
@@ -110,7 +120,7 @@ def what_is_learnt(config: Config) -> dict[str, Any]:
         "keep_last",
         "keep_every",
         "samples_every",
-        "most_skipped",
+        "max_skipped_updates",
     }
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {

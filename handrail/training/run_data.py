@@ -12,7 +12,7 @@ from handrail.data.filter import kept
 from handrail.data.load import load
 from handrail.training.config import Config
 from handrail.training.lengths import TooLong, fitting
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 if TYPE_CHECKING:
     from handrail.models.hf import TransformersPolicy
@@ -36,16 +36,25 @@ class RunData:
 
 def load_data(config: Config) -> RunData:
     """Load all sources of a configuration. Raises UserError."""
-    loaded = {path: load(path, config.data.columns) for path in [*(each.path for each in config.data.train), *config.eval.sets.values()]}
+    loaded = {
+        path: load(path, config.data.columns)
+        for path in [*(each.path for each in config.data.train), *config.eval.sets.values()]
+    }
     notes = [each.note for each in loaded.values() if each.note]
     sources = [
-        kept(loaded[source.path].problems, source, Path(source.probe)) if source.probe else loaded[source.path].problems
+        kept(loaded[source.path].problems, source, Path(source.probe))
+        if source.probe
+        else loaded[source.path].problems
         for source in config.data.train
     ]
     sources = with_distinct_ids(sources, [source.path for source in config.data.train])
     held_out = {name: loaded[path].problems[: config.eval.limit] for name, path in config.eval.sets.items()}
     data = RunData(sources, held_out, notes, {})
-    notes += [sentence for name, test in held_out.items() if (sentence := overlap(data.training, test, f"eval.sets.{name}"))]
+    notes += [
+        sentence
+        for name, test in held_out.items()
+        if (sentence := overlap(data.training, test, f"eval.sets.{name}"))
+    ]
     return data
 
 
@@ -54,7 +63,10 @@ def with_distinct_ids(sources: list[list[Problem]], names: list[str]) -> list[li
     first: dict[str, Problem] = {}
     if all(first.setdefault(problem.id, problem) == problem for source in sources for problem in source):
         return sources
-    return [[replace(each, id=f"{name}:{each.id}") for each in source] for source, name in zip(sources, names, strict=True)]
+    return [
+        [replace(each, id=f"{name}:{each.id}") for each in source]
+        for source, name in zip(sources, names, strict=True)
+    ]
 
 
 def fit(data: RunData, policy: TransformersPolicy, config: Config) -> RunData:
@@ -63,14 +75,23 @@ def fit(data: RunData, policy: TransformersPolicy, config: Config) -> RunData:
     Raises UserError.
     """
     setting = config.data.too_long
-    data = replace(data, sources=[[policy.renderer.cleaned(problem) for problem in source] for source in data.sources])
+    data = replace(
+        data, sources=[[policy.renderer.cleaned(problem) for problem in source] for source in data.sources]
+    )
     _, long = fitting(policy, data.training, setting)
-    held_out = {name: fitting(policy, problems, setting, references=False) for name, problems in data.held_out.items()}
+    held_out = {
+        name: fitting(policy, problems, setting, references=False) for name, problems in data.held_out.items()
+    }
     gone = {id(each.problem) for each in long}
     sources = [[problem for problem in source if id(problem) not in gone] for source in data.sources]
     if not all(sources):
-        raise UserError(f"data.train: no problem of source {sources.index([]) + 1} fits the model's context of {policy.context} tokens")
-    skipped = {"data/too_long": long, **{f"data/too_long/{name}": found for name, (_, found) in held_out.items()}}
+        raise UserError(
+            f"data.train: no problem of source {sources.index([]) + 1} fits the model's context of {policy.context} tokens"
+        )
+    skipped = {
+        "data/too_long": long,
+        **{f"data/too_long/{name}": found for name, (_, found) in held_out.items()},
+    }
     return RunData(
         sources,
         {name: problems for name, (problems, _) in held_out.items()},

@@ -18,9 +18,9 @@ import tomli_w
 from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
-from handrail import __version__
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import locked, no_room, sync, write_whole
+from handrail._util.version import __version__
 from handrail.training.checkpoint import newest_intact
 from handrail.training.config import Config, load_config
 from handrail.training.resuming import CONTENTS, differences, held_by, no_run_in, what_is_learnt
@@ -38,7 +38,9 @@ class RunDirectory:
         Of several processes one ``writes``; for the others every method does nothing.
         """
         self.path, self.writes, self.checkpoints = path, writes, path / "checkpoints"
-        self.files = [path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")]
+        self.files = [
+            path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")
+        ]
         self.metrics, self.timings, self.samples, self.evaluations, self.versions = self.files
         self.skipped = path / "skipped.jsonl"
         if not writes:
@@ -46,16 +48,22 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         for file in self.files:
             keep_until(file, resume_from)
-        write_whole(path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True, exclude={"compare"})))
+        write_whole(
+            path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True, exclude={"compare"}))
+        )
         if self.skipped.exists():
             keep_until(self.skipped, resume_from)
         append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
-        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1)
+        self.board = SummaryWriter(
+            str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.writes:
             with suppress(OSError):  # what stands in the way has been said already
                 self.board.close()
@@ -70,13 +78,19 @@ class RunDirectory:
         if not (path / "metrics.jsonl").exists():
             if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
                 if held := held_by(path):
-                    raise UserError(f"{path} holds {held}, into which no run can be written; choose another --output")
-                raise UserError(f"{path} has no metrics.jsonl and holds something else; choose another --output")
+                    raise UserError(
+                        f"{path} holds {held}, into which no run can be written; choose another --output"
+                    )
+                raise UserError(
+                    f"{path} has no metrics.jsonl and holds something else; choose another --output"
+                )
             if resume and not (path / ".lock").exists():  # which a run killed at its very start leaves behind
                 raise UserError(no_run_in(path))
             return
         if not resume:
-            raise UserError(f"{path} already holds a run; continue it with --resume, or choose another --output")
+            raise UserError(
+                f"{path} already holds a run; continue it with --resume, or choose another --output"
+            )
         if not (path / "checkpoints").exists() and (path / "summary.json").exists():
             raise UserError(f"{path} holds a finished run without checkpoints; choose another --output")
         if last_step(path) < 0:  # killed at its very start
@@ -100,8 +114,13 @@ class RunDirectory:
             return
         append(self.metrics, {"step": step, **metrics})
         append(self.timings, {"step": step, **{name: round(value, 4) for name, value in seconds.items()}})
-        for name, value in {**metrics, **{f"seconds/{name}": value for name, value in seconds.items()}}.items():
-            of_rollouts = name in ("rollouts", "tokens/sampled") or (name.startswith("groups/") and name != "groups/all")
+        for name, value in {
+            **metrics,
+            **{f"seconds/{name}": value for name, value in seconds.items()},
+        }.items():
+            of_rollouts = name in ("rollouts", "tokens/sampled") or (
+                name.startswith("groups/") and name != "groups/all"
+            )
             if isinstance(value, int | float) and (metrics.get("rollouts") or not of_rollouts):
                 self.board.add_scalar(name, value, step)
 
@@ -144,8 +163,21 @@ class RunDirectory:
 
 def versions() -> dict[str, str]:
     """What computes: Python and the packages whose releases may change a figure."""
-    packages = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "math-verify", "reasoning-gym", "numpy")
-    return {"handrail": __version__, "python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    packages = (
+        "torch",
+        "transformers",
+        "accelerate",
+        "tokenizers",
+        "datasets",
+        "math-verify",
+        "reasoning-gym",
+        "numpy",
+    )
+    return {
+        "handrail": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:
@@ -163,7 +195,9 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
             rows[-1]["step"] = int(rows[-1]["step"])
         except (ValueError, TypeError, KeyError):
             without = ", or delete it to do without that step" if number > 1 else ""
-            raise UserError(f"{file}, line {number}: it is damaged; restore it from a copy{without}") from None
+            raise UserError(
+                f"{file}, line {number}: it is damaged; restore it from a copy{without}"
+            ) from None
     return rows
 
 
@@ -182,9 +216,15 @@ def newest_checkpoint(path: Path) -> Path | None:
     if done < 0:
         return None
     # Every so many steps one was written, whatever a resumption now asks for.
-    newest = newest_intact(path / "checkpoints", done, load_config(path / "config.toml").train.checkpoint_every)
+    newest = newest_intact(
+        path / "checkpoints", done, load_config(path / "config.toml").train.checkpoint_every
+    )
     if newest is None:
-        log.warning("%s was stopped after step %d and before its first checkpoint, so it starts again at step 0", path, done)
+        log.warning(
+            "%s was stopped after step %d and before its first checkpoint, so it starts again at step 0",
+            path,
+            done,
+        )
     return newest
 
 
@@ -206,7 +246,9 @@ def explained(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if no_room(error):
-            raise Paused(f"no room left in {path}; what was checkpointed is whole: make room, then go on with --resume") from error
+            raise Paused(
+                f"no room left in {path}; what was checkpointed is whole: make room, then go on with --resume"
+            ) from error
         if not isinstance(error, OSError | SafetensorError):
             raise
         name = getattr(error, "filename", None)
@@ -214,7 +256,11 @@ def explained(path: Path) -> Iterator[None]:
         if not where.is_relative_to(path):
             raise
         if isinstance(error, FileNotFoundError):
-            raise UserError(f"{where} is gone: {path} was deleted or renamed while it was being written") from error
-        raise UserError(f"{where} cannot be written ({getattr(error, 'strerror', error)}); choose another --output") from error
+            raise UserError(
+                f"{where} is gone: {path} was deleted or renamed while it was being written"
+            ) from error
+        raise UserError(
+            f"{where} cannot be written ({getattr(error, 'strerror', error)}); choose another --output"
+        ) from error
     finally:
         threading.excepthook = before

@@ -16,20 +16,20 @@ class VerifierConfig(Section):
     """``math``, ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own
     ``module:function`` or ``file.py:function``."""
     extract: str | None = None
-    """Regular expression that finds the answer in a completion: the verifier sees the first group of the last
+    """Regular expression for the answer in a completion: the verifier sees only the first group of the last
     match."""
     timeout: float = Field(5.0, gt=0, le=86_400)
-    """Seconds for one verdict; a worker that takes longer is killed, and its completion is unverified and
-    earns nothing."""
+    """Seconds for one verdict; a worker that takes longer is killed, and the completion is unverified, with
+    reward 0."""
     memory_gib: float = Field(4.0, ge=0.05)
-    """Memory of one worker, in GiB; a completion that needs more gets no verdict."""
+    """Memory limit of one worker, in GiB; a completion that needs more gets no verdict."""
     workers: int = Field(2, ge=1)
     """Processes that grade in parallel."""
     correct_from: float = Field(1.0, gt=0, le=1)
-    """A completion is correct if its score is at least this; below it is wrong, whatever it is paid."""
+    """The lowest score of a correct completion; a lower score is wrong, whatever its reward."""
     partial_credit: bool | None = None
-    """Pay the score itself instead of 1 for correct and 0 for wrong; by default on, except for
-    ``reasoning-gym`` and ``task``, whose scorers may give a wrong answer a hundredth."""
+    """Use the score as the reward instead of 1 for correct and 0 for wrong (default: on, except for
+    ``reasoning-gym`` and ``task``, whose scorers may give a wrong answer 0.01)."""
 
     @field_validator("extract")
     @classmethod
@@ -37,11 +37,15 @@ class VerifierConfig(Section):
         if extract is None:
             return None
         if not extract:
-            raise ValueError("it is empty, which would grade every completion as wrong; write a pattern, or leave it out")
+            raise ValueError(
+                "it is empty, which would grade every completion as wrong; write a pattern, or leave it out"
+            )
         try:
             groups = re.compile(extract).groups
         except re.error as error:
             raise ValueError(f"{extract!r} is not a regular expression: {error}") from None
         if not groups:
-            raise ValueError(f"{extract!r} has no group; put the part that is the answer in parentheses, as in '#### (.+)'")
+            raise ValueError(
+                f"{extract!r} has no group; put the part that is the answer in parentheses, as in '#### (.+)'"
+            )
         return extract

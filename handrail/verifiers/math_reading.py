@@ -1,4 +1,4 @@
-"""How an answer in mathematics is read: where a completion states it, and what of its text is mathematics. math-verify parses that."""
+"""Read an answer in mathematics: find it in a completion and extract its mathematics for math-verify."""
 
 from __future__ import annotations
 
@@ -7,18 +7,31 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from handrail.verifiers.answer_text import FORMULA_JOINT, Numeral, boxes, last_joined, looks, marked, numeral, plain
+from handrail.verifiers.answer_text import (
+    FORMULA_JOINT,
+    Numeral,
+    boxes,
+    last_joined,
+    marked,
+    parse_numeral,
+    plain,
+    strip_formatting,
+)
 
-# Functions that school writes without a backslash.
-FUNCTIONS = re.compile(r"(?<![\\A-Za-z])(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|pi|infty|gcd|lcm|min|max|det)(?![A-Za-z])")
+# Functions that are often written without a backslash.
+FUNCTIONS = re.compile(
+    r"(?<![\\A-Za-z])(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|pi|infty|gcd|lcm|min|max|det)(?![A-Za-z])"
+)
 WORD = re.compile(r"(?<![\\{A-Za-z])(?!sqrt(?![a-z]))[A-Za-z]{3,}")
-# "Difference = 64,800", "Answer: 5"
+# Such as "Difference = 64,800" and "Answer: 5".
 LABEL = re.compile(r"(?P<words>[A-Za-z][A-Za-z ]*[A-Za-z]{2}) ?[=:](?=[-\d\\(\[.])")
 LIST = re.compile(r",? ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]),? ?")
 SEPARATOR = re.compile(r",(?!\d{3}(?!\d)) ?|, (?=\d)")
 PERCENT = re.compile(r"(?<=\d) ?(?:percent(?:age)?|pct)(?![A-Za-z])")
 UNIT = re.compile(r"(?P<value>.*(?:[\d})%]|\\pi|\\circ)) ?(?P<unit>[A-Za-z][A-Za-z ./{}^0-9-]*)")
-LETTER_UNIT = re.compile(r"(?<=[\d}]) *\\(?:text|mathrm|mbox)\s*\{[~\s]*[CFJKLNVWghms]\s*\}(?:\^\{?\d\}?)?(?=[\s$.]*$)")
+LETTER_UNIT = re.compile(
+    r"(?<=[\d}]) *\\(?:text|mathrm|mbox)\s*\{[~\s]*[CFJKLNVWghms]\s*\}(?:\^\{?\d\}?)?(?=[\s$.]*$)"
+)
 SHORT_UNIT = re.compile(r"cm|mm|km|kg|mg|m[lL]|ft|in|lb|oz|hr|am|pm|mi|yd|ha|sq")
 QUALIFIER = re.compile(
     r"\b(?:not|is|are|was|if|when|where|for|such|with|without|than|less|more|least|most|about|except|but|to|from|no|nor|only|wrong)\b",
@@ -33,37 +46,41 @@ ANSWER = re.compile(r"answer", re.IGNORECASE)
 ANSWER_IS = re.compile(r"answers?(?: is| are|:)", re.IGNORECASE)
 NAME = re.compile(r" *[A-Za-z] *")
 ADDED = re.compile(r"\\text\w*\s*\{[^}]*\d")
-REGION = re.compile(r"(?<!\\)\$\$(.+?)(?<!\\)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+REGION = re.compile(
+    r"(?<!\\)\$\$(.+?)(?<!\\)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer: ``plain``, its letters, which decide if they are equal, and ``text``, what of it is mathematics."""
+    """An answer: ``plain`` is compared letter by letter, and ``text`` is the part that is mathematics."""
 
     plain: str
     text: str
 
     @cached_property
     def numeral(self) -> Numeral | None:
-        return numeral(self.text)
+        return parse_numeral(self.text)
 
     @cached_property
     def expression(self) -> Any:
-        """What math-verify reads in all of ``text``; None if that holds words, or cannot be read to its end."""
+        """The sympy expression of ``text``; None if it has words or math-verify cannot parse all of it."""
         if any(map(_is_word, WORD.findall(self.text))) or SIDE_BY_SIDE.search(self.text):
             return None
         from latex2sympy2_extended import NormalizationConfig
         from math_verify import LatexExtractionConfig, parse
 
-        whole = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+        whole = NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+        )
         latex = E_NOTATION.sub(r"\1\\cdot10^{\2}", self.text).replace("%", r"\%")
         found = parse(f"${latex}$", [LatexExtractionConfig(normalization_config=whole)], parsing_timeout=None)
         return found[0] if found and not isinstance(found[0], str) else None
 
 
 @dataclass(frozen=True)
-class Found(Answer):
-    """An answer that math-verify found among words, and has read."""
+class ProseAnswer(Answer):
+    """An answer that math-verify found in a sentence and has parsed."""
 
     parsed: Any
 
@@ -73,12 +90,13 @@ class Found(Answer):
 
 
 def answer(text: str) -> Answer:
-    return Answer(plain(text), tidied(text))
+    """Make ``text``, which holds nothing but an answer, an Answer."""
+    return Answer(plain(text), extract_mathematics(text))
 
 
-def tidied(text: str) -> str:
-    r"""What of ``text`` is mathematics: without its label and units, ``and`` for a comma. Words that are neither stay."""
-    text = looks(LETTER_UNIT.sub("", text)).lstrip("£€¥")
+def extract_mathematics(text: str) -> str:
+    """Remove the label and the units from ``text``, and replace ``and`` with a comma. Other words stay."""
+    text = strip_formatting(LETTER_UNIT.sub("", text)).lstrip("£€¥")
     text = PERCENT.sub("%", FUNCTIONS.sub(r"\\\g<0>", text))
     label = LABEL.match(text)
     if label and not QUALIFIER.search(label["words"]):
@@ -98,18 +116,24 @@ def _without_unit(text: str) -> str:
 
 
 def _is_word(letters: str) -> bool:
-    """abc and xyz are products."""
+    """True if ``letters`` are a word; three letters in alphabetical order, such as xyz, are a product."""
     return len(letters) > 3 or len(letters) == 3 and list(letters.casefold()) != sorted(letters.casefold())
 
 
-def known(text: str) -> Answer:
-    """The answer of a problem, or what its solution states. One that cannot be read to its end is compared as text."""
+def read_gold(text: str) -> Answer:
+    """Read the answer of a problem, which may be a solution that states it.
+
+    An answer that cannot be parsed as a whole is compared as text.
+    """
     solution = boxes(text) or marked(text) or FINAL_ANSWER.search(text)
-    return (stated(text) if solution else None) or answer(text)
+    return (read_completion(text) if solution else None) or answer(text)
 
 
-def stated(completion: str) -> Answer | None:
-    """The answer that a completion states: in its mark or box, else the last formula, else what math-verify finds; None without any."""
+def read_completion(completion: str) -> Answer | None:
+    """Read the answer of a completion: its mark or box, else its last formula, else what math-verify finds.
+
+    Returns None if there is no answer.
+    """
     mark = marked(completion)
     text = completion.strip() if mark is None else mark
     spans = boxes(text)
@@ -127,31 +151,46 @@ def stated(completion: str) -> Answer | None:
 def _in_prose(text: str) -> Answer | None:
     from math_verify import parse
 
-    spans = [(match.start(), match.end(), "".join(part or "" for part in match.groups())) for match in REGION.finditer(text)]
+    spans = [
+        (match.start(), match.end(), "".join(part or "" for part in match.groups()))
+        for match in REGION.finditer(text)
+    ]
     if formula := _last_formula(text, spans):
         return formula
     found = parse(_with_dollars(text), parsing_timeout=None)
-    # A second number in words is not read: 42 \text{ is wrong, it is 41}.
+    # math-verify ignores text in a formula, which may hold another number: 42 \text{ is wrong, it is 41}.
     if found and not isinstance(found[0], str) and not ADDED.search(text):
-        return Found(plain(text), looks("".join(each for each in found if isinstance(each, str))), found[0])
+        return ProseAnswer(
+            plain(text), strip_formatting("".join(each for each in found if isinstance(each, str))), found[0]
+        )
     *_, said = [None, *ANSWER_IS.finditer(text)]
     return answer(text[said.end() :].strip().partition("\n")[0]) if said else None
 
 
 def _last_formula(text: str, spans: list[tuple[int, int, str]]) -> Answer | None:
-    """The formula behind the last "answer", else the last with no number behind it; None if it cannot be read."""
+    """Return the formula after the last word "answer", else the last formula if no number follows it.
+
+    Returns None if there is no such formula or it cannot be parsed.
+    """
     *_, said = [len(text), *(match.end() for match in ANSWER.finditer(text))]
     last = next((index for index, span in enumerate(spans) if said <= span[0] <= said + 50), len(spans) - 1)
     while last + 1 < len(spans) and FORMULA_JOINT.fullmatch(text, spans[last][1], spans[last + 1][0]):
         last += 1
-    if not spans or re.search(r"\d", text[spans[last][1] :]) and (spans[last][0] < said or NAME.fullmatch(spans[last][2])):
+    if (
+        not spans
+        or re.search(r"\d", text[spans[last][1] :])
+        and (spans[last][0] < said or NAME.fullmatch(spans[last][2]))
+    ):
         return None
     formula = answer(last_joined(text, spans[: last + 1], FORMULA_JOINT))
     return formula if formula.numeral or formula.expression is not None else None
 
 
 def _with_dollars(text: str) -> str:
-    r"""With LaTeX that stands bare among words put between dollar signs: of ``The answer is 12\pi.`` math-verify reads 12 else."""
+    r"""Put dollar signs around LaTeX that stands among words.
+
+    Without them, math-verify reads ``The answer is 12\pi.`` as 12.
+    """
     if "\\" not in text or REGION.search(text):
         return text
     return "\n".join(map(_line_with_dollars, text.split("\n")))
@@ -164,4 +203,8 @@ def _line_with_dollars(line: str) -> str:
             runs += [[word], []]
         else:
             runs[-1].append(word)
-    return " ".join(f"${' '.join(run).rstrip('.,')}$" if any("\\" in word for word in run) else " ".join(run) for run in runs if run)
+    return " ".join(
+        f"${' '.join(run).rstrip('.,')}$" if any("\\" in word for word in run) else " ".join(run)
+        for run in runs
+        if run
+    )

@@ -1,4 +1,4 @@
-"""A pool of verifier processes: every verdict comes within the deadline, whatever the graded code does."""
+"""Pool of verifier processes: every verdict meets its time limit, even if a verifier hangs or crashes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ from typing import Any, Literal, Self
 
 from handrail._util.errors import UserError
 from handrail._util.interrupts import results
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.builtin import BUILTIN
 from handrail.verifiers.config import VerifierConfig
 
 START_LIMIT = 60.0
 FIRST_CALL_LIMIT = 60.0
-"""Seconds for the first call of a user's verifier in a process, which may load a model."""
+"""Seconds for the first call of a user's verifier in a process, because that call may load a model."""
 EXIT_LIMIT = 1.0
 MOST_UNVERIFIED = 0.9
-"""A verifier that reaches no verdict on a larger share of its latest completions is broken, and a run with it stops."""
+"""A verifier is broken, and the run stops, if it reaches no verdict on more than this share of the latest
+completions."""
 FEWEST_PROBLEMS = 8
-"""The latest completions are those of at least so many problems: one whose answer nobody can read must not stop a run."""
+"""The latest completions are those of at least this many problems, so that a single problem with an
+unreadable answer cannot stop a run."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``status`` is ok or cut off, or says why the completion is unverified, with the ``detail``: ``reward`` 0, ``correct`` None.
+    """The verdict on a completion.
 
-    ``correct`` is True if the score is at least ``verifier.correct_from``. ``answer`` is what the completion answers.
+    If the completion is unverified, ``status`` (timeout, crash or error) and ``detail`` say why, ``reward``
+    is 0 and ``correct`` is None. Otherwise ``correct`` is True if the score is at least
+    ``verifier.correct_from``. ``answer`` is the completion's answer, if it was requested and found.
     """
 
     reward: float
@@ -48,12 +52,13 @@ class Verdict:
 
 
 CUT_OFF = Verdict(0.0, "cut off", correct=False)
-"""On a completion cut off at ``rollout.max_tokens`` if ``rollout.require_end``, without asking the verifier."""
+"""The verdict on a completion that was cut off at ``rollout.max_tokens``, if ``rollout.require_end`` is on;
+the verifier does not see it."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """What came of one call of ``grade``; ``first`` says why its first unverified completion is."""
+    """The counts of one call of ``grade``, and why the ``first`` unverified completion has no verdict."""
 
     problems: int
     completions: int
@@ -62,13 +67,14 @@ class _Batch:
 
 
 class VerifierPool:
-    """Grades completions in worker processes, for one caller at a time. A context manager.
+    """Context manager that grades completions in worker processes, for one caller at a time.
 
-    Raises UserError at once if the verifier cannot be used.
+    Creating it raises UserError if the verifier cannot be used.
     """
 
-    def __init__(self, config: VerifierConfig) -> None:
-        self._config = config
+    def __init__(self, config: VerifierConfig | str = "math") -> None:
+        """``config``: the settings, or the verifier's name alone."""
+        self._config = config = VerifierConfig(name=config) if isinstance(config, str) else config
         self._workers: list[_Worker | None] = [None] * config.workers
         self._latest: deque[_Batch] = deque()
         self._first_hung = False
@@ -82,16 +88,21 @@ class VerifierPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        """Kills the workers and what they started."""
+        """Kill the workers and their child processes."""
         for slot in range(len(self._workers)):
             self._discard(slot)
 
     def grade(self, items: Sequence[tuple[Problem, str]], answers: bool = False) -> list[Verdict]:
-        """The verdicts on ``items``, in their order, with what they answer if ``answers``. Raises UserError if a worker cannot start."""
+        """Return the verdicts on ``items`` in their order, with the completions' answers if ``answers``.
+
+        Raises UserError if a worker cannot start.
+        """
         todo = deque(enumerate(items))
         verdicts: dict[int, Verdict] = {}
 
@@ -104,7 +115,7 @@ class VerifierPool:
         with ThreadPoolExecutor(len(self._workers)) as threads:
             try:
                 results([threads.submit(serve, slot) for slot in range(min(len(self._workers), len(items)))])
-            except BaseException:  # Paused and KeyboardInterrupt too: leaving this block waits for the threads
+            except BaseException:  # even Paused and KeyboardInterrupt, because leaving waits for the threads
                 todo.clear()
                 self.close()
                 raise
@@ -114,15 +125,25 @@ class VerifierPool:
 
     @property
     def failing(self) -> str | None:
-        """One sentence if the verifier reaches hardly any verdict (MOST_UNVERIFIED), with the first reason; else None."""
-        completions, unverified = (sum(getattr(batch, name) for batch in self._latest) for name in ("completions", "unverified"))
-        if sum(batch.problems for batch in self._latest) < FEWEST_PROBLEMS or unverified <= MOST_UNVERIFIED * completions:
+        """A sentence with the first reason if the verifier reaches hardly any verdicts, else None."""
+        completions, unverified = (
+            sum(getattr(batch, name) for batch in self._latest) for name in ("completions", "unverified")
+        )
+        if (
+            sum(batch.problems for batch in self._latest) < FEWEST_PROBLEMS
+            or unverified <= MOST_UNVERIFIED * completions
+        ):
             return None
         first = next(batch.first for batch in self._latest if batch.first)
-        return f"the verifier {self._config.name!r} reached no verdict on {unverified} of {completions} completions, first on {first}"
+        return (
+            f"the verifier {self._config.name!r} reached no verdict "
+            f"on {unverified} of {completions} completions, first on {first}"
+        )
 
     def _remember(self, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
-        failed = [unreached(*pair) for pair in zip(problems, verdicts, strict=True) if pair[1].correct is None]
+        failed = [
+            unreached(*pair) for pair in zip(problems, verdicts, strict=True) if pair[1].correct is None
+        ]
         if verdicts:
             distinct = len({problem.id for problem in problems})
             self._latest.append(_Batch(distinct, len(verdicts), len(failed), failed[0] if failed else ""))
@@ -131,8 +152,10 @@ class VerifierPool:
 
     def _grade_one(self, slot: int, problem: Problem, completion: str, answer: bool) -> Verdict:
         try:
-            # vars, not asdict, which would copy the metadata deeply
-            request = json.dumps({"problem": vars(problem), "completion": completion, "answer": answer}, default=str)
+            # vars(), because asdict() would copy the metadata deeply.
+            request = json.dumps(
+                {"problem": vars(problem), "completion": completion, "answer": answer}, default=str
+            )
         except (TypeError, ValueError, RecursionError) as error:
             return Verdict(0.0, "error", f"problem {problem.id!r} cannot be written as JSON: {error}")
         worker = self._worker(slot)
@@ -144,7 +167,11 @@ class VerifierPool:
         except TimeoutError:
             self._discard(slot)
             self._first_hung |= first
-            advice = "; let the verifier load what it needs on import, or raise verifier.timeout" if first else " (verifier.timeout)"
+            advice = (
+                "; let the verifier load what it needs on import, or raise verifier.timeout"
+                if first
+                else " (verifier.timeout)"
+            )
             return Verdict(0.0, "timeout", f"no verdict within {round(limit, 1):g} s{advice}")
         except (OSError, ValueError):
             end = worker.end()
@@ -156,27 +183,42 @@ class VerifierPool:
             self._discard(slot)
         if "error" in said:
             return Verdict(0.0, "error", said["error"], said.get("answer"))
-        return Verdict(said["reward"], "ok", answer=said.get("answer"), correct=said["reward"] >= self._config.correct_from)
+        return Verdict(
+            said["reward"],
+            "ok",
+            answer=said.get("answer"),
+            correct=said["reward"] >= self._config.correct_from,
+        )
 
     @property
     def _first_limit(self) -> float:
-        """FIRST_CALL_LIMIT until a call has run into it; from then on ``verifier.timeout`` and as long as the slowest first call that
-        ended has taken, so that a verifier that hangs costs little and one that loads a model still can."""
-        return self._config.timeout + self._slowest_first if self._first_hung else max(self._config.timeout, FIRST_CALL_LIMIT)
+        """The time limit of a first call.
+
+        It is FIRST_CALL_LIMIT until a first call exceeds that. From then on it is ``verifier.timeout`` plus
+        the time of the slowest first call that ended, so that a verifier that hangs costs little and one that
+        loads a model still can.
+        """
+        if self._first_hung:
+            return self._config.timeout + self._slowest_first
+        return max(self._config.timeout, FIRST_CALL_LIMIT)
 
     def _worker(self, slot: int) -> _Worker:
-        """The worker of ``slot``, started if there is none."""
+        """Return the worker of ``slot``, starting one if there is none."""
         worker = self._workers[slot]
         if worker is not None:
             return worker
-        # Entered before the handshake, so that close() finds it.
+        # Stored before the handshake, so that close() finds it.
         worker = self._workers[slot] = _Worker()
         try:
             answer = worker.ask(self._config.model_dump_json(), START_LIMIT)
         except TimeoutError as error:
-            raise UserError(f"The verifier {self._config.name!r} did not start within {START_LIMIT:g} s.") from error
+            raise UserError(
+                f"The verifier {self._config.name!r} did not start within {START_LIMIT:g} s."
+            ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"The verifier {self._config.name!r} did not start: its process {worker.end()}.") from error
+            raise UserError(
+                f"The verifier {self._config.name!r} did not start: its process {worker.end()}."
+            ) from error
         if "fatal" in answer:
             raise UserError(answer["fatal"])
         return worker
@@ -188,17 +230,17 @@ class VerifierPool:
 
 
 def unreached(problem: Problem, verdict: Verdict) -> str:
-    """Why there is no verdict, and for which problem, in one line."""
+    """Say in one line for which problem there is no verdict, and why."""
     return " ".join(f"{problem.where or problem.id} ({verdict.status}): {verdict.detail}".split())
 
 
 class _Worker:
-    """One process of ``handrail.verifiers.worker``, at the other end of a socket (a pipe cannot be given a deadline)."""
+    """A process of ``handrail.verifiers.worker``, connected by a socket, because a pipe has no timeout."""
 
     def __init__(self) -> None:
         self.called = False
         self._socket, theirs = socket.socketpair()
-        # Our sys.path, so that it imports the same handrail, and of the user's modules what this process would.
+        # Our sys.path, so that the worker imports the same handrail and the same user modules.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         with theirs:
             self._process = subprocess.Popen(
@@ -211,7 +253,10 @@ class _Worker:
             )
 
     def ask(self, line: str, seconds: float) -> dict[str, Any]:
-        """Sends ``line`` and returns the answer. Raises TimeoutError, or OSError or ValueError if the process is gone."""
+        """Send ``line`` and return the reply.
+
+        Raises TimeoutError, and OSError or ValueError if the process is gone.
+        """
         deadline = time.monotonic() + seconds
         self._socket.settimeout(seconds)
         self._socket.sendall(line.encode() + b"\n")
@@ -227,7 +272,7 @@ class _Worker:
         return message
 
     def end(self) -> str:
-        """How a process that no longer answers ended."""
+        """Say how a process that no longer replies has ended."""
         try:
             code = self._process.wait(EXIT_LIMIT)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,7 @@
-"""How much a number leaves to be worked out: 6*7 and the distance as a root of two squares are questions, 42 and the root of 52 answers."""
+"""Count what a number leaves to be worked out.
+
+6*7 and the root of a sum of two squares are still questions; 42 and the root of 52 are answers.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,31 @@ from collections import Counter
 from math import gcd
 from typing import Any
 
-DIVISIBLE = re.compile(r"\\frac ?\{?(\d{1,80}|(?<=\{)-\d{1,80})\}? ?\{?(\d{1,80})\}?|(?<![\d.])(\d{1,80})/(\d{1,80})(?![\d.])")
+DIVISIBLE = re.compile(
+    r"\\frac ?\{?(\d{1,80}|(?<=\{)-\d{1,80})\}? ?\{?(\d{1,80})\}?|(?<![\d.])(\d{1,80})/(\d{1,80})(?![\d.])"
+)
 
 
 def open_operations(expression: Any) -> int:
-    """How many integrals, sums, limits and the like are yet to be taken."""
+    """Count the integrals, derivatives, limits, sums and products that are not evaluated."""
     from sympy import Derivative, Integral, Limit, Product, Sum
 
-    return len(expression.atoms(Integral, Derivative, Limit, Sum, Product)) if hasattr(expression, "atoms") else 0
+    if not hasattr(expression, "atoms"):
+        return 0
+    return len(expression.atoms(Integral, Derivative, Limit, Sum, Product))
 
 
 def divisions(text: str) -> int:
-    """How many fractions of ``text`` are integers yet to be divided, such as 84/2; math-verify divides them as it reads."""
+    """Count the fractions in ``text`` that equal an integer, such as 84/2.
+
+    This needs the text, because math-verify divides them when it parses.
+    """
     found = [[int(part) for part in match.groups() if part] for match in DIVISIBLE.finditer(text)]
     return sum(bottom != 0 and top % bottom == 0 for top, bottom in found)
 
 
 def steps_left(expression: Any) -> int:
-    """How many steps a number, or the numbers of a set, tuple or interval, leave to be done; 0 for a number in a usual form."""
+    """Count the steps left to do in a number, set, tuple or interval; 0 for numbers in a usual form."""
     from sympy import Add, FiniteSet, Interval, Mul, Number, Pow, Tuple
 
     match expression:
@@ -39,35 +49,46 @@ def steps_left(expression: Any) -> int:
         case Mul():
             return _of_product(expression)
         case Pow(base=10) if expression.exp.is_Integer and not 0 <= expression.exp <= 5:
-            return 0  # as one writes large and small numbers
+            return 0  # the usual notation of large and small numbers
         case Pow():
-            return steps_left(expression.base) + steps_left(expression.exp) + (_is_rational(expression) and expression.exp != -1)
+            undone = _is_rational(expression) and expression.exp != -1
+            return steps_left(expression.base) + steps_left(expression.exp) + undone
         case _:
             inside = sum(map(steps_left, getattr(expression, "args", ())))
             return inside or int(_has_value(expression))
 
 
 def _of_sum(expression: Any) -> int:
-    """Terms that differ by a rational factor only are yet to be added."""
+    """Count the steps that a sum leaves to do: terms that differ only by a rational factor must be added."""
     terms = _flat(expression, type(expression))
     kinds = Counter(frozenset(map(str, _split(term)[2])) for term in terms)
     return sum(map(steps_left, terms)) + sum(kinds.values()) - len(kinds)
 
 
 def _of_product(expression: Any) -> int:
-    """Rational factors are yet to be multiplied, but for percentages and 3 * 10^8, and divided if they have a common divisor."""
+    """Count the steps that a product leaves to do.
+
+    Rational factors must be multiplied, except in percentages and 3 * 10^8, and a fraction must be in lowest
+    terms.
+    """
     from sympy import Pow, Rational, UnevaluatedExpr
 
     over, under, others = _split(expression)
     percent = UnevaluatedExpr(Rational(1, 100))
-    units = [each for each in others if each == percent or isinstance(each, Pow) and each.base == 10 and each.exp.is_Integer]
+    units = [
+        each
+        for each in others
+        if each == percent or isinstance(each, Pow) and each.base == 10 and each.exp.is_Integer
+    ]
     rest = [each for each in others if each not in units]
-    left = max(0, len(over) - 1) + max(0, len(under) - 1) + max(0, len(units) - 1) + sum(map(steps_left, rest))
+    left = (
+        max(0, len(over) - 1) + max(0, len(under) - 1) + max(0, len(units) - 1) + sum(map(steps_left, rest))
+    )
     return left + (len(over) == len(under) == 1 and _common(over[0], under[0]))
 
 
 def _split(expression: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """The rational factors of a product but for 1 and -1, those it is divided by, and the other factors."""
+    """Split a product into its rational factors except 1 and -1, its rational divisors, and all others."""
     from sympy import Mul, Number, Pow
 
     over, under, others = [], [], []
@@ -100,5 +121,9 @@ def _is_rational(expression: Any) -> bool:
 
 
 def _has_value(expression: Any) -> bool:
-    """Whether a function of numbers, such as log_2 8 or sin(pi/6), has a value that it is yet to be replaced with."""
-    return bool(getattr(expression, "is_Function", False)) and not expression.free_symbols and expression.doit() != expression
+    """True if a function of numbers, such as log_2 8 or sin(pi/6), has a simpler value."""
+    return (
+        bool(getattr(expression, "is_Function", False))
+        and not expression.free_symbols
+        and expression.doit() != expression
+    )

@@ -32,7 +32,10 @@ def test_no_known_procedure_is_a_family_s() -> None:
     known = {work.plan for work in mixtures.known_procedures().values()}
     assert len(known) > 90
     for source in IN_DOMAIN.values():
-        assert not {problem.plan for problem in load_problems(f"{source}{'&' if '?' in source else '?'}n=100")} & known
+        assert (
+            not {problem.plan for problem in load_problems(f"{source}{'&' if '?' in source else '?'}n=100")}
+            & known
+        )
 
 
 def test_examples_are_right_and_use_the_words_there_are() -> None:
@@ -66,7 +69,9 @@ def test_the_families_names_mean_something_else_in_every_example() -> None:
 
 @pytest.mark.parametrize("name", ["house-tiny", "suite-weak"])
 def test_a_recipe_makes_a_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(make.RECIPES, name, replace(make.RECIPES[name], hidden=16, layers=1, steps=2, batch=4))
+    monkeypatch.setitem(
+        make.RECIPES, name, replace(make.RECIPES[name], hidden=16, layers=1, steps=2, batch=4)
+    )
     make.make(name, tmp_path / "a", seed=1)
     make.make(name, tmp_path / "b", seed=1)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "a").num_parameters() > 0
@@ -79,7 +84,10 @@ def test_a_recipe_makes_a_model(name: str, tmp_path: Path, monkeypatch: pytest.M
 
 
 def sources() -> dict[str, str]:
-    return {name: f"{source}{'&' if '?' in source else '?'}n=60" for name, source in (IN_DOMAIN | OUT_OF_DOMAIN).items()}
+    return {
+        name: f"{source}{'&' if '?' in source else '?'}n=60"
+        for name, source in (IN_DOMAIN | OUT_OF_DOMAIN).items()
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in make.RECIPES if name.startswith("suite-")])
@@ -97,7 +105,11 @@ def test_a_suite_backbone_is_small_and_knows_every_word(name: str) -> None:
 
 def test_the_middle_backbone_can_do_what_is_not_trained_and_not_what_is() -> None:
     lines = list(measure("builtin:suite-middle", 16))
-    accuracy = {line.split(":")[0]: float(line.split("pass@1 ")[1].split("%")[0]) for line in lines if "pass@1" in line}
+    accuracy = {
+        line.split(":")[0]: float(line.split("pass@1 ")[1].split("%")[0])
+        for line in lines
+        if "pass@1" in line
+    }
     assert {*accuracy} == {"easy", "hard", *FAMILIES}
     assert accuracy.pop("easy") > 80 and accuracy.pop("chain-sum") > 80
     assert max(accuracy.values()) < 6

@@ -73,19 +73,41 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def result(
-    phase: Any, style: str, method: str, seed: int, rate: float, hard: list[float], easy: list[float], backbone: str = "tiny"
+    phase: Any,
+    style: str,
+    method: str,
+    seed: int,
+    rate: float,
+    hard: list[float],
+    easy: list[float],
+    backbone: str = "tiny",
 ) -> Result:
     rewards = {"hard": hard, "easy": easy}
     figures = {"all_wrong": {"first": 1.0, "last": 0.5}, "diversity": {"one_minus_self_bleu": hard[0]}}
-    return Result(Cell(phase, backbone, style, method, seed, rate), "", {"hard": 0.0, "easy": 1.0}, rewards, figures)
+    return Result(
+        Cell(phase, backbone, style, method, seed, rate), "", {"hard": 0.0, "easy": 1.0}, rewards, figures
+    )
 
 
 def test_the_built_in_suite_is_what_it_says() -> None:
     suite = load_suite()
-    assert (len(suite.backbones), len(suite.in_domain), len(suite.out_of_domain), len(suite.methods), len(suite.styles)) == (3, 6, 2, 11, 2)
-    assert len(suite.seeds) >= 3 and suite.search_seed not in suite.seeds and suite.search_problems != suite.problems
+    assert (
+        len(suite.backbones),
+        len(suite.in_domain),
+        len(suite.out_of_domain),
+        len(suite.methods),
+        len(suite.styles),
+    ) == (3, 6, 2, 11, 2)
+    assert (
+        len(suite.seeds) >= 3
+        and suite.search_seed not in suite.seeds
+        and suite.search_problems != suite.problems
+    )
     assert planned(suite) == 3 * 11 * 2 * 3 + 11 * 2 * 3
-    cells = [*search_cells(suite), *evidence_cells(suite, {(s, m): 1e-4 for s in suite.styles for m in suite.methods})]
+    cells = [
+        *search_cells(suite),
+        *evidence_cells(suite, {(s, m): 1e-4 for s in suite.styles for m in suite.methods}),
+    ]
     assert len({cell.label for cell in cells}) == len(cells) == planned(suite)
     for cell in cells:
         config = job(suite, cell, Path("x")).config
@@ -121,7 +143,10 @@ def test_a_claims_average_is_over_settings_seed_by_seed() -> None:
     # Seed 1: halves of 1/2 and 0; seed 2: of 1 and 1/2; of seed 3 one setting knows nothing.
     assert average.difference.per_seed == [0.25, 0.75] and average.difference.mean == 0.5
     half = 12.706 * (0.5 / 2**0.5) / 2**0.5  # Student's 97.5 % point with one degree of freedom
-    assert half > 1 and (average.difference.low, average.difference.high) == (-1.0, 1.0)  # it says nothing, and no more than is possible
+    assert half > 1 and (average.difference.low, average.difference.high) == (
+        -1.0,
+        1.0,
+    )  # it says nothing, and no more than is possible
     assert _answered({"here": here}, "A", "B")[2] is None
 
 
@@ -132,7 +157,10 @@ def test_a_claims_average_is_over_settings_seed_by_seed() -> None:
         ([row(0.1, 0.2)] * 2, "holds in all 2 settings"),
         ([row(-0.1, 0.0)] * 3, "fails in all 3 settings"),
         ([row(-0.1, 0.1)] * 2, "undecided: no interval excludes either answer"),
-        ([row(0.1, 0.2), row(-0.2, -0.1), row(-0.1, 0.1)], "holds in 1 of 3, fails in 1 of 3, undecided in 1 of 3"),
+        (
+            [row(0.1, 0.2), row(-0.2, -0.1), row(-0.1, 0.1)],
+            "holds in 1 of 3, fails in 1 of 3, undecided in 1 of 3",
+        ),
     ],
 )
 def test_a_claim_that_fails_is_called_failed(rows: list[Row], answer: str) -> None:
@@ -150,12 +178,17 @@ def made(suite: Suite, hard: dict[tuple[str, str], list[float]]) -> Evidence:
 
 def test_claims_by_hand(tiny: Path) -> None:
     """A gain of .5 on the weak backbone and of .25 on the strong one, the same with every seed."""
-    suite = load_suite(tiny).model_copy(update={"backbones": {"weak": "w", "strong": "s"}, "styles": ["clean"]})
+    suite = load_suite(tiny).model_copy(
+        update={"backbones": {"weak": "w", "strong": "s"}, "styles": ["clean"]}
+    )
     evidence = made(suite, {
         ("weak", "GRPO"): [0, 0], ("weak", "SORT"): [0.5, 0.5], ("strong", "GRPO"): [0.25, 0.25], ("strong", "SORT"): [0.5, 0.5],
     })  # fmt: skip
     stalls, largest = claims(evidence)
-    assert [(row.setting, row.difference.mean) for row in stalls.rows] == [("weak, clean", 0.5), ("strong, clean", 0.25)]
+    assert [(row.setting, row.difference.mean) for row in stalls.rows] == [
+        ("weak, clean", 0.5),
+        ("strong, clean", 0.25),
+    ]
     assert [(row.setting, row.difference.mean, row.difference.per_seed) for row in largest.rows] == [
         ("weak against strong, clean", 0.25, [0.25, 0.25])
     ]
@@ -163,10 +196,16 @@ def test_claims_by_hand(tiny: Path) -> None:
 
 
 def test_what_was_learned_and_kept_is_a_mean_over_backbones_and_seeds(tiny: Path) -> None:
-    suite = load_suite(tiny).model_copy(update={"backbones": {"weak": "w", "strong": "s"}, "styles": ["clean"]})
+    suite = load_suite(tiny).model_copy(
+        update={"backbones": {"weak": "w", "strong": "s"}, "styles": ["clean"]}
+    )
     found = glance(made(suite, {("weak", "GRPO"): [0, 0.25], ("strong", "GRPO"): [0.5, 0.75]}))
     assert found["header"] == ["method", "clean: in-domain", "clean: out-of-domain"]
-    assert found["rows"] == [["*before training*", "0.0", "100.0"], ["GRPO", "37.5", "100.0"], ["SORT", "", ""]]
+    assert found["rows"] == [
+        ["*before training*", "0.0", "100.0"],
+        ["GRPO", "37.5", "100.0"],
+        ["SORT", "", ""],
+    ]
 
 
 def test_diversity_is_compared_over_seeds() -> None:
@@ -196,12 +235,24 @@ def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
     assert len(results) == 4 + 4 == planned(load_suite(tiny))
     chosen = chosen_rates(load_suite(tiny), results)
     for each in results:
-        assert set(each.rewards) == {"hard", "easy"} and all(len(rewards) == 4 for rewards in each.rewards.values())
-        assert each.cell.phase == "search" or each.cell.learning_rate == chosen[each.cell.style, each.cell.method]
+        assert set(each.rewards) == {"hard", "easy"} and all(
+            len(rewards) == 4 for rewards in each.rewards.values()
+        )
+        assert (
+            each.cell.phase == "search"
+            or each.cell.learning_rate == chosen[each.cell.style, each.cell.method]
+        )
     assert not list(Path("out/runs").iterdir())
     text = Path("page.md").read_text()
-    assert "GRPO stalls on problems that all rollouts fail, where SORT does not." in text and "(out/results.jsonl)" in text
-    assert "| tiny, foreign |" in text and "## tiny, foreign references" in text and "How the learning rates were chosen" in text
+    assert (
+        "GRPO stalls on problems that all rollouts fail, where SORT does not." in text
+        and "(out/results.jsonl)" in text
+    )
+    assert (
+        "| tiny, foreign |" in text
+        and "## tiny, foreign references" in text
+        and "How the learning rates were chosen" in text
+    )
     weights = json.loads(Path("out/weights.json").read_text())
     assert 0 < weights["tiny, foreign"]["w (α = ½)"]["mean"] < 1
 
@@ -213,7 +264,10 @@ def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
     repeated = read_results(Path("out/results.jsonl"))
     assert [each.rewards for each in repeated] == [each.rewards for each in results]
 
-    assert suite("--suite", str(tiny), "--output", "out", "--write-only").code == 0 and Path("out/evidence.md").exists()
+    assert (
+        suite("--suite", str(tiny), "--output", "out", "--write-only").code == 0
+        and Path("out/evidence.md").exists()
+    )
     assert len(current(load_suite(tiny), repeated)) == 8
     tiny.write_text(TINY.replace("group_size = 2", "group_size = 3"))
     assert current(load_suite(tiny), repeated) == []
@@ -225,14 +279,25 @@ def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
     ("change", "sentence"),
     [
         (("seeds = [1, 2]", "seeds = []"), "seeds: list should have at least 1 item"),
-        (("problems = 5", "problems = 5\nproblem = 6"), "there is no setting problem; did you mean 'problems'"),
-        (('name = "sort"', 'name = "sort", alfa = 1'), "the suite's methods.SORT: there is no setting method.alfa; did you mean 'alpha'"),
+        (
+            ("problems = 5", "problems = 5\nproblem = 6"),
+            "there is no setting problem; did you mean 'problems'",
+        ),
+        (
+            ('name = "sort"', 'name = "sort", alfa = 1'),
+            "the suite's methods.SORT: there is no setting method.alfa; did you mean 'alpha'",
+        ),
         (("styles", "styles ="), "cannot be read as TOML"),
-        (('search_backbone = "tiny"', 'search_backbone = "tinny"'), "search_backbone 'tinny' is none of the backbones: tiny"),
+        (
+            ('search_backbone = "tiny"', 'search_backbone = "tinny"'),
+            "search_backbone 'tinny' is none of the backbones: tiny",
+        ),
         (('in_domain = ["hard"]', 'in_domain = ["nope"]'), "'nope' is none of base.eval.sets: hard, easy"),
     ],
 )
-def test_a_suite_that_cannot_be_is_refused(tiny: Path, suite: Handrail, change: tuple[str, str], sentence: str) -> None:
+def test_a_suite_that_cannot_be_is_refused(
+    tiny: Path, suite: Handrail, change: tuple[str, str], sentence: str
+) -> None:
     tiny.write_text(TINY.replace(*change, 1))
     done = suite("--suite", str(tiny), "--output", "out")
     assert done.code == 2 and sentence in done.err and not Path("out").exists()

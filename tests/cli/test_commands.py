@@ -1,4 +1,4 @@
-"""The command line: what goes wrong is one sentence and exit code 2, and what goes right is shown."""
+"""The command line: an error is one sentence and exit code 2, and results are shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from handrail.training.config import load_config
 from tests.conftest import Done, Handrail
 
 ROWS: list[dict[str, Any]] = [
-    {"prompt": f"{number} + A {number} =", "answer": str(2 * number), "reference": f"{number} + {number} = {2 * number}"}
+    {
+        "prompt": f"{number} + A {number} =",
+        "answer": str(2 * number),
+        "reference": f"{number} + {number} = {2 * number}",
+    }
     for number in range(1, 5)
 ]
 
@@ -32,7 +36,7 @@ def jsonl(file: Path, rows: list[Any]) -> Path:
 
 
 def configured(directory: Path, rows: list[Any] = ROWS, **changes: Any) -> Path:
-    """A configuration of one short step on ``rows``; ``changes`` are parts of its sections."""
+    """Write a configuration of one short step on ``rows``; ``changes`` override keys of its sections."""
     tree: dict[str, Any] = {
         "model": {"path": "builtin:house-tiny", "device": "cpu"},
         "data": {"train": str(jsonl(directory / "data.jsonl", rows))},
@@ -49,7 +53,9 @@ def configured(directory: Path, rows: list[Any] = ROWS, **changes: Any) -> Path:
 
 def assert_refused(done: Done, *parts: str, output: Path = Path("out")) -> None:
     assert done.code == 2, done
-    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and "Traceback" not in done.err, done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and "Traceback" not in done.err, (
+        done.err
+    )
     for part in parts:
         assert part in done.err
     assert not output.exists()
@@ -79,26 +85,48 @@ def test_a_value_is_toml_or_plain_text(written: str, read: str, tmp_path: Path) 
         ("[model\npath = 'm'", ["run.toml is not TOML", "line 1"]),
         ("[data]\ntrain = 'x.jsonl'", ["run.toml: the setting model is missing"]),
         ("[model]\npath = 'm'\n[data]\n", ["run.toml: the setting data.train is missing"]),
-        ("[model]\npath = 'm'\ndevise = 'cpu'\n[data]\ntrain = 'x'", ["no setting model.devise; did you mean 'device'"]),
-        ("[model]\npath = 'm'\n[data]\ntrain = 'x'\n[trian]\nsteps = 1", ["no setting trian; did you mean 'train'"]),
-        ("[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nsteps = 'ten'", ["train.steps: ", "integer", "not 'ten'"]),
-        ("[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nsteps = -1", ["train.steps: ", "greater than or equal to 1, not -1"]),
-        ("[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nlearning_rate = nan", ["train.learning_rate: ", "finite number"]),
-        ("[model]\npath = 'm'\n[data]\ntrain = [{path = 'x', share = inf}]", ["data.train.0.share: ", "finite number"]),
+        (
+            "[model]\npath = 'm'\ndevise = 'cpu'\n[data]\ntrain = 'x'",
+            ["no setting model.devise; did you mean 'device'"],
+        ),
+        (
+            "[model]\npath = 'm'\n[data]\ntrain = 'x'\n[trian]\nsteps = 1",
+            ["no setting trian; did you mean 'train'"],
+        ),
+        (
+            "[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nsteps = 'ten'",
+            ["train.steps: ", "integer", "not 'ten'"],
+        ),
+        (
+            "[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nsteps = -1",
+            ["train.steps: ", "greater than or equal to 1, not -1"],
+        ),
+        (
+            "[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nlearning_rate = nan",
+            ["train.learning_rate: ", "finite number"],
+        ),
+        (
+            "[model]\npath = 'm'\n[data]\ntrain = [{path = 'x', share = inf}]",
+            ["data.train.0.share: ", "finite number"],
+        ),
         (
             "[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nproblems_per_step = 4\nupdates_per_step = 3",
             ["train: problems_per_step must be a multiple of updates_per_step"],
         ),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_one_sentence(text: str, parts: list[str], handrail: Handrail) -> None:
+def test_a_configuration_that_cannot_be_used_is_one_sentence(
+    text: str, parts: list[str], handrail: Handrail
+) -> None:
     Path("run.toml").write_text(text)
     assert_refused(handrail("train", "run.toml", "--output", "out"), *parts)
 
 
 def test_a_missing_configuration_is_named(handrail: Handrail) -> None:
     for command in ("train", "compare"):
-        assert_refused(handrail(command, "no.toml", "--output", "out"), "there is no configuration file no.toml")
+        assert_refused(
+            handrail(command, "no.toml", "--output", "out"), "there is no configuration file no.toml"
+        )
 
 
 @pytest.mark.parametrize("assignment", ["train.steps", "=3", ""])
@@ -123,33 +151,65 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
         ("verifier.extract='('", ["verifier.extract: '(' is not a regular expression"]),
         ("verifier.extract=", ["verifier.extract: it is empty, which would grade every completion as wrong"]),
         ("verifier.extract=''", ["verifier.extract: it is empty"]),
-        ("verifier.extract='#### .+'", ["verifier.extract: '#### .+' has no group; put the part that is the answer in parentheses"]),
+        (
+            "verifier.extract='#### .+'",
+            ["verifier.extract: '#### .+' has no group; put the part that is the answer in parentheses"],
+        ),
         ("data.train=no_such.jsonl", ["no_such.jsonl: there is no such file"]),
         ("data.train=dta.jsonl", ["dta.jsonl: there is no such file; did you mean data.jsonl"]),
         ("eval.sets={held='no_such.jsonl'}", ["no_such.jsonl: there is no such file"]),
-        ("data.train=[{path='data.jsonl', share=50}, {path='data.jsonl'}]", ["data.train: source 2 gets none of the 2 problems of a step"]),
-        ("data.columns={answer='solution'}", ["data.jsonl, field answer: ", "'solution'", "prompt, answer, reference"]),
+        (
+            "data.train=[{path='data.jsonl', share=50}, {path='data.jsonl'}]",
+            ["data.train: source 2 gets none of the 2 problems of a step"],
+        ),
+        (
+            "data.columns={answer='solution'}",
+            ["data.jsonl, field answer: ", "'solution'", "prompt, answer, reference"],
+        ),
         ("data.chat=true", ["data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"]),
         ("eval.sets={'../../x'='data.jsonl'}", ["eval.sets"]),
-        ("train={token_budget=100, seconds_budget=5.0}", ["train: token_budget and seconds_budget are both set; choose one"]),
-        ("train={schedule='cosine', seconds_budget=5.0}", ["train: the schedule cosine goes by steps or tokens, not by seconds"]),
+        (
+            "train={token_budget=100, seconds_budget=5.0}",
+            ["train: token_budget and seconds_budget are both set; choose one"],
+        ),
+        (
+            "train={schedule='cosine', seconds_budget=5.0}",
+            ["train: the schedule cosine goes by steps or tokens, not by seconds"],
+        ),
         ("rollout.temperature=0", ["rollout.temperature is 0"]),
         ("model.path=builtin:house-prm", ["model.path: builtin:house-prm is a reward model"]),
-        ("model.path=builtin:huge", ["model.path: there is no built-in backbone 'huge'; there are: house-prm, house-tiny"]),
+        (
+            "model.path=builtin:huge",
+            ["model.path: there is no built-in backbone 'huge'; there are: house-prm, house-tiny"],
+        ),
         ("model.path=./nowhere", ["model.path: ./nowhere"]),
         ("model.path=.", ["model.path: . is not a Hugging Face model directory (it has no config.json)"]),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_named(assignment: str, parts: list[str], handrail: Handrail, tmp_path: Path) -> None:
+def test_a_setting_that_cannot_be_used_is_named(
+    assignment: str, parts: list[str], handrail: Handrail, tmp_path: Path
+) -> None:
     if "datta.py" in assignment:
         (tmp_path / "data.py").write_text("def grade(problem, completion):\n    return 0\n")
-    assert_refused(handrail("train", str(configured(tmp_path)), "--output", "out", "--set", assignment), *parts)
+    assert_refused(
+        handrail("train", str(configured(tmp_path)), "--output", "out", "--set", assignment), *parts
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["not JSON", "[]", "{}", '{"model_type": "nonsense"}', '{"model_type": "llama"}', '{"model_type": "llama", "hidden_size": "x"}']
+    "text",
+    [
+        "not JSON",
+        "[]",
+        "{}",
+        '{"model_type": "nonsense"}',
+        '{"model_type": "llama"}',
+        '{"model_type": "llama", "hidden_size": "x"}',
+    ],
 )
-def test_a_model_directory_with_a_useless_config_is_named(text: str, handrail: Handrail, tmp_path: Path) -> None:
+def test_a_model_directory_with_a_useless_config_is_named(
+    text: str, handrail: Handrail, tmp_path: Path
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text(text)
     done = handrail("train", str(configured(tmp_path)), "--output", "out", "--set", "model.path=model")
@@ -169,7 +229,9 @@ def test_a_hub_name_without_a_network_is_one_sentence_in_a_real_process(tmp_path
     command = [sys.executable, "-m", "handrail.cli", "train", file, "--output", "out"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert_refused(
-        Done(done.returncode, done.stdout, done.stderr), "model.path: someone/something cannot be loaded", output=tmp_path / "out"
+        Done(done.returncode, done.stdout, done.stderr),
+        "model.path: someone/something cannot be loaded",
+        output=tmp_path / "out",
     )
 
 
@@ -179,12 +241,18 @@ def test_a_hub_name_without_a_network_is_one_sentence_in_a_real_process(tmp_path
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        ({"prompt": "1 + 1 ="}, ["line 5, field answer: this row has no answer; fill in its 'answer', or leave the row out"]),
+        (
+            {"prompt": "1 + 1 ="},
+            ["line 5, field answer: this row has no answer; fill in its 'answer', or leave the row out"],
+        ),
         ({"prompt": 7, "answer": "2"}, ["line 5, field prompt: it is a number; make it text"]),
         ({"prompt": "1 =", "answer": None}, ["line 5, field answer: it is empty (null)"]),
         ({"prompt": "1 =", "answer": ["2", "3"]}, ["line 5, field answer: it is a list"]),
         ("just text", ["line 5: the row is not an object"]),
-        ({"prompt": "1 " * 125, "answer": "2"}, ["line 5, field prompt: its 125 tokens and rollout.max_tokens = 8", "context of 128"]),
+        (
+            {"prompt": "1 " * 125, "answer": "2"},
+            ["line 5, field prompt: its 125 tokens and rollout.max_tokens = 8", "context of 128"],
+        ),
         (
             {"prompt": "1", "answer": "2", "reference": "1 " * 127},
             ["line 5, field reference: its 128 tokens and the prompt's 1 make 129"],
@@ -209,7 +277,9 @@ def test_rows_of_held_out_sets_are_checked_before_training_too(handrail: Handrai
 
 
 def test_an_empty_data_file_is_named(handrail: Handrail, tmp_path: Path) -> None:
-    assert_refused(handrail("train", str(configured(tmp_path, [])), "--output", "out"), "data.jsonl: it is empty")
+    assert_refused(
+        handrail("train", str(configured(tmp_path, [])), "--output", "out"), "data.jsonl: it is empty"
+    )
 
 
 def test_a_line_that_is_not_json_is_named(handrail: Handrail, tmp_path: Path) -> None:
@@ -223,18 +293,34 @@ def test_a_line_that_is_not_json_is_named(handrail: Handrail, tmp_path: Path) ->
 def test_a_run_on_ones_own_file_writes_a_model_and_is_neither_overwritten_nor_resumed_with_another(
     handrail: Handrail, tmp_path: Path
 ) -> None:
-    file = str(configured(tmp_path, eval={"sets": {"mine": str(tmp_path / "data.jsonl")}}, train={"steps": 1, "checkpoint_every": 1}))
-    done = handrail("train", file, "--output", "out", "--set", "method.name=luffy", "--set", "train.problems_per_step=3")
+    file = str(
+        configured(
+            tmp_path,
+            eval={"sets": {"mine": str(tmp_path / "data.jsonl")}},
+            train={"steps": 1, "checkpoint_every": 1},
+        )
+    )
+    done = handrail(
+        "train", file, "--output", "out", "--set", "method.name=luffy", "--set", "train.problems_per_step=3"
+    )
     assert done.code == 0, done
-    assert "luffy from builtin:house-tiny into out" in done.out and "held-out mine: " in done.out and "model: out/model" in done.out
+    assert (
+        "luffy from builtin:house-tiny into out" in done.out
+        and "held-out mine: " in done.out
+        and "model: out/model" in done.out
+    )
     step = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[1])
-    assert step["groups/all"] == 3  # --set goes over the file
+    assert step["groups/all"] == 3  # --set overrides the file
     assert json.loads((tmp_path / "out/summary.json").read_text())["method"] == "luffy"
     assert (tmp_path / "out/model/model.safetensors").exists()
 
     before = (tmp_path / "out/metrics.jsonl").read_bytes()
     again = handrail("train", file, "--output", "out")
-    assert_refused(again, "out already holds a run; continue it with --resume, or choose another --output", output=Path("nothing"))
+    assert_refused(
+        again,
+        "out already holds a run; continue it with --resume, or choose another --output",
+        output=Path("nothing"),
+    )
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
 
     other = handrail("train", file, "--output", "out", "--resume", "--set", "train.steps=2")
@@ -249,8 +335,10 @@ def other_model(directory: Path) -> None:
     words = AutoTokenizer.from_pretrained(locate("builtin:house-tiny"))
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-            max_position_embeddings=128, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, bos_token_id=None,
+            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2,
+            max_position_embeddings=128, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+            bos_token_id=None,
         )
     ).save_pretrained(directory)  # fmt: skip
     words.save_pretrained(directory)
@@ -275,19 +363,27 @@ def test_an_output_that_is_a_file_is_refused(handrail: Handrail, tmp_path: Path)
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_a_verifier_of_ones_own_may_be_called_like_a_module_of_python(handrail: Handrail, tmp_path: Path) -> None:
+def test_a_verifier_of_ones_own_may_be_called_like_a_module_of_python(
+    handrail: Handrail, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/json.py").write_text("def grade(problem, completion):\n    return 1.0\n")
-    done = handrail("train", str(configured(tmp_path)), "--output", "out", "--set", "verifier.name=mine/json.py:grade")
+    done = handrail(
+        "train", str(configured(tmp_path)), "--output", "out", "--set", "verifier.name=mine/json.py:grade"
+    )
     assert done.code == 0, done
-    assert json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[1]).get("verifier/error", 0) == 0
+    assert (
+        json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[1]).get("verifier/error", 0) == 0
+    )
 
 
 # Looking around
 
 
 @pytest.mark.parametrize("group", [(), ("model",)])
-def test_a_command_without_arguments_shows_its_help_and_succeeds(group: tuple[str, ...], handrail: Handrail) -> None:
+def test_a_command_without_arguments_shows_its_help_and_succeeds(
+    group: tuple[str, ...], handrail: Handrail
+) -> None:
     done = handrail(*group)
     assert done.code == 0 and "Usage: " in done.out and done.err == ""
     assert done.out == handrail(*group, "--help").out == handrail(*group, "-h").out
@@ -325,20 +421,27 @@ def test_a_methods_card_has_its_settings_and_defaults(handrail: Handrail) -> Non
 
 
 def test_an_unknown_method_has_a_suggestion(handrail: Handrail) -> None:
-    assert_refused(handrail("methods", "no-such"), "method.name: there is no method 'no-such'; there are: grpo")
+    assert_refused(
+        handrail("methods", "no-such"), "method.name: there is no method 'no-such'; there are: grpo"
+    )
     assert_refused(handrail("methods", "lufy"), "did you mean 'luffy'?")
 
 
 def test_built_in_models_are_listed_with_their_size(handrail: Handrail) -> None:
     done = handrail("model", "list")
-    assert done.code == 0 and re.search(r"^builtin:house-tiny  \d+\.\d MB, comes with Handrail$", done.out, re.MULTILINE)
+    assert done.code == 0 and re.search(
+        r"^builtin:house-tiny  \d+\.\d MB, comes with Handrail$", done.out, re.MULTILINE
+    )
 
 
 def test_check_says_what_was_understood(handrail: Handrail, tmp_path: Path) -> None:
-    file = jsonl(tmp_path / "mine.jsonl", [*ROWS, {"prompt": ROWS[0]["prompt"], "answer": "[9]", "level": "easy"}])
+    file = jsonl(
+        tmp_path / "mine.jsonl", [*ROWS, {"prompt": ROWS[0]["prompt"], "answer": "[9]", "level": "easy"}]
+    )
     done = handrail("check", str(file))
     assert done.code == 0
-    for part in ("5 problems, layout: native", "references: 4 problems have one (4 in all)", "plans: 0", "metadata: level",
+    for part in ("5 problems, layout: native", "references: 4 problems have one (4 in all)", "plans: 0",
+        "metadata: level",
                  "1 problems repeat", "1 prompts have contradicting answers", "1 + A 1 ="):  # fmt: skip
         assert part in done.out
 
@@ -355,8 +458,18 @@ def test_check_without_a_model_loads_no_model_library(tmp_path: Path) -> None:
 def test_check_finds_contradicting_references_and_test_problems(handrail: Handrail, tmp_path: Path) -> None:
     rows = [
         {"id": "right", "prompt": "What is 3 + 4?", "answer": "7", "references": ["3 + 4 = 7\n#### 7"]},
-        {"id": "wrong", "prompt": "What is 5 + 4?", "answer": "9", "references": ["5 + 4 = 8\n#### 8", "5 + 4 = 9\n#### 9"]},
-        {"id": "unread", "prompt": "What is the capital of France?", "answer": "Paris", "references": ["It is Paris."]},
+        {
+            "id": "wrong",
+            "prompt": "What is 5 + 4?",
+            "answer": "9",
+            "references": ["5 + 4 = 8\n#### 8", "5 + 4 = 9\n#### 9"],
+        },
+        {
+            "id": "unread",
+            "prompt": "What is the capital of France?",
+            "answer": "Paris",
+            "references": ["It is Paris."],
+        },
     ]
     held_out = [
         {"prompt": "  what is 3+4", "answer": "7"},
@@ -367,23 +480,42 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     done = handrail("check", str(mine), "--against", str(test), "--against", "task:house-rules?n=4")
     assert done.code == 1, done.err
     assert "verifier 'math': it accepts 2 of 4 references" in done.out
-    assert f"error: the verifier refuses 2 references, first {mine}, line 2 (answer '9'; it reads '8' there)" in done.out
-    assert "  if they are right, tell the verifier where their answers stand: verifier.extract" in done.out
-    found = f"error: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and punctuation"
-    assert f"{found}, first {test}, line 1 as {mine}, line 1" in done.out
-    assert "task:house-rules?n=4: none of its 4 problems is in here" in done.out
+    refused = f"first {mine}, line 2 (answer '9'; it reads '8' there)"
+    assert f"error: the verifier refuses 2 references, {refused}" in done.out
+    assert "  if they are right, tell the verifier where to find the answer: verifier.extract" in done.out
+    found = (
+        f"error: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and "
+        "punctuation"
+    )
+    assert f"{found}, first {test}, line 1, which equals {mine}, line 1" in done.out
+    assert "task:house-rules?n=4: none of its 4 problems is in this source" in done.out
     done = handrail("check", str(mine), "--verifier", "normalised")
     assert "verifier 'normalised': it accepts 2 of 4 references" in done.out and "unverified" not in done.out
-    assert_refused(handrail("check", str(mine), "--verifier", "mathh"), "there is no verifier 'mathh'; did you mean 'math'?")
-    config = configured(tmp_path, data={"train": str(mine)}, eval={"sets": {"held out": str(test)}}, verifier={"name": "math"})
+    assert_refused(
+        handrail("check", str(mine), "--verifier", "mathh"),
+        "there is no verifier 'mathh'; did you mean 'math'?",
+    )
+    config = configured(
+        tmp_path, data={"train": str(mine)}, eval={"sets": {"held out": str(test)}}, verifier={"name": "math"}
+    )
     assert found in handrail("check", str(mine), "--config", str(config)).out
 
 
 @pytest.mark.parametrize(
     ("answer", "form", "verifier", "hint"),
     [
-        ("30 25", "5 * 6 = 30 ; 30 - 5 = 25 # {}", "math", "verifier.name = 'exact', verifier.extract = '# (.+)$' would accept them"),
-        ("30 25", "30\nANSWER (both): {}", "math", r"verifier.name = 'exact', verifier.extract = '\(both\): (.+)$' would accept them"),
+        (
+            "30 25",
+            "5 * 6 = 30 ; 30 - 5 = 25 # {}",
+            "math",
+            "verifier.name = 'exact', verifier.extract = '# (.+)$' would accept them",
+        ),
+        (
+            "30 25",
+            "30\nANSWER (both): {}",
+            "math",
+            r"verifier.name = 'exact', verifier.extract = '\(both\): (.+)$' would accept them",
+        ),
         ("7", "So it is 7.\n#### {}", "exact", "verifier.name = 'math' would accept them"),
         ("7", "{}", "no_number.py:never", "verifier.name = 'math' would accept them"),
     ],
@@ -392,7 +524,10 @@ def test_check_says_which_verifier_understands_the_references(
     answer: str, form: str, verifier: str, hint: str, handrail: Handrail, tmp_path: Path
 ) -> None:
     (tmp_path / "no_number.py").write_text("def never(problem, completion):\n    return 0\n")
-    rows = [{"prompt": f"{place}?", "answer": f"{place} {answer}", "reference": form.format(f"{place} {answer}")} for place in range(24)]
+    rows = [
+        {"prompt": f"{place}?", "answer": f"{place} {answer}", "reference": form.format(f"{place} {answer}")}
+        for place in range(24)
+    ]
     if " " not in answer:
         rows = [{**row, "answer": answer, "reference": form.format(answer)} for row in rows]
     done = handrail("check", str(jsonl(tmp_path / "mine.jsonl", rows)), "--verifier", verifier)
@@ -405,25 +540,43 @@ def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: 
     file = str(jsonl(tmp_path / "mine.jsonl", [*rows, *[{"prompt": "p", "answer": "a # b"}] * 10]))
     done = handrail("check", file, "--verifier", "task")
     assert "verifier 'task': it accepts 2 of 14 answers as the answer to their own problem" in done.out
-    assert "error: no completion is correct for 12 problems, whose own answer the verifier refuses:" in done.out
+    assert (
+        "error: no completion can be correct for 12 problems, because the verifier refuses their own answer:"
+        in done.out
+    )
     assert done.code == 1
     assert f"  {file}, line 2 (answer '7 #### 8')" in done.out and "line 3 (answer 'x #### y')" in done.out
     assert "line 12 (answer" in done.out and "line 13 (answer" not in done.out and "  and 2 more" in done.out
     most = str(jsonl(tmp_path / "most.jsonl", [*rows[:2], *[{"prompt": "p", "answer": "a"}] * 20]))
     done = handrail("check", most, "--verifier", "task")
-    assert "warning: no completion is correct for 1 problems" in done.out and done.code == 0
+    assert "warning: no completion can be correct for 1 problems" in done.out and done.code == 0
     (tmp_path / "mine.py").write_text("def grade(problem, completion):\n    return 1 / 0\n")
     raised = str(jsonl(tmp_path / "raised.jsonl", [{"prompt": "p", "answer": "7", "reference": "7"}]))
     done = handrail("check", raised, "--verifier", f"{tmp_path / 'mine.py'}:grade")
-    assert f"error: 1 references are unverified, first {raised}, line 1: ZeroDivisionError" in done.out and done.code == 1
+    assert (
+        f"error: 1 references are unverified, first {raised}, line 1: ZeroDivisionError" in done.out
+        and done.code == 1
+    )
     done = handrail("check", file, "--verifier", f"{tmp_path / 'mine.py'}:grade")
-    assert "the answers are not graded, because only the verifier knows how a completion gives one" in done.out
+    assert (
+        "the answers are not graded, because only the verifier knows how a completion states its answer"
+        in done.out
+    )
     long = str(jsonl(tmp_path / "long.jsonl", [{"prompt": "p", "answer": "so " * 100 + "it is 7"}]))
-    assert f"warning: 1 answers are longer than 200 characters, first {long}, line 1" in handrail("check", long).out
+    assert (
+        f"warning: 1 answers are longer than 200 characters, first {long}, line 1"
+        in handrail("check", long).out
+    )
 
 
 @pytest.mark.parametrize(
-    "source", ["task:house-rules?n=20", "task:leg-counting?n=20", "task:gsm-symbolic?n=20", "reasoning-gym:basic_arithmetic?n=20"]
+    "source",
+    [
+        "task:house-rules?n=20",
+        "task:leg-counting?n=20",
+        "task:gsm-symbolic?n=20",
+        "reasoning-gym:basic_arithmetic?n=20",
+    ],
 )
 def test_check_finds_nothing_wrong_with_what_is_built_in(source: str, handrail: Handrail) -> None:
     done = handrail("check", source)
@@ -434,11 +587,20 @@ def test_check_takes_a_column_map(handrail: Handrail, tmp_path: Path) -> None:
     file = str(jsonl(tmp_path / "mine.jsonl", [{"task": "[bold]1 + 1 =", "result": {"value": 2}}]))
     assert_refused(handrail("check", file), "mine.jsonl, line 1, field prompt: there is no column 'prompt'")
     done = handrail("check", file, "--column", "prompt=task", "--column", "answer=result.value")
-    assert done.code == 0 and "layout: column map" in done.out and "[bold]1 + 1 =" in done.out and "no references" in done.out
-    assert_refused(handrail("check", file, "--column", "prompt"), "--column takes our_field=their_column, not 'prompt'")
+    assert (
+        done.code == 0
+        and "layout: column map" in done.out
+        and "[bold]1 + 1 =" in done.out
+        and "no references" in done.out
+    )
+    assert_refused(
+        handrail("check", file, "--column", "prompt"), "--column takes our_field=their_column, not 'prompt'"
+    )
 
 
-def test_check_says_which_layout_was_recognised_and_what_went_where(handrail: Handrail, tmp_path: Path) -> None:
+def test_check_says_which_layout_was_recognised_and_what_went_where(
+    handrail: Handrail, tmp_path: Path
+) -> None:
     rows = [{"question": "Which is prime?", "choices": ["6", "7", "8"], "answer": 1, "subject": "numbers"}]
     done = handrail("check", str(jsonl(tmp_path / "mine.jsonl", rows)))
     assert done.code == 0, done.err
@@ -446,9 +608,17 @@ def test_check_says_which_layout_was_recognised_and_what_went_where(handrail: Ha
                  "fields: prompt from question, answer as a letter, choices written into the prompt",
                  "metadata: subject", "Which is prime?\n\nA. 6\nB. 7\nC. 8"):  # fmt: skip
         assert part in done.out
-    file = str(jsonl(tmp_path / "mapped.jsonl", [{"q": "1 + 1?", "a": "2", "reference": "https://example.org", "id": 1}]))
+    file = str(
+        jsonl(
+            tmp_path / "mapped.jsonl",
+            [{"q": "1 + 1?", "a": "2", "reference": "https://example.org", "id": 1}],
+        )
+    )
     done = handrail("check", file, "--column", "prompt=q", "--column", "answer=a")
-    assert "metadata: id, reference" in done.out and "note: metadata, because the column map does not name them: id, reference" in done.out
+    assert (
+        "metadata: id, reference" in done.out
+        and "note: kept as metadata, because the column map does not name them: id, reference" in done.out
+    )
 
 
 def test_check_shows_the_first_problem_as_a_model_sees_it(handrail: Handrail, tmp_path: Path) -> None:
@@ -461,21 +631,32 @@ def test_check_shows_the_first_problem_as_a_model_sees_it(handrail: Handrail, tm
 
 
 def test_check_takes_the_templates_and_lengths_of_a_configuration(handrail: Handrail, tmp_path: Path) -> None:
-    file = configured(tmp_path, data={"train": "unused", "prompt_template": "so {prompt}"}, rollout={"max_tokens": 8})
+    file = configured(
+        tmp_path, data={"train": "unused", "prompt_template": "so {prompt}"}, rollout={"max_tokens": 8}
+    )
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(file))
     assert done.code == 1 and "so 1 + A 1 =" in done.out
-    assert "error: the verifier refuses 4 references" in done.out  # they lack the mark that its verifier looks for
+    # They lack the mark that this verifier looks for.
+    assert "error: the verifier refuses 4 references" in done.out
     tight = configured(tmp_path, rollout={"max_tokens": 124})
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(tight))
-    assert_refused(done, "context of 128 tokens: 4 of 4 problems, first", "its 5 tokens and rollout.max_tokens = 124 make 129")
+    assert_refused(
+        done,
+        "context of 128 tokens: 4 of 4 problems, first",
+        "its 5 tokens and rollout.max_tokens = 124 make 129",
+    )
 
 
 def test_the_command_line_runs_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "handrail.cli", "methods", "sort"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "handrail.cli", "methods", "sort"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "alpha" in done.stdout and "status: reconstruction" in done.stdout
 
 
-def test_a_command_of_one_process_says_so_to_torchrun(handrail: Handrail, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_of_one_process_says_so_to_torchrun(
+    handrail: Handrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = handrail("eval", "builtin:house-tiny", "task:house-rules?n=4")
     assert done.code == 2 and "handrail eval runs in one process; start it without torchrun" in done.err

@@ -1,4 +1,4 @@
-"""handrail plan and handrail judge, as a user calls them."""
+"""``handrail plan`` and ``handrail judge`` from the command line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,14 @@ def test_plans_by_rule_make_data_that_is_read_back(
     assert "7 problems: 6 planned, 1 without a reference" in capsys.readouterr().out
     before, after = load_problems(str(data)), load_problems(str(tmp_path / "planned.jsonl"))
     assert [(p.id, p.prompt, p.answer, p.references, p.metadata) for p in after] == [
-        (p.id, p.prompt, p.answer, p.references, {**p.metadata, **({"planner": "rule"} if p.references else {})}) for p in before
+        (
+            p.id,
+            p.prompt,
+            p.answer,
+            p.references,
+            {**p.metadata, **({"planner": "rule"} if p.references else {})},
+        )
+        for p in before
     ]
     assert [problem.plan for problem in after] == [*(skeleton(row["reference"]) for row in ROWS), None]
     assert sorted(tmp_path.iterdir()) == [data, tmp_path / "planned.jsonl"]
@@ -64,20 +71,33 @@ def test_plans_of_a_server_go_on_where_they_were_stopped(
 
     def answer(messages: Messages) -> str | Reply:
         calls.append(messages)
-        return BROKEN if len(calls) in (3, 4) else "The answer is 46." if "21 + 2" in messages[-1]["content"] else PLAN
+        return (
+            BROKEN
+            if len(calls) in (3, 4)
+            else "The answer is 46."
+            if "21 + 2" in messages[-1]["content"]
+            else PLAN
+        )
 
     def plan(url: str) -> int:
-        sets = [f"endpoint.base_url={url}", "endpoint.model=m", f"endpoint.cache={tmp_path}/cache", "endpoint.retries=0",
+        sets = [f"endpoint.base_url={url}", "endpoint.model=m", f"endpoint.cache={tmp_path}/cache",
+            "endpoint.retries=0",
                 "endpoint.pause_after=2"]  # fmt: skip
         flags = [part for assignment in sets for part in ("--set", assignment)]
-        return run(monkeypatch, "plan", data, "--planner", "endpoint", "--output", tmp_path / "planned.jsonl", *flags)
+        return run(
+            monkeypatch, "plan", data, "--planner", "endpoint", "--output", tmp_path / "planned.jsonl", *flags
+        )
 
     with OpenAiServer(answer) as server:
         assert plan(server.url) == 75
         assert "resume" in capsys.readouterr().err and not (tmp_path / "planned.jsonl").exists()
         assert plan(server.url) == 0
     said = capsys.readouterr().out
-    assert "1 kept from before" in said and "1 left out for giving a value away" in said and "4 planned" in said
+    assert (
+        "1 kept from an earlier call" in said
+        and "1 left out because they give a value away" in said
+        and "4 planned" in said
+    )
     plans = [problem.plan for problem in load_problems(str(tmp_path / "planned.jsonl"))]
     assert plans == [PLAN, None, PLAN, PLAN, PLAN, PLAN, None]
     assert len(calls) == 4 + 4  # the leaking one came from the cache the second time
@@ -90,12 +110,17 @@ def test_another_planners_plans_are_neither_taken_for_its_own_nor_overwritten(
     assert run(monkeypatch, "plan", data, "--output", planned) == 0
     before = planned.read_bytes()
     assert run(monkeypatch, "plan", data, "--planner", "outline", "--output", planned) == 2
-    assert "planned.jsonl, line 1: its plan is not by outline; choose another --output" in capsys.readouterr().err
+    assert (
+        "planned.jsonl, line 1: its plan is not by outline; choose another --output"
+        in capsys.readouterr().err
+    )
     assert planned.read_bytes() == before
     outlines = tmp_path / "outlines.jsonl"
-    for _ in range(2):  # the second time, all are kept
-        assert run(monkeypatch, "plan", planned, "--planner", "outline", "--output", outlines, "--replace") == 0
-    assert "6 kept from before" in capsys.readouterr().out
+    for _ in range(2):  # the second call keeps all plans
+        assert (
+            run(monkeypatch, "plan", planned, "--planner", "outline", "--output", outlines, "--replace") == 0
+        )
+    assert "6 kept from an earlier call" in capsys.readouterr().out
     assert [(p.plan, p.metadata.get("planner")) for p in load_problems(str(outlines))] == [
         *[("... + ... = ...\n... * ... = ...", "outline")] * 6,
         (None, None),
@@ -113,18 +138,25 @@ OWN = [
 def plans_of(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
 ) -> tuple[list[tuple[str | None, str | None]], str]:
-    """Each problem's plan and planner after ``handrail plan`` has run twice, and what it said the second time."""
+    """Run ``handrail plan`` twice; return each problem's plan and planner, and the second output."""
     data.write_text("".join(json.dumps(row) + "\n" for row in OWN))
     for _ in range(2):
         assert run(monkeypatch, "plan", data, "--output", data.with_name("planned.jsonl"), *options) == 0
-    found = [(problem.plan, problem.metadata.get("planner")) for problem in load_problems(str(data.with_name("planned.jsonl")))]
+    found = [
+        (problem.plan, problem.metadata.get("planner"))
+        for problem in load_problems(str(data.with_name("planned.jsonl")))
+    ]
     return found, " ".join(capsys.readouterr().out.splitlines()[-1].split())
 
 
-def test_plans_that_the_data_have_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plans_that_the_data_have_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, said = plans_of(tmp_path / "data.jsonl", monkeypatch, capsys)
     assert found == [("think", None), (OWN[1]["plan"], None), ("add\ndouble", "rule"), ("wonder", None)]
-    assert said.startswith("4 problems: 3 with a plan of their own, kept (--replace replaces it), 1 kept from before →")
+    assert said.startswith(
+        "4 problems: 3 with a plan of their own, kept (--replace replaces it), 1 kept from an earlier call →"
+    )
 
 
 def test_a_planner_replaces_them_if_asked_to_and_if_it_has_one(
@@ -132,7 +164,7 @@ def test_a_planner_replaces_them_if_asked_to_and_if_it_has_one(
 ) -> None:
     found, said = plans_of(tmp_path / "data.jsonl", monkeypatch, capsys, "--replace")
     assert found == [("think", None), ("add\ndouble", "rule"), ("add\ndouble", "rule"), ("wonder", None)]
-    assert "2 kept from before" in said and "of their own" not in said
+    assert "2 kept from an earlier call" in said and "of their own" not in said
 
 
 def test_a_planner_that_cannot_be_is_one_sentence(
@@ -148,7 +180,9 @@ def test_a_planner_that_cannot_be_is_one_sentence(
 def test_a_judge_is_measured_on_corrupted_references(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "judge", data, "--judge", "reference", "--output", tmp_path / "failures.jsonl") == 0
+    assert (
+        run(monkeypatch, "judge", data, "--judge", "reference", "--output", tmp_path / "failures.jsonl") == 0
+    )
     said = capsys.readouterr().out
     assert "6 references" in said and "precision" in said and "recall" in said
     failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
@@ -159,11 +193,15 @@ def test_a_judge_is_measured_on_corrupted_references(
     assert "no problem has a reference" in capsys.readouterr().err
 
 
-def test_planned_problems_of_reasoning_gym_are_graded_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planned_problems_of_reasoning_gym_are_graded_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = "reasoning-gym:gsm_symbolic?n=3"
     assert run(monkeypatch, "plan", source, "--output", tmp_path / "planned.jsonl") == 0
     planned = load_problems(str(tmp_path / "planned.jsonl"))
     assert all(problem.plan for problem in planned)
     with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as verifier:
-        verdicts = verifier.grade([(problem, text) for problem in planned for text in (problem.references[0], "0.123")])
+        verdicts = verifier.grade(
+            [(problem, text) for problem in planned for text in (problem.references[0], "0.123")]
+        )
     assert [verdict.reward for verdict in verdicts] == [1, 0] * 3

@@ -1,4 +1,4 @@
-"""handrail init: the file that it writes is accepted by train as it is."""
+"""``handrail init``: train accepts the file that it writes, unchanged."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ SHORT = ("--set", "train.steps=1", "--set", "rollout.group_size=2")
 
 
 @pytest.mark.parametrize(
-    ("rows", "method"), [(BARE, "grpo"), ([*ROWS, {**BARE[0], "reference": "1 " * 100}], "grpo+sft")], ids=["bare", "long"]
+    ("rows", "method"),
+    [(BARE, "grpo"), ([*ROWS, {**BARE[0], "reference": "1 " * 100}], "grpo+sft")],
+    ids=["bare", "long"],
 )
-def test_the_first_configuration_trains_as_it_is(rows: list[dict[str, Any]], method: str, handrail: Handrail, tmp_path: Path) -> None:
-    data, held_out = str(jsonl(tmp_path / "it's.jsonl", rows)), str(jsonl(tmp_path / 'held "out".jsonl', BARE))
+def test_the_first_configuration_trains_as_it_is(
+    rows: list[dict[str, Any]], method: str, handrail: Handrail, tmp_path: Path
+) -> None:
+    data, held_out = (
+        str(jsonl(tmp_path / "it's.jsonl", rows)),
+        str(jsonl(tmp_path / 'held "out".jsonl', BARE)),
+    )
     done = handrail("init", "builtin:house-tiny", data, "--held-out", held_out, "--output", "first.toml")
     assert done.code == 0, done.err
     config = load_config("first.toml")
@@ -34,11 +41,17 @@ def test_the_first_configuration_trains_as_it_is(rows: list[dict[str, Any]], met
     assert "held-out held_out: " in trained.out
 
 
-def test_every_setting_of_the_first_configuration_is_explained_and_those_left_out_are_legal(handrail: Handrail, tmp_path: Path) -> None:
+def test_every_setting_of_the_first_configuration_is_explained_and_those_left_out_are_legal(
+    handrail: Handrail, tmp_path: Path
+) -> None:
     assert handrail("init", "builtin:house-tiny", str(jsonl(tmp_path / "data.jsonl", ROWS))).code == 0
     text = Path("config.toml").read_text()
-    assert "max_tokens = 16  " in text and "the longest reference has 6 tokens" in text  # half as much again, in sixteens
-    settings = [line for line in text.splitlines() if "=" in line and not line.startswith(("#  ", "# For", "# #:"))]
+    assert (
+        "max_tokens = 16  " in text and "the longest reference has 6 tokens" in text
+    )  # 1.5 times as long, rounded up to a multiple of 16
+    settings = [
+        line for line in text.splitlines() if "=" in line and not line.startswith(("#  ", "# For", "# #:"))
+    ]
     assert all("  # " in line for line in settings)
     Path("all.toml").write_text(re.sub(r"^# (?=\[?\w+(\]| = ))", "", text, flags=re.MULTILINE))
     everything = load_config("all.toml")
@@ -47,12 +60,22 @@ def test_every_setting_of_the_first_configuration_is_explained_and_those_left_ou
 
 def test_rows_that_are_too_long_are_skipped_and_counted(handrail: Handrail, tmp_path: Path) -> None:
     long = {**BARE[0], "prompt": "1 " * 200}
-    data, held_out = str(jsonl(tmp_path / "data.jsonl", [*BARE, long, long])), str(jsonl(tmp_path / "held.jsonl", [long, *BARE]))
+    data, held_out = (
+        str(jsonl(tmp_path / "data.jsonl", [*BARE, long, long])),
+        str(jsonl(tmp_path / "held.jsonl", [long, *BARE])),
+    )
     done = handrail("init", "builtin:house-tiny", data, "--held-out", held_out)
     assert done.code == 0, done.err
     text = Path("config.toml").read_text()
-    assert re.search(r'^too_long = "skip" +# leaves out 3 problems, first \S+data.jsonl, line 5, field prompt: ', text, re.MULTILINE)
-    assert "4 problems, 0 of them with a reference" in text and load_config("config.toml").data.too_long == "skip"
+    assert re.search(
+        r'^too_long = "skip" +# leaves out 3 problems, first \S+data.jsonl, line 5, field prompt: ',
+        text,
+        re.MULTILINE,
+    )
+    assert (
+        "4 problems, 0 of them with a reference" in text
+        and load_config("config.toml").data.too_long == "skip"
+    )
     trained = handrail("train", "config.toml", *SHORT)
     assert trained.code == 0, trained.err
 
@@ -60,9 +83,14 @@ def test_rows_that_are_too_long_are_skipped_and_counted(handrail: Handrail, tmp_
 def test_a_column_map_is_taken_and_written(handrail: Handrail, tmp_path: Path) -> None:
     rows = [{"task": row["prompt"], "gold": {"value": row["answer"]}} for row in ROWS]
     data = str(jsonl(tmp_path / "data.jsonl", rows))
-    done = handrail("init", "builtin:house-tiny", data, "--column", "prompt=task", "--column", "answer=gold.value")
+    done = handrail(
+        "init", "builtin:house-tiny", data, "--column", "prompt=task", "--column", "answer=gold.value"
+    )
     assert done.code == 0, done.err
-    assert tomllib.loads(Path("config.toml").read_text())["data"]["columns"] == {"prompt": "task", "answer": "gold.value"}
+    assert tomllib.loads(Path("config.toml").read_text())["data"]["columns"] == {
+        "prompt": "task",
+        "answer": "gold.value",
+    }
 
 
 def test_the_verifier_fits_the_data(handrail: Handrail, tmp_path: Path) -> None:
@@ -70,7 +98,9 @@ def test_the_verifier_fits_the_data(handrail: Handrail, tmp_path: Path) -> None:
     assert load_config("task.toml").verifier.name == "task"
     wrong = [{**row, "reference": "1 + 1 = 99"} for row in ROWS]
     done = handrail("init", "builtin:house-tiny", str(jsonl(tmp_path / "wrong.jsonl", wrong)))
-    assert done.code == 0 and "warning: the verifier 'math' accepts 0 of the first 4 references only" in done.out
+    assert (
+        done.code == 0 and "warning: the verifier 'math' only accepts 0 of the first 4 references" in done.out
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +109,10 @@ def test_the_verifier_fits_the_data(handrail: Handrail, tmp_path: Path) -> None:
         (["./nowhere", "data.jsonl"], "model.path: ./nowhere"),
         (["builtin:house-tiny", "dta.jsonl"], "dta.jsonl: there is no such file; did you mean data.jsonl"),
         (["builtin:house-tiny", "data.jsonl", "--held-out", "no.jsonl"], "no.jsonl: there is no such file"),
-        (["builtin:house-tiny", "data.jsonl", "--output", "data.jsonl"], "data.jsonl exists and is not overwritten"),
+        (
+            ["builtin:house-tiny", "data.jsonl", "--output", "data.jsonl"],
+            "data.jsonl exists and is not overwritten",
+        ),
         (["builtin:house-tiny", "data.jsonl", "--column", "prompt"], "--column takes our_field=their_column"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The line that a run shows of itself: what it never loses, in what order it gives way, and what it says where nobody watches."""
+"""The progress line of a run: what it always shows, what it drops first, and its form off a terminal."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from rich.cells import cell_len
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from handrail._util.progress import Bars, shortened, status
+from handrail._util.progress import Bars, shorten, status
 from tests.cli.test_commands import configured
 from tests.conftest import EASY, HARD, Handrail
 
 STEP = {
-    "reward": 0.25, "loss": 0.41234, "groups/all": 4, "groups/all_wrong": 2, "groups/mixed": 1, "groups/all_right": 1, "groups/guided": 2,
+    "reward": 0.25, "loss": 0.41234, "groups/all": 4, "groups/all_wrong": 2, "groups/mixed": 1,
+    "groups/all_right": 1, "groups/guided": 2,
 }  # fmt: skip
-SFT = {"reward": None, "loss": 0.4, **{f"groups/{kind}": 0 for kind in ("all_wrong", "mixed", "all_right", "guided")}}
+SFT = {
+    "reward": None,
+    "loss": 0.4,
+    **{f"groups/{kind}": 0 for kind in ("all_wrong", "mixed", "all_right", "guided")},
+}
 
 
 def test_a_step_says_what_it_has_figures_for_and_nothing_else() -> None:
@@ -35,21 +40,31 @@ def test_a_step_says_what_it_has_figures_for_and_nothing_else() -> None:
     assert status({**STEP, "groups/guided": 0, "verifier/unverified": 3}).startswith("3 unverified · reward")
     assert "guided" not in status({**STEP, "groups/guided": 0})
     assert status(SFT) == "loss 0.4"
-    assert status({**SFT, "note": "no signal: 2 of 2 groups all wrong"}) == "no signal · 2 of 2 groups all wrong"
+    assert (
+        status({**SFT, "note": "no signal: 2 of 2 groups all wrong"}) == "no signal · 2 of 2 groups all wrong"
+    )
     assert status({}) == "no held-out problems (set eval.sets)"
 
 
-def test_output_that_is_no_terminal_has_a_line_in_twenty_steps_and_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_that_is_no_terminal_has_a_line_in_twenty_steps_and_the_last_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shown = Bars(Console(force_terminal=False, width=200))
     for number in range(120):
         shown.update("A [b]", number, 119, STEP)
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 25 and printed[1].startswith("A [b] step 5/119: reward") and "step 119/119" in printed[-1]
+    assert (
+        len(printed) == 25
+        and printed[1].startswith("A [b] step 5/119: reward")
+        and "step 119/119" in printed[-1]
+    )
 
 
 def drawn(width: int, runs: Mapping[str, Sequence[dict[str, Any]]], steps: int = 140) -> list[str]:
-    """The lines that a terminal so wide shows at the end: above the bars, and the bars."""
-    console = Console(width=width, file=StringIO(), record=True, force_terminal=True, force_interactive=True, _environ={})
+    """The lines that a terminal of this width shows at the end: the log lines, then the bars."""
+    console = Console(
+        width=width, file=StringIO(), record=True, force_terminal=True, force_interactive=True, _environ={}
+    )
     shown = Bars(console)
     for name, metrics in runs.items():
         for step, each in enumerate(metrics):
@@ -63,16 +78,23 @@ SETS = {"eval/hard/mean": 0.125, "eval/easy/mean": 0.938}
 
 @pytest.mark.parametrize("last", [STEP, SFT, {"note": "no signal: 12 of 16 groups all wrong, 4 all right"}])
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_a_line_keeps_bar_count_time_left_and_held_out_accuracy_between_evaluations(width: int, last: dict[str, Any]) -> None:
+def test_a_line_keeps_bar_count_time_left_and_held_out_accuracy_between_evaluations(
+    width: int, last: dict[str, Any]
+) -> None:
     (line,) = drawn(width, {"": [SETS, last, last]})
     assert cell_len(line) == width
     assert re.search(r"━{6,} +2/140 00:0\d (held out: )?hard 12.5% easy 93.8% ", line)
 
 
 def test_a_line_gives_way_from_its_end() -> None:
-    assert "held out: hard 12.5% easy 93.8% · reward 0.25 · loss 0.412 · groups" in drawn(140, {"": [SETS, STEP]})[0]
+    assert (
+        "held out: hard 12.5% easy 93.8% · reward 0.25 · loss 0.412 · groups"
+        in drawn(140, {"": [SETS, STEP]})[0]
+    )
     assert drawn(80, {"": [SETS, SFT]})[0].rstrip().endswith("hard 12.5% easy 93.8% · loss 0.4")
-    assert drawn(80, {"": [SETS, STEP]})[0].rstrip().endswith("hard 12.5% easy 93.8% · reward 0.25 · loss 0.412")
+    assert (
+        drawn(80, {"": [SETS, STEP]})[0].rstrip().endswith("hard 12.5% easy 93.8% · reward 0.25 · loss 0.412")
+    )
     assert drawn(60, {"": [SETS, STEP]})[0].rstrip().endswith("hard 12.5% easy 93.8%")
 
 
@@ -91,14 +113,18 @@ def test_names_of_held_out_sets_are_cut_in_the_middle_before_a_figure_is_lost() 
     assert drawn(80, {"": [sets, STEP]})[0].count("12.5%") == 3
     assert "gsm-s…ic-p1 12.5% " in drawn(80, {"": [sets, STEP]})[0]
     assert "12.5%" in drawn(40, {"": [sets, STEP]})[0]
-    assert shortened("日本語の問題集", 8) == "日本…集" and shortened("short", 5) == "short"
+    assert shorten("日本語の問題集", 8) == "日本…集" and shorten("short", 5) == "short"
 
 
 def test_of_a_run_that_ended_a_line_stays_and_no_bar() -> None:
     """33 bars do not fit on a screen of 24 lines."""
-    runs: dict[str, list[dict[str, Any]]] = {f"m{place}, seed 1": [SETS, {**STEP, **SETS}] for place in range(33)}
+    runs: dict[str, list[dict[str, Any]]] = {
+        f"m{place}, seed 1": [SETS, {**STEP, **SETS}] for place in range(33)
+    }
     lines = drawn(100, runs, steps=1)
-    assert len([line for line in lines if "step 1/1: held out: hard 12.5%" in line]) == 33 and not any("━" in line for line in lines)
+    assert len([line for line in lines if "step 1/1: held out: hard 12.5%" in line]) == 33 and not any(
+        "━" in line for line in lines
+    )
 
 
 def test_a_budget_that_moves_the_last_step_leaves_the_time_left() -> None:
@@ -111,7 +137,7 @@ def test_a_budget_that_moves_the_last_step_leaves_the_time_left() -> None:
 
 
 def on_a_terminal(columns: int, *command: str) -> list[str]:
-    """What ``command`` writes to a real pseudo-terminal, line by line, each state of a line on its own."""
+    """Run ``command`` on a real pseudo-terminal and return its output, one entry for each state of a line."""
     child, terminal = pty.fork()
     if child == 0:
         os.environ["TERM"] = "xterm-256color"
@@ -133,18 +159,26 @@ def test_sft_on_a_real_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytes
         monkeypatch.delenv(name, raising=False)
     sets = {"hard": f"{HARD}&split=test&n=8", "easy": f"{EASY}&split=test&n=8"}
     file = configured(tmp_path, method={"name": "sft"}, train={"steps": 3}, eval={"sets": sets})
-    bars = [line for line in on_a_terminal(80, "train", str(file), "--output", str(tmp_path / "run")) if "━" in line]
+    bars = [
+        line
+        for line in on_a_terminal(80, "train", str(file), "--output", str(tmp_path / "run"))
+        if "━" in line
+    ]
     assert bars and all(len(line) <= 80 for line in bars)
     last = bars[-1]
     assert re.search(r"━ 3/3 \d\d:\d\d hard \d+.\d% easy \d+.\d% · loss \d", last)
     board = EventAccumulator(str(tmp_path / "run/tensorboard"))
     board.Reload()
     tags = board.Tags()["scalars"]
-    assert {"loss", "groups/all", "tokens/trained", "eval/hard/mean"} <= set(tags), "and nothing of rollouts, which SFT has none of:"
+    assert {"loss", "groups/all", "tokens/trained", "eval/hard/mean"} <= set(tags), (
+        "and nothing of rollouts, which SFT has none of:"
+    )
     assert not {"groups/all_wrong", "groups/mixed", "rollouts", "reward", "tokens/sampled"} & set(tags)
 
 
-def test_a_run_that_goes_on_shows_the_last_evaluation_and_its_step_at_once(tmp_path: Path, handrail: Handrail) -> None:
+def test_a_run_that_goes_on_shows_the_last_evaluation_and_its_step_at_once(
+    tmp_path: Path, handrail: Handrail
+) -> None:
     sets = {"easy": f"{EASY}&split=test&n=8"}
     file = configured(tmp_path, train={"steps": 2}, eval={"sets": sets})
     run = str(tmp_path / "run")
@@ -157,7 +191,9 @@ def test_a_run_that_goes_on_shows_the_last_evaluation_and_its_step_at_once(tmp_p
 def test_a_warning_is_called_one() -> None:
     console = Console(width=200, file=StringIO())
     for name in ("", "A, seed 1"):
-        Bars(console).update(name, 0, 5, {"warning": "the verifier refuses 2 of 3\nthe split 'train' is taken"})
+        Bars(console).update(
+            name, 0, 5, {"warning": "the verifier refuses 2 of 3\nthe split 'train' is taken"}
+        )
     assert isinstance(console.file, StringIO)
     said = [line for line in console.file.getvalue().splitlines() if "held-out" not in line]
     assert said == [

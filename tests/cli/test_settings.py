@@ -1,4 +1,4 @@
-"""Every setting is described where users look for it: in the terminal, in the documentation, in their editor."""
+"""Every setting is described in the terminal, in the documentation and in editors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import typer.main
 from jsonschema import Draft202012Validator
 from rich.text import Text
 
+from handrail._util.errors import UserError
 from handrail._util.progress import reflowed
 from handrail.cli.commands import app
 from handrail.cli.schema import editor_schema, page
-from handrail.methods import METHODS
+from handrail.methods import METHODS, build
+from handrail.models.config import RolloutConfig
 from handrail.training.config import Config
-from tests.conftest import Handrail
+from tests.conftest import Handrail, config
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +47,11 @@ def test_all_settings_are_listed_with_values_default_and_meaning(handrail: Handr
     for section in ("[model]", "[[data.train]]", "[method]", "[lora]", "[endpoint]", "[train]"):
         assert any(line.startswith(f"{section}  ") for line in lines), section
     at = next(number for number, line in enumerate(lines) if "│ learning_rate" in line)
-    assert "number > 0, ≤ 10" in lines[at] and "Highest learning rate" in lines[at] and "default 1e-06" in lines[at + 1]
+    assert (
+        "number > 0, ≤ 10" in lines[at]
+        and "Highest learning rate" in lines[at]
+        and "default 1e-06" in lines[at + 1]
+    )
     assert any('"constant", "linear", "cosine"' in line for line in lines)
 
 
@@ -54,11 +60,17 @@ def test_all_settings_are_listed_with_values_default_and_meaning(handrail: Handr
     [
         ("rollout", ["[rollout]", "group_size", "max_tokens", "default 256"], ["learning_rate"]),
         ("rollout.max_tokens", ["[rollout]", "max_tokens", "integer ≥ 1", "default 256"], ["group_size"]),
-        ("data.train", ["text or list of (text or table)", "required", "[[data.train]]", "share", "number > 0"], ["columns"]),
+        (
+            "data.train",
+            ["text or list of (text or table)", "required", "[[data.train]]", "share", "number > 0"],
+            ["columns"],
+        ),
         ("method", ["handrail methods NAME", '"luffy"', 'default "grpo"'], ["gamma"]),
     ],
 )
-def test_a_section_or_a_setting_can_be_looked_up(name: str, there: list[str], not_there: list[str], handrail: Handrail) -> None:
+def test_a_section_or_a_setting_can_be_looked_up(
+    name: str, there: list[str], not_there: list[str], handrail: Handrail
+) -> None:
     done = handrail("config", name)
     assert done.code == 0
     for part in there:
@@ -70,13 +82,18 @@ def test_a_section_or_a_setting_can_be_looked_up(name: str, there: list[str], no
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["max_tokens"], "no setting or section 'max_tokens'; did you mean rollout.max_tokens or endpoint.max_tokens?"),
+        (
+            ["max_tokens"],
+            "no setting or section 'max_tokens'; did you mean rollout.max_tokens or endpoint.max_tokens?",
+        ),
         (["train.stepz"], "did you mean train.steps"),
         (["method.gamma"], "see handrail methods NAME"),
         (["train", "--schema"], "exclude each other"),
     ],
 )
-def test_a_look_up_that_finds_nothing_says_what_there_is(arguments: list[str], part: str, handrail: Handrail) -> None:
+def test_a_look_up_that_finds_nothing_says_what_there_is(
+    arguments: list[str], part: str, handrail: Handrail
+) -> None:
     done = handrail("config", *arguments)
     assert done.code == 2 and part in done.err and done.err.count("\n") == 1
 
@@ -86,7 +103,8 @@ def test_a_method_shows_its_settings_under_their_table_with_legal_values(handrai
     assert "settings, under [method]" in lines
     for setting, values, default in (
         ("threshold", "number > 0, ≤ 1", "0.5"),
-        ("judge", '"rule", "reference", "prm", "llm" or "random"', '"rule"'),
+        ("judge", "text", '"arithmetic"'),
+        ("mode", '"step", "suffix", "reference"', '"step"'),
         ("normalise_std", "true or false", "false"),
     ):
         at = next(number for number, line in enumerate(lines) if line.startswith(f"│ {setting} "))
@@ -142,7 +160,10 @@ def test_the_schema_accepts_what_training_accepts(changes: dict[str, Any], handr
 
 
 def test_the_schema_describes_methods_and_their_settings_for_completion() -> None:
-    methods = {kind["properties"]["name"].get("const"): kind for kind in editor_schema()["properties"]["method"]["anyOf"]}
+    methods = {
+        kind["properties"]["name"].get("const"): kind
+        for kind in editor_schema()["properties"]["method"]["anyOf"]
+    }
     assert {*METHODS, None} == set(methods)
     assert methods["luffy"]["properties"]["name"]["description"].startswith("LUFFY: ")
     assert methods["luffy"]["properties"]["gamma"]["exclusiveMinimum"] == 0
@@ -153,7 +174,7 @@ def test_the_schema_describes_methods_and_their_settings_for_completion() -> Non
 
 
 def helps(command: Any, path: str = "handrail") -> Iterator[tuple[str, str]]:
-    """Every help text of the command line, with the command or option that it stands at."""
+    """Yield every command and option of the command line with its help text."""
     yield path, command.help or ""
     for parameter in command.params:
         yield f"{path} {parameter.name}", getattr(parameter, "help", None) or ""
@@ -164,13 +185,45 @@ def helps(command: Any, path: str = "handrail") -> Iterator[tuple[str, str]]:
 def test_every_command_and_option_has_a_help_text_that_loses_no_brackets() -> None:
     for path, text in helps(typer.main.get_command(app)):
         assert text.endswith("."), f"{path}: {text!r}"
-        assert not Text.from_markup(text).spans, f"{path}: write \\[ for [, or it is taken for a style: {text!r}"
+        assert not Text.from_markup(text).spans, (
+            f"{path}: write \\[ for [, or it is taken for a style: {text!r}"
+        )
 
 
-def test_paragraphs_of_a_method_and_of_the_help_are_not_broken_where_the_source_is(handrail: Handrail) -> None:
+@pytest.mark.parametrize(
+    ("section", "old", "new"),
+    [
+        ("train", "most_skipped", "max_skipped_updates"),
+        ("sampler", "correction", "importance_weight_cap"),
+        ("sampler", "most_gap", "max_mismatch"),
+        ("scope", "least_right", "min_correct_prefix"),
+        ("scope", "tries", "max_attempts"),
+        ("scope", "normaliser", "loss_normalizer"),
+        ("sort", "strength", "imitation_coef"),
+    ],
+)
+def test_a_key_of_an_earlier_configuration_is_answered_with_its_new_name(
+    section: str, old: str, new: str
+) -> None:
+    with pytest.raises(UserError, match=f"there is no setting .*{old}; did you mean '{new}'"):
+        if section in METHODS:
+            build({"name": section, old: 1}, RolloutConfig())
+        else:
+            config(**{section: {old: 1}})
+
+
+def test_paragraphs_of_a_method_and_of_the_help_are_not_broken_where_the_source_is(
+    handrail: Handrail,
+) -> None:
     text = handrail("methods", "luffy").out
-    assert "(G where it has no reference). guide: the reference joins the group, graded by the same verifier; one graded wrong" in text
+    assert (
+        "(G if it has no reference). guide: the reference joins the group, "
+        "graded by the same verifier. If it is graded wrong," in text
+    )
     assert "\n\nrollout: G − 1" in text
     for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
         assert "\n" not in (command.help or "").replace("\n\n", ""), command.name
-    assert reflowed("One\nparagraph.\n\nAnother:\n- a\n- b\n  and c") == "One paragraph.\n\nAnother:\n- a\n- b and c"
+    assert (
+        reflowed("One\nparagraph.\n\nAnother:\n- a\n- b\n  and c")
+        == "One paragraph.\n\nAnother:\n- a\n- b and c"
+    )

@@ -1,4 +1,4 @@
-"""The built-in task of reasoning-gym's GSM-Symbolic: whole templates held out, and a level for small models."""
+"""The built-in task gsm-symbolic: its held-out templates, and a level for small models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
 from handrail.data.tasks.gsm import is_short
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 def templates(problems: list[Problem]) -> set[int]:
@@ -17,9 +17,10 @@ def templates(problems: list[Problem]) -> set[int]:
 @pytest.mark.parametrize("level", ["all", "short"])
 def test_no_two_splits_share_a_prompt_and_new_templates_are_new(level: str) -> None:
     splits = ("train", "new-numbers", "new-templates")
-    # Other seeds must not bring a prompt of another split either.
+    # Splits must not share prompts across seeds either.
     train, numbers, new = (
-        load_problems(f"task:gsm-symbolic?n=200&seed={seed}&split={split}&level={level}") for seed, split in enumerate(splits)
+        load_problems(f"task:gsm-symbolic?n=200&seed={seed}&split={split}&level={level}")
+        for seed, split in enumerate(splits)
     )
     assert not templates(train + numbers) & templates(new)
     assert len(templates(train) & templates(numbers)) > 5

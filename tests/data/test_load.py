@@ -1,4 +1,4 @@
-"""Sources and layouts, on real files; every refusal says what is wrong, where, and what to do."""
+"""Sources and layouts, on real files; every error message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 from handrail._util.errors import BadRow, UserError
 from handrail.data.layouts import LAYOUTS, final_answer
 from handrail.data.load import describe, load, load_problems
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 GOOD = {"prompt": "1 + 1?", "answer": "2"}
 USER = {"role": "user", "content": "1 + 1?"}
@@ -89,7 +89,9 @@ def test_saved_dataset() -> None:
 
 
 def test_saved_dataset_keeps_its_selection_and_ignores_its_format() -> None:
-    data = datasets.Dataset.from_list([*ROWS, {"prompt": "x", "answer": "x", "reference": "x"}]).select([0, 1])
+    data = datasets.Dataset.from_list([*ROWS, {"prompt": "x", "answer": "x", "reference": "x"}]).select(
+        [0, 1]
+    )
     data.with_format("numpy").save_to_disk("saved")
     check(load_problems("saved"), ["saved:1", "saved:2"])
 
@@ -100,7 +102,9 @@ def test_saved_dataset_dict_and_split() -> None:
     check(load_problems("saved"), ["saved:1", "saved:2"])
     assert [problem.id for problem in load_problems("saved#test")] == ["saved#test:1"]
     assert refusal("saved#dev") == "saved#dev: there is no split 'dev'; name one as saved#SPLIT: train, test"
-    assert load("saved").note == "saved: the split 'train' is taken, of train, test; for another write saved#SPLIT"
+    assert (
+        load("saved").note == "saved: using the split 'train', of train, test; for another write saved#SPLIT"
+    )
     assert load("saved#train").note == ""
 
 
@@ -108,7 +112,7 @@ SPLITS = ["saved", "files", "hub"]
 
 
 def data_with_splits(kind: str, splits: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A source of ``kind`` that has these splits, each with one problem whose answer is its split's name."""
+    """Write a source of ``kind`` with these splits; each has one problem, answered by the split's name."""
     rows = {split: [{"prompt": split, "answer": split}] for split in splits}
     made = datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in rows.items()})
     if kind == "saved":
@@ -117,7 +121,9 @@ def data_with_splits(kind: str, splits: Sequence[str], monkeypatch: pytest.Monke
         for split, each in rows.items():
             parquet(each, f"data/{split}-00000-of-00001.parquet")
     else:
-        monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: made[split] if split else made)
+        monkeypatch.setattr(
+            datasets, "load_dataset", lambda name, config, split: made[split] if split else made
+        )
     return "data"
 
 
@@ -126,21 +132,27 @@ def test_train_is_taken_of_several_splits_and_it_is_said(kind: str, monkeypatch:
     source = data_with_splits(kind, ["test", "train", "validation"], monkeypatch)
     loaded = load(source)
     assert [problem.answer for problem in loaded.problems] == ["train"]
-    assert "the split 'train' is taken, of " in loaded.note
+    assert "using the split 'train', of " in loaded.note
     for split in ("train", "test", "validation"):
-        assert [problem.answer for problem in load_problems(f"{source}#{split}")] == [split] and not load(f"{source}#{split}").note
+        assert [problem.answer for problem in load_problems(f"{source}#{split}")] == [split] and not load(
+            f"{source}#{split}"
+        ).note
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_the_only_split_is_taken_and_of_several_without_train_none(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_only_split_is_taken_and_of_several_without_train_none(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     only, several = tmp_path / "only", tmp_path / "several"
     for directory in (only, several):
         directory.mkdir()
     monkeypatch.chdir(only)
-    assert [problem.answer for problem in load_problems(data_with_splits(kind, ["test"], monkeypatch))] == ["test"]
+    assert [problem.answer for problem in load_problems(data_with_splits(kind, ["test"], monkeypatch))] == [
+        "test"
+    ]
     monkeypatch.chdir(several)
     message = refusal(data_with_splits(kind, ["test", "validation"], monkeypatch))
-    assert message.startswith("data: it has several splits and none is 'train'; name one as data#SPLIT: ")
+    assert message.startswith("data: it has several splits, none of them 'train'; name one as data#SPLIT: ")
     assert "test" in message and "validation" in message
 
 
@@ -148,7 +160,10 @@ def test_the_only_split_is_taken_and_of_several_without_train_none(kind: str, mo
     ("train", "test"),
     [
         (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], "test-00000-of-00001.parquet"),
-        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], "data/test-00000-of-00001.parquet"),
+        (
+            ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+            "data/test-00000-of-00001.parquet",
+        ),
         (["train.parquet"], "test.parquet"),
         (["train.jsonl"], "test.jsonl"),
         (["train.json"], "test.json"),
@@ -176,13 +191,20 @@ def test_a_file_of_no_split_is_neither_left_out_nor_mixed_in() -> None:
     for name in ("problems.jsonl", "problems-test.jsonl"):
         Path("mine").mkdir(exist_ok=True)
         jsonl(GOOD, name=f"mine/{name}")
-    assert refusal("mine") == "mine: it has the splits test, and problems.jsonl is in none of them; name a file, or rename that one"
+    assert (
+        refusal("mine")
+        == "mine: it has the splits test, but problems.jsonl is in none of them; name a single file, or "
+        "rename this one"
+    )
 
 
 def test_two_configurations_of_a_data_set_are_not_mixed() -> None:
     for name in ("main", "socratic"):
         parquet([GOOD], f"gsm8k/{name}/train-00000-of-00001.parquet")
-    expected = "gsm8k: its files are in several directories, gsm8k/main and gsm8k/socratic; name one of them, or a file"
+    expected = (
+        "gsm8k: its files are in several directories, gsm8k/main and gsm8k/socratic; name one of them, or "
+        "a file"
+    )
     assert refusal("gsm8k") == expected
     assert len(load_problems("gsm8k/main")) == 1
 
@@ -213,12 +235,17 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     Path("problem").mkdir()
     message = refusal("problems")
-    assert message.startswith("problems: there is no such file, and the Hugging Face hub did not give a dataset of that name")
+    assert message.startswith(
+        "problems: there is no such file, and the Hugging Face hub did not provide a dataset of that name"
+    )
     assert "ConnectionError: Couldn't reach" in message and "did you mean problem?" in message
 
 
 def test_import_is_light() -> None:
-    check = "import handrail.data.load, sys; assert not {'torch', 'datasets', 'pyarrow', 'reasoning_gym'} & set(sys.modules)"
+    check = (
+        "import handrail.data.load, sys; assert not {'torch', 'datasets', 'pyarrow', 'reasoning_gym'} & "
+        "set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
 
 
@@ -247,7 +274,9 @@ def test_native_fields() -> None:
     ]
 
 
-@pytest.mark.parametrize("written, read", [(10**40 + 1, str(10**40 + 1)), ("1,234,567", "1,234,567"), (-3, "-3"), (" 2 ", " 2 ")])
+@pytest.mark.parametrize(
+    "written, read", [(10**40 + 1, str(10**40 + 1)), ("1,234,567", "1,234,567"), (-3, "-3"), (" 2 ", " 2 ")]
+)
 def test_answers_are_kept_exactly(written: object, read: str) -> None:
     assert load_problems(jsonl({**GOOD, "answer": written}))[0].answer == read
 
@@ -266,13 +295,24 @@ NUMBERS = [
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
 @pytest.mark.parametrize(
-    "written, read", [("0.50", "0.50"), ("1e-05", "0.00001"), ("-2.5E+3", "-2500"), ("36.0", "36.0"), ("0.1000000000000000055", None)]
+    "written, read",
+    [
+        ("0.50", "0.50"),
+        ("1e-05", "0.00001"),
+        ("-2.5E+3", "-2500"),
+        ("36.0", "36.0"),
+        ("0.1000000000000000055", None),
+    ],
 )
 def test_numbers_of_json_keep_their_digits(name: str, written: str, read: str | None) -> None:
-    Path(name).write_text(f'{"[" * (name == "data.json")}{{"prompt": "p", "answer": {written}, "rate": 0.25}}{"]" * (name == "data.json")}')
+    row = f'{{"prompt": "p", "answer": {written}, "rate": 0.25}}'
+    Path(name).write_text(f"[{row}]" if name == "data.json" else row)
     (problem,) = load_problems(name)
     assert (problem.answer, problem.metadata) == (read or written, {"rate": 0.25})
-    assert json.dumps(problem.metadata) == '{"rate": 0.25}' and copy.deepcopy(problem) == pickle.loads(pickle.dumps(problem)) == problem
+    assert (
+        json.dumps(problem.metadata) == '{"rate": 0.25}'
+        and copy.deepcopy(problem) == pickle.loads(pickle.dumps(problem)) == problem
+    )
 
 
 @pytest.mark.parametrize("written", ["1e-999999999", "1e999"])
@@ -282,7 +322,9 @@ def test_numbers_too_long_to_write_out_are_refused(written: str) -> None:
 
 
 def test_single_precision_is_read_as_written() -> None:
-    table = pyarrow.table({"prompt": ["p", "q", "r"], "answer": pyarrow.array([0.1, 1e-5, 12], pyarrow.float32())})
+    table = pyarrow.table(
+        {"prompt": ["p", "q", "r"], "answer": pyarrow.array([0.1, 1e-5, 12], pyarrow.float32())}
+    )
     pyarrow.parquet.write_table(table, "data.parquet")
     datasets.Dataset(table).save_to_disk("saved")
     for source in ("data.parquet", "saved"):
@@ -311,7 +353,9 @@ def test_luffy(write: Any) -> None:
     first, second = loaded.problems
     assert loaded.layout == "LUFFY"
     assert (first.prompt, first.answer, first.references) == (LUFFY["prompt"], "2", ("1 + 1 = 2",))
-    assert first.metadata == {key: LUFFY[key] for key in ("data_source", "ability", "reward_model", "extra_info")}
+    assert first.metadata == {
+        key: LUFFY[key] for key in ("data_source", "ability", "reward_model", "extra_info")
+    }
     assert second.references == ()
 
 
@@ -362,21 +406,57 @@ def test_trl() -> None:
     loaded = load(jsonl(*({"prompt": "p", "solution": text} for text in (boxed, hashed, r"$\boxed{6}$."))))
     assert loaded.layout == "TRL"
     answers = [(problem.answer, problem.references) for problem in loaded.problems]
-    assert answers == [(r"\frac{1}{\{2\}}", (boxed,)), ("5", (hashed,)), ("6", ())]  # an answer alone is no reference
+    assert answers == [
+        (r"\frac{1}{\{2\}}", (boxed,)),
+        ("5", (hashed,)),
+        ("6", ()),
+    ]  # an answer alone is no reference
     loaded = load(jsonl(*({"prompt": "p", "solution": text} for text in ("$5$", 5, "x"))))
-    assert [(problem.answer, problem.references) for problem in loaded.problems] == [("$5$", ()), ("5", ()), ("x", ())]
+    assert [(problem.answer, problem.references) for problem in loaded.problems] == [
+        ("$5$", ()),
+        ("5", ()),
+        ("x", ()),
+    ]
 
 
 SOLUTION = r"Half of $84$ is $\boxed{42}$."
 ASKED = {"role": "user", "content": "Q"}
 PUBLIC: list[tuple[str, str, dict[str, Any], str, str, tuple[str, ...]]] = [
-    ("MATH", "MATH", {"problem": "Q", "solution": SOLUTION, "level": "Level 1", "type": "Algebra"}, "Q", "42", (SOLUTION,)),
-    ("NuminaMath-CoT", "MATH", {"source": "amc", "problem": "Q", "solution": SOLUTION, "messages": [ASKED]}, "Q", "42", (SOLUTION,)),
-    ("math-ai/aime24", "MATH", {"id": 60, "problem": "Q", "solution": r"\boxed{42}", "url": "u"}, "Q", "42", ()),
+    (
+        "MATH",
+        "MATH",
+        {"problem": "Q", "solution": SOLUTION, "level": "Level 1", "type": "Algebra"},
+        "Q",
+        "42",
+        (SOLUTION,),
+    ),
+    (
+        "NuminaMath-CoT",
+        "MATH",
+        {"source": "amc", "problem": "Q", "solution": SOLUTION, "messages": [ASKED]},
+        "Q",
+        "42",
+        (SOLUTION,),
+    ),
+    (
+        "math-ai/aime24",
+        "MATH",
+        {"id": 60, "problem": "Q", "solution": r"\boxed{42}", "url": "u"},
+        "Q",
+        "42",
+        (),
+    ),
     (
         "MATH-500",
         "MATH-500",
-        {"problem": "Q", "solution": SOLUTION, "answer": "42", "subject": "Algebra", "level": 2, "unique_id": "test/1.json"},
+        {
+            "problem": "Q",
+            "solution": SOLUTION,
+            "answer": "42",
+            "subject": "Algebra",
+            "level": 2,
+            "unique_id": "test/1.json",
+        },
         "Q",
         "42",
         (SOLUTION,),
@@ -384,39 +464,135 @@ PUBLIC: list[tuple[str, str, dict[str, Any], str, str, tuple[str, ...]]] = [
     (
         "OpenR1-Math",
         "MATH-500",
-        {"problem": "Q", "solution": "Halve it.", "answer": "42", "uuid": "u", "generations": ["a", "b"], "messages": [ASKED]},
+        {
+            "problem": "Q",
+            "solution": "Halve it.",
+            "answer": "42",
+            "uuid": "u",
+            "generations": ["a", "b"],
+            "messages": [ASKED],
+        },
         "Q",
         "42",
         ("Halve it.",),
     ),
     ("DeepScaleR", "MATH-500", {"problem": "Q", "answer": "42", "solution": ""}, "Q", "42", ()),
-    ("Big-Math", "MATH-500", {"problem": "Q", "answer": "42", "source": "s", "domain": ["d"], "llama8b_solve_rate": 0.5}, "Q", "42", ()),
-    ("AIME 2024", "MATH-500", {"id": 60, "problem": "Q", "solution": SOLUTION, "answer": "042", "year": "2024"}, "Q", "042", (SOLUTION,)),
-    ("Maxwell-Jia/AIME_2024", "AIME", {"ID": "I-1", "Problem": "Q", "Solution": "Halve.", "Answer": 42}, "Q", "42", ("Halve.",)),
+    (
+        "Big-Math",
+        "MATH-500",
+        {"problem": "Q", "answer": "42", "source": "s", "domain": ["d"], "llama8b_solve_rate": 0.5},
+        "Q",
+        "42",
+        (),
+    ),
+    (
+        "AIME 2024",
+        "MATH-500",
+        {"id": 60, "problem": "Q", "solution": SOLUTION, "answer": "042", "year": "2024"},
+        "Q",
+        "042",
+        (SOLUTION,),
+    ),
+    (
+        "Maxwell-Jia/AIME_2024",
+        "AIME",
+        {"ID": "I-1", "Problem": "Q", "Solution": "Halve.", "Answer": 42},
+        "Q",
+        "42",
+        ("Halve.",),
+    ),
     ("AIME 2025", "question and answer", {"question": "Q", "answer": "42"}, "Q", "42", ()),
-    ("GSM8K", "GSM8K", {"question": "Q", "answer": "84/2=<<84/2=42>>42\n#### 42"}, "Q", "42", ("84/2=42\n#### 42",)),
+    (
+        "GSM8K",
+        "GSM8K",
+        {"question": "Q", "answer": "84/2=<<84/2=42>>42\n#### 42"},
+        "Q",
+        "42",
+        ("84/2=42\n#### 42",),
+    ),
     (
         "OlympiadBench",
         "OlympiadBench",
-        {"question": "Q", "solution": ["Halve."], "final_answer": ["$42$"], "context": "Let $n=84$.", "image_1": None},
+        {
+            "question": "Q",
+            "solution": ["Halve."],
+            "final_answer": ["$42$"],
+            "context": "Let $n=84$.",
+            "image_1": None,
+        },
         "Let $n=84$.\n\nQ",
         "$42$",
         ("Halve.",),
     ),
-    ("OpenMathInstruct", "OpenMath", {"problem": "Q", "generated_solution": "Halve.", "expected_answer": "42"}, "Q", "42", ("Halve.",)),
+    (
+        "OpenMathInstruct",
+        "OpenMath",
+        {"problem": "Q", "generated_solution": "Halve.", "expected_answer": "42"},
+        "Q",
+        "42",
+        ("Halve.",),
+    ),
     ("s1K", "s1K", {"question": "Q", "solution": "42", "cot_type": "math"}, "Q", "42", ()),
-    ("DAPO", "verl", {"prompt": [ASKED], "reward_model": {"ground_truth": "42", "style": "rule"}}, "Q", "42", ()),
+    (
+        "DAPO",
+        "verl",
+        {"prompt": [ASKED], "reward_model": {"ground_truth": "42", "style": "rule"}},
+        "Q",
+        "42",
+        (),
+    ),
     ("verl's page", "verl", {"prompt": [ASKED], "reward_model": {"ground_truth": ["42"]}}, "Q", "42", ()),
     ("Skywork-OR1", "verl", {"prompt": [ASKED], "reward_model": {"ground_truth": '["42"]'}}, "Q", "42", ()),
-    ("LUFFY's validation", "verl", {"prompt": [ASKED], "reward_model": {"ground_truth": "42"}, "extra_info": {"index": 1}}, "Q", "42", ()),
-    ("MMLU", "question and answer", {"question": "Q", "choices": ["a", "b"], "answer": 1, "subject": "s"}, "Q\n\nA. a\nB. b", "B", ()),
-    ("MMLU-Pro", "question and answer", {"question": "Q", "options": ["a", "b"], "answer": "B"}, "Q\n\nA. a\nB. b", "B", ()),
-    ("ARC", "ARC", {"question": "Q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}, "Q\n\n1. a\n2. b", "2", ()),
-    ("AQuA", "AQuA", {"question": "Q", "options": ["A)21", "B) 42"], "correct": "B"}, "Q\n\nA. 21\nB. 42", "B", ()),
+    (
+        "LUFFY's validation",
+        "verl",
+        {"prompt": [ASKED], "reward_model": {"ground_truth": "42"}, "extra_info": {"index": 1}},
+        "Q",
+        "42",
+        (),
+    ),
+    (
+        "MMLU",
+        "question and answer",
+        {"question": "Q", "choices": ["a", "b"], "answer": 1, "subject": "s"},
+        "Q\n\nA. a\nB. b",
+        "B",
+        (),
+    ),
+    (
+        "MMLU-Pro",
+        "question and answer",
+        {"question": "Q", "options": ["a", "b"], "answer": "B"},
+        "Q\n\nA. a\nB. b",
+        "B",
+        (),
+    ),
+    (
+        "ARC",
+        "ARC",
+        {"question": "Q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"},
+        "Q\n\n1. a\n2. b",
+        "2",
+        (),
+    ),
+    (
+        "AQuA",
+        "AQuA",
+        {"question": "Q", "options": ["A)21", "B) 42"], "correct": "B"},
+        "Q\n\nA. 21\nB. 42",
+        "B",
+        (),
+    ),
     (
         "GPQA",
         "GPQA",
-        {"Question": "Q", "Correct Answer": "b", "Incorrect Answer 1": "c", "Incorrect Answer 2": "a", "Incorrect Answer 3": "d"},
+        {
+            "Question": "Q",
+            "Correct Answer": "b",
+            "Incorrect Answer 1": "c",
+            "Incorrect Answer 2": "a",
+            "Incorrect Answer 3": "d",
+        },
         "Q\n\nA. a\nB. b\nC. c\nD. d",
         "B",
         (),
@@ -424,10 +600,18 @@ PUBLIC: list[tuple[str, str, dict[str, Any], str, str, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("name, layout, row, prompt, answer, references", PUBLIC, ids=[case[0] for case in PUBLIC])
+@pytest.mark.parametrize(
+    "name, layout, row, prompt, answer, references", PUBLIC, ids=[case[0] for case in PUBLIC]
+)
 @pytest.mark.parametrize("write", [lambda rows: jsonl(*rows), parquet], ids=["jsonl", "parquet"])
 def test_public_data_sets_are_read_untouched(
-    name: str, layout: str, row: dict[str, Any], prompt: str, answer: str, references: tuple[str, ...], write: Any
+    name: str,
+    layout: str,
+    row: dict[str, Any],
+    prompt: str,
+    answer: str,
+    references: tuple[str, ...],
+    write: Any,
 ) -> None:
     loaded = load(write([row]))
     (problem,) = loaded.problems
@@ -445,7 +629,10 @@ def test_documented_layouts_are_those_that_are_recognised() -> None:
 
 def test_layouts_say_what_went_where() -> None:
     said = load(jsonl({"problem": "Q", "solution": SOLUTION, "id": "a"})).fields
-    assert said == r"prompt from problem, answer from the last \boxed{} or #### of solution, id, reference from solution"
+    assert (
+        said == r"prompt from problem, answer from the last \boxed{} or #### of solution, id, reference from "
+        r"solution"
+    )
     said = load(jsonl({"question": "Q", "options": ["a", "b"], "answer": "B", "category": "x"})).fields
     assert said == "prompt from question, answer as a letter, choices from options written into the prompt"
     assert load(jsonl(GOOD)).fields == "prompt, answer"
@@ -457,27 +644,60 @@ MIXED = {"question": "p", "answer": "Add.\n#### 5"}
 @pytest.mark.parametrize(
     "rows, said",
     [
-        ([MIXED, MIXED, {**MIXED, "answer": "5"}], r"line 3, field answer: its text holds no \boxed{ANSWER} and does not end in '####"),
+        (
+            [MIXED, MIXED, {**MIXED, "answer": "5"}],
+            r"line 3, field answer: its text holds no \boxed{ANSWER} and does not end in '####",
+        ),
         ([MIXED, MIXED, {**MIXED, "answer": 5}], "line 3, field answer: its text holds no "),
         (
             [{**MIXED, "answer": "5"}, {**MIXED, "answer": "6"}, MIXED],
             "line 3, field answer: it is a worked solution, and most rows have a",
         ),
-        ([{"prompt": "p", "solution": text} for text in (SOLUTION, SOLUTION, "so it is 42")], "line 3, field answer: its text holds no"),
+        (
+            [{"prompt": "p", "solution": text} for text in (SOLUTION, SOLUTION, "so it is 42")],
+            "line 3, field answer: its text holds no",
+        ),
         ([{"problem": "p", "solution": "Obvious."}], "line 1, field answer: its text holds no"),
         (
             [{"problem": "p", "answer": text} for text in ("5", "proof", "notfound")],
             "line 2, field answer: it says that there is no answer",
         ),
-        ([{"prompt": [USER], "reward_model": {"ground_truth": ["1", "2"]}}], "line 1, field answer: it is a list of 2; give one answer"),
-        ([{"question": "p", "answer": "5", "image_1": {"bytes": "x", "path": None}}], "line 1, field image_1: it holds a picture"),
-        ([{"question": "p", "answer": "5", "images": [{"bytes": "x"}]}], "line 1, field images: it holds a picture"),
-        ([{"question": "p", "answer": 2, "choices": ["a", "b"]}], "line 1, field answer: it is no number of a choice, counted from 0"),
-        ([{"question": "p", "answer": "c", "choices": ["a", "b"]}], "line 1, field answer: it is neither a choice's letter nor a choice"),
-        ([{"question": "p", "answer": "A", "choices": ["B", "A"]}], "line 1, field answer: it is the letter of one choice and the text of"),
-        ([{"question": "p", "answer": 0, "choices": [1, 2]}], "line 1, field choices: one of them is no text"),
-        ([{"question": "p", "answer": 0, "choices": "1, 2"}], "line 1, field choices: they are no choices"),
-        ([{"question": "p", "answer": 0, "choices": ["x"] * 27}], "line 1, field choices: there are more choices than labels"),
+        (
+            [{"prompt": [USER], "reward_model": {"ground_truth": ["1", "2"]}}],
+            "line 1, field answer: it is a list of 2; give one answer",
+        ),
+        (
+            [{"question": "p", "answer": "5", "image_1": {"bytes": "x", "path": None}}],
+            "line 1, field image_1: it holds an image",
+        ),
+        (
+            [{"question": "p", "answer": "5", "images": [{"bytes": "x"}]}],
+            "line 1, field images: it holds an image",
+        ),
+        (
+            [{"question": "p", "answer": 2, "choices": ["a", "b"]}],
+            "line 1, field answer: no choice has this number, counting from 0",
+        ),
+        (
+            [{"question": "p", "answer": "c", "choices": ["a", "b"]}],
+            "line 1, field answer: it is neither a choice's letter nor a choice",
+        ),
+        (
+            [{"question": "p", "answer": "A", "choices": ["B", "A"]}],
+            "line 1, field answer: it is the letter of one choice and the text of",
+        ),
+        (
+            [{"question": "p", "answer": 0, "choices": [1, 2]}],
+            "line 1, field choices: one of them is not text",
+        ),
+        (
+            [{"question": "p", "answer": 0, "choices": "1, 2"}],
+            "line 1, field choices: this is not a list of at least two choices",
+        ),
+        (
+            [{"question": "p", "answer": 0, "choices": ["x"] * 27}],
+            "line 1, field choices: there are more choices than labels",
+        ),
     ],
 )
 def test_rows_that_would_be_read_wrongly_are_refused(rows: list[dict[str, Any]], said: str) -> None:
@@ -487,7 +707,9 @@ def test_rows_that_would_be_read_wrongly_are_refused(rows: list[dict[str, Any]],
 def test_worked_answers_of_our_own_layout_are_cut_unless_there_are_references() -> None:
     row = {"prompt": "p", "answer": "Add.\n#### 5"}
     assert [(p.answer, p.references) for p in load_problems(jsonl(row))] == [("5", ("Add.\n#### 5",))]
-    assert [(p.answer, p.references) for p in load_problems(jsonl({**row, "reference": "r"}))] == [("5", ("r",))]
+    assert [(p.answer, p.references) for p in load_problems(jsonl({**row, "reference": "r"}))] == [
+        ("5", ("r",))
+    ]
     assert load_problems(jsonl(row), {"prompt": "prompt"})[0].answer == row["answer"]
 
 
@@ -498,7 +720,9 @@ def test_choices_are_shown_once_and_other_columns_of_that_name_are_metadata() ->
     assert (problem.prompt, problem.answer) == (row["prompt"], "B")
     (problem,) = load_problems(jsonl({**GOOD, "choices": "two", "options": {"x": 1}}))
     assert (problem.prompt, problem.metadata) == (GOOD["prompt"], {"choices": "two", "options": {"x": 1}})
-    (problem,) = load_problems(jsonl({"q": "p", "key": "b", "any": ["a", "b"]}), {"prompt": "q", "answer": "key", "choices": "any"})
+    (problem,) = load_problems(
+        jsonl({"q": "p", "key": "b", "any": ["a", "b"]}), {"prompt": "q", "answer": "key", "choices": "any"}
+    )
     assert (problem.prompt, problem.answer) == ("p\n\nA. a\nB. b", "B")
 
 
@@ -526,7 +750,15 @@ def test_column_map_overrides_recognition() -> None:
 
 
 def test_columns_that_the_map_does_not_name_are_metadata() -> None:
-    row = {"q": "p", "a": "5", "id": "same", "reference": "https://example.org", "plan": 3, "references": {}, "choices": 1}
+    row = {
+        "q": "p",
+        "a": "5",
+        "id": "same",
+        "reference": "https://example.org",
+        "plan": 3,
+        "references": {},
+        "choices": 1,
+    }
     first, second = load_problems(jsonl(row, row), {"prompt": "q", "answer": "a"})
     assert (first.id, second.id, first.references, first.plan) == ("data.jsonl:1", "data.jsonl:2", (), None)
     assert first.metadata == {key: value for key, value in row.items() if key not in ("q", "a")}
@@ -536,7 +768,10 @@ def test_column_map_refused() -> None:
     source = jsonl(GOOD)
     message = "data.jsonl: the column map has the unknown field 'promt'; the fields are prompt, answer, "
     assert refusal(source, {"promt": "prompt"}).startswith(message)
-    message = "data.jsonl, field answer: the column map names the column 'x.y', which is not there; the columns are prompt, answer"
+    message = (
+        "data.jsonl, field answer: the column map names the column 'x.y', which does not exist; the "
+        "columns are prompt, answer"
+    )
     assert refusal(source, {"answer": "x.y"}) == message
 
 
@@ -552,26 +787,34 @@ def test_missing_file() -> None:
 
 def test_unusable_files() -> None:
     Path("data.csv").write_text("prompt,answer\n")
-    assert refusal("data.csv") == "data.csv: files ending in '.csv' are not read; convert it to one of .jsonl, .json, .parquet"
+    assert (
+        refusal("data.csv")
+        == "data.csv: '.csv' files are not supported; convert it to one of .jsonl, .json, .parquet"
+    )
     assert refusal(jsonl(GOOD) + "#test") == "data.jsonl#test: a single file has no splits; leave out '#test'"
     Path("bad.parquet").write_text("no parquet at all")
     assert "bad.parquet: it cannot be read as parquet" in refusal("bad.parquet")
     Path("nothing").mkdir()
-    assert "nothing: this directory holds no .jsonl, .json, .parquet file and no dataset of save_to_disk" in refusal("nothing")
+    assert (
+        "nothing: this directory holds no .jsonl, .json, .parquet file and no dataset of save_to_disk"
+        in refusal("nothing")
+    )
 
 
 def test_unreadable_file() -> None:
     Path(jsonl(GOOD)).chmod(0)
     Path().chmod(0o755)
     user = os.geteuid()
-    os.seteuid(user or 65534)  # root may read everything, so it looks as somebody else
+    os.seteuid(user or 65534)  # root may read every file, so the test runs as another user
     try:
         assert "data.jsonl: it cannot be read (PermissionError" in refusal("data.jsonl")
     finally:
         os.seteuid(user)
 
 
-@pytest.mark.parametrize("name, text", [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", ""), ("a.json", "[]")])
+@pytest.mark.parametrize(
+    "name, text", [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", ""), ("a.json", "[]")]
+)
 def test_empty_file(name: str, text: str) -> None:
     Path(name).write_text(text)
     assert refusal(name) == f"{name}: it is empty; give it at least one row"
@@ -583,7 +826,7 @@ def test_empty_parquet() -> None:
 
 
 def test_blank_lines_line_endings_and_byte_order_mark() -> None:
-    second = json.dumps({**GOOD, "answer": "a\u2028b"}, ensure_ascii=False)  # U+2028 ends no line
+    second = json.dumps({**GOOD, "answer": "a\u2028b"}, ensure_ascii=False)  # U+2028 does not end a line
     Path("data.jsonl").write_bytes(b"\xef\xbb\xbf" + f"\r\n{json.dumps(GOOD)}\r\n  \r\n{second}".encode())
     answers = {problem.id: problem.answer for problem in load_problems("data.jsonl")}
     assert answers == {"data.jsonl:2": "2", "data.jsonl:4": "a\u2028b"}
@@ -596,10 +839,15 @@ def test_not_utf8() -> None:
 
 def test_invalid_json() -> None:
     Path("data.jsonl").write_text(json.dumps(GOOD) + '\n\n{"prompt": }\n{"a"}\n')
-    message = "data.jsonl, line 3: it is not JSON (so in 1 more row); Expecting value at column 12: write one JSON object on each line"
+    message = (
+        "data.jsonl, line 3: it is not JSON (and in 1 more row); Expecting value at column 12: write one "
+        "JSON object on each line"
+    )
     assert refusal("data.jsonl") == message
     Path("data.json").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))
-    assert refusal("data.json").startswith("data.json, line 2, column 1: it is not JSON (Extra data); correct it, or name the file .jsonl")
+    assert refusal("data.json").startswith(
+        "data.json, line 2, column 1: it is not JSON (Extra data); correct it, or name the file .jsonl"
+    )
     Path("data.json").write_text(json.dumps(GOOD))
     assert refusal("data.json").startswith("data.json: it does not hold a list")
 
@@ -618,20 +866,27 @@ def test_json_that_python_cannot_read(value: str) -> None:
 def test_missing_field() -> None:
     message = refusal(jsonl(GOOD, {"prompt": "p", "label": "5"}, GOOD, {"prompt": "p"}, {"answer": "p"}))
     assert message == (
-        "data.jsonl, line 2, field answer: this row has no answer (so in 1 more row); fill in its 'answer', or leave the row out"
+        "data.jsonl, line 2, field answer: this row has no answer (and in 1 more row); "
+        "fill in its 'answer', or leave the row out"
     )
     message = refusal(jsonl(*[{"question": "p", "answer": "so\n#### 1"}] * 4, {"question": "p"}))
-    assert message == "data.jsonl, line 5, field answer: this row has no answer; fill in its 'answer', or leave the row out"
+    assert (
+        message == "data.jsonl, line 5, field answer: this row has no answer; "
+        "fill in its 'answer', or leave the row out"
+    )
     message = refusal(jsonl({"prompt": "p", "label": "5"}, {"prompt": "q", "label": "6"}))
     assert message == (
-        "data.jsonl, line 1, field answer: there is no column 'answer' (so in 1 more row); "
-        'the row has prompt, label: rename one, or name it in the column map, columns = {answer = "their column"}'
+        "data.jsonl, line 1, field answer: there is no column 'answer' (and in 1 more row); "
+        "the row has prompt, label: rename one, or name it in the column map, "
+        'columns = {answer = "their column"}'
     )
 
 
 def test_unrecognised_layout() -> None:
     message = refusal(parquet([{"task": "p", "label": "5"}] * 3))
-    assert message.startswith("data.parquet, row 1, field prompt: there is no column 'prompt' (so in 2 more rows)")
+    assert message.startswith(
+        "data.parquet, row 1, field prompt: there is no column 'prompt' (and in 2 more rows)"
+    )
     assert "the row has task, label: rename one" in message
 
 
@@ -648,16 +903,28 @@ BAD_ROWS: list[tuple[object, str, str]] = [
     ({**GOOD, "prompt": []}, "prompt", "it is empty"),
     ({**GOOD, "prompt": None}, "prompt", "it is null"),
     ({**GOOD, "prompt": "\ud800"}, "prompt", "it holds half a character"),
-    ({**GOOD, "prompt": [{"role": "user"}]}, "prompt", "a message lacks a role or a content of text"),
-    ({**GOOD, "prompt": ["hello"]}, "prompt", "a message lacks a role or a content of text"),
-    ({**GOOD, "prompt": [{**USER, "content": [{"type": "text"}]}]}, "prompt", "a message lacks a role or a content of text"),
+    ({**GOOD, "prompt": [{"role": "user"}]}, "prompt", "a message has no role or no text as content"),
+    ({**GOOD, "prompt": ["hello"]}, "prompt", "a message has no role or no text as content"),
+    (
+        {**GOOD, "prompt": [{**USER, "content": [{"type": "text"}]}]},
+        "prompt",
+        "a message has no role or no text as content",
+    ),
     (
         {**GOOD, "prompt": [{**USER, "content": [{"type": "image", "url": "x"}]}]},
         "prompt",
-        "more than text; leave out its part of the type 'image'",
+        "more than text; remove its part of type 'image'",
     ),
-    ({**GOOD, "prompt": [{**USER, "role": "human"}]}, "prompt", "unknown role; 'human' is none of system, user, assistant"),
-    ({**GOOD, "prompt": [USER, {**USER, "role": "assistant"}]}, "prompt", "its last message is from the assistant; end it with the user's"),
+    (
+        {**GOOD, "prompt": [{**USER, "role": "human"}]},
+        "prompt",
+        "unknown role; 'human' is none of system, user, assistant",
+    ),
+    (
+        {**GOOD, "prompt": [USER, {**USER, "role": "assistant"}]},
+        "prompt",
+        "its last message is from the assistant; end it with the user's",
+    ),
     ({**GOOD, "prompt": [{**USER, "role": "system"}]}, "prompt", "its last message is from the system"),
     ({**GOOD, "prompt": [{**USER, "content": ""}]}, "prompt", "it is empty"),
     ({**GOOD, "answer": None}, "answer", "it is empty (null); fill it in"),
@@ -687,7 +954,10 @@ def test_bad_row(row: object, field: str, what: str) -> None:
     [
         ({"prompt": "p", "solution": r"\boxed{5"}, r"answer: its last \boxed{ is never closed"),
         ({"prompt": "p", "solution": r"\boxed{}"}, "answer: it is empty"),
-        ({**LUFFY, "target": [{"role": "assistant"}]}, "reference: the list holds something that is not text"),
+        (
+            {**LUFFY, "target": [{"role": "assistant"}]},
+            "reference: the list holds something that is not text",
+        ),
         ({**LUFFY, "reward_model": {}}, "answer: there is no column 'reward_model.ground_truth'"),
     ],
 )
@@ -697,12 +967,20 @@ def test_bad_row_of_other_layouts(row: dict[str, Any], field: str) -> None:
 
 def test_null_in_parquet() -> None:
     message = refusal(parquet([GOOD, {**GOOD, "answer": None}, {**GOOD, "answer": None}]))
-    assert message == "data.parquet, row 2, field answer: it is empty (null) (so in 1 more row); fill it in, or leave the row out"
+    assert (
+        message
+        == "data.parquet, row 2, field answer: it is empty (null) (and in 1 more row); fill it in, or "
+        "leave the row out"
+    )
 
 
 def test_duplicate_id() -> None:
     message = refusal(jsonl({**GOOD, "id": "a"}, {**GOOD, "id": "b"}, {**GOOD, "id": "a"}))
-    assert message == "data.jsonl, line 3, field id: another row has the same one; 'a' is also that of data.jsonl, line 1: change one"
+    assert (
+        message
+        == "data.jsonl, line 3, field id: another row has the same id; 'a' is also the id of data.jsonl, "
+        "line 1: change one of them"
+    )
 
 
 # Built-in tasks
@@ -713,11 +991,15 @@ def test_task() -> None:
     assert (loaded.layout, len(loaded.problems)) == ("task", 5)
     assert loaded.problems[0].id.startswith("easy-train-3-")
     assert len(load_problems("task:house-rules")) == 1000
-    assert load_problems("task:house-rules?n=5", {"prompt": "question"}) == load_problems("task:house-rules?n=5")
+    assert load_problems("task:house-rules?n=5", {"prompt": "question"}) == load_problems(
+        "task:house-rules?n=5"
+    )
 
 
 def test_task_splits_are_disjoint() -> None:
-    train, test = (load_problems(f"task:house-rules?n=2000&house=1&split={split}") for split in ("train", "test"))
+    train, test = (
+        load_problems(f"task:house-rules?n=2000&house=1&split={split}") for split in ("train", "test")
+    )
     assert not {problem.prompt for problem in train} & {problem.prompt for problem in test}
 
 
@@ -729,7 +1011,10 @@ def test_task_gives_as_many_as_it_promises() -> None:
     "source, what",
     [
         ("task:houses", "there is no task 'houses'; the tasks are house-rules"),
-        ("task:house-rules?lvel=easy", "no option 'lvel'; its options are level, n, seed, style, split, house"),
+        (
+            "task:house-rules?lvel=easy",
+            "no option 'lvel'; its options are level, n, seed, style, split, house",
+        ),
         ("task:house-rules?level=medium", "level is 'medium'; it must be one of easy, hard"),
         ("task:house-rules?n=many", "n is 'many'; it must be a whole number"),
         ("task:house-rules?n=0", "n is 0; here it must be from 1 to 100000"),
@@ -762,7 +1047,9 @@ def test_reasoning_gym() -> None:
 def test_reasoning_gym_defaults_and_options() -> None:
     problems = load_problems("reasoning-gym:chain_sum?min_terms=2&max_terms=2&allow_negation=False")
     assert len(problems) == 1000
-    assert problems == load_problems("reasoning-gym:chain_sum?min_terms=2&max_terms=2&allow_negation=False&seed=0")
+    assert problems == load_problems(
+        "reasoning-gym:chain_sum?min_terms=2&max_terms=2&allow_negation=False&seed=0"
+    )
     assert {problem.metadata["num_terms"] for problem in problems} == {2}
     assert problems[0].references == ()
 
@@ -782,7 +1069,7 @@ def test_n_of_n_queens_is_its_own() -> None:
         ("reasoning-gym:chain_sum?n=1.5", "n is '1.5'; it must be a whole number"),
         ("reasoning-gym:chain_sum?min_terms=few", "min_terms is 'few'; it must be a value like 2"),
         ("reasoning-gym:chain_sum?min_terms=9", "reasoning-gym refuses these options (AssertionError: "),
-        ("reasoning-gym:rush_hour?n=2", "no one answer to compare with"),
+        ("reasoning-gym:rush_hour?n=2", "no single answer to compare with"),
     ],
 )
 def test_reasoning_gym_refused(source: str, what: str) -> None:
@@ -809,4 +1096,9 @@ def test_describe() -> None:
 
 def test_describe_without_duplicates() -> None:
     summary = describe(load_problems(jsonl(GOOD)), "data.jsonl")
-    assert (summary.duplicates, summary.duplicate_ids, summary.contradictions, summary.contradiction_ids) == (0, None, 0, None)
+    assert (summary.duplicates, summary.duplicate_ids, summary.contradictions, summary.contradiction_ids) == (
+        0,
+        None,
+        0,
+        None,
+    )

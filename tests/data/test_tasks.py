@@ -1,4 +1,4 @@
-"""The built-in tasks: every reference is right by the task's own verifier, no plan gives anything away, splits are apart."""
+"""The built-in tasks: the verifier accepts every reference, no plan leaks a value, splits are disjoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handrail.data.tasks.gym import FAMILIES
 from handrail.data.tasks.house_rules import FILLERS
 from handrail.data.tasks.procedures import Impossible, carry_out, procedure
 from handrail.experts.planners import leaks
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.builtin import resolve
 from handrail.verifiers.config import VerifierConfig
 
@@ -25,18 +25,23 @@ SOURCES = [*FAMILIES, "house-rules?level=hard", "house-rules?level=easy"]
 
 def problems(source: str, **options: object) -> list[Problem]:
     name, _, given = source.partition("?")
-    return load_problems(f"task:{name}?" + "&".join([*filter(None, [given]), *(f"{key}={value}" for key, value in options.items())]))
+    return load_problems(
+        f"task:{name}?"
+        + "&".join([*filter(None, [given]), *(f"{key}={value}" for key, value in options.items())])
+    )
 
 
 def sent(problem: Problem) -> Problem:
-    """As a verifier's process receives it."""
+    """Return the problem as a verifier's process receives it."""
     return replace(problem, metadata=json.loads(json.dumps(problem.metadata)))
 
 
 @pytest.mark.parametrize("style", ["clean", "foreign"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_reference_is_accepted_and_no_plan_leaks(source: str, style: str) -> None:
-    made = problems(source, n=150, seed=901, split="test", style=style) + problems(source, n=250, seed=902, style=style)
+    made = problems(source, n=150, seed=901, split="test", style=style) + problems(
+        source, n=250, seed=902, style=style
+    )
     assert len(made) == 400
     for problem in made:
         (reference,) = problem.references
@@ -103,24 +108,31 @@ def test_what_a_task_refuses(source: str, what: str) -> None:
 
 
 def test_no_answer_is_a_good_guess() -> None:
-    """The commonest answer of a benchmark, given always, earns little."""
+    """Always giving a benchmark's most common answer earns little."""
     for source in SOURCES:
         answers = [problem.answer for problem in problems(source, n=150, seed=905, split="test")]
         share = max(map(answers.count, answers)) / len(answers)
         assert share < 0.07, (source, share)
 
 
-# What is structure: a number in brackets is picked by the procedure, one without follows from what stands before it.
+# A number in brackets is structure: the procedure picks it. A number without follows from the words before
+# it.
 
 HAND_MARKED = {
     "complex-arithmetic": (
         "complex 8 4 2 2 ?",
         "[8] * [2] = 16 , [4] * [2] = 8 , 16 - 8 = 8 ; [8] * [2] = 16 , [4] * [2] = 8 , 16 + 8 = 24 # 8 24",
     ),
-    "base-conversion": ("base 8 1 2 0 ?", "[1] * [8] = 8 , 8 + [2] = 10 ; 10 * [8] = 80 , 80 + [0] = 80 # 80"),
+    "base-conversion": (
+        "base 8 1 2 0 ?",
+        "[1] * [8] = 8 , 8 + [2] = 10 ; 10 * [8] = 80 , 80 + [0] = 80 # 80",
+    ),
     "leg-counting": ("legs 4 dog 8 cow ?", "[4] * [4] = 16 ; [8] * [4] = 32 , 16 + 32 = 48 # 48"),
     "time-intervals": ("clock 4 13 4 52 ?", "[4] - [4] = 0 ; [52] - [13] = 39 # 0 39"),
-    "fraction-simplification": ("fraction 44 64 ?", "[44] / [2] = 22 , [64] / [2] = 32 ; 22 / [2] = 11 , 32 / [2] = 16 # 11 16"),
+    "fraction-simplification": (
+        "fraction 44 64 ?",
+        "[44] / [2] = 22 , [64] / [2] = 32 ; 22 / [2] = 11 , 32 / [2] = 16 # 11 16",
+    ),
     "chain-sum": ("sum 83 - 72 + 40 ?", "[83] - [72] = 11 ; 11 + [40] = 51 # 51"),
     "house-rules": (
         "1 D 7 C 6 E 7 ?",
@@ -138,23 +150,33 @@ def test_structure_by_hand(name: str) -> None:
 
 
 def test_an_hour_that_is_lent_is_structure() -> None:
-    problem = next(problem for problem in problems("time-intervals", n=50, seed=901) if "60" in problem.references[0].split())
+    problem = next(
+        problem
+        for problem in problems("time-intervals", n=50, seed=901)
+        if "60" in problem.references[0].split()
+    )
     start_hour, start_minute, end_hour, end_minute = str(problem.prompt).split()[1:5]
     words = problem.references[0].split()
-    picked = [word for word, true in zip(words, structure(problem, problem.references[0]), strict=True) if true and word.isdigit()]
+    picked = [
+        word
+        for word, true in zip(words, structure(problem, problem.references[0]), strict=True)
+        if true and word.isdigit()
+    ]
     assert picked == [end_hour, "1", start_hour, "60", start_minute, end_minute]
 
 
 def test_structure_leaves_out_lead_in_words() -> None:
     for source in SOURCES:
-        for plain, foreign in zip(problems(source, n=20, seed=901), problems(source, n=20, seed=901, style="foreign"), strict=True):
+        for plain, foreign in zip(
+            problems(source, n=20, seed=901), problems(source, n=20, seed=901, style="foreign"), strict=True
+        ):
             marks = structure(foreign, foreign.references[0])
             words = foreign.references[0].split()
             assert [word in FILLERS for word in words] == [mark is None for mark in marks]
             assert [mark for mark in marks if mark is not None] == structure(plain, plain.references[0])
 
 
-# The language of procedures
+# Procedures
 
 
 def test_a_procedure_is_its_own_plan() -> None:
@@ -167,7 +189,9 @@ def test_a_procedure_is_its_own_plan() -> None:
     assert worked.chosen == [True, True, False, False, True, False, False, True, False, False, False]
 
 
-@pytest.mark.parametrize(("text", "numbers"), [("halve first", [3]), ("multiply first second", [10, 10]), ("rest first", [61])])
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("halve first", [3]), ("multiply first second", [10, 10]), ("rest first", [61])]
+)
 def test_what_leaves_the_words_is_impossible(text: str, numbers: list[int]) -> None:
     with pytest.raises(Impossible):
         carry_out(procedure(f"{text}\nanswer last"), numbers)

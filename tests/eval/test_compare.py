@@ -1,4 +1,4 @@
-"""Several runs side by side: which runs there are, their figures over seeds, and one real comparison."""
+"""Comparisons: the runs they consist of, their figures over seeds, and one real comparison."""
 
 from __future__ import annotations
 
@@ -41,12 +41,19 @@ def test_lists_and_values_are_replaced_whole() -> None:
 def test_naming_another_method_drops_the_settings_of_the_first() -> None:
     tree = {"method": {"name": "luffy", "gamma": 0.2}}
     assert merged(tree, {"method": {"name": "sort"}}) == {"method": {"name": "sort"}}
-    assert merged(tree, {"method": {"clip": True}}) == {"method": {"name": "luffy", "gamma": 0.2, "clip": True}}
+    assert merged(tree, {"method": {"clip": True}}) == {
+        "method": {"name": "luffy", "gamma": 0.2, "clip": True}
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "directory"),
-    [("SFT on failures, foreign", "sft-on-failures-foreign"), ("GRPO", "grpo"), (" α = 0.5! ", "α-0-5"), ("../up", "up")],
+    [
+        ("SFT on failures, foreign", "sft-on-failures-foreign"),
+        ("GRPO", "grpo"),
+        (" α = 0.5! ", "α-0-5"),
+        ("../up", "up"),
+    ],
 )
 def test_a_runs_directory_is_called_like_the_run(name: str, directory: str) -> None:
     assert slug(name) == directory
@@ -57,7 +64,9 @@ def compared(runs: dict[str, Any], seeds: list[int] | None = None, **changes: An
 
 
 def test_every_run_is_planned_with_every_seed(tmp_path: Path) -> None:
-    planned = jobs(compared({"A": {"method": {"name": "luffy"}}, "B": {"train": {"steps": 9}}}, [1, 2]), tmp_path)
+    planned = jobs(
+        compared({"A": {"method": {"name": "luffy"}}, "B": {"train": {"steps": 9}}}, [1, 2]), tmp_path
+    )
     assert [(job.label, job.config.train.seed) for job in planned] == [
         ("A, seed 1", 1), ("B, seed 1", 1), ("A, seed 2", 2), ("B, seed 2", 2),
     ]  # fmt: skip
@@ -71,14 +80,28 @@ def test_every_run_is_planned_with_every_seed(tmp_path: Path) -> None:
     ("runs", "seeds", "message"),
     [
         ({}, [0], r"no \[compare.runs\]"),
-        ({"A": {"train": {"stepz": 1}}}, [0], "compare.runs.A: there is no setting train.stepz; did you mean 'steps'"),
-        ({"A": {"method": {"name": "lufy"}}}, [0], "compare.runs.A: method.name: there is no method 'lufy'; did you mean 'luffy'"),
-        ({"A": {"method": {"name": "luffy", "gama": 1}}}, [0], "compare.runs.A: there is no setting method.gama; did you mean 'gamma'"),
+        (
+            {"A": {"train": {"stepz": 1}}},
+            [0],
+            "compare.runs.A: there is no setting train.stepz; did you mean 'steps'",
+        ),
+        (
+            {"A": {"method": {"name": "lufy"}}},
+            [0],
+            "compare.runs.A: method.name: there is no method 'lufy'; did you mean 'luffy'",
+        ),
+        (
+            {"A": {"method": {"name": "luffy", "gama": 1}}},
+            [0],
+            "compare.runs.A: there is no setting method.gama; did you mean 'gamma'",
+        ),
         ({"A": {}, "a!": {}}, [0], "two runs would be written into .*a/seed-0; rename one"),
         ({"A": {}}, [1, 1], "two runs would be written into .*a/seed-1; .*list each seed once"),
     ],
 )
-def test_a_comparison_that_cannot_be_is_refused_before_it_starts(runs: Any, seeds: list[int], message: str, tmp_path: Path) -> None:
+def test_a_comparison_that_cannot_be_is_refused_before_it_starts(
+    runs: Any, seeds: list[int], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         jobs(compared(runs, seeds), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -96,7 +119,9 @@ def test_wilson_by_hand() -> None:
 
 
 def ends(*shares: float, n: int = 100) -> list[dict[str, Any]]:
-    return [{"start": {"mean": 0.1 * place}, "end": {"mean": share, "n": n}} for place, share in enumerate(shares)]
+    return [
+        {"start": {"mean": 0.1 * place}, "end": {"mean": share, "n": n}} for place, share in enumerate(shares)
+    ]
 
 
 def test_one_seed_has_wilsons_interval() -> None:
@@ -106,9 +131,11 @@ def test_one_seed_has_wilsons_interval() -> None:
 
 
 def test_three_seeds_far_apart_have_students_interval() -> None:
-    # Standard deviation 0.2, so half a width of 4.3027 · 0.2 / √3 = 0.4968.
+    # The standard deviation is 0.2, so half the width is 4.3027 · 0.2 / √3 = 0.4968.
     figures = over_seeds(ends(0.3, 0.5, 0.7))
-    assert (figures["mean"], figures["low"], figures["high"]) == pytest.approx((0.5, 0.0032, 0.9968), abs=1e-4)
+    assert (figures["mean"], figures["low"], figures["high"]) == pytest.approx(
+        (0.5, 0.0032, 0.9968), abs=1e-4
+    )
     assert figures["n"] == 300 and figures["start"] == pytest.approx(0.1)
 
 
@@ -137,13 +164,26 @@ def printed(table: Table, width: int = 80) -> str:
 
 def test_the_table_shows_names_with_brackets_as_they_are() -> None:
     text = printed(comparison_table({"SORT [alpha=0]": ROW, "[/b]": GRADED}, ["hard [x]"]))
-    for part in ("SORT [alpha=0]", "[/b]", "hard [x]", "25.0% → 50.0%", "[40.0%, 60.0%]", "no rollouts", "100% → 50%"):
+    for part in (
+        "SORT [alpha=0]",
+        "[/b]",
+        "hard [x]",
+        "25.0% → 50.0%",
+        "[40.0%, 60.0%]",
+        "no rollouts",
+        "100% → 50%",
+    ):
         assert part in text
     assert "groups" not in printed(comparison_table({"SFT": ROW}, ["hard [x]"])), "nothing was sampled"
 
 
 def test_the_tables_of_a_comparison_cut_nothing_at_80_columns() -> None:
-    row = {**GRADED, "easy": {"start": 1.0, "mean": 1.0, "low": 1.0, "high": 1.0}, "off_policy": 1.0, "seconds": 36000}
+    row = {
+        **GRADED,
+        "easy": {"start": 1.0, "mean": 1.0, "low": 1.0, "high": 1.0},
+        "off_policy": 1.0,
+        "seconds": 36000,
+    }
     methods = {"SFT on failures": row, "GRPO": row}
     for table in (comparison_table(methods, ["hard [x]", "easy"]), training_table(methods, [])):
         text = printed(table)
@@ -152,8 +192,15 @@ def test_the_tables_of_a_comparison_cut_nothing_at_80_columns() -> None:
 
 
 def test_the_second_table_shows_what_was_learnt_from_and_no_column_of_zeros_or_gaps() -> None:
-    text = printed(training_table({"SCOPE": {**ROW, "off_policy": 0.031, "salvaged": None}, "GRPO": {**ROW, "off_policy": 0.0}}, []))
-    assert all(part in text for part in ("SCOPE", "3.1%", "0.0%", "seconds", "signal")) and "salvaged" not in text
+    text = printed(
+        training_table(
+            {"SCOPE": {**ROW, "off_policy": 0.031, "salvaged": None}, "GRPO": {**ROW, "off_policy": 0.0}}, []
+        )
+    )
+    assert (
+        all(part in text for part in ("SCOPE", "3.1%", "0.0%", "seconds", "signal"))
+        and "salvaged" not in text
+    )
     assert "signal" not in printed(training_table({"SFT": {**ROW, "steps_without_signal": 0}}, []))
 
 
@@ -161,7 +208,10 @@ def test_diversity_has_a_table_if_it_was_measured() -> None:
     measured = {**ROW, "hard [x]": {**ROW["hard [x]"], "diversity": {"distinct_4": {"end": 0.25}}}}
     table = diversity_table({"SCOPE": measured}, ["hard [x]"])
     assert table is not None and all(part in printed(table) for part in ("SCOPE", "hard [x]", "0.250"))
-    assert diversity_table({"SFT": {**ROW, "hard [x]": {**ROW["hard [x]"], "diversity": {}}}}, ["hard [x]"]) is None
+    assert (
+        diversity_table({"SFT": {**ROW, "hard [x]": {**ROW["hard [x]"], "diversity": {}}}}, ["hard [x]"])
+        is None
+    )
 
 
 def test_some_of_the_runs_can_be_chosen() -> None:
@@ -193,7 +243,9 @@ def test_workers_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_comparison_without_held_out_problems_still_has_a_picture(tmp_path: Path) -> None:
     step = {"groups/all_wrong": 1, "groups/mixed": 1, "groups/all_right": 0}
-    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"step": number, **step}) for number in range(3)))
+    (tmp_path / "metrics.jsonl").write_text(
+        "\n".join(json.dumps({"step": number, **step}) for number in range(3))
+    )
     curves([Job("A", 0, config(), tmp_path)], [], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -242,13 +294,22 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_summary_and_is_not_run_twi
     file.write_text(COMPARISON)
 
     def handrail(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["handrail", "compare", str(file), "--output", str(output), "--workers", "1", *arguments])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            ["handrail", "compare", str(file), "--output", str(output), "--workers", "1", *arguments],
+        )
         with pytest.raises(SystemExit) as end:
             cli.main()
         return int(end.value.code or 0), *capsys.readouterr()
 
     code, out, _ = handrail()
-    assert code == 0 and "4 runs from builtin:house-tiny" in out and "finished already" not in out and "LUFFY, mild" in out
+    assert (
+        code == 0
+        and "4 runs from builtin:house-tiny" in out
+        and "finished already" not in out
+        and "LUFFY, mild" in out
+    )
     summary = json.loads((output / "summary.json").read_text())
     assert set(summary["methods"]) == {"GRPO", "LUFFY, mild"}
     for row in summary["methods"].values():
@@ -259,7 +320,12 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_summary_and_is_not_run_twi
     assert summary["runs"][1] == {"name": "LUFFY, mild", "seed": 1, "directory": "luffy-mild/seed-1"}
     for difference, name in zip(summary["differences"], ("hard", "easy"), strict=True):
         mild, plain = (summary["methods"][run][name] for run in ("LUFFY, mild", "GRPO"))
-        assert (difference["set"], difference["a"], difference["b"], difference["problems"]) == (name, "LUFFY, mild", "GRPO", 4)
+        assert (difference["set"], difference["a"], difference["b"], difference["problems"]) == (
+            name,
+            "LUFFY, mild",
+            "GRPO",
+            4,
+        )
         assert difference["mean"] == pytest.approx(mild["mean"] - plain["mean"])
         assert difference["words"] in summary["verdict"] and difference["words"] in out
     starts = {row["hard"]["start"] for row in summary["methods"].values()}
@@ -276,4 +342,8 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_summary_and_is_not_run_twi
     assert code == 2 and "give one of them" in err
 
     code, out, err = handrail("--set", "train.steps=3")
-    assert code == 2 and "another configuration: train.steps is 2 there and 3 here; choose another --output" in err and not out
+    assert (
+        code == 2
+        and "another configuration: train.steps is 2 there and 3 here; choose another --output" in err
+        and not out
+    )

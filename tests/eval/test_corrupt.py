@@ -1,4 +1,4 @@
-"""Corruption: exactly one number of one step becomes another one, written alike."""
+"""Corruption: exactly one number of one step changes, and keeps its notation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def test_another_number_has_another_value_and_the_same_form(number: str, seed: i
     assert NUMBER.fullmatch(other)
     assert float(other.replace(",", "")) != float(number.replace(",", ""))
     assert len(other.partition(".")[2]) == len(number.partition(".")[2])
-    assert re.fullmatch(r"(0|[1-9]\d{0,2}(,\d{3})*)" if "," in number else r"0|[1-9]\d*", other.partition(".")[0])
+    assert re.fullmatch(
+        r"(0|[1-9]\d{0,2}(,\d{3})*)" if "," in number else r"0|[1-9]\d*", other.partition(".")[0]
+    )
 
 
 @settings(deadline=None)
@@ -40,7 +42,9 @@ def test_one_number_in_one_step_changes(steps: list[str], seed: int) -> None:
         return
     changed, index = found
     assert len(changed) == len(steps)
-    assert [place for place, (new, old) in enumerate(zip(changed, steps, strict=True)) if new != old] == [index]
+    assert [place for place, (new, old) in enumerate(zip(changed, steps, strict=True)) if new != old] == [
+        index
+    ]
     assert re.sub(r"[\d.,]", "", changed[index]) == re.sub(r"[\d.,]", "", steps[index])
 
 

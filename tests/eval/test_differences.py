@@ -1,4 +1,4 @@
-"""Paired differences: by hand, by simulation, and in words that say no more than the figures."""
+"""Paired differences, checked by hand and by simulation, and their words, which must not claim too much."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from handrail.eval.differences import Difference, against_first, paired, verdict
 
 def test_three_seeds_by_hand() -> None:
     ours = {1: {"x": 1.0, "y": 1.0}, 2: {"x": 1.0, "y": 0.5}, 3: {"x": 0.5, "y": 1.0}}
-    theirs = {seed: {"x": 0.0, "y": 0.5, "z": 1.0} for seed in (1, 2, 3, 4)}  # what only one side has is left out
+    theirs = {
+        seed: {"x": 0.0, "y": 0.5, "z": 1.0} for seed in (1, 2, 3, 4)
+    }  # problems and seeds that only one side has are left out
     found = paired("hard", "A", "B", ours, theirs)
     assert found.per_seed == pytest.approx([0.75, 0.5, 0.5]) and found.problems == 2
     assert found.mean == pytest.approx(7 / 12)
-    # Of two problems nearly nothing is known, whatever Student says of the seeds.
+    # Two problems prove nearly nothing, however narrow Student's interval over the seeds.
     assert found.low < 0 and found.high > 0.9
 
 
@@ -40,7 +42,7 @@ def test_problems_that_do_not_differ_are_no_proof_that_none_does() -> None:
 
 @pytest.mark.parametrize(("problems", "differing"), [(48, 0.06), (256, 0.02), (16, 0.2)])
 def test_a_handful_of_problems_that_differ_is_no_proof(problems: int, differing: float) -> None:
-    """Two runs that are equally good, on one seed: at most in five of a hundred comparisons is one called better."""
+    """If two runs are equally good, at most 5 % of comparisons on one seed call one of them better."""
     draw, called, trials = np.random.default_rng(7), 0, 200
     for _ in range(trials):
         sides = draw.choice([0.0, 1.0, -1.0], problems, p=[1 - differing, differing / 2, differing / 2])
@@ -52,14 +54,17 @@ def test_a_handful_of_problems_that_differ_is_no_proof(problems: int, differing:
 
 
 def test_coverage_over_new_seeds_and_problems() -> None:
-    """Runs whose true difference is 5 points on average, more on some problems and in some seeds: the interval covers it in 95 %."""
+    """The interval covers a true difference of 5 points, varying by problem and seed, 95 % of the time."""
     draw, covered, trials, seeds, problems = np.random.default_rng(3), 0, 200, 3, 100
     for _ in range(trials):
         hard, luck = draw.normal(0, 0.1, problems), draw.normal(0, 0.03, seeds)
         gain = 0.05 + hard[None] + luck[:, None]
         ours = draw.binomial(8, np.clip(0.5 + gain / 2, 0, 1)) / 8
         theirs = draw.binomial(8, np.clip(0.5 - gain / 2, 0, 1)) / 8
-        a, b = ({s: {str(p): float(x[s, p]) for p in range(problems)} for s in range(seeds)} for x in (ours, theirs))
+        a, b = (
+            {s: {str(p): float(x[s, p]) for p in range(problems)} for s in range(seeds)}
+            for x in (ours, theirs)
+        )
         found = paired("hard", "A", "B", a, b)
         covered += found.low <= 0.05 <= found.high
     assert covered / trials >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
@@ -82,11 +87,13 @@ def difference(mean: float, low: float, high: float, *per_seed: float) -> Differ
         ),
         (
             difference(0.2, -0.1, 0.5, 0.5, -0.1),
-            "SORT against GRPO on hard: no difference shown, +20.0 points [-10.0, +50.0]; the same way on 1 of 2 seeds.",
+            "SORT against GRPO on hard: no difference shown, +20.0 points [-10.0, +50.0]; the same way on "
+            "1 of 2 seeds.",
         ),
         (
             difference(0, 0, 0.1, 0),
-            "SORT against GRPO on hard: no difference shown, +0.0 points [+0.0, +10.0]; one seed, others may differ.",
+            "SORT against GRPO on hard: no difference shown, +0.0 points [+0.0, +10.0]; one seed, others "
+            "may differ.",
         ),
     ],
 )
@@ -96,10 +103,15 @@ def test_words(found: Difference, words: str) -> None:
 
 def test_more_comparisons_make_every_interval_wider() -> None:
     draw = np.random.default_rng(0)
-    made = {run: {name: {0: {str(p): float(draw.random()) for p in range(60)}} for name in ("hard", "easy")} for run in "ABC"}
+    made = {
+        run: {name: {0: {str(p): float(draw.random()) for p in range(60)}} for name in ("hard", "easy")}
+        for run in "ABC"
+    }
     alone = {(d.a, d.set): d for d in against_first({run: {"hard": made[run]["hard"]} for run in "AB"})}
     many = {(d.a, d.set): d for d in against_first(made)}
-    assert list(many) == [("B", "hard"), ("B", "easy"), ("C", "hard"), ("C", "easy")] and list(alone) == [("B", "hard")]
+    assert list(many) == [("B", "hard"), ("B", "easy"), ("C", "hard"), ("C", "easy")] and list(alone) == [
+        ("B", "hard")
+    ]
     assert many["B", "hard"].mean == alone["B", "hard"].mean
     assert many["B", "hard"].low < alone["B", "hard"].low and many["B", "hard"].high > alone["B", "hard"].high
     assert many["B", "hard"] == paired("hard", "B", "A", made["B"]["hard"], made["A"]["hard"], 1 - 0.05 / 4)
@@ -108,10 +120,11 @@ def test_more_comparisons_make_every_interval_wider() -> None:
 def test_a_verdict_says_who_did_not_spend_the_budget() -> None:
     found = [difference(0.2, 0.1, 0.3, 0.2)]
     assert verdict(found, {"GRPO": {"tokens"}, "SFT": {"steps"}}, "tokens")[1:] == [
-        "Intervals are 95 %, over problems and seeds, paired.",
-        "SFT ended at train.steps with tokens to spare, so the runs did not spend the same.",
+        "The interval holds with 95 % confidence, over problems and seeds, paired.",
+        "SFT reached train.steps before the budget of tokens was spent, so the runs did not all spend the "
+        "same.",
     ]
     assert verdict(found * 2, {"GRPO": {"steps"}}, None)[2:] == [
-        "The 2 intervals hold together with 95 %, over problems and seeds, paired (Bonferroni)."
+        "The 2 intervals hold jointly with 95 % confidence, over problems and seeds, paired (Bonferroni)."
     ]
     assert verdict([], {"GRPO": {"steps"}}, None) == [] and against_first({}) == []

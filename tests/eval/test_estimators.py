@@ -19,7 +19,7 @@ from handrail.training.evaluate import wilson
 def test_pass_at_k_by_hand() -> None:
     assert pass_at_k(8, 0, 4) == 0 and pass_at_k(8, 8, 1) == 1
     assert pass_at_k(4, 1, 1) == 0.25
-    assert pass_at_k(4, 1, 2) == 0.5  # 3 of 6 pairs hold the right one
+    assert pass_at_k(4, 1, 2) == 0.5  # 3 of 6 pairs contain the correct attempt
     assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6)
     assert pass_at_k(4, 2, 3) == 1
 
@@ -32,7 +32,7 @@ def test_pass_at_k_is_the_share_of_subsets(n: int, data: st.DataObject) -> None:
 
 
 def test_pass_at_k_is_unbiased() -> None:
-    """Its expectation over binomial attempts is 1 − (1 − p)^k, exactly."""
+    """The expectation over binomial attempts is exactly 1 − (1 − p)^k."""
     n, p = 10, 0.17
     for k in (1, 3, 10):
         mean = sum(math.comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1))
@@ -40,11 +40,11 @@ def test_pass_at_k_is_unbiased() -> None:
 
 
 def test_maj_at_k_by_hand() -> None:
-    # a a b: pairs aa, ab, ab; a wins one and half of the ties.
+    # The pairs of a a b are aa, ab and ab; a wins one and half of the ties.
     assert maj_at_k([(2, 1.0), (1, 0.0)], 0, 2) == pytest.approx(2 / 3)
     assert maj_at_k([(2, 1.0), (1, 0.0)], 0, 3) == 1
     assert maj_at_k([(1, 1.0), (2, 0.0)], 0, 3) == 0
-    # Silence does not vote: of a and two silent attempts, a wins whenever it is drawn.
+    # Silent attempts do not vote: of a and two silent attempts, a wins whenever it is drawn.
     assert maj_at_k([(1, 1.0)], 2, 2) == pytest.approx(2 / 3)
     assert maj_at_k([], 3, 2) == 0
 
@@ -59,13 +59,15 @@ def test_maj_at_k_is_the_mean_over_all_draws(answers: list[str | None], data: st
         winners = [answer for answer in counts if counts[answer] == max(counts.values())]
         total += Fraction(sum(rewards[answer] for answer in winners)) / len(winners) if winners else 0
         draws += 1
-    assert maj_at_k(*votes(answers, [rewards[answer] for answer in answers]), k) == pytest.approx(float(total / draws))
+    assert maj_at_k(*votes(answers, [rewards[answer] for answer in answers]), k) == pytest.approx(
+        float(total / draws)
+    )
 
 
 def test_dead_at_k_by_hand() -> None:
     assert dead_at_k([0, 0, 0.1, 0.1, 0.1, 1], 2) == pytest.approx((1 + 3 + 0) / 15)
     assert dead_at_k([0.1, 0.1, 0.1], 3) == 1
-    for right in range(7):  # with rewards of 0 and 1 these are the draws that are all wrong or all right
+    for right in range(7):  # with rewards of 0 and 1, a dead draw is all wrong or all right
         alike = (1 - pass_at_k(6, right, 3)) + (1 - pass_at_k(6, 6 - right, 3))
         assert dead_at_k([1] * right + [0] * (6 - right), 3) == pytest.approx(alike)
 
@@ -82,7 +84,7 @@ def test_an_interval_of_equal_values_is_not_without_width() -> None:
     assert (interval([0.0] * 50).low, interval([0.0] * 50).high) == pytest.approx(wilson(0, 50))
     assert (interval([1.0] * 50).low, interval([1.0] * 50).high) == pytest.approx(wilson(1, 50))
     assert (interval([3.0, 3.0]).low, interval([3.0, 3.0]).high) == (None, None)
-    added = [(0.1 + 0.2 + 0.3) / 3] * 7 + [(0.3 + 0.2 + 0.1) / 3]  # equal but for the order of adding up
+    added = [(0.1 + 0.2 + 0.3) / 3] * 7 + [(0.3 + 0.2 + 0.1) / 3]  # equal except for the order of addition
     assert (interval(added).low, interval(added).high) == pytest.approx(wilson(0.2, 8))
 
 
@@ -94,12 +96,12 @@ def test_an_interval_depends_on_values_and_seed_only() -> None:
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_coverage_of_the_bootstrap(level: float) -> None:
-    """Shares of 8 attempts on 60 problems of very different difficulty, 400 times: the interval covers the truth as often as it says."""
+    """The interval has its nominal coverage on 60 problems of very different difficulty."""
     draw = np.random.default_rng(5)
     truth, covered, trials = 0.25, 0, 400  # the mean of Beta(1, 3)
     for trial in range(trials):
         found = interval(list(draw.binomial(8, draw.beta(1, 3, 60)) / 8), level, seed=trial)
         covered += found.low is not None and found.high is not None and found.low <= truth <= found.high
-    # Three standard errors of a share of 400, and one point that a bootstrap of 60 may lack.
+    # Allow three standard errors of a share of 400, and one point that a bootstrap over 60 problems may lack.
     slack = 3 * math.sqrt(level * (1 - level) / trials)
     assert level - slack - 0.01 <= covered / trials <= level + slack

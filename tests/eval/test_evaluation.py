@@ -1,4 +1,4 @@
-"""``handrail eval``: figures of a real model, resumable, the same for the same seed."""
+"""``handrail eval``: figures of a real model; it can be resumed, and the same seed gives the same figures."""
 
 from __future__ import annotations
 
@@ -9,15 +9,29 @@ from typing import Any
 import pytest
 
 from handrail._util.errors import UserError
-from handrail.eval.attempts import Attempt, Attempts, written
+from handrail.eval.attempts import Attempt, Attempts, read_attempts
 from handrail.eval.evaluation import evaluate_sets, evaluation
+from handrail.models.hf import TransformersPolicy
 from tests.conftest import EASY, HARD, Handrail, config
 
-SETTINGS = ["--set", "verifier.name=exact", "--set", r"verifier.extract=# ([\d ]+)$", "--set", "rollout.max_tokens=48"]
+SETTINGS = [
+    "--set",
+    "verifier.name=exact",
+    "--set",
+    r"verifier.extract=# ([\d ]+)$",
+    "--set",
+    "rollout.max_tokens=48",
+]
 
 
 def attempts(name: str, *rewards_and_answers: tuple[float, str | None]) -> Attempts:
-    return Attempts(name, [Attempt("x y z", 3, True, reward, reward == 1, answer, "ok") for reward, answer in rewards_and_answers])
+    return Attempts(
+        name,
+        [
+            Attempt("x y z", 3, True, reward, reward == 1, answer, "ok")
+            for reward, answer in rewards_and_answers
+        ],
+    )
 
 
 def test_figures_by_hand() -> None:
@@ -29,7 +43,8 @@ def test_figures_by_hand() -> None:
     assert found["pass@1"]["mean"] == pytest.approx((0.5 + 0.25) / 2)
     assert found["pass@2"]["mean"] == pytest.approx((5 / 6 + 1 / 2) / 2)
     assert found["pass@4"]["mean"] == 1
-    # a: of the 6 pairs 5·5, and 5 with silence twice, are won, 5·4 tied twice; b: 7 is in 3 pairs and ties in all.
+    # Of a's 6 pairs, 5·5 and twice 5 with a silent attempt win, and 5·4 ties twice. b's 7 is in 3 pairs and
+    # always ties.
     assert found["maj@2"]["mean"] == pytest.approx(((1 + 2 + 2 * 0.5 + 0) / 6 * 1 + 3 * 0.5 / 6) / 2)
     assert found["maj@4"]["mean"] == pytest.approx((1 + 0) / 2)
     assert found["tokens"] == {"mean": 3, "low": None, "high": None}
@@ -57,24 +72,38 @@ def test_what_a_wrong_answer_is_paid_wins_no_vote() -> None:
 
 
 def grading(directory: Path, broken: str) -> dict[str, Any]:
-    """A verifier that fails on the problems of which the expression ``broken`` is true."""
-    (directory / "mine.py").write_text(f"def grade(problem, completion):\n    return 1 / 0 if {broken} else 0.0\n")
+    """Write a verifier that fails on the problems for which the expression ``broken`` is true."""
+    (directory / "mine.py").write_text(
+        f"def grade(problem, completion):\n    return 1 / 0 if {broken} else 0.0\n"
+    )
     return {"name": f"{directory / 'mine.py'}:grade", "extract": None}
 
 
 @pytest.mark.parametrize(("broken", "kept"), [("True", 0), ("int(problem.id.rsplit('-', 1)[-1]) >= 4", 4)])
 def test_attempts_that_a_failing_verifier_graded_are_not_kept(tmp_path: Path, broken: str, kept: int) -> None:
     settings = config(rollout={"batch_size": 4, "max_tokens": 48}, verifier=grading(tmp_path, broken))
-    with pytest.raises(UserError, match=r"reached no verdict on .* ZeroDivisionError.*; mend the verifier"):
+    with pytest.raises(UserError, match=r"reached no verdict on .* ZeroDivisionError.*; fix the verifier"):
         evaluate_sets(settings, {"hard": f"{HARD}&split=test&n=16"}, 2, 0, None, tmp_path / "out")
-    assert len(written(tmp_path / "out/hard.jsonl")) == kept
+    assert len(read_attempts(tmp_path / "out/hard.jsonl")) == kept
 
 
 def test_unverified_completions_are_said_in_one_line(tmp_path: Path, handrail: Handrail) -> None:
     mine = grading(tmp_path, "problem.id == 'b'")["name"]
-    (tmp_path / "d.jsonl").write_text("".join(f'{{"id": "{name}", "prompt": "5 + 3 ?", "answer": "8"}}\n' for name in "ab"))
-    given = ["builtin:house-tiny", str(tmp_path / "d.jsonl"), "--set", f"verifier.name={mine}", "--set", "rollout.max_tokens=8"]
-    said = "of 8 completions are unverified and count neither as right nor as wrong, first b (error): ZeroDivisionError: division by zero"
+    (tmp_path / "d.jsonl").write_text(
+        "".join(f'{{"id": "{name}", "prompt": "5 + 3 ?", "answer": "8"}}\n' for name in "ab")
+    )
+    given = [
+        "builtin:house-tiny",
+        str(tmp_path / "d.jsonl"),
+        "--set",
+        f"verifier.name={mine}",
+        "--set",
+        "rollout.max_tokens=8",
+    ]
+    said = (
+        "of 8 completions are unverified and count neither as correct nor as wrong, first b (error): "
+        "ZeroDivisionError: division by zero"
+    )
     done = handrail("eval", *given, "--samples", "4", "--output", "e")
     assert done.code == 0 and f"4 {said}" in done.out, done.err
     (figures,) = json.loads(Path("e/summary.json").read_text()).values()
@@ -87,13 +116,15 @@ def test_unverified_completions_are_said_in_one_line(tmp_path: Path, handrail: H
 def run(directory: Path, **changes: Any) -> dict[str, Any]:
     settings = {"samples": 4, "seed": 0, "limit": 12, **changes}
     sets = {"hard": f"{HARD}&split=test&n=16"}
-    return evaluate_sets(config(rollout={"batch_size": 16, "max_tokens": 48}), sets, directory=directory, **settings)
+    return evaluate_sets(
+        config(rollout={"batch_size": 16, "max_tokens": 48}), sets, directory=directory, **settings
+    )
 
 
 def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_path: Path) -> None:
     first = run(tmp_path / "a")
     whole = (tmp_path / "a/hard.jsonl").read_bytes()
-    assert len(written(tmp_path / "a/hard.jsonl")) == first["hard"]["problems"] == 12
+    assert len(read_attempts(tmp_path / "a/hard.jsonl")) == first["hard"]["problems"] == 12
 
     class Stopped(Exception):
         pass
@@ -105,26 +136,36 @@ def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_p
     with pytest.raises(Stopped):
         run(tmp_path / "b", progress=stop)
     file = tmp_path / "b/hard.jsonl"
-    assert len(written(file)) == 8
-    file.write_bytes(whole[: file.stat().st_size - 20])  # as if the last line had not been finished: its batch is drawn again
+    assert len(read_attempts(file)) == 8
+    file.write_bytes(whole[: file.stat().st_size - 20])  # an unfinished last line: its batch is sampled again
     begun: list[float] = []
     assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first
-    assert [done for done in begun if done % 4 == 0] == [4, 4, 8, 8, 12] and begun == sorted(begun) and file.read_bytes() == whole
-    assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first and begun[-2:] == [12, 12]
+    assert [done for done in begun if done % 4 == 0] == [4, 4, 8, 8, 12] and begun == sorted(begun)
+    assert file.read_bytes() == whole
+    assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first
+    assert begun[-2:] == [12, 12]
     run(tmp_path / "c", seed=1)
     assert (tmp_path / "c/hard.jsonl").read_bytes() != whole
 
 
-def test_progress_is_told_within_the_only_batch_of_small_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("generation_batch", [64, 2])
+def test_progress_is_told_within_the_only_batch_of_small_data(
+    generation_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransformersPolicy, "generation_batch", generation_batch)
     told: list[float] = []
-    sets = {"hard": f"{HARD}&split=test&n=3"}
-    evaluate_sets(config(rollout={"max_tokens": 48}), sets, 2, 0, None, tmp_path, lambda name, done, n: told.append(done))
+    settings, sets = config(rollout={"max_tokens": 48}), {"hard": f"{HARD}&split=test&n=3"}
+    evaluate_sets(settings, sets, 2, 0, None, tmp_path, lambda name, done, n: told.append(done))
     assert told == sorted(told) and sum(0 < done < 3 for done in told) > 10
+    assert len(set(told)) >= len(told) - 1  # only 0 is told twice: at the start and at the first token
 
 
 def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
     run(tmp_path / "a", samples=2, limit=4)
-    with pytest.raises(UserError, match="another measurement: samples is 2 there and 3 here, seed is 0 there and 1 here; choose"):
+    with pytest.raises(
+        UserError,
+        match="another measurement: samples is 2 there and 3 here, seed is 0 there and 1 here; choose",
+    ):
         run(tmp_path / "a", samples=3, seed=1, limit=4)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("")
@@ -139,27 +180,56 @@ def test_edited_data_is_attempted_anew(tmp_path: Path, handrail: Handrail) -> No
     assert handrail(*command).code == 0
     file.write_text('{"prompt": "5 + 3 ?", "answer": "9"}\n')
     again = handrail(*command)
-    assert again.code == 2 and f"holds a measurement before the problems of {file} changed; choose another --output" in again.err
+    assert (
+        again.code == 2
+        and f"holds a measurement from before the problems of {file} changed; choose another --output"
+        in again.err
+    )
 
 
 def test_eval_on_the_command_line(handrail: Handrail) -> None:
     sets = [f"known={EASY}&split=test&n=8", f"{HARD}&split=test&n=8"]
-    done = handrail("eval", "builtin:house-tiny", *sets, "--samples", "2", "--limit", "6", "--output", "out", *SETTINGS)
+    done = handrail(
+        "eval", "builtin:house-tiny", *sets, "--samples", "2", "--limit", "6", "--output", "out", *SETTINGS
+    )
     assert done.code == 0, done.err
     assert "pass@2" in done.out and "maj@2" in done.out and "known" in done.out
     summary = json.loads(Path("out/summary.json").read_text())
-    assert summary["known"]["pass@1"]["mean"] > 0.8 > 0.2 > summary["task-house-rules-level=hard-house=3-split=test-n=8"]["pass@1"]["mean"]
+    assert (
+        summary["known"]["pass@1"]["mean"]
+        > 0.8
+        > 0.2
+        > summary["task-house-rules-level=hard-house=3-split=test-n=8"]["pass@1"]["mean"]
+    )
     assert summary["known"]["problems"] == 6
 
 
 def test_the_verifier_is_by_default_who_fits_the_data(handrail: Handrail) -> None:
-    done = handrail("eval", "builtin:house-tiny", f"known={EASY}&split=test&n=8", "--samples", "1", *SETTINGS[-2:], "--output", "out")
+    done = handrail(
+        "eval",
+        "builtin:house-tiny",
+        f"known={EASY}&split=test&n=8",
+        "--samples",
+        "1",
+        *SETTINGS[-2:],
+        "--output",
+        "out",
+    )
     assert "graded by the verifier 'task'" in done.out
     assert json.loads(Path("out/summary.json").read_text())["known"]["pass@1"]["mean"] > 0.8
 
 
 def test_greedy(handrail: Handrail) -> None:
-    command = ["eval", "builtin:house-tiny", f"known={EASY}&split=test&n=8", "--samples", "1", *SETTINGS, "--set", "rollout.temperature=0"]
+    command = [
+        "eval",
+        "builtin:house-tiny",
+        f"known={EASY}&split=test&n=8",
+        "--samples",
+        "1",
+        *SETTINGS,
+        "--set",
+        "rollout.temperature=0",
+    ]
     files = []
     for seed in ("0", "1"):
         assert handrail(*command, "--seed", seed, "--output", seed).code == 0
@@ -175,10 +245,22 @@ def test_greedy(handrail: Handrail) -> None:
         (["builtin:house-tiny", "gone.jsonl"], "gone.jsonl: there is no such file"),
         (["nowhere/model", f"{EASY}&n=4"], "model.path: nowhere/model cannot be loaded"),
         (["builtin:house-tiny", f"{EASY}&n=4", "--set", "rollout.temperature=0"], "add --samples 1"),
-        (["builtin:house-tiny", f"{EASY}&n=4", "--set", "rollout.max_tokens=48", "--output", "/proc/nowhere"], "cannot be written"),
+        (
+            [
+                "builtin:house-tiny",
+                f"{EASY}&n=4",
+                "--set",
+                "rollout.max_tokens=48",
+                "--output",
+                "/proc/nowhere",
+            ],
+            "cannot be written",
+        ),
     ],
 )
-def test_what_cannot_be_measured_is_one_sentence(handrail: Handrail, arguments: list[str], sentence: str) -> None:
+def test_what_cannot_be_measured_is_one_sentence(
+    handrail: Handrail, arguments: list[str], sentence: str
+) -> None:
     done = handrail("eval", *arguments)
     assert done.code == 2 and sentence in done.err and "Traceback" not in done.err
     assert not Path("runs").exists()

@@ -1,4 +1,4 @@
-"""The report on a judge, from judges whose answers are known."""
+"""The report on a step judge, with judges whose scores are given."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from handrail.eval.judge_report import Labelled, labelled, report
 from handrail.experts.judges import Scores
 from handrail.experts.steps import split_steps
 from handrail.training.evaluate import wilson
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 PROBLEMS = [
     Problem("a", "?", "14", ("3 + 4 = 7\n7 * 2 = 14\n#### 14",)),
@@ -23,7 +23,7 @@ STEPS = ["3 + 4 = 7\n", "7 * 2 = 14"]
 
 
 class Scripted:
-    """Gives out the scores it was told, in order."""
+    """A judge that returns the given scores in order."""
 
     def __init__(self, *scores: Scores | None) -> None:
         self.scores = scores
@@ -52,14 +52,22 @@ def test_counts_shares_and_failures() -> None:
     judge = Scripted([1.0, 1.0], [0.2, 0.9], [1.0, 0.4], [None, 0.5], [0.1, 0.0], None, [None, None])
     found = report(judge, [right, right, wrong, wrong, wrong, wrong, right])
     assert (found["right"], found["wrong"]) == (3, 4)
-    assert {key: (found[key]["mean"], found[key]["n"]) for key in ("precision", "recall", "false_alarms", "not_judged")} == {
+    assert {
+        key: (found[key]["mean"], found[key]["n"])
+        for key in ("precision", "recall", "false_alarms", "not_judged")
+    } == {
         "precision": (pytest.approx(1 / 3), 3),
         "recall": (0.25, 4),
         "false_alarms": (pytest.approx(1 / 3), 3),
         "not_judged": (pytest.approx(2 / 7), 7),
     }
     assert (found["recall"]["low"], found["recall"]["high"]) == wilson(0.25, 4)
-    assert [failure["kind"] for failure in found["failures"]] == ["false alarm", "missed", "misplaced", "missed"]
+    assert [failure["kind"] for failure in found["failures"]] == [
+        "false alarm",
+        "missed",
+        "misplaced",
+        "missed",
+    ]
     assert found["failures"][2] == {
         "problem": "a", "kind": "misplaced", "wrong": 1, "named": 0,
         "wrong_step": "7 * 3 = 14", "original": "7 * 2 = 14", "named_step": "3 + 4 = 7\n",

@@ -1,4 +1,4 @@
-"""``handrail probe``: planted faults are found and no others, estimates by hand, and training on what it kept."""
+"""``handrail probe``: it finds exactly the planted faults, estimates correctly, and filters training data."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from handrail._util.progress import console
 from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempt, Attempts
 from handrail.eval.faults import Reference
-from handrail.eval.probe import Probed, figures, groups, probe
+from handrail.eval.probe import ProbedProblem, figures, groups, probe
 from handrail.eval.recommend import FOREIGN, SURPRISING, recommendation
 from handrail.eval.report.tables import probe_table
 from handrail.training.policies import load_policy
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 from handrail.verifiers.audit import refusal
 from handrail.verifiers.pool import VerifierPool
 from tests.conftest import EASY, HARD, Handrail, config
 
 
 def planted(file: Path) -> dict[str, list[str]]:
-    """Writes 48 problems, 20 of them with something wrong, and returns what a probe should say of those."""
+    """Write 48 problems, 20 of them with a fault, and return the faults that a probe should find."""
     rows: list[dict[str, Any]] = [
-        {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references)}
+        {
+            "id": problem.id,
+            "prompt": problem.prompt,
+            "answer": problem.answer,
+            "reference": list(problem.references),
+        }
         for problem in load_problems(f"{EASY}&n=36") + load_problems(f"{HARD}&n=8")
     ]
     found: dict[str, list[str]] = {}
@@ -45,11 +50,20 @@ def planted(file: Path) -> dict[str, list[str]]:
     for row in rows[:5]:  # a wrong answer
         plant(row, "reference_rejected", answer=row["answer"] + " 1")
     for row, other in zip(rows[5:9], rows[9:13], strict=True):  # a reference that ends in another answer
-        plant(row, "reference_rejected", reference=[*row["reference"], other["reference"][0].split("#")[0] + "# 101"])
+        plant(
+            row,
+            "reference_rejected",
+            reference=[*row["reference"], other["reference"][0].split("#")[0] + "# 101"],
+        )
     plant(rows[13], "prompt_too_long", "reference_too_long", prompt=rows[13]["prompt"] + " + 1" * 60)
     padding = "1 + 1 = 2 ; " * 8
     plant(rows[14], "reference_over_max_tokens", reference=[padding + rows[14]["reference"][0]])
-    plant(rows[15], "reference_too_long", "reference_over_max_tokens", reference=[padding * 3 + rows[15]["reference"][0]])
+    plant(
+        rows[15],
+        "reference_too_long",
+        "reference_over_max_tokens",
+        reference=[padding * 3 + rows[15]["reference"][0]],
+    )
     for number, row in enumerate(rows[16:18]):
         rows.append({**row, "id": f"again-{number}"})
         plant(rows[-1], "duplicate")
@@ -68,12 +82,15 @@ def test_planted_faults_are_found_and_no_others(tmp_path: Path) -> None:
     assert {line["id"]: line["faults"] for line in lines if line["faults"]} == expected
     assert found["problems"] == 48 and found["kinds"]["not_sampled"] == 1
     assert found["faults"] == {
-        "reference_rejected": 11, "prompt_too_long": 1, "reference_too_long": 2, "reference_over_max_tokens": 2, "duplicate": 4,
+        "reference_rejected": 11, "prompt_too_long": 1, "reference_too_long": 2,
+        "reference_over_max_tokens": 2, "duplicate": 4,
         "contradiction": 4,
     }  # fmt: skip
     hard = [line["kind"] for line in lines if line["id"].startswith("hard")]
     assert hard == ["all_wrong"] * 8 and found["kinds"]["all_right"] > 20
-    assert found["recommendation"]["reasons"][0].startswith("First of all: the verifier refuses 11 of 48 references")
+    assert found["recommendation"]["reasons"][0].startswith(
+        "Fix this first: the verifier refuses 11 of 48 references"
+    )
     # exact without extract compares the whole reference with the answer
     assert set(found["other_verifiers"]) == {"math", "normalised"}
     assert json.loads((tmp_path / "out/probe.json").read_text()) == found
@@ -84,11 +101,18 @@ def attempts(name: str, *rewards: float) -> Attempts:
 
 
 def test_shares_of_dead_groups_by_hand() -> None:
-    tried = [attempts("a", 0, 0, 0, 1), attempts("b", 1, 1, 1, 1), attempts("c", 0, 0, 0, 0), attempts("d", 1, 1, 1, 0.5)]
+    tried = [
+        attempts("a", 0, 0, 0, 1),
+        attempts("b", 1, 1, 1, 1),
+        attempts("c", 0, 0, 0, 0),
+        attempts("d", 1, 1, 1, 0.5),
+    ]
     four = groups(tried, 4)
     assert (four["all_wrong"]["mean"], four["all_right"]["mean"], four["wasted_rollouts"]) == (0.25, 0.25, 8)
     two = groups(tried, 2)
-    assert two["all_wrong"]["mean"] == pytest.approx((1 / 2 + 0 + 1 + 0) / 4)  # 3 of the 6 pairs of a are wrong
+    assert two["all_wrong"]["mean"] == pytest.approx(
+        (1 / 2 + 0 + 1 + 0) / 4
+    )  # 3 of the 6 pairs of a are wrong
     assert two["all_right"]["mean"] == pytest.approx((0 + 1 + 0 + 1 / 2) / 4)
     assert two["wasted_rollouts"] == pytest.approx((1 / 2 + 1 + 1 + 1 / 2) * 2)
     # All wrong, but two are paid 0.1: of the 6 pairs only those two and the other two are dead.
@@ -105,14 +129,20 @@ def problem(name: str) -> Problem:
 
 
 def test_partial_credit_is_no_signal() -> None:
-    kinds = [Probed(problem("a"), attempts("a", *rewards), [], []).kind for rewards in ([0.1, 0.1], [0.1, 1], [1, 1])]
+    kinds = [
+        ProbedProblem(problem("a"), attempts("a", *rewards), [], []).kind
+        for rewards in ([0.1, 0.1], [0.1, 1], [1, 1])
+    ]
     assert kinds == ["all_wrong", "mixed", "all_right"]
 
 
 def test_unverified_rollouts_are_not_wrong() -> None:
     broken = [Attempt("", 1, True, 0.0, None, None, "timeout", "no verdict")] * 2
     some = Attempts("a", [*attempts("a", 0, 1).attempts, *broken])
-    probed = [Probed(problem("a"), some, [], []), Probed(problem("b"), Attempts("b", broken * 2), [], [])]
+    probed = [
+        ProbedProblem(problem("a"), some, [], []),
+        ProbedProblem(problem("b"), Attempts("b", broken * 2), [], []),
+    ]
     found = figures(probed, 4)
     assert {name: each["mean"] for name, each in found["pass"].items()} == {"pass@1": 0.5, "pass@2": 1}
     assert found["groups"]["2"]["all_wrong"]["mean"] == 0 and found["groups"]["4"]["all_wrong"] is None
@@ -122,25 +152,33 @@ def test_unverified_rollouts_are_not_wrong() -> None:
 
 def test_figures_by_hand() -> None:
     probed = [
-        Probed(problem("a"), attempts("a", 0, 0), [reference(1, -1, -5)], []),
-        Probed(problem("b"), attempts("b", 0, 0), [reference(0, -2)], ["reference_rejected"]),
-        Probed(problem("c"), attempts("c", 0, 1), [], []),
-        Probed(problem("d"), None, [Reference(9, 1, True, None)], ["prompt_too_long"]),
+        ProbedProblem(problem("a"), attempts("a", 0, 0), [reference(1, -1, -5)], []),
+        ProbedProblem(problem("b"), attempts("b", 0, 0), [reference(0, -2)], ["reference_rejected"]),
+        ProbedProblem(problem("c"), attempts("c", 0, 1), [], []),
+        ProbedProblem(problem("d"), None, [Reference(9, 1, True, None)], ["prompt_too_long"]),
     ]
     found = figures(probed, 2)
     assert found["kinds"] == {"all_wrong": 2, "mixed": 1, "all_right": 0, "unverified": 0, "not_sampled": 1}
     assert found["with_reference"] == 3 and found["all_wrong_with_reference"] == 1
     assert found["reference_tokens"] == {"median": 2, "longest": 9}
-    assert found["reference_probability"] == pytest.approx(2.718281828 ** (-8 / 3)) and found["surprising_tokens"] == pytest.approx(1 / 3)
+    assert found["reference_probability"] == pytest.approx(2.718281828 ** (-8 / 3)) and found[
+        "surprising_tokens"
+    ] == pytest.approx(1 / 3)
     assert found["pass"]["pass@1"]["mean"] == pytest.approx(1 / 6)
 
 
-def seen(wrong: int, mixed: int, right: int, helped: int | None = None, strange: float = 0.0, **faults: int) -> dict[str, Any]:
+def seen(
+    wrong: int, mixed: int, right: int, helped: int | None = None, strange: float = 0.0, **faults: int
+) -> dict[str, Any]:
     tried, helped = wrong + mixed + right, wrong if helped is None else helped
     dead = (wrong + right) / tried
-    sizes = {size: {"wasted": {"mean": min(1, dead + 0.4 / size)}, "wasted_rollouts": dead * size * tried} for size in (2, 4, 8)}
+    sizes = {
+        size: {"wasted": {"mean": min(1, dead + 0.4 / size)}, "wasted_rollouts": dead * size * tried}
+        for size in (2, 4, 8)
+    }
     return {
-        "rollouts": 8, "kinds": {"all_wrong": wrong, "mixed": mixed, "all_right": right, "not_sampled": 0}, "with_reference": tried,
+        "rollouts": 8, "kinds": {"all_wrong": wrong, "mixed": mixed, "all_right": right, "not_sampled": 0},
+        "with_reference": tried,
         "all_wrong_with_reference": helped, "surprising_tokens": strange, "faults": faults,
         "groups": {str(size): each for size, each in sizes.items()},
     }  # fmt: skip
@@ -150,11 +188,21 @@ def seen(wrong: int, mixed: int, right: int, helped: int | None = None, strange:
     ("found", "method", "size", "words"),
     [
         (seen(5, 90, 5), "grpo", 4, "Only 5 of 100 problems failed"),
-        (seen(5, 15, 80), "grpo", 8, "80 problems succeeded in every rollout"),
+        (seen(5, 15, 80), "grpo", 8, "80 problems were solved in every rollout"),
         (seen(90, 10, 0), "grpo+sft", 8, "90 of 100 problems failed in all of 8 rollouts (90%)"),
-        (seen(90, 10, 0, strange=0.3), "sort", 8, "30% of the references' tokens have a probability below 1%"),
+        (
+            seen(90, 10, 0, strange=0.3),
+            "sort",
+            8,
+            "30% of the references' tokens have a probability below 1%",
+        ),
         (seen(90, 10, 0, helped=20), "grpo", 8, "add references"),
-        (seen(60, 40, 0, reference_rejected=30), "grpo+sft", 4, "First of all: the verifier refuses 30 of 100 references"),
+        (
+            seen(60, 40, 0, reference_rejected=30),
+            "grpo+sft",
+            4,
+            "Fix this first: the verifier refuses 30 of 100 references",
+        ),
         (seen(60, 40, 0), "grpo+sft", 4, "With groups of 4, 70% of the rollouts"),
     ],
 )
@@ -166,10 +214,15 @@ def test_recommendations(found: dict[str, Any], method: str, size: int, words: s
 
 @pytest.mark.parametrize("style", ["clean", "foreign"])
 def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: str) -> None:
-    """Measured where docs/evidence.md was: the suite's own references and model, then its own results."""
+    """Check the recommendation on the references, the model and the results of docs/evidence.md."""
     suite = load_suite()
-    policy = load_policy(config(model={"path": suite.backbones["middle"], "device": "cpu"}), Accelerator(cpu=True))
-    sources = [source["path"].format(style=style, problems=1).replace("n=600", "n=8") for source in suite.base["data"]["train"]]
+    policy = load_policy(
+        config(model={"path": suite.backbones["middle"], "device": "cpu"}), Accelerator(cpu=True)
+    )
+    sources = [
+        source["path"].format(style=style, problems=1).replace("n=600", "n=8")
+        for source in suite.base["data"]["train"]
+    ]
     problems = [problem for source in sources for problem in load_problems(source)]
     texts = [policy.encode_completion(problem.references[0]) for problem in problems]
     scores = torch.cat(policy.score([policy.encode_prompt(problem) for problem in problems], texts))
@@ -179,7 +232,7 @@ def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: st
     evidence = Evidence(suite, read_results(Path(__file__).parents[2] / "docs/evidence/results.jsonl"))
 
     def compromise(method: str) -> float:
-        """The mean of what was learned and what was kept."""
+        """Return the mean of what was learned and what was kept."""
         runs = [run for backbone in suite.backbones for run in evidence.runs(backbone, style, method)]
         return fmean(run.mean(sets) for run in runs for sets in (suite.in_domain, suite.out_of_domain))
 
@@ -192,21 +245,30 @@ def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
     planted(tmp_path / "data.jsonl")
     probe(config(), str(tmp_path / "data.jsonl"), 4, 0, None, tmp_path / "out")
     source = {"path": str(tmp_path / "data.jsonl"), "probe": str(tmp_path / "out/problems.jsonl")}
-    # Whole, the data would be refused for its long prompt.
+    # Without the probe, train would refuse the data for its long prompt.
     with pytest.raises(UserError, match="too long for the model's context"):
         train(config(data={"train": source["path"]}), tmp_path / "whole")
     train(config(data={"train": [{**source, "keep": ["all_wrong"]}]}, train={"steps": 3}), tmp_path / "run")
-    kinds = {line["id"]: line["kind"] for line in map(json.loads, (tmp_path / "out/problems.jsonl").read_text().splitlines())}
-    trained = {json.loads(line)["problem"] for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()}
+    kinds = {
+        line["id"]: line["kind"]
+        for line in map(json.loads, (tmp_path / "out/problems.jsonl").read_text().splitlines())
+    }
+    trained = {
+        json.loads(line)["problem"] for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()
+    }
     assert len(trained) > 6 and {kinds[problem] for problem in trained} == {"all_wrong"}
 
 
 def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path) -> None:
-    """A wrong reference that earns 0.1 is refused, and one that breaks the verifier is unverified, not refused."""
+    """A wrong reference with reward 0.1 is rejected; one that breaks the verifier is unverified instead."""
     (tmp_path / "mine.py").write_text(
-        "def grade(problem, completion):\n    return 1 / 0 if problem.id == 'c' else 1.0 if problem.id == 'a' else 0.1\n"
+        "def grade(problem, completion):\n"
+        "    return 1 / 0 if problem.id == 'c' else 1.0 if problem.id == 'a' else 0.1\n"
     )
-    rows = [{"id": name, "prompt": f"{place} + 1 =", "answer": "2", "reference": "# 2"} for place, name in enumerate("abc")]
+    rows = [
+        {"id": name, "prompt": f"{place} + 1 =", "answer": "2", "reference": "# 2"}
+        for place, name in enumerate("abc")
+    ]
     file = tmp_path / "data.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     mine = config(verifier={"name": f"{tmp_path / 'mine.py'}:grade", "extract": None})
@@ -218,8 +280,10 @@ def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path
     with VerifierPool(mine.verifier) as verifier:
         said = refusal(load_problems(str(file)), mine.verifier, verifier)
     assert said == (
-        f"the verifier refuses 1 of the first 3 references, first {file}, line 2; the verifier reaches no verdict on 1 of the first 3 "
-        f"references, first on {file}, line 3 (error): ZeroDivisionError: division by zero; see handrail check"
+        f"the verifier refuses 1 of the first 3 references, first {file}, line 2; the verifier reaches no "
+        "verdict on 1 of the first 3 "
+        f"references, first on {file}, line 3 (error): ZeroDivisionError: division by zero; see handrail "
+        "check"
     )
 
 
@@ -227,13 +291,16 @@ def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path
 def test_a_probe_that_found_what_spoils_a_run_exits_with_1_after_writing(
     broken: int, code: int, tmp_path: Path, handrail: Handrail
 ) -> None:
-    """One reference of 20 may be wrong, two may not; check says the same."""
-    rows = [{"prompt": f"{place} + 0 =", "answer": str(place), "reference": f"# {place + (place < broken)}"} for place in range(20)]
+    """One wrong reference in 20 is tolerated, two are not; ``handrail check`` agrees."""
+    rows = [
+        {"prompt": f"{place} + 0 =", "answer": str(place), "reference": f"# {place + (place < broken)}"}
+        for place in range(20)
+    ]
     file = tmp_path / "data.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = ["--set", "verifier.name=task", "--set", "rollout.max_tokens=8"]
     done = handrail("probe", "builtin:house-tiny", str(file), "--rollouts", "4", "--output", "out", *settings)
-    assert done.code == code and "problem by problem" in done.out, done.err
+    assert done.code == code and "results per problem" in done.out, done.err
     assert json.loads(Path("out/probe.json").read_text())["spoiled_by"] == ["reference_rejected"] * code
     assert ("would spoil a run: reference_rejected" in done.out) == bool(code)
     assert handrail("check", str(file), "--verifier", "task").code == code
@@ -246,34 +313,56 @@ TWO = load_problems(f"{HARD}&n=2")
     ("lines", "keep", "sentence"),
     [
         (None, ["mixed"], "problems.jsonl cannot be read"),
-        (["nonsense"], ["mixed"], "problems.jsonl, line 1: this is no line of a probe's problems.jsonl"),
+        (["nonsense"], ["mixed"], "problems.jsonl, line 1: this is not a line of a probe's problems.jsonl"),
         (
             [json.dumps({"problem": digest(TWO[:1]), "kind": "mixed", "faults": []})],
             ["mixed"],
-            "it does not say how 1 of the 2 problems .* as they are now, hard-train-0-1 first",
+            "it has no result for 1 of the 2 problems .* in their present form, first hard-train-0-1",
         ),
         (
-            [json.dumps({"problem": digest([problem]), "kind": "mixed", "faults": ["duplicate"]}) for problem in TWO],
+            [
+                json.dumps({"problem": digest([problem]), "kind": "mixed", "faults": ["duplicate"]})
+                for problem in TWO
+            ],
             ["mixed", "all_wrong"],
             "no problem of .* is mixed or all_wrong",
         ),
     ],
 )
-def test_a_probe_that_does_not_fit_is_refused(tmp_path: Path, lines: list[str] | None, keep: list[str], sentence: str) -> None:
+def test_a_probe_that_does_not_fit_is_refused(
+    tmp_path: Path, lines: list[str] | None, keep: list[str], sentence: str
+) -> None:
     file = tmp_path / "problems.jsonl"
     if lines is not None:
         file.write_text("".join(line + "\n" for line in lines))
     with pytest.raises(UserError, match=sentence):
-        train(config(data={"train": [{"path": f"{HARD}&n=2", "probe": str(file), "keep": keep}]}), tmp_path / "run")
+        train(
+            config(data={"train": [{"path": f"{HARD}&n=2", "probe": str(file), "keep": keep}]}),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_probe_on_the_command_line(handrail: Handrail) -> None:
-    settings = ["--set", "verifier.name=exact", "--set", r"verifier.extract=# ([\d ]+)$", "--set", "rollout.max_tokens=48"]
-    done = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "4", "--output", "out", *settings)
+    settings = [
+        "--set",
+        "verifier.name=exact",
+        "--set",
+        r"verifier.extract=# ([\d ]+)$",
+        "--set",
+        "rollout.max_tokens=48",
+    ]
+    done = handrail(
+        "probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "4", "--output", "out", *settings
+    )
     assert done.code == 0, done.err
-    assert "6 problems, 4 rollouts each: 6 all wrong" in done.out and 'start with method.name = "grpo+sft"' in done.out
-    again = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "8", "--output", "out", *settings)
+    assert (
+        "6 problems, 4 rollouts each: 6 all wrong" in done.out
+        and 'start with method.name = "grpo+sft"' in done.out
+    )
+    again = handrail(
+        "probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "8", "--output", "out", *settings
+    )
     assert again.code == 2 and "rollouts is 4 there and 8 here" in again.err
     room = handrail("probe", "builtin:house-tiny", f"{HARD}&n=6", "--output", "none")
     assert room.code == 2 and "lower rollout.max_tokens" in room.err and not Path("none").exists()

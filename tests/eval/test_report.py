@@ -1,4 +1,4 @@
-"""What a report is made from: what is read, what is drawn, what is packed; by hand."""
+"""The parts of a report: reading runs, drawing charts and packing trajectories, checked by hand."""
 
 from __future__ import annotations
 
@@ -18,14 +18,31 @@ from handrail.eval.report.charts import Line, Style
 from handrail.eval.report.chunks import chunks, readable
 from handrail.eval.report.page import figures, render, settings, versions
 from handrail.eval.report.read import Run, read
-from handrail.eval.report.series import Point, evaluated, group_shares, guided, over_seeds, window_size, windowed, windows
+from handrail.eval.report.series import (
+    Point,
+    evaluated,
+    group_shares,
+    guided,
+    over_seeds,
+    window_size,
+    windowed,
+    windows,
+)
 
 
 def step(number: int, wrong: int = 0, mixed: int = 0, right: int = 0, **more: Any) -> dict[str, Any]:
-    return {"step": number, "groups/all_wrong": wrong, "groups/mixed": mixed, "groups/all_right": right, **more}
+    return {
+        "step": number,
+        "groups/all_wrong": wrong,
+        "groups/mixed": mixed,
+        "groups/all_right": right,
+        **more,
+    }
 
 
-def write_run(directory: Path, rows: list[dict[str, Any]], summary: dict[str, Any] | None = None, config: str = "") -> Run:
+def write_run(
+    directory: Path, rows: list[dict[str, Any]], summary: dict[str, Any] | None = None, config: str = ""
+) -> Run:
     directory.mkdir(parents=True)
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "config.toml").write_text(config)
@@ -37,8 +54,10 @@ def write_run(directory: Path, rows: list[dict[str, Any]], summary: dict[str, An
 def summary(accuracy: float, **more: Any) -> dict[str, Any]:
     ends = {"start": {"mean": 0.0, "n": 100}, "end": {"mean": accuracy, "n": 100}}
     return {
-        "method": "luffy", "source": "arXiv 1", "status": "published", "seed": 1, "eval": {"hard": ends}, "seconds": 2.0,
-        "all_wrong": {"first": 1.0, "last": 0.5}, "guided": 3, "off_policy": 0.25, "salvaged": None, "steps_without_signal": 0,
+        "method": "luffy", "source": "arXiv 1", "status": "published", "seed": 1, "eval": {"hard": ends},
+        "seconds": 2.0,
+        "all_wrong": {"first": 1.0, "last": 0.5}, "guided": 3, "off_policy": 0.25, "salvaged": None,
+        "steps_without_signal": 0,
         "tokens_sampled": 640, **more,
     }  # fmt: skip
 
@@ -107,14 +126,28 @@ def test_a_directory_without_a_run_is_refused_in_one_sentence(
         return int(end.value.code or 0), capsys.readouterr().err
 
     code, error = handrail(tmp_path / "nowhere")
-    assert code == 2 and error.startswith("error: ") and "nowhere: there is no such directory; give" in error and error.count("\n") == 1
+    assert (
+        code == 2
+        and error.startswith("error: ")
+        and "nowhere: there is no such directory; give" in error
+        and error.count("\n") == 1
+    )
     code, error = handrail(tmp_path)
-    assert code == 2 and "holds neither a run (metrics.jsonl) nor a comparison" in error and error.count("\n") == 1
+    assert (
+        code == 2
+        and "holds neither a run (metrics.jsonl) nor a comparison" in error
+        and error.count("\n") == 1
+    )
     write_run(tmp_path / "run", [step(1, 1)])
-    assert handrail(tmp_path / "run", "--output", tmp_path / "a/new/place.html") == (0, "") and (tmp_path / "a/new/place.html").exists()
+    assert (
+        handrail(tmp_path / "run", "--output", tmp_path / "a/new/place.html") == (0, "")
+        and (tmp_path / "a/new/place.html").exists()
+    )
     code, error = handrail(tmp_path / "run", "--output", tmp_path / "run/metrics.jsonl/place.html")
     assert code == 2 and "place.html cannot be written (File exists); choose another --output" in error
-    assert handrail(tmp_path / "run") == (0, "") and (tmp_path / "run/report.html").read_text().startswith("<!doctype html>")
+    assert handrail(tmp_path / "run") == (0, "") and (tmp_path / "run/report.html").read_text().startswith(
+        "<!doctype html>"
+    )
 
 
 def test_what_was_cut_off_while_writing_is_left_out(tmp_path: Path) -> None:
@@ -147,9 +180,19 @@ def test_runs_are_in_the_order_and_have_the_names_of_the_comparisons_summary(tmp
 
 def test_a_run_on_its_own_is_called_like_its_method_and_its_held_out_sets_are_found(tmp_path: Path) -> None:
     config = '[method]\nname = "sort"\n[train]\nseed = 7\n'
-    write_run(tmp_path / "mine", [{"step": 0, "eval/a b/mean": 0.5, "eval/c/mean": 0, "eval/c/diversity/distinct_4": 1}], None, config)
+    write_run(
+        tmp_path / "mine",
+        [{"step": 0, "eval/a b/mean": 0.5, "eval/c/mean": 0, "eval/c/diversity/distinct_4": 1}],
+        None,
+        config,
+    )
     results = read(tmp_path / "mine")
-    assert (results.title, results.runs[0].name, results.runs[0].seed, results.sets) == ("mine", "sort", 7, ["a b", "c"])
+    assert (results.title, results.runs[0].name, results.runs[0].seed, results.sets) == (
+        "mine",
+        "sort",
+        7,
+        ["a b", "c"],
+    )
 
 
 # Figures
@@ -160,14 +203,24 @@ def test_figures_are_over_the_finished_seeds_unless_the_comparison_has_its_own(t
     write_run(tmp_path / "a/seed-2", [step(1, 1)], summary(0.75))
     write_run(tmp_path / "a/seed-3", [step(1, 1)])
     row = figures(read(tmp_path))["a"]
-    assert (row["hard"]["mean"], row["hard"]["per_seed"], row["off_policy"], row["status"]) == (0.5, [0.25, 0.75], 0.25, "published")
+    assert (row["hard"]["mean"], row["hard"]["per_seed"], row["off_policy"], row["status"]) == (
+        0.5,
+        [0.25, 0.75],
+        0.25,
+        "published",
+    )
     (tmp_path / "summary.json").write_text(json.dumps({"methods": {"A": {"seconds": 9.0}}}))
     assert figures(read(tmp_path)) == {"A": {"seconds": 9.0}}
 
 
 def test_settings_in_which_methods_differ_are_found(tmp_path: Path) -> None:
     write_run(tmp_path / "a/seed-1", [], None, '[train]\nseed = 1\nsteps = 4\n[method]\nname = "grpo"\n')
-    write_run(tmp_path / "b/seed-1", [], None, '[train]\nseed = 2\nsteps = 4\n[method]\nname = "luffy"\ngamma = 0.2\n')
+    write_run(
+        tmp_path / "b/seed-1",
+        [],
+        None,
+        '[train]\nseed = 2\nsteps = 4\n[method]\nname = "luffy"\ngamma = 0.2\n',
+    )
     assert settings(read(tmp_path)) == [("method.name", ["grpo", "luffy"]), ("method.gamma", ["–", "0.2"])]
     write_run(tmp_path / "c/seed-1", [], None, "[[data.train]]\nshare = 1.0\n[[data.train]]\nshare = 3.0\n")
     assert settings(read(tmp_path))[-1] == ("data.train.2.share", ["–", "–", "3.0"])
@@ -178,7 +231,8 @@ def test_a_resumption_on_other_versions_is_shown(tmp_path: Path) -> None:
     lines = [{"step": 0, "torch": "2.7"}, {"step": 5, "torch": "2.7"}, {"step": 9, "torch": "2.8"}]
     (run.directory / "versions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert versions(read(tmp_path / "run")) == [
-        ("torch 2.7", ["grpo, seed 0", "grpo, seed 0 from step 5"]), ("torch 2.8", ["grpo, seed 0 from step 9"]),
+        ("torch 2.7", ["grpo, seed 0", "grpo, seed 0 from step 5"]),
+        ("torch 2.8", ["grpo, seed 0 from step 9"]),
     ]  # fmt: skip
     assert "torch 2.8" in render(read(tmp_path / "run"))
 
@@ -187,21 +241,35 @@ def test_verdict_and_differences_are_shown_where_a_comparison_has_them(tmp_path:
     write_run(tmp_path / "a/seed-1", [step(1, 1)], summary(0.25))
     bare = render(read(tmp_path))
     assert "Differences in held-out accuracy" not in bare and 'class="verdict"' not in bare
-    difference = {"set": "hard", "a": "A", "b": "B", "mean": 0.1234, "low": -0.01, "high": None, "per_seed": [0.5], "words": "more"}
+    difference = {
+        "set": "hard",
+        "a": "A",
+        "b": "B",
+        "mean": 0.1234,
+        "low": -0.01,
+        "high": None,
+        "per_seed": [0.5],
+        "words": "more",
+    }
     whole = {"verdict": ["A is <b>better</b>."], "differences": [difference, {**difference, "high": 0.2}]}
     (tmp_path / "summary.json").write_text(json.dumps(whole))
     page = render(read(tmp_path))
     assert '<p class="verdict">A is &lt;b&gt;better&lt;/b&gt;.</p>' in page
-    assert page.count("A is &lt;b&gt;better") == 1 and "more" not in page.split("Differences in held-out")[1].split("</table>")[0], (
-        "said once"
-    )
+    assert (
+        page.count("A is &lt;b&gt;better") == 1
+        and "more" not in page.split("Differences in held-out")[1].split("</table>")[0]
+    ), "said once"
     assert "<td>+12.3</td>" in page and "<td>+12.3 [−1.0, +20.0]</td>" in page and "<td>+50.0</td>" in page
 
 
 def test_an_empty_run_has_a_report(tmp_path: Path) -> None:
     write_run(tmp_path / "run", [])
     page = render(read(tmp_path / "run"))
-    assert "No run is finished" in page and "No trajectories were written" in page and "<svg" not in page.split("<main>")[1]
+    assert (
+        "No run is finished" in page
+        and "No trajectories were written" in page
+        and "<svg" not in page.split("<main>")[1]
+    )
 
 
 # Charts
@@ -209,34 +277,46 @@ def test_an_empty_run_has_a_report(tmp_path: Path) -> None:
 
 def test_a_chart_has_no_colour_of_its_own_and_says_how_it_ends() -> None:
     points = [Point(0, 0.1, 0.0, 0.2), Point(10, 0.5, 0.4, 0.6)]
-    chart = charts.line_chart("Accuracy on $x$ <", [Line("A & B", Style(1), points)], share=True, unit="accuracy")
-    assert 'aria-label="Line chart: Accuracy on $x$ &lt; by step. At the last step: A &amp; B 50.0%."' in chart
+    chart = charts.line_chart(
+        "Accuracy on $x$ <", [Line("A & B", Style(1), points)], share=True, unit="accuracy"
+    )
+    assert (
+        'aria-label="Line chart: Accuracy on $x$ &lt; by step. At the last step: A &amp; B 50.0%."' in chart
+    )
     assert "var(--series-1)" in chart and "var(--grid)" in chart and "#0000" not in chart
-    assert set(re.findall(r"#[0-9a-f]{6}\b", chart)) <= {"#000000"} and "<style" not in chart and "<metadata" not in chart
+    assert (
+        set(re.findall(r"#[0-9a-f]{6}\b", chart)) <= {"#000000"}
+        and "<style" not in chart
+        and "<metadata" not in chart
+    )
     areas = charts.area_chart("A", {1: (0.5, 0.25, 0.25), 2: (0.0, 0.25, 0.75)})
     assert "At the last step: all wrong 0%, mixed 25%, all right 75%." in areas
     assert all(f"var(--{kind})" in areas for kind in ("all-wrong", "mixed", "all-right"))
 
 
 def test_large_figures_are_written_out() -> None:
-    chart = charts.line_chart("Tokens", [Line("A", Style(0), [Point(1, 2e6, 1e6, 4e6)])], share=False, unit="tokens per step")
+    chart = charts.line_chart(
+        "Tokens", [Line("A", Style(0), [Point(1, 2e6, 1e6, 4e6)])], share=False, unit="tokens per step"
+    )
     assert ">2,000,000</text>" in chart and "1e6" not in chart
 
 
 def test_the_report_and_the_plot_have_the_same_colours() -> None:
     variables = palette.css()
     for place in range(palette.SERIES):
-        assert f"--series-{place}: {Style(place).drawn_in(palette.LIGHT)['color']};" in variables
+        assert f"--series-{place}: {Style(place).plot_arguments(palette.LIGHT)['color']};" in variables
         assert f"var(--series-{place})" in charts.line_swatch(Style(place))
     assert palette.LIGHT.keys() == palette.DARK.keys()
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2.2, 1.4.11."""
+    """Contrast as required by WCAG 2.2, 1.4.11."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
     dark, light = sorted((luminance(one), luminance(other)))
@@ -262,19 +342,25 @@ def test_methods_are_told_apart_without_colour() -> None:
 
 def sample(step: int, problem: str, **more: Any) -> dict[str, Any]:
     return {
-        "step": step, "problem": problem, "prompt": "p", "answer": "a", "role": "trajectory", "reward": 0.0, "correct": False,
-        "finished": True, "text": "1", "tokens": ["1"], "origin": ["policy"], "credit": [0.5], "weight": [1.0], **more,
+        "step": step, "problem": problem, "prompt": "p", "answer": "a", "role": "trajectory", "reward": 0.0,
+        "correct": False,
+        "finished": True, "text": "1", "tokens": ["1"], "origin": ["policy"], "credit": [0.5],
+        "weight": [1.0], **more,
     }  # fmt: skip
 
 
-def test_samples_are_packed_a_step_at_a_time_with_the_trajectories_of_a_problem_together(tmp_path: Path) -> None:
+def test_samples_are_packed_a_step_at_a_time_with_the_trajectories_of_a_problem_together(
+    tmp_path: Path,
+) -> None:
     rows = [
         sample(1, "x", plan="do"),
         sample(1, "x", judged=[None]),
         sample(1, "y"),
         sample(9, "x", tokens=["\ud800</script>\x00"], weight=[]),
     ]
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "prob')
+    (tmp_path / "samples.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "prob'
+    )
     packed = list(chunks(3, tmp_path / "samples.jsonl"))
     assert [(chunk.run, chunk.step) for chunk in packed] == [(3, 1), (3, 9)]
     assert [chunk.signal for chunk in packed] == [True, False]
@@ -290,7 +376,13 @@ def test_samples_are_packed_a_step_at_a_time_with_the_trajectories_of_a_problem_
         "weight": [1.0],
     }
     assert first == [
-        {"id": "x", "prompt": "p", "answer": "a", "plan": "do", "members": [member, {**member, "judged": [None]}]},
+        {
+            "id": "x",
+            "prompt": "p",
+            "answer": "a",
+            "plan": "do",
+            "members": [member, {**member, "judged": [None]}],
+        },
         {"id": "y", "prompt": "p", "answer": "a", "plan": None, "members": [member]},
     ]
     assert second[0]["members"][0]["tokens"] == ["\ud800</script>\x00"]
@@ -299,7 +391,8 @@ def test_samples_are_packed_a_step_at_a_time_with_the_trajectories_of_a_problem_
 
 @pytest.mark.parametrize(
     ("token", "byte_level", "text"),
-    [("Ġthe", True, " the"), ("Ċ", True, "\n"), ("Ã©", True, "é"), ("Ã", True, "\\xc3"), ("<|eos|>", True, "<|eos|>"), ("日", True, "日"),
+    [("Ġthe", True, " the"), ("Ċ", True, "\n"), ("Ã©", True, "é"), ("Ã", True, "\\xc3"),
+        ("<|eos|>", True, "<|eos|>"), ("日", True, "日"),
      ("Ġ", False, "Ġ"), ("▁the", False, " the"), ("42", False, "42")],
 )  # fmt: skip
 def test_tokens_are_shown_as_what_they_spell(token: str, byte_level: bool, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The report of a real comparison, in a real browser: what it shows, to keys as to the eye, and what it must not do."""
+"""The report of a real comparison in a real browser: what it shows, its use by keyboard, and its safety."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from handrail.eval.report.page import write_report
 from tests.browser import CHROMIUM, chromium
 from tests.conftest import EASY, HARD, config
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
+)
 
 METHODS = {
     "GRPO": {"method": {"name": "grpo"}},
     "LUFFY": {"method": {"name": "luffy"}},
     "SORT": {"method": {"name": "sort"}},
-    # On easy problems and with heat, rollouts fail after a right step.
+    # On easy problems at a high temperature, rollouts fail after a correct step.
     "SCOPE": {
-        "method": {"name": "scope", "judge": "reference", "least_right": 0.0, "mode": "suffix", "placing": "append", "repairs": 4},
+        "method": {"name": "scope", "judge": "reference", "min_correct_prefix": 0.0, "mode": "suffix",
+            "placing": "append", "repairs": 4},
         "data": {"train": f"{EASY}&n=64"}, "rollout": {"temperature": 2.0, "group_size": 8},
     },
 }  # fmt: skip
@@ -39,16 +42,17 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps of four methods with two seeds on the built-in backbone."""
+    """Train the built-in backbone for two steps with four methods and two seeds."""
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("report") / "comparison"
     sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
     sets = {"hard": f"{HARD}&split=test&n=8", "easy": f"{EASY}&split=test&n=8"}
     settings = config(
-        data={"train": sources}, eval={"sets": sets, "samples": 2, "limit": 4}, train={"problems_per_step": 8, "checkpoint_every": 0},
+        data={"train": sources}, eval={"sets": sets, "samples": 2, "limit": 4},
+        train={"problems_per_step": 8, "checkpoint_every": 0},
         compare={"runs": METHODS, "seeds": [1, 2]},
     )  # fmt: skip
-    for job in jobs(settings, directory):  # here and not in compare's own processes, which take long to start
+    for job in jobs(settings, directory):  # in this process, because compare's processes take long to start
         train(job.config, job.directory)
     compare(settings, directory, 1, lambda label, step, steps, metrics: None)
     return directory
@@ -66,7 +70,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Watched:
-    """A page that remembers what it should not have done."""
+    """A page in the browser that records requests, errors and dialogs."""
 
     def __init__(self, browser: Browser, file: Path, **context: Any) -> None:
         self.page: Page = browser.new_context(**context).new_page()
@@ -82,7 +86,9 @@ class Watched:
 
     def close(self) -> None:
         assert self.complaints == []
-        assert {(request.resource_type, request.url.partition("#")[0]) for request in self.requests} == {("document", self.url)}
+        assert {(request.resource_type, request.url.partition("#")[0]) for request in self.requests} == {
+            ("document", self.url)
+        }
         self.page.context.close()
 
 
@@ -99,7 +105,7 @@ def page(watched: Watched) -> Page:
 
 
 def focus(page: Page, selector: str, most: int = 120) -> None:
-    """Presses Tab until ``selector`` has the focus, which must be seen."""
+    """Press Tab until ``selector`` has the focus, and check that the focus is visible."""
     for _ in range(most):
         page.keyboard.press("Tab")
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
@@ -113,7 +119,7 @@ def chosen(page: Page, control: str) -> str:
 
 
 def choose(page: Page, control: str, text: str) -> None:
-    """The option that begins with ``text``, by the arrow keys."""
+    """Choose the option that begins with ``text``, with the arrow keys."""
     options = page.locator(f"#{control} option").all_text_contents()
     place = next(index for index, option in enumerate(options) if option.startswith(text))
     page.focus(f"#{control}")
@@ -137,19 +143,30 @@ def test_results_come_first_and_every_section_has_its_heading(page: Page, compar
     assert len(rows) == 4
     for row, (name, figures) in zip(rows, summary.items(), strict=True):
         assert name in row and figures["status"] in row
-        assert f"{figures['hard']['mean']:.1%}" in row and f"[{figures['easy']['low']:.1%}, {figures['easy']['high']:.1%}]" in row
-        assert all(f"{seed}: {value:.1%}" in row for seed, value in zip((1, 2), figures["hard"]["per_seed"], strict=True))
+        assert (
+            f"{figures['hard']['mean']:.1%}" in row
+            and f"[{figures['easy']['low']:.1%}, {figures['easy']['high']:.1%}]" in row
+        )
+        assert all(
+            f"{seed}: {value:.1%}" in row
+            for seed, value in zip((1, 2), figures["hard"]["per_seed"], strict=True)
+        )
 
 
 def test_every_chart_has_words_a_table_and_a_legend(page: Page) -> None:
     titles = page.locator("figcaption").all_text_contents()
     assert titles == [
-        "Accuracy on hard", "Accuracy on easy", "Reward", "Loss", "Entropy of sampled tokens", "Tokens sampled", "Tokens trained on",
+        "Accuracy on hard", "Accuracy on easy", "Reward", "Loss", "Entropy of sampled tokens",
+        "Tokens sampled", "Tokens trained on",
         "GRPO", "LUFFY", "SORT", "SCOPE", "All-wrong groups guided so far",
     ]  # fmt: skip
     assert page.locator("figure > svg[role=img][aria-label*='At the last step']").count() == len(titles)
     assert page.locator("figure details table").count() == len(titles)
-    for section, entries in (("curves", [*METHODS]), ("groups", ["all wrong", "mixed", "all right"]), ("guided", [*METHODS])):
+    for section, entries in (
+        ("curves", [*METHODS]),
+        ("groups", ["all wrong", "mixed", "all right"]),
+        ("guided", [*METHODS]),
+    ):
         assert [text.strip() for text in page.locator(f"#{section} .legend li").all_inner_texts()] == entries
     for table in page.locator("table").all():
         assert table.locator("caption").count() == 1
@@ -162,7 +179,10 @@ def test_configuration_versions_and_status_are_told(page: Page, comparison: Path
     assert f"python {versions['python']}" in text and f"torch {versions['torch']}" in text
     assert "SORT (sort, arXiv 2605.11505): reconstruction" in " ".join(text.split())
     assert (comparison / "luffy/seed-1/config.toml").read_text() in text
-    assert page.locator("#runs table tbody th").all_text_contents()[:2] == ["data.train.1.path", "data.train.2.path"]
+    assert page.locator("#runs table tbody th").all_text_contents()[:2] == [
+        "data.train.1.path",
+        "data.train.2.path",
+    ]
 
 
 # Trajectories, from the keyboard alone
@@ -191,7 +211,9 @@ def test_every_control_has_a_label_and_is_reached_by_tab(page: Page) -> None:
 
 
 def test_run_step_and_problem_are_chosen_with_the_arrow_keys(page: Page, comparison: Path) -> None:
-    assert page.locator("#run option").all_text_contents() == [f"{name}, seed {seed}" for name in METHODS for seed in (1, 2)]
+    assert page.locator("#run option").all_text_contents() == [
+        f"{name}, seed {seed}" for name in METHODS for seed in (1, 2)
+    ]
     focus(page, "#run")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowDown")
@@ -199,17 +221,24 @@ def test_run_step_and_problem_are_chosen_with_the_arrow_keys(page: Page, compari
     assert chosen(page, "run") == "GRPO, seed 2"
     choose(page, "run", "LUFFY, seed 1")
     choose(page, "step", "2")
-    samples = [json.loads(line) for line in (comparison / "luffy/seed-1/samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (comparison / "luffy/seed-1/samples.jsonl").read_text().splitlines()
+    ]
     last = [row for row in samples if row["step"] == 2][-1]
     choose(page, "problem", last["problem"])
-    assert last["prompt"] in page.locator(".question").inner_text() and last["answer"] in page.locator(".question").inner_text()
+    assert (
+        last["prompt"] in page.locator(".question").inner_text()
+        and last["answer"] in page.locator(".question").inner_text()
+    )
     shown = [row for row in samples if row["step"] == 2 and row["problem"] == last["problem"]]
-    assert [card.locator(".token").all_text_contents() for card in page.locator(".trajectory").all()] == [row["tokens"] for row in shown]
+    assert [card.locator(".token").all_text_contents() for card in page.locator(".trajectory").all()] == [
+        row["tokens"] for row in shown
+    ]
     assert page.locator(".trajectory h3").last.inner_text().startswith("Reference in the group 1")
 
 
 def shades(page: Page, name: str) -> list[str]:
-    """The background of every token shown, shaded by ``name``, chosen from the keyboard."""
+    """Shade tokens by ``name``, chosen from the keyboard, and return the background of every token shown."""
     page.focus("[name=shade]:checked")
     for _ in range(4):
         if page.locator("[name=shade]:checked").get_attribute("value") == name:
@@ -224,7 +253,9 @@ CLEAR = "rgba(0, 0, 0, 0)"
 
 
 def test_tokens_are_shaded_by_weight_or_credit_and_say_their_values(page: Page, comparison: Path) -> None:
-    samples = [json.loads(line) for line in (comparison / "sort/seed-1/samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (comparison / "sort/seed-1/samples.jsonl").read_text().splitlines()
+    ]
     repaired = next(row for row in samples if row["role"] == "demonstration")
     choose(page, "run", "SORT, seed 1")
     choose(page, "step", str(repaired["step"]))
@@ -232,7 +263,9 @@ def test_tokens_are_shaded_by_weight_or_credit_and_say_their_values(page: Page, 
     assert len({shade for shade in shades(page, "weight") if shade != CLEAR}) > 2, "weights are many shades"
     largest = max(repaired["weight"])
     assert re.fullmatch(rf"weight: 0\s+{float(f'{largest:.4g}'):g}", page.locator("#scale").inner_text())
-    assert "gradient" in page.locator("#scale .ramp").evaluate("element => getComputedStyle(element).backgroundImage")
+    assert "gradient" in page.locator("#scale .ramp").evaluate(
+        "element => getComputedStyle(element).backgroundImage"
+    )
     assert set(shades(page, "credit")) == {CLEAR}, "a group that is all wrong has no credit"
     assert page.locator("#scale").inner_text() == "Every credit shown is 0."
     assert set(shades(page, "none")) == {CLEAR} and page.locator("#scale").inner_text() == ""
@@ -243,7 +276,11 @@ def test_tokens_are_shaded_by_weight_or_credit_and_say_their_values(page: Page, 
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "Home", "ArrowRight"):
         page.keyboard.press(key)
     weight = f"{repaired['weight'][1]:.4g}"
-    assert demonstration.locator(".readout").inner_text().startswith(f"Token 2 of {len(repaired['tokens'])}: “{repaired['tokens'][1]}” · ")
+    assert (
+        demonstration.locator(".readout")
+        .inner_text()
+        .startswith(f"Token 2 of {len(repaired['tokens'])}: “{repaired['tokens'][1]}” · ")
+    )
     assert f"reference · weight {float(weight)}" in demonstration.locator(".readout").inner_text()
     page.keyboard.press("End")
     assert "“<eos>”" in demonstration.locator(".readout").inner_text()
@@ -253,24 +290,36 @@ def test_tokens_are_shaded_by_weight_or_credit_and_say_their_values(page: Page, 
 
 def test_a_repair_shows_who_wrote_what_and_what_the_judge_said(page: Page, comparison: Path) -> None:
     found = [
-        (seed, json.loads(line)) for seed in (1, 2) for line in (comparison / f"scope/seed-{seed}/samples.jsonl").read_text().splitlines()
+        (seed, json.loads(line))
+        for seed in (1, 2)
+        for line in (comparison / f"scope/seed-{seed}/samples.jsonl").read_text().splitlines()
     ]
-    seed, repaired = next((seed, row) for seed, row in found if len(set(row["origin"])) == 2 and "judged" in row)
+    seed, repaired = next(
+        (seed, row) for seed, row in found if len(set(row["origin"])) == 2 and "judged" in row
+    )
     choose(page, "run", f"SCOPE, seed {seed}")
     choose(page, "step", str(repaired["step"]))
     choose(page, "problem", repaired["problem"])
     card = page.locator(".trajectory", has=page.locator("h3", has_text="Repaired rollout 1"))
     spliced = card.locator(".token.reference")
-    assert spliced.all_text_contents() == [t for t, o in zip(repaired["tokens"], repaired["origin"], strict=True) if o == "reference"]
+    assert spliced.all_text_contents() == [
+        t for t, o in zip(repaired["tokens"], repaired["origin"], strict=True) if o == "reference"
+    ]
     assert "underline" in spliced.first.evaluate("element => getComputedStyle(element).textDecorationLine")
-    assert "underline" not in card.locator(".token.policy").first.evaluate("element => getComputedStyle(element).textDecorationLine")
-    assert len({shade for shade in shades(page, "judged") if shade != CLEAR}) == 2, "steps that are right, and steps that are wrong"
+    assert "underline" not in card.locator(".token.policy").first.evaluate(
+        "element => getComputedStyle(element).textDecorationLine"
+    )
+    assert len({shade for shade in shades(page, "judged") if shade != CLEAR}) == 2, (
+        "steps that are right, and steps that are wrong"
+    )
     card.locator(".tokens").focus()
     page.keyboard.press("Home")
     assert card.locator(".readout").inner_text().endswith(f"judged {repaired['judged'][0]:g}")
 
 
-def test_it_opens_on_the_last_step_that_had_a_signal_and_says_which_had_none(browser: Browser, tmp_path: Path) -> None:
+def test_it_opens_on_the_last_step_that_had_a_signal_and_says_which_had_none(
+    browser: Browser, tmp_path: Path
+) -> None:
     for method in ("a-dead", "b-alive"):
         directory = tmp_path / method / "seed-1"
         directory.mkdir(parents=True)
@@ -285,18 +334,28 @@ def test_it_opens_on_the_last_step_that_had_a_signal_and_says_which_had_none(bro
     assert chosen(watched.page, "problem") == "p: 0 of 1 rollouts correct, 1 unverified"
     assert watched.page.locator(".trajectory h3").inner_text().startswith("Rollout 1unverified · 3 tokens")
     choose(watched.page, "run", "a-dead")
-    assert chosen(watched.page, "step") == "2 (no signal)" and "wrong · reward" in watched.page.locator(".trajectory h3").inner_text()
+    assert (
+        chosen(watched.page, "step") == "2 (no signal)"
+        and "wrong · reward" in watched.page.locator(".trajectory h3").inner_text()
+    )
     watched.close()
 
 
-def test_sft_has_a_loss_no_empty_charts_and_references_that_nobody_graded(browser: Browser, tmp_path: Path) -> None:
+def test_sft_has_a_loss_no_empty_charts_and_references_that_nobody_graded(
+    browser: Browser, tmp_path: Path
+) -> None:
     train(config(method={"name": "sft"}, eval={"sets": {"hard": f"{HARD}&split=test&n=8"}}), tmp_path / "run")
     watched = Watched(browser, write_report(tmp_path / "run"))
     page = watched.page
     assert page.locator("figcaption").all_text_contents() == ["Accuracy on hard", "Loss", "Tokens trained on"]
     heads = " ".join(page.locator(".comparison thead th").all_inner_texts())
-    assert "tokens" in heads and not any(word in heads for word in ("all wrong", "guided", "salvaged", "signal"))
-    assert "not graded · " in page.locator(".trajectory h3").first.inner_text() and "reward" not in page.locator("#shown").inner_text()
+    assert "tokens" in heads and not any(
+        word in heads for word in ("all wrong", "guided", "salvaged", "signal")
+    )
+    assert (
+        "not graded · " in page.locator(".trajectory h3").first.inner_text()
+        and "reward" not in page.locator("#shown").inner_text()
+    )
     assert chosen(page, "problem").endswith(": nothing sampled")
     assert "rollouts" not in page.locator(".facts").inner_text()
     watched.close()
@@ -310,10 +369,17 @@ def test_dark_mode_changes_paper_ink_and_charts(browser: Browser, report: Path) 
     for scheme in ("light", "dark"):
         watched = Watched(browser, report, color_scheme=scheme)
         look = "([selector, property]) => getComputedStyle(document.querySelector(selector))[property]"
-        parts = (["body", "backgroundColor"], ["body", "color"], ["figure svg text", "fill"], [".legend svg [style*=series]", "stroke"])
+        parts = (
+            ["body", "backgroundColor"],
+            ["body", "color"],
+            ["figure svg text", "fill"],
+            [".legend svg [style*=series]", "stroke"],
+        )
         colours.append([watched.page.evaluate(look, part) for part in parts])
         watched.close()
-    assert colours[0][0] == "rgb(255, 255, 255)" and all(light != dark for light, dark in zip(*colours, strict=True))
+    assert colours[0][0] == "rgb(255, 255, 255)" and all(
+        light != dark for light, dark in zip(*colours, strict=True)
+    )
 
 
 def test_a_phone_never_scrolls_sideways(browser: Browser, report: Path) -> None:
@@ -328,11 +394,14 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, report: Path) -> None:
 BROKEN = """cells => cells.filter(cell => cell.getBoundingClientRect().width < 56
     && cell.textContent.split(/\\s/).some(word => word.length > 6)).map(cell => cell.textContent)"""
 LONG_NAMES = [
-    "GRPO", "a-method-with-a-very-long-name-and-no-space-at-all", "方法" * 12, "שיטה ארוכה מאוד", *(f"SORT, α = {n}" for n in range(7)),
+    "GRPO", "a-method-with-a-very-long-name-and-no-space-at-all", "方法" * 12, "שיטה ארוכה מאוד",
+    *(f"SORT, α = {n}" for n in range(7)),
 ]  # fmt: skip
 
 
-def test_a_phone_shows_no_column_of_one_letter_a_line_however_long_the_names(browser: Browser, tmp_path: Path) -> None:
+def test_a_phone_shows_no_column_of_one_letter_a_line_however_long_the_names(
+    browser: Browser, tmp_path: Path
+) -> None:
     end = {"start": 0.0, "mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]}
     figures = {
         "hard": end, "all_wrong": {"first": 1.0, "last": 0.5}, "off_policy": 0.5, "salvaged": None,
@@ -342,14 +411,22 @@ def test_a_phone_shows_no_column_of_one_letter_a_line_however_long_the_names(bro
     for place, name in enumerate(LONG_NAMES):
         directory = tmp_path / slug(name) / "seed-1"
         directory.mkdir(parents=True)
-        (directory / "config.toml").write_text(f'[method]\nname = "{name}"\na_setting_with_a_long_name = {place}\n')
-        rows = [{"step": step, "reward": step / 9, "loss": place, "eval/hard/mean": step * place / 99} for step in range(9)]
+        (directory / "config.toml").write_text(
+            f'[method]\nname = "{name}"\na_setting_with_a_long_name = {place}\n'
+        )
+        rows = [
+            {"step": step, "reward": step / 9, "loss": place, "eval/hard/mean": step * place / 99}
+            for step in range(9)
+        ]
         (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         row = {**trajectory(1, "an-id-" * 40, 3, random.Random(0)), "tokens": ["x" * 900, "الحل هو", "解答"]}
         (directory / "samples.jsonl").write_text(json.dumps(row) + "\n")
     watched = Watched(browser, write_report(tmp_path), viewport={"width": 390, "height": 844})
     scrolls = "box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).backgroundAttachment]"
-    assert watched.page.locator(".scroll").first.evaluate(scrolls) == [True, "local, local, scroll, scroll"]  # a shadow says so
+    assert watched.page.locator(".scroll").first.evaluate(scrolls) == [
+        True,
+        "local, local, scroll, scroll",
+    ]  # a shadow says so
     for details in watched.page.locator("details").all():
         details.evaluate("element => element.open = true")
     assert watched.page.evaluate("document.documentElement.scrollWidth") == 390
@@ -371,7 +448,8 @@ def test_paper_has_the_charts_and_not_the_controls(watched: Watched, page: Page)
 # Hostile content
 
 HOSTILE = [
-    "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>", "\"'`><b>", "\u202eevil\u202c",
+    "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>",
+    "\"'`><b>", "\u202eevil\u202c",
     "a\x00b", "\n", "\ud800", "x" * 5000, "<!--", "]]>", "{{ 7 * 7 }}", "${alert(4)}", "   ",
 ]  # fmt: skip
 SHOWN = [
@@ -381,12 +459,14 @@ SHOWN = [
 
 @pytest.fixture
 def hostile(comparison: Path, tmp_path: Path) -> Path:
-    """The comparison, with everything that a model or a data set may write, and names, made hostile."""
+    """Copy the comparison with hostile names and hostile text wherever a model or a data set may write."""
     directory = tmp_path / "<b>it's"
     shutil.copytree(comparison, directory, ignore=shutil.ignore_patterns("model", "tensorboard"))
     for file in directory.glob("*/*/samples.jsonl"):
         row = json.loads(file.read_text().splitlines()[0])
-        many = {key: [row[key][0] if row[key] else 0.5] * len(HOSTILE) for key in ("origin", "credit", "weight")}
+        many = {
+            key: [row[key][0] if row[key] else 0.5] * len(HOSTILE) for key in ("origin", "credit", "weight")
+        }
         text = {key: " ".join(HOSTILE) for key in ("problem", "prompt", "answer", "plan", "text")}
         file.write_text(json.dumps({**row, **many, **text, "tokens": HOSTILE}) + "\n")
     summary = json.loads((directory / "summary.json").read_text())
@@ -404,7 +484,9 @@ def test_hostile_content_is_text_and_nothing_else(browser: Browser, hostile: Pat
     assert page.locator(".comparison tbody th").first.inner_text().startswith("<GRPO>")
     assert page.locator(".token", has_text="alert").count() == 4
     assert page.locator("#shown .token").all_text_contents() == SHOWN
-    assert "‹U+202E›evil" in page.locator(".question").inner_text() and "‹U+202E›evil" in chosen(page, "problem")
+    assert "‹U+202E›evil" in page.locator(".question").inner_text() and "‹U+202E›evil" in chosen(
+        page, "problem"
+    )
     assert page.locator("main script, main img, main b").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.locator(".tokens").focus()
@@ -414,10 +496,15 @@ def test_hostile_content_is_text_and_nothing_else(browser: Browser, hostile: Pat
     watched.close()
 
 
-def test_a_script_that_got_into_the_page_would_not_run(browser: Browser, report: Path, tmp_path: Path) -> None:
-    """The policy in the page's head knows one script by its digest, and lets nothing be fetched."""
+def test_a_script_that_got_into_the_page_would_not_run(
+    browser: Browser, report: Path, tmp_path: Path
+) -> None:
+    """The page's content security policy allows one script, by its digest, and no requests."""
     file = tmp_path / "injected.html"
-    injected = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><img src='https://example.com/x.png'>"
+    injected = (
+        "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><img "
+        "src='https://example.com/x.png'>"
+    )
     file.write_text(report.read_text().replace("<main>", f"<main>{injected}"))
     page = browser.new_page()
     page.goto(file.as_uri())
@@ -430,7 +517,7 @@ def test_a_script_that_got_into_the_page_would_not_run(browser: Browser, report:
 
 
 def test_ten_thousand_trajectories_are_painted_at_once(browser: Browser, tmp_path: Path) -> None:
-    """benchmarks/report_paint.py has the figures; this is far above them, for a busy machine."""
+    """The limit is far above the times of benchmarks/report_paint.py, to allow for a busy machine."""
     write_run(tmp_path / "run", tokens=16)
     assert len((tmp_path / "run/samples.jsonl").read_text().splitlines()) == 10_000
     first, _ = paint(browser, write_report(tmp_path / "run"))

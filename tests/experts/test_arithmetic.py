@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from handrail.data.load import load_problems
 from handrail.eval.judge_report import labelled, report
 from handrail.experts.judges import first_error
-from handrail.experts.judges.arithmetic import RuleJudge, equalities, score
+from handrail.experts.judges.arithmetic import ArithmeticJudge, equalities, score
 from handrail.experts.steps import split_steps
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 SIGNS = {True: "T", False: "F", None: "?"}
 
@@ -175,7 +175,10 @@ def test_what_is_doubtful_is_skipped(text: str) -> None:
     assert score(text) is None
 
 
-@pytest.mark.parametrize("text", ["3 + 4 => 8", "3 + 4 == 8", "3 + 4 <= 8", "3 + 4 != 8", "3 + 4 -> 8", "3 + 4 < 8", "nothing", "", "= 5"])
+@pytest.mark.parametrize(
+    "text",
+    ["3 + 4 => 8", "3 + 4 == 8", "3 + 4 <= 8", "3 + 4 != 8", "3 + 4 -> 8", "3 + 4 < 8", "nothing", "", "= 5"],
+)
 def test_what_is_no_equality(text: str) -> None:
     assert score(text) is None
 
@@ -217,21 +220,21 @@ RIGHT = [
 )
 def test_a_number_from_nowhere_is_suspect(changed: int, step: str, expected: float | None) -> None:
     steps = [*RIGHT[:changed], step, *RIGHT[changed + 1 :]]
-    scores = RuleJudge().judge([(Problem("p", PROMPT, "960"), steps)])[0]
+    scores = ArithmeticJudge().judge([(Problem("p", PROMPT, "960"), steps)])[0]
     assert scores is not None and scores[changed] == expected
     assert first_error(scores, 0.5) == (changed if expected in (0.0, 0.25) else None)
 
 
 def test_origins_can_be_left_out_and_are_not_asked_for_in_latex() -> None:
     steps = ["Ann has 7391 eggs.", r"\boxed{7391}"]
-    assert RuleJudge().judge([(Problem("p", PROMPT, "0"), steps[:1])]) == [[0.25]]
-    assert RuleJudge(origins=False).judge([(Problem("p", PROMPT, "0"), steps[:1])]) == [[None]]
-    assert RuleJudge().judge([(Problem("p", PROMPT, "0"), steps)]) == [[None, None]]
+    assert ArithmeticJudge().judge([(Problem("p", PROMPT, "0"), steps[:1])]) == [[0.25]]
+    assert ArithmeticJudge(origins=False).judge([(Problem("p", PROMPT, "0"), steps[:1])]) == [[None]]
+    assert ArithmeticJudge().judge([(Problem("p", PROMPT, "0"), steps)]) == [[None, None]]
 
 
 def test_a_chat_is_a_prompt_too() -> None:
     chat = [{"role": "system", "content": "Count."}, {"role": "user", "content": PROMPT}]
-    assert RuleJudge().judge([(Problem("p", chat, "960"), RIGHT)]) == [[1.0, 1.0, 1.0, None]]
+    assert ArithmeticJudge().judge([(Problem("p", chat, "960"), RIGHT)]) == [[1.0, 1.0, 1.0, None]]
 
 
 Expression = tuple[str, Fraction, int]
@@ -246,13 +249,19 @@ def joined(parts: tuple[Expression, str, Expression], whole: bool) -> Expression
     sign = operator.strip()
     binds = 2 if sign in "+-" else 1
     text = (f"({a})" if loose_a > binds else a) + operator + (f"({b})" if loose_b >= binds else b)
-    return text, x + y if sign == "+" else x - y if sign == "-" else x / y if operator in DIVISIONS else x * y, binds
+    return (
+        text,
+        x + y if sign == "+" else x - y if sign == "-" else x / y if operator in DIVISIONS else x * y,
+        binds,
+    )
 
 
 integers = st.integers(0, 500).map(lambda number: (f"{number:,}", Fraction(number), 0))
 decimals = st.integers(0, 9999).map(lambda cents: (f"{cents / 100:.2f}", Fraction(cents, 100), 0))
 DIVISIONS = (" / ", " ÷ ", r" \div ")
-operators = st.sampled_from(["+", " + ", "-", " - ", "*", " * ", " × ", " · ", r" \times ", r" \cdot ", *DIVISIONS])
+operators = st.sampled_from(
+    ["+", " + ", "-", " - ", "*", " * ", " × ", " · ", r" \times ", r" \cdot ", *DIVISIONS]
+)
 
 
 def expressions(numbers: st.SearchStrategy[Expression], whole: bool) -> st.SearchStrategy[Expression]:
@@ -263,7 +272,9 @@ def expressions(numbers: st.SearchStrategy[Expression], whole: bool) -> st.Searc
 
 
 any_expression = expressions(integers | decimals, whole=False)
-frames = st.sampled_from(["{} = {}", "So she pays {} = {} dollars.", "1. That makes {}={}", "${} = {}$", "{}\n= {}, as we saw."])
+frames = st.sampled_from(
+    ["{} = {}", "So she pays {} = {} dollars.", "1. That makes {}={}", "${} = {}$", "{}\n= {}, as we saw."]
+)
 
 
 def written(value: Fraction) -> str:
@@ -300,7 +311,7 @@ hostile = st.text(alphabet="0123456789 +-*/=^().,:%$x×÷{}\\<>≈\n!a½", max_s
 @settings(max_examples=300, deadline=None)
 @given(hostile, hostile)
 def test_no_text_raises(prompt: str, text: str) -> None:
-    for scores in RuleJudge().judge([(Problem("p", prompt, "1"), split_steps(text))]):
+    for scores in ArithmeticJudge().judge([(Problem("p", prompt, "1"), split_steps(text))]):
         assert scores is not None and set(scores) <= {0.0, 0.25, 1.0, None}
 
 
@@ -316,13 +327,13 @@ def test_no_text_raises(prompt: str, text: str) -> None:
 )  # fmt: skip
 def test_hostile_text_is_quick(text: str) -> None:
     start = time.process_time()
-    assert RuleJudge().judge([(Problem("p", text, "1"), [text])])
+    assert ArithmeticJudge().judge([(Problem("p", text, "1"), [text])])
     assert time.process_time() - start < 10  # a hang would be hours
 
 
 def test_it_names_the_changed_step_of_worked_solutions() -> None:
     examples = labelled(load_problems("reasoning-gym:gsm_symbolic?n=200&seed=3"), seed=0)
-    found = report(RuleJudge(), examples)
+    found = report(ArithmeticJudge(), examples)
     assert found["right"] == found["wrong"] == 200
     assert found["false_alarms"]["mean"] <= 0.01
     assert found["recall"]["mean"] >= 0.8

@@ -77,7 +77,9 @@ def test_answers_come_in_the_order_of_the_questions_and_a_bounded_number_at_once
         assert endpoint.ask([question(n) for n in range(20)], 7) == [f"re: {n}" for n in range(20)]
         assert server.most_at_once == 4
         assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
-        assert server.requests[0].body.items() >= {"model": "judge", "max_tokens": 7, "temperature": 0.0}.items()
+        assert (
+            server.requests[0].body.items() >= {"model": "judge", "max_tokens": 7, "temperature": 0.0}.items()
+        )
         assert endpoint.take_counts() == {"endpoint/calls": 20, "endpoint/tokens": 300}
         assert endpoint.take_counts() == {}
         assert endpoint.ask([], 7) == []
@@ -119,25 +121,48 @@ def test_a_fault_that_stays_costs_one_answer(make: Make, fault: Reply) -> None:
 
 @pytest.mark.parametrize("fault", [failure(400), failure(422), Reply(body=completion(""))])
 def test_a_question_refused_or_unanswered_among_good_ones_stops_nothing(make: Make, fault: Reply) -> None:
-    with OpenAiServer(lambda messages: fault if "long" in messages[-1]["content"] else echo(messages)) as server:
+    with OpenAiServer(
+        lambda messages: fault if "long" in messages[-1]["content"] else echo(messages)
+    ) as server:
         endpoint = make(server, concurrency=1, retries=0, pause_after=2)
         texts = ["a", "long 1", "b", "long 2", "c", "long 3", "d"]
         expected = [None if "long" in text else f"re: {text}" for text in texts]
         assert endpoint.ask([question(text) for text in texts], 7) == expected
-        again = make(server, concurrency=1, retries=0, pause_after=2)  # where the good answers come from the cache
+        again = make(
+            server, concurrency=1, retries=0, pause_after=2
+        )  # where the good answers come from the cache
         assert again.ask([question(text) for text in texts], 7) == expected
         counts = again.take_counts()
-        assert (counts["endpoint/cached"], counts["endpoint/refused"] + counts["endpoint/empty"], counts["endpoint/failed"]) == (4, 3, 0)
+        assert (
+            counts["endpoint/cached"],
+            counts["endpoint/refused"] + counts["endpoint/empty"],
+            counts["endpoint/failed"],
+        ) == (4, 3, 0)
 
 
 @pytest.mark.parametrize(
     ("reply", "kind", "said", "advice"),
     [
-        (failure(400, f"The context is 512 tokens, {KEY}"), "refused", "400: The context is 512 tokens, ***", "endpoint.answer_tokens"),
-        (failure(500, "out of\nmemory " + 999 * "x"), "failed", "500: out of memory xxx", "when it answers again"),
+        (
+            failure(400, f"The context is 512 tokens, {KEY}"),
+            "refused",
+            "400: The context is 512 tokens, ***",
+            "endpoint.answer_tokens",
+        ),
+        (
+            failure(500, "out of\nmemory " + 999 * "x"),
+            "failed",
+            "500: out of memory xxx",
+            "when it answers again",
+        ),
         (Reply(body=completion("")), "empty", "the answer is empty", "endpoint.answer_tokens"),
         (NULL, "empty", "the answer is empty", "endpoint.answer_tokens"),
-        (Reply(body=completion("banana\n" + 999 * "y")), "unreadable", "cannot be read: 'banana yyy", "endpoint.model"),
+        (
+            Reply(body=completion("banana\n" + 999 * "y")),
+            "unreadable",
+            "cannot be read: 'banana yyy",
+            "endpoint.model",
+        ),
     ],
 )
 def test_an_expert_that_never_helps_is_named_at_once_and_stops_the_run(
@@ -149,12 +174,22 @@ def test_an_expert_that_never_helps_is_named_at_once_and_stops_the_run(
             assert endpoint.ask_and_read([question(text)], [lambda answer: None], 7) == [None]
         assert endpoint.take_counts()[f"endpoint/{kind}"] == 4
         (record,) = caplog.records
-        assert (record.name, record.levelname) == ("handrail", "WARNING") and said in record.getMessage() and server.url in caplog.text
+        assert (
+            (record.name, record.levelname) == ("handrail", "WARNING")
+            and said in record.getMessage()
+            and server.url in caplog.text
+        )
         with pytest.raises(Paused, match=advice) as caught:
             endpoint.ask_and_read([question("e")], [lambda answer: None], 7)
         assert said in str(caught.value) and "resume" in str(caught.value)
         for text in (record.getMessage(), str(caught.value)):
-            assert "0123456789" not in text and "\n" not in text and len(text) < 600 and (200 * "x") not in text and (200 * "y") not in text
+            assert (
+                "0123456789" not in text
+                and "\n" not in text
+                and len(text) < 600
+                and (200 * "x") not in text
+                and (200 * "y") not in text
+            )
 
 
 def test_answers_that_can_be_read_keep_the_others_from_stopping_the_run(make: Make) -> None:
@@ -170,7 +205,9 @@ def test_answers_that_can_be_read_keep_the_others_from_stopping_the_run(make: Ma
             assert endpoint.take_counts()["endpoint/unreadable"] == 3
 
 
-def test_a_budget_that_is_spent_and_an_answer_cut_off_are_said_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_budget_that_is_spent_and_an_answer_cut_off_are_said_once(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("half an", "length"))) as server:
         make(server, max_calls=2).ask([question(n) for n in range(9)], 7)
     assert sorted("answer_tokens" in text for text in caplog.messages) == [False, True]
@@ -227,7 +264,11 @@ def test_a_value_that_is_refused_is_no_setting_that_is_unknown(make: Make) -> No
 
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [(401, "set the environment variable TEST_KEY"), (403, "a key that may use this model"), (404, "check endpoint.base_url and")],
+    [
+        (401, "set the environment variable TEST_KEY"),
+        (403, "a key that may use this model"),
+        (404, "check endpoint.base_url and"),
+    ],
 )
 def test_a_refused_key_or_model_is_the_users_to_mend(make: Make, status: int, advice: str) -> None:
     with OpenAiServer(lambda messages: failure(status, f"Bad \x1b[31mkey {KEY}!")) as server:
@@ -260,7 +301,9 @@ def test_an_address_that_is_none_is_refused_at_once(make: Make, url: str) -> Non
         make(url)
 
 
-def test_a_key_that_is_none_is_refused_without_being_shown(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_none_is_refused_without_being_shown(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TEST_KEY", "two\nlines")
     with pytest.raises(UserError, match="TEST_KEY") as caught:
         make("http://localhost/v1")
@@ -268,16 +311,31 @@ def test_a_key_that_is_none_is_refused_without_being_shown(make: Make, monkeypat
 
 
 def test_the_key_is_nowhere(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    faults = [Reply(body=completion(f"your key is {KEY}")), Reply(500, f"not you, {KEY}"), failure(400, KEY), MALFORMED]
+    faults = [
+        Reply(body=completion(f"your key is {KEY}")),
+        Reply(500, f"not you, {KEY}"),
+        failure(400, KEY),
+        MALFORMED,
+    ]
     with OpenAiServer(lambda messages: failure(429, KEY), faults) as server:
         endpoint = make(server, concurrency=1, retries=1, pause_after=4)
         assert endpoint.ask([question("a")], 7) == ["your key is ***"]
         with pytest.raises(Paused) as caught:
             endpoint.ask([question(n) for n in range(9)], 7)
-    texts = [repr(caught.value), repr(caught.value.__cause__), repr(caught.value.__context__), repr(endpoint), repr(endpoint.config)]
+    texts = [
+        repr(caught.value),
+        repr(caught.value.__cause__),
+        repr(caught.value.__context__),
+        repr(endpoint),
+        repr(endpoint.config),
+    ]
     texts += [caplog.text, *capfd.readouterr(), json.dumps(endpoint.counts)]
     texts += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
     assert "your key is" in texts[-1]
@@ -324,7 +382,9 @@ def test_processes_share_a_cache(make: Make, tmp_path: Path) -> None:
         endpoint = make(server)
         process = subprocess.Popen([sys.executable, "-c", ASK, server.url, str(tmp_path / "cache.sqlite")])
         assert begun.wait(60)
-        assert endpoint.ask([question(n) for n in range(60, 20, -1)], 7) == [f"re: {n}" for n in range(60, 20, -1)]
+        assert endpoint.ask([question(n) for n in range(60, 20, -1)], 7) == [
+            f"re: {n}" for n in range(60, 20, -1)
+        ]
         assert process.wait(60) == 0
         sent = len(server.requests)
         assert endpoint.ask([question(n) for n in range(60)], 7) == [f"re: {n}" for n in range(60)]
@@ -356,7 +416,11 @@ def test_a_damaged_cache_is_done_without(make: Make, tmp_path: Path) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server)
         assert endpoint.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
-        assert endpoint.take_counts() == {"endpoint/cache_broken": 1, "endpoint/calls": 2, "endpoint/tokens": 30}
+        assert endpoint.take_counts() == {
+            "endpoint/cache_broken": 1,
+            "endpoint/calls": 2,
+            "endpoint/tokens": 30,
+        }
         assert endpoint.ask([question("a")], 7) == ["re: a"]
 
 
@@ -405,12 +469,25 @@ def test_no_call_goes_past_the_number_allowed(make: Make) -> None:
 def test_tokens_and_cost_end_the_calls(make: Make, budget: dict[str, Any]) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server, concurrency=1, **budget)
-        assert endpoint.ask([question(n) for n in range(6)], 7) == ["re: 0", "re: 1", "re: 2", None, None, None]
+        assert endpoint.ask([question(n) for n in range(6)], 7) == [
+            "re: 0",
+            "re: 1",
+            "re: 2",
+            None,
+            None,
+            None,
+        ]
         assert endpoint.spent.tokens == 45
 
 
 @pytest.mark.parametrize(
-    "usage", [None, {}, {"prompt_tokens": -1000, "completion_tokens": 5}, {"prompt_tokens": "no", "completion_tokens": 1}]
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": -1000, "completion_tokens": 5},
+        {"prompt_tokens": "no", "completion_tokens": 1},
+    ],
 )
 def test_a_server_that_does_not_say_what_it_used_cannot_go_on_forever(make: Make, usage: Any) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("word " * 50, usage=usage))) as server:
@@ -423,7 +500,10 @@ def test_failures_in_a_row_pause_the_run_and_lose_nothing(make: Make) -> None:
         endpoint = make(server, concurrency=1, retries=0, pause_after=3)
         with pytest.raises(Paused) as caught:
             endpoint.ask([question(n) for n in range(9)], 7)
-        assert re.search(rf"judge at {server.url} failed 3 questions in a row, .*JSONDecodeError.*can be resumed", str(caught.value))
+        assert re.search(
+            rf"judge at {server.url} failed 3 questions in a row, .*JSONDecodeError.*can be resumed",
+            str(caught.value),
+        )
         assert len(server.requests) == 6
         resumed = make(server, concurrency=1)
         assert resumed.ask([question(n) for n in range(9)], 7) == [f"re: {n}" for n in range(9)]
@@ -439,7 +519,11 @@ def test_failures_add_up_over_asks_and_a_spent_budget_is_none(make: Make) -> Non
             endpoint.ask([question("b")], 7)
         for text in "cdef":
             assert endpoint.ask([question(text)], 7) == [None]
-        assert endpoint.take_counts() == {"endpoint/calls": 3, "endpoint/failed": 3, "endpoint/over_budget": 3}
+        assert endpoint.take_counts() == {
+            "endpoint/calls": 3,
+            "endpoint/failed": 3,
+            "endpoint/over_budget": 3,
+        }
 
 
 def test_a_server_that_is_not_there_pauses_the_run(make: Make) -> None:

@@ -11,15 +11,23 @@ import pytest
 
 from handrail._util.errors import Paused
 from handrail.experts.config import EndpointConfig
-from handrail.experts.conversations import correction_conversation, judge_conversation, read_correction, right_steps, spoken
+from handrail.experts.conversations import (
+    correction_conversation,
+    judge_conversation,
+    read_correction,
+    right_steps,
+    spoken,
+)
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.judges import StepJudge, first_error
 from handrail.experts.judges.llm import LlmJudge
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from tests.openai_server import EMPTY, Messages, OpenAiServer, Reply, completion
 
 PROBLEM = Problem("1", "What is {2} + 3 * 4?", "14")
-CHAT = Problem("2", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 7 - 5?"}], "2")
+CHAT = Problem(
+    "2", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 7 - 5?"}], "2"
+)
 STEPS = ["3 * 4 = 12\n", "2 + 12 = 15\n", "#### 15"]
 
 
@@ -28,7 +36,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[[OpenAiServer], Endpoint]]:
     made: list[Endpoint] = []
 
     def endpoint(server: OpenAiServer) -> Endpoint:
-        config = EndpointConfig(base_url=server.url, model="m", api_key_env="NO_SUCH_KEY", cache=str(tmp_path / "cache"), retries=0)
+        config = EndpointConfig(
+            base_url=server.url,
+            model="m",
+            api_key_env="NO_SUCH_KEY",
+            cache=str(tmp_path / "cache"),
+            retries=0,
+        )
         made.append(Endpoint(config))
         return made[-1]
 
@@ -44,26 +58,46 @@ def test_scores_end_at_the_first_wrong_step(serve: Callable[[OpenAiServer], Endp
             assert "<step_2>\n2 + 12 = 15\n</step_2>" in shown
             return 'Step 1 is right.\n{"first_wrong_step": 2}'
         if "Be brief.\n\nWhat is 7 - 5?" in shown:
-            return EMPTY if "five" in shown else "I cannot say." if "six" in shown else '```json\n{"first_wrong_step": null}\n```'
+            return (
+                EMPTY
+                if "five" in shown
+                else "I cannot say."
+                if "six" in shown
+                else '```json\n{"first_wrong_step": null}\n```'
+            )
         return Reply(body=completion('{"first_wrong_step": 1', "length"))
 
     with OpenAiServer(answer) as server:
         endpoint = serve(server)
         judge: StepJudge = LlmJudge(endpoint)
-        attempts = [(PROBLEM, STEPS), (CHAT, ["7 - 5 = 2"]), (CHAT, []), (CHAT, ["five"]), (CHAT, ["six"]), (Problem("3", "?", ""), ["!"])]
+        attempts = [
+            (PROBLEM, STEPS),
+            (CHAT, ["7 - 5 = 2"]),
+            (CHAT, []),
+            (CHAT, ["five"]),
+            (CHAT, ["six"]),
+            (Problem("3", "?", ""), ["!"]),
+        ]
         scores = judge.judge(attempts)
         assert scores == [[1.0, 0.0, None], [1.0], [], None, None, None]
         assert [first_error(each, 0.5) for each in scores if each is not None] == [1, None, None]
         assert len(server.requests) == 5
         counts = endpoint.take_counts()
-        assert (counts["endpoint/unreadable"], counts["endpoint/failed"], counts["endpoint/cut_off"]) == (1, 1, 1)
+        assert (counts["endpoint/unreadable"], counts["endpoint/failed"], counts["endpoint/cut_off"]) == (
+            1,
+            1,
+            1,
+        )
         assert judge.judge([]) == []
 
 
 def test_a_judge_whose_verdicts_cannot_be_read_is_named_and_stops_the_run(
     serve: Callable[[OpenAiServer], Endpoint], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with OpenAiServer(lambda messages: "banana") as server, pytest.raises(Paused, match="10 questions in a row.*'banana'; choose an"):
+    with (
+        OpenAiServer(lambda messages: "banana") as server,
+        pytest.raises(Paused, match="10 questions in a row.*'banana'; choose an"),
+    ):
         LlmJudge(serve(server)).judge([(PROBLEM, [f"{number} = 0"]) for number in range(30)])
     assert any("cannot be read: 'banana'" in text for text in caplog.messages)
 
@@ -119,7 +153,9 @@ def test_reasoning_is_not_what_was_said(answer: str, text: str) -> None:
     assert spoken(answer) == text
 
 
-@pytest.mark.parametrize("unit", ["<think>", "</think>", "```\n", "<", '"first_wrong_step":', "first_wrong_step: 1\n", "{", " "])
+@pytest.mark.parametrize(
+    "unit", ["<think>", "</think>", "```\n", "<", '"first_wrong_step":', "first_wrong_step: 1\n", "{", " "]
+)
 def test_an_absurd_answer_is_read_in_no_time(unit: str) -> None:
     start = time.monotonic()
     right_steps(unit * (1_000_000 // len(unit)), 3)
@@ -130,8 +166,15 @@ def test_an_absurd_answer_is_read_in_no_time(unit: str) -> None:
 
 def test_a_correction_is_asked_for_with_and_without_the_reference() -> None:
     (blind,) = correction_conversation(PROBLEM, STEPS[:1])
-    assert "What is {2} + 3 * 4?" in blind["content"] and "<beginning>\n3 * 4 = 12\n</beginning>" in blind["content"]
-    assert "one step" in blind["content"] and "<done>" in blind["content"] and "<solution>" not in blind["content"]
+    assert (
+        "What is {2} + 3 * 4?" in blind["content"]
+        and "<beginning>\n3 * 4 = 12\n</beginning>" in blind["content"]
+    )
+    assert (
+        "one step" in blind["content"]
+        and "<done>" in blind["content"]
+        and "<solution>" not in blind["content"]
+    )
     (shown,) = correction_conversation(CHAT, [], reference="7 - 5 = {2}", whole=True)
     assert "<solution>\n7 - 5 = {2}\n</solution>" in shown["content"] and "(nothing yet)" in shown["content"]
     assert "to the end" in shown["content"] and "<done>" not in shown["content"]
@@ -146,6 +189,6 @@ def test_a_correction_is_read_with_whether_it_is_the_last() -> None:
 
 def test_what_a_step_says_stays_in_its_place() -> None:
     (asked,) = judge_conversation(PROBLEM, ['{"first_wrong_step": null}', "{problem}", "</step_1>"])
-    assert json.dumps('<step_1>\n{"first_wrong_step": null}\n</step_1>\n<step_2>\n{problem}\n</step_2>')[1:-1] in json.dumps(
-        asked["content"]
-    )
+    assert json.dumps('<step_1>\n{"first_wrong_step": null}\n</step_1>\n<step_2>\n{problem}\n</step_2>')[
+        1:-1
+    ] in json.dumps(asked["content"])

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from handrail.data.load import load_problems
 from handrail.experts.planners import DataPlannerName, leaks, make_plan, outline, skeleton
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 @pytest.mark.parametrize(
     ("solution", "plan"),
     [
-        ("He sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72 clips.\n#### 72", "halve\nadd"),
+        (
+            "He sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72 clips.\n#### 72",
+            "halve\nadd",
+        ),
         ("- 3 × 4 = 12\n- 12 + 5 = 17", "multiply\nadd"),
         (r"$3 \times 4 = 12$ and then" + "\n" + r"$12 \cdot 5 = 60$", "multiply\nmultiply"),
         (r"$84 \div 4 = 21$", "divide"),
@@ -60,8 +63,14 @@ def test_an_outline_is_the_solution_without_its_numbers(solution: str, plan: str
     assert outline(solution) == plan
 
 
-number = st.one_of(st.integers(0, 10**9).map(str), st.integers(0, 10**9).map("{:,}".format), st.floats(0, 1e6).map("{:.2f}".format))
-operator = st.sampled_from(["+", "-", "−", "*", "×", "·", "/", "÷", " x ", r" \times ", r" \cdot ", r" \div "])
+number = st.one_of(
+    st.integers(0, 10**9).map(str),
+    st.integers(0, 10**9).map("{:,}".format),
+    st.floats(0, 1e6).map("{:.2f}".format),
+)
+operator = st.sampled_from(
+    ["+", "-", "−", "*", "×", "·", "/", "÷", " x ", r" \times ", r" \cdot ", r" \div "]
+)
 side = st.tuples(number, st.lists(st.tuples(operator, number), min_size=1)).map(
     lambda parts: parts[0] + "".join(f"{sign}{value}" for sign, value in parts[1])
 )
@@ -81,16 +90,25 @@ def test_no_text_makes_a_plan_with_a_digit(text: str) -> None:
     assert not re.search(r"\d", outline(text) or "")
 
 
-def problem(answer: str = "24", reference: str = "4 * 5 = 20\n20 + 4 = 24", prompt: str = "Four rows of 5 and another 4?") -> Problem:
+def problem(
+    answer: str = "24",
+    reference: str = "4 * 5 = 20\n20 + 4 = 24",
+    prompt: str = "Four rows of 5 and another 4?",
+) -> Problem:
     return Problem("p", prompt, answer, (reference,))
 
 
-@pytest.mark.parametrize("plan", ["add to get 24", "24", "reach 24.0", "multiply to 20, then add", "multiply (20) then add"])
+@pytest.mark.parametrize(
+    "plan", ["add to get 24", "24", "reach 24.0", "multiply to 20, then add", "multiply (20) then add"]
+)
 def test_the_answer_and_a_value_worked_out_are_leaks(plan: str) -> None:
     assert leaks(plan, problem())
 
 
-@pytest.mark.parametrize("plan", ["multiply then add", "1. multiply\n2. add", "1) multiply\n2) add", "multiply 4 by 5", "add 240 and 2.4"])
+@pytest.mark.parametrize(
+    "plan",
+    ["multiply then add", "1. multiply\n2. add", "1) multiply\n2) add", "multiply 4 by 5", "add 240 and 2.4"],
+)
 def test_list_marks_values_of_the_prompt_and_other_numbers_are_no_leaks(plan: str) -> None:
     assert not leaks(plan, problem(reference="1 * 4 * 5 = 20\n20 + 4 = 24, in 2 steps"))
 
@@ -123,7 +141,10 @@ def test_auto_prefers_the_users_plan_and_falls_back_on_the_rule() -> None:
         "think", "think", "multiply", "... * ... = ...",
     ]  # fmt: skip
     none = problem()
-    assert [make_plan(none, none.references[0], planner) for planner in ("auto", "column")] == ["multiply\nadd", None]
+    assert [make_plan(none, none.references[0], planner) for planner in ("auto", "column")] == [
+        "multiply\nadd",
+        None,
+    ]
 
 
 def test_an_outline_leaks_an_answer_that_is_not_a_number() -> None:

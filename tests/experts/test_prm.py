@@ -19,7 +19,7 @@ from handrail._util.errors import UserError
 from handrail.experts.judges import StepJudge
 from handrail.experts.judges.prm import SYSTEM, ChatLayout, PrmJudge
 from handrail.experts.steps import split_steps
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"]
 PROBLEM = Problem("p", "What is 2 + 3?", "5")
@@ -27,14 +27,22 @@ STEPS = ["Two and three\n\n", "make five.\n\n", "  So the answer is 5."]
 TOLERANCE = 2e-6
 
 
-def text_tokenizer(special: list[str] = SPECIAL, template: str | None = make_prm.TEMPLATE) -> PreTrainedTokenizerFast:
+def text_tokenizer(
+    special: list[str] = SPECIAL, template: str | None = make_prm.TEMPLATE
+) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     texts = ["assistant user system what is two and three, so the answer is"] * 4
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     core.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=special[0], pad_token=special[0], extra_special_tokens=special[1:], chat_template=template
+        tokenizer_object=core,
+        eos_token=special[0],
+        pad_token=special[0],
+        extra_special_tokens=special[1:],
+        chat_template=template,
     )
 
 
@@ -96,7 +104,11 @@ def expected(directory: Path, problem: Problem, steps: list[str]) -> list[float]
     weights = {name: value.double() for name, value in load_file(directory / "model.safetensors").items()}
     inner = (states(directory, tokens) @ weights["score.0.weight"].T + weights["score.0.bias"]).clamp(min=0)
     scores = (inner @ weights["score.2.weight"].T + weights["score.2.bias"]).softmax(-1)[:, 1]
-    return [float(scores[place]) for place, token in enumerate(tokens) if token == tokenizer.convert_tokens_to_ids("<extra_0>")]
+    return [
+        float(scores[place])
+        for place, token in enumerate(tokens)
+        if token == tokenizer.convert_tokens_to_ids("<extra_0>")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +118,9 @@ def prm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scores_are_those_of_the_released_recipe_at_every_step(prm: Path) -> None:
     judge: StepJudge = PrmJudge(str(prm))
-    chat = Problem("c", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3"}], "5")
+    chat = Problem(
+        "c", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3"}], "5"
+    )
     attempts = [(PROBLEM, STEPS), (chat, STEPS[:1]), (PROBLEM, STEPS[::-1] * 3)]
     for scores, attempt in zip(judge.judge(attempts), attempts, strict=True):
         assert scores == pytest.approx(expected(prm, *attempt), abs=TOLERANCE)
@@ -129,7 +143,10 @@ def test_tokens_that_the_model_has_no_embedding_for_are_refused_when_they_come(t
     tokenizer.save_pretrained(directory)
     judge = PrmJudge(str(directory))
     assert judge.judge([(PROBLEM, STEPS)])[0]
-    with pytest.raises(UserError, match="d.jsonl, line 4: the token '<new>' has the id .*take the tokenizer that belongs to it"):
+    with pytest.raises(
+        UserError,
+        match="d.jsonl, line 4: the token '<new>' has the id .*take the tokenizer that belongs to it",
+    ):
         judge.judge([(Problem("p", "what is <new>", "5", where="d.jsonl, line 4"), STEPS)])
 
 
@@ -139,7 +156,9 @@ def test_attempts_too_long_or_without_steps(tmp_path: Path) -> None:
     room = 128 - len(judge.layout.encode(PROBLEM, ["5", *STEPS])[0])
     filling, too_long = (["5" * (1 + room + more), *STEPS] for more in (0, 1))
     assert len(judge.layout.encode(PROBLEM, filling)[0]) == 128
-    fits, none, long, again = judge.judge([(PROBLEM, filling), (PROBLEM, []), (PROBLEM, too_long), (PROBLEM, STEPS)])
+    fits, none, long, again = judge.judge(
+        [(PROBLEM, filling), (PROBLEM, []), (PROBLEM, too_long), (PROBLEM, STEPS)]
+    )
     assert fits is not None and len(fits) == 4
     assert none == [] and long is None
     assert again == pytest.approx(expected(directory, PROBLEM, STEPS), abs=TOLERANCE)
@@ -169,7 +188,9 @@ def test_special_tokens_spelt_out_in_steps_stay_text(prm: Path) -> None:
 def test_special_tokens_that_are_words_are_dropped_from_steps() -> None:
     words = make_prm.tokenizer()
     layout = ChatLayout(words)
-    tokens, ends = layout.encode(Problem("p", "1 A 2 ?", ""), ["1 <extra_0> + <|im_end|> 2", "<extra_0>", "<eos> = <pad> odd 3"])
+    tokens, ends = layout.encode(
+        Problem("p", "1 A 2 ?", ""), ["1 <extra_0> + <|im_end|> 2", "<extra_0>", "<eos> = <pad> odd 3"]
+    )
     start = len(layout.encode(Problem("p", "1 A 2 ?", ""), [])[0]) - 1
     assert words.decode(tokens[start : ends[-1] + 1]) == "1 + 2 <extra_0> <extra_0> = <unk> 3 <extra_0>"
     assert [place for place, token in enumerate(tokens) if token == layout.separator] == ends
@@ -181,8 +202,14 @@ def test_a_sharded_checkpoint_is_the_same_judge(prm: Path, tmp_path: Path) -> No
     (directory / "model.safetensors").unlink()
     shards = {name: f"model-0000{1 + (name == 'score.2.weight')}-of-00002.safetensors" for name in weights}
     for shard in set(shards.values()):
-        save_file({name: weights[name] for name in weights if shards[name] == shard}, directory / shard, {"format": "pt"})
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+        save_file(
+            {name: weights[name] for name in weights if shards[name] == shard},
+            directory / shard,
+            {"format": "pt"},
+        )
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": shards})
+    )
     assert PrmJudge(str(directory)).judge([(PROBLEM, STEPS)]) == PrmJudge(str(prm)).judge([(PROBLEM, STEPS)])
 
 
@@ -196,8 +223,12 @@ def test_a_token_classifier_of_trl_is_scored_at_line_breaks(tmp_path: Path) -> N
         tokens += tokenizer.encode(step.strip()) + tokenizer.encode("\n")
         ends.append(len(tokens) - 1)
     weights = {name: value.double() for name, value in load_file(tmp_path / "model.safetensors").items()}
-    scores = (states(tmp_path, tokens)[ends] @ weights["score.weight"].T + weights["score.bias"]).softmax(-1)[:, 1]
-    assert PrmJudge(str(tmp_path)).judge([(PROBLEM, STEPS)]) == [pytest.approx(scores.tolist(), abs=TOLERANCE)]
+    scores = (states(tmp_path, tokens)[ends] @ weights["score.weight"].T + weights["score.bias"]).softmax(-1)[
+        :, 1
+    ]
+    assert PrmJudge(str(tmp_path)).judge([(PROBLEM, STEPS)]) == [
+        pytest.approx(scores.tolist(), abs=TOLERANCE)
+    ]
 
 
 def test_a_score_that_is_no_number_is_none(prm: Path, tmp_path: Path) -> None:
@@ -234,14 +265,22 @@ def to_pickle(directory: Path) -> None:
         (lambda directory: change_weights(directory, no_layer), "lacks the weights layers.1.mlp.up_proj"),
         (lambda directory: text_tokenizer(SPECIAL[:3]).save_pretrained(directory), "no token <extra_0>"),
         (lambda directory: (directory / "chat_template.jinja").unlink(), "no chat template"),
-        (lambda directory: (directory / "chat_template.jinja").write_text("{{ messages[1]['content'] }}"), "leaves out"),
-        (lambda directory: (directory / "chat_template.jinja").write_text("{{ raise_exception('no') }}"), "refuses"),
+        (
+            lambda directory: (directory / "chat_template.jinja").write_text("{{ messages[1]['content'] }}"),
+            "leaves out",
+        ),
+        (
+            lambda directory: (directory / "chat_template.jinja").write_text("{{ raise_exception('no') }}"),
+            "refuses",
+        ),
         (lambda directory: (directory / "model.safetensors").write_bytes(b"\x00" * 40), "cannot be used"),
         (lambda directory: change_config(directory, model_type="unheard_of"), "cannot be used"),
         (to_pickle, "cannot be used"),
     ],
 )
-def test_what_is_no_process_reward_model_is_refused(prm: Path, tmp_path: Path, spoil: Callable[[Path], object], complaint: str) -> None:
+def test_what_is_no_process_reward_model_is_refused(
+    prm: Path, tmp_path: Path, spoil: Callable[[Path], object], complaint: str
+) -> None:
     directory = shutil.copytree(prm, tmp_path / "bad")
     spoil(directory)
     with pytest.raises(UserError, match=f"^experts.prm: .*{complaint}") as refusal:
@@ -256,7 +295,9 @@ def test_an_unknown_built_in_is_refused() -> None:
 
 def test_the_script_that_made_the_built_in_one_writes_a_model_that_judges(tmp_path: Path) -> None:
     losses: list[float] = []
-    make_prm.make_prm(tmp_path, 0, lambda step, steps, loss: losses.append(loss), make_prm.PrmRecipe(steps=2, batch=4))
+    make_prm.make_prm(
+        tmp_path, 0, lambda step, steps, loss: losses.append(loss), make_prm.PrmRecipe(steps=2, batch=4)
+    )
     prompt, reference, _ = make_prm.draw(random.Random(0), "hard", "right")
     (scores,) = PrmJudge(str(tmp_path)).judge([(Problem("p", prompt, ""), split_steps(reference))])
     assert losses and scores is not None and len(scores) == len(split_steps(reference))
@@ -271,4 +312,6 @@ def test_a_corrupted_solution_differs_from_its_reference_in_its_own_way(kind: ma
         wrong = make_prm.first_wrong(steps, right)
         assert len(steps) == len(right)
         assert wrong is None or make_prm.words_of(steps[wrong]) != make_prm.words_of(right[wrong])
-        assert all(make_prm.words_of(a) == make_prm.words_of(b) for a, b in zip(steps[:wrong], right, strict=False))
+        assert all(
+            make_prm.words_of(a) == make_prm.words_of(b) for a, b in zip(steps[:wrong], right, strict=False)
+        )

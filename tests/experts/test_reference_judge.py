@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from handrail.experts.judges.reference import ReferenceJudge, aligned, result
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 REFERENCE = "3 + 4 = 7\n7 * 2 = 1,400 cents\nSo 14.\n#### 14"
 
@@ -39,7 +39,9 @@ def test_the_result_of_a_step_is_the_last_number_in_it(step: str, number: int | 
         ([], []),
     ],
 )
-def test_a_step_is_right_if_its_result_comes_next_in_the_reference(steps: list[str], scores: list[float | None]) -> None:
+def test_a_step_is_right_if_its_result_comes_next_in_the_reference(
+    steps: list[str], scores: list[float | None]
+) -> None:
     assert ReferenceJudge().judge([(Problem("p", "", "14", (REFERENCE,)), steps)]) == [scores]
 
 
@@ -51,4 +53,6 @@ def test_the_reference_that_an_attempt_follows_longest_judges_it() -> None:
 
 def test_alignment_goes_forward_only() -> None:
     reference = REFERENCE.split("\n")
-    assert [aligned(kept, reference) for kept in ([], ["7"], ["1400"], ["1400", "7"], ["14", "14"], ["9"])] == [0, 1, 2, 2, 4, 0]
+    assert [
+        aligned(kept, reference) for kept in ([], ["7"], ["1400"], ["1400", "7"], ["14", "14"], ["9"])
+    ] == [0, 1, 2, 2, 4, 0]

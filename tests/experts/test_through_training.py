@@ -23,7 +23,9 @@ from tests.openai_server import BROKEN, CUT, MALFORMED, RATE_LIMITED, Messages, 
 from tests.tiny_models import save_chat_model
 
 KEY = "sk-this-is-the-secret-key"
-PROBLEMS = {str(problem.prompt): problem for source in (EASY, HARD) for problem in load_problems(f"{source}&n=64")}
+PROBLEMS = {
+    str(problem.prompt): problem for source in (EASY, HARD) for problem in load_problems(f"{source}&n=64")
+}
 
 
 def expert(messages: Messages) -> str | Reply:
@@ -35,17 +37,31 @@ def expert(messages: Messages) -> str | Reply:
         return skeleton(problem.references[0]) or ""
     if "first wrong step" in asked:
         steps = re.findall(r"<step_\d+>\n(.*)\n</step_\d+>", asked)
-        wrong = next((at for at, (a, b) in enumerate(zip(steps, reference, strict=False), 1) if a != b.strip()), None)
+        wrong = next(
+            (at for at, (a, b) in enumerate(zip(steps, reference, strict=False), 1) if a != b.strip()), None
+        )
         return json.dumps({"first_wrong_step": wrong})
     beginning = re.search(r"<beginning>\n(.*)\n</beginning>", asked)[1]  # type: ignore[index]
     kept = len(split_steps(beginning))
     return reference[kept].strip(" ;") + (DONE if kept == len(reference) - 1 else "")
 
 
-def run(server: OpenAiServer, tmp_path: Path, name: str = "run", resume: bool = False, **changes: Any) -> list[dict[str, Any]]:
-    endpoint = {"base_url": server.url, "model": "m", "cache": str(tmp_path / "cache.sqlite"), "retries": 1, "timeout": 5.0}
+def run(
+    server: OpenAiServer, tmp_path: Path, name: str = "run", resume: bool = False, **changes: Any
+) -> list[dict[str, Any]]:
+    endpoint = {
+        "base_url": server.url,
+        "model": "m",
+        "cache": str(tmp_path / "cache.sqlite"),
+        "retries": 1,
+        "timeout": 5.0,
+    }
     changes = {"train": {"steps": 3, "problems_per_step": 4, "learning_rate": 5e-4}, **changes}
-    train(config(**{**changes, "endpoint": {**endpoint, **changes.get("endpoint", {})}}), tmp_path / name, resume=resume)
+    train(
+        config(**{**changes, "endpoint": {**endpoint, **changes.get("endpoint", {})}}),
+        tmp_path / name,
+        resume=resume,
+    )
     return lines(tmp_path / name)
 
 
@@ -59,7 +75,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("key")
-def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_of_the_run(tmp_path: Path) -> None:
+def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_of_the_run(
+    tmp_path: Path,
+) -> None:
     faults = [RATE_LIMITED, None, BROKEN, BROKEN, BROKEN, CUT, None, MALFORMED]
     with OpenAiServer(expert, faults) as server:
         rows = run(server, tmp_path, method={"name": "sort", "planner": "endpoint"})
@@ -67,7 +85,10 @@ def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_
         again = run(server, tmp_path, "again", method={"name": "sort", "planner": "endpoint"})
         assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
         assert len(server.requests) - asked <= sum(row.get("endpoint/failed", 0) for row in rows)
-    assert sum(row.get("endpoint/failed", 0) for row in rows) >= 1 and sum(row.get("sort/no_plan", 0) for row in rows) >= 1
+    assert (
+        sum(row.get("endpoint/failed", 0) for row in rows) >= 1
+        and sum(row.get("planner/no_answer", 0) for row in rows) >= 1
+    )
     assert all(row["groups/guided"] > 0 for row in rows) and again[0]["endpoint/cached"] > 0
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
@@ -79,46 +100,75 @@ def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
     train(config(model={"path": str(model)}, method=method), tmp_path / "run")
     rows = lines(tmp_path / "run")
     assert all(row["groups/guided"] > 0 for row in rows)
-    assert all(row.get("sort/no_plan", 0) + row.get("sort/leaking_plan", 0) <= row["groups/guided"] for row in rows)
-    assert any("sort/no_plan" in row for row in rows)
+    assert all(row["planner/asked"] == row["groups/guided"] for row in rows)
+    assert all(
+        row.get("planner/no_answer", 0) + row.get("planner/leaking", 0) <= row["groups/guided"]
+        for row in rows
+    )
+    assert any("planner/no_answer" in row for row in rows)
 
 
 def test_sort_learns_from_an_outline_as_from_the_same_words_in_a_column(tmp_path: Path) -> None:
     with (tmp_path / "data.jsonl").open("w") as stream:
         for problem in load_problems(f"{HARD}&n=16"):
             plan = re.sub(r"[0-9]+", "...", problem.references[0])
-            row = {"prompt": problem.prompt, "answer": problem.answer, "reference": problem.references[0], "plan": plan}
+            row = {
+                "prompt": problem.prompt,
+                "answer": problem.answer,
+                "reference": problem.references[0],
+                "plan": plan,
+            }
             stream.write(json.dumps(row) + "\n")
     rows = {}
     for planner in ("outline", "column", "rule"):
-        train(config(method={"name": "sort", "planner": planner}, data={"train": str(tmp_path / "data.jsonl")}), tmp_path / planner)
+        train(
+            config(method={"name": "sort", "planner": planner}, data={"train": str(tmp_path / "data.jsonl")}),
+            tmp_path / planner,
+        )
         rows[planner] = lines(tmp_path / planner)
     assert rows["outline"] == rows["column"] != rows["rule"]
-    assert rows["outline"][0]["groups/guided"] > 0 and "sort/no_plan" not in rows["outline"][0]
+    assert rows["outline"][0]["groups/guided"] > 0 and "planner/no_answer" not in rows["outline"][0]
 
 
 def test_a_plan_that_leaks_weighs_nothing(tmp_path: Path) -> None:
-    with OpenAiServer(lambda messages: "The answer is " + PROBLEMS[messages[-1]["content"].split("\n")[3]].answer) as server:
+    with OpenAiServer(
+        lambda messages: "The answer is " + PROBLEMS[messages[-1]["content"].split("\n")[3]].answer
+    ) as server:
         rows = run(server, tmp_path, method={"name": "sort", "planner": "endpoint"})
-    assert all(row["sort/leaking_plan"] == row["groups/guided"] for row in rows)
+    assert all(
+        row["planner/leaking"] == row["groups/guided"] > 0 and "planner/no_answer" not in row for row in rows
+    )
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert not any("answer is" in row.get("plan", "") for row in samples)  # it shows the data's own instead
 
 
 @pytest.mark.parametrize("mode", ["step", "suffix", "reference"])
-def test_scope_repairs_with_a_judge_and_a_corrector_behind_a_server(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scope_repairs_with_a_judge_and_a_corrector_behind_a_server(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("handrail.training.update.APART_EVERY", 1)
-    method = {"name": "scope", "judge": "llm", "corrector": "endpoint", "mode": mode, "least_right": 0.0, "placing": "append"}
+    method = {
+        "name": "scope",
+        "judge": "llm",
+        "corrector": "endpoint",
+        "mode": mode,
+        "min_correct_prefix": 0.0,
+        "placing": "append",
+    }
     hot = {"max_tokens": 48, "group_size": 8, "temperature": 2.0}
     with OpenAiServer(expert) as server:
         rows = run(server, tmp_path, method=method, data={"train": f"{EASY}&n=64"}, rollout=hot)
     assert any("scope/repaired" in row and row["grad_norm/repaired"] > 0 for row in rows)
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
-    assert any("teacher" in row["origin"] and "policy" in row["origin"] and row["reward"] == 1 for row in samples)
+    assert any(
+        "teacher" in row["origin"] and "policy" in row["origin"] and row["reward"] == 1 for row in samples
+    )
 
 
 def test_a_dead_server_costs_signal_and_never_the_run(tmp_path: Path) -> None:
     with OpenAiServer(expert) as server:
         gone = server.url
-    method = {"name": "scope", "judge": "llm", "least_right": 0.0}
+    method = {"name": "scope", "judge": "llm", "min_correct_prefix": 0.0}
     endpoint = {"base_url": gone, "retries": 0, "pause_after": 1000}
     with OpenAiServer(expert) as server:
         rows = run(server, tmp_path, method=method, endpoint=endpoint)
@@ -128,7 +178,9 @@ def test_a_dead_server_costs_signal_and_never_the_run(tmp_path: Path) -> None:
 def test_a_run_that_was_paused_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     method = {"name": "sort", "planner": "endpoint"}
     with OpenAiServer(expert) as server:
-        whole = run(server, tmp_path, "whole", method=method, endpoint={"cache": str(tmp_path / "other.sqlite")})
+        whole = run(
+            server, tmp_path, "whole", method=method, endpoint={"cache": str(tmp_path / "other.sqlite")}
+        )
     calls = 0
 
     def dying(messages: Messages) -> str | Reply:
@@ -141,7 +193,13 @@ def test_a_run_that_was_paused_goes_on_as_if_nothing_had_happened(tmp_path: Path
     done = len(lines(tmp_path / "run"))
     assert 0 < done < 3 and (tmp_path / f"run/checkpoints/step-{done:06d}").is_dir()
     with OpenAiServer(expert) as server:
-        resumed = run(server, tmp_path, resume=True, method=method, endpoint={"pause_after": 1, "retries": 0, "concurrency": 1})
+        resumed = run(
+            server,
+            tmp_path,
+            resume=True,
+            method=method,
+            endpoint={"pause_after": 1, "retries": 0, "concurrency": 1},
+        )
 
     def learnt(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: value for key, value in row.items() if not key.startswith("endpoint/")} for row in rows]
@@ -159,11 +217,11 @@ from tests.conftest import config
 class Pausing(Grpo):
     steps = 0
 
-    def guide(self, groups, tools):
-        Pausing.steps += 1
-        if Pausing.steps == 2 and int(sys.argv[2]) == int(__import__("os").environ["RANK"]):
+    async def guide(self, group, ctx):
+        Pausing.steps = ctx.step
+        if ctx.step == 2 and int(sys.argv[2]) == int(__import__("os").environ["RANK"]):
             raise Paused("the expert is gone")
-        return groups
+        return group
 
 torch.set_num_threads(1)
 try:
@@ -175,8 +233,19 @@ except Paused as pause:
 
 def test_one_process_that_pauses_pauses_all_with_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "pausing.py").write_text(PAUSING)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "pausing.py")]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "pausing.py"),
+    ]
     environment = {**os.environ, "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run([*launch, str(tmp_path / "run"), "1"], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.stdout.count("the expert is gone; step 1 is checkpointed, to go on with --resume 2") == 2, done.stderr[-3000:]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "run"), "1"], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.stdout.count("the expert is gone; step 1 is checkpointed, to go on with --resume 2") == 2, (
+        done.stderr[-3000:]
+    )
     assert (tmp_path / "run/checkpoints/step-000001").is_dir() and len(lines(tmp_path / "run")) == 1

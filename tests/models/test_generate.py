@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from transformers import (
 )
 
 from handrail.models import attention
-from handrail.models import generate as decoding
 from handrail.models.batching import Inputs
-from handrail.models.generate import decode, draw
+from handrail.models.generate import Completion, draw, generate
 from handrail.models.hf import TransformersPolicy
 from tests.conftest import policy_of
 from tests.tiny_models import save_chat_model
@@ -33,7 +33,9 @@ SMALL: dict[str, Any] = {
 ATTENTION = {
     "grouped queries": LlamaConfig(**SMALL),
     "sliding window": MistralConfig(**SMALL, sliding_window=8),
-    "window and whole": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
+    "window and whole": Gemma3TextConfig(
+        **SMALL, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+    ),
     "counted positions": GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2),
 }
 RECURRENT = Qwen3NextConfig(
@@ -51,37 +53,51 @@ def made(config: Any, words: Path, directory: Path, **sections: Any) -> Transfor
     """A policy with a random model of ``config``; its end token is likely enough for completions of all lengths."""
     tokenizer = AutoTokenizer.from_pretrained(words)
     torch.manual_seed(0)
-    config.vocab_size, config.eos_token_id, config.pad_token_id, config.bos_token_id = len(tokenizer), tokenizer.eos_token_id, None, None
+    config.vocab_size, config.eos_token_id, config.pad_token_id, config.bos_token_id = (
+        len(tokenizer),
+        tokenizer.eos_token_id,
+        None,
+        None,
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return policy_of(directory, **sections)
 
 
+ENDS = set(range(100, 130))
+"""So many that rows leave all the time."""
 PROMPTS = [[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21], [30, 31, 32], [40]]
 
 
 def alone(policy: TransformersPolicy, prompt: list[int], completion: list[int]) -> torch.Tensor:
     """log π of one row by itself, in one reading and by transformers' own attention."""
     policy.bare_model.set_attn_implementation("sdpa")
-    logits = policy.bare_model(torch.tensor([prompt + completion]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    logits = (
+        policy.bare_model(torch.tensor([prompt + completion]), use_cache=False)
+        .logits[0, len(prompt) - 1 : -1]
+        .float()
+    )
     return torch.log_softmax(logits, -1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("kind", [*ATTENTION, "recurrent"])
 def test_what_is_sampled_is_drawn_from_the_model_itself(kind: str, words: Path, tmp_path: Path) -> None:
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20})
-    torch.manual_seed(1)
-    policy.ends = set(range(100, 130))  # so that rows leave all the time
-    rows = [row for group in policy.sample(PROMPTS, 8) for row in group]
+    policy.ends = ENDS
+    rows = policy.generate(PROMPTS * 16, range(48))
     assert {row.finished for row in rows} == {True, False} and len({len(row) for row in rows}) > 5
     for row in rows:
         with torch.no_grad():
-            assert row.behaviour == pytest.approx(alone(policy, row.prompt, row.completion).tolist(), abs=1e-4)
+            torch.testing.assert_close(
+                row.column("sampling_logp"), alone(policy, row.prompt_ids, row.tokens), atol=1e-4, rtol=0
+            )
 
 
 @pytest.mark.parametrize("kind", [*ATTENTION, "recurrent"])
-def test_the_gradient_is_that_of_rows_read_alone_whether_prompts_are_shared_or_not(kind: str, words: Path, tmp_path: Path) -> None:
+def test_the_gradient_is_that_of_rows_read_alone_whether_prompts_are_shared_or_not(
+    kind: str, words: Path, tmp_path: Path
+) -> None:
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path)
     assert policy.shares_prompts == (kind != "recurrent")
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[0]]
@@ -100,7 +116,9 @@ def test_the_gradient_is_that_of_rows_read_alone_whether_prompts_are_shared_or_n
     shared = gradient(together())
     policy.shares_prompts = False
     apart = gradient(together())
-    expected = gradient([alone(policy, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)])
+    expected = gradient(
+        [alone(policy, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    )
     assert shared.keys() == apart.keys() == expected.keys()
     for name, value in expected.items():
         scale = value.abs().max().item()
@@ -109,7 +127,9 @@ def test_the_gradient_is_that_of_rows_read_alone_whether_prompts_are_shared_or_n
 
 
 @pytest.mark.parametrize("length", [1, 2])
-def test_the_model_that_synchronises_is_called_once_whatever_the_length(length: int, words: Path, tmp_path: Path) -> None:
+def test_the_model_that_synchronises_is_called_once_whatever_the_length(
+    length: int, words: Path, tmp_path: Path
+) -> None:
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
     calls = []
 
@@ -124,17 +144,84 @@ def test_the_model_that_synchronises_is_called_once_whatever_the_length(length: 
         torch.testing.assert_close(found, alone(policy, PROMPTS[1], row))
 
 
-def test_a_completion_does_not_depend_on_when_others_leave(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def drawn(
+    policy: TransformersPolicy, prompts: list[list[int]], seeds: Sequence[int], limits: Sequence[int]
+) -> list[Completion]:
+    return generate(policy.bare_model, prompts, seeds, limits, 1.0, ENDS)
+
+
+def test_a_completion_does_not_depend_on_when_others_leave(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
-    drawn = []
-    for together in (8, 10**9):  # soon, and at the first end
-        monkeypatch.setattr(decoding, "LEAVE_TOGETHER", together)
-        torch.manual_seed(5)
-        drawn.append(decode(policy.bare_model, [prompt for prompt in PROMPTS for _ in range(8)], 20, 1.0, set(range(100, 130))))
-    monkeypatch.setattr(decoding, "LEAVE_TOGETHER", 0)  # never
-    torch.manual_seed(5)
-    drawn.append(decode(policy.bare_model, [prompt for prompt in PROMPTS for _ in range(8)], 20, 1.0, set(range(100, 130))))
-    assert [row.tokens for row in drawn[0]] == [row.tokens for row in drawn[1]] == [row.tokens for row in drawn[2]]
+    prompts = [prompt for prompt in PROMPTS for _ in range(8)]
+    found = []
+    for together in (8, 10**9, 0):  # soon, at the first end, and never
+        monkeypatch.setattr("handrail.models.generate.LEAVE_TOGETHER", together)
+        found.append([row.tokens.tolist() for row in drawn(policy, prompts, range(24), [20] * 24)])
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("kind", [*ATTENTION, "recurrent"])
+def test_a_completion_depends_on_its_prompt_and_its_seed_alone(
+    kind: str, words: Path, tmp_path: Path
+) -> None:
+    """Not on its neighbours, its place, or how many are generated at once: so processes can share them out as they like."""
+    policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20})
+    policy.ends = ENDS
+    asked = [(prompt, 1000 * place + number) for place, prompt in enumerate(PROMPTS) for number in range(8)]
+    whole = policy.generate([prompt for prompt, _ in asked], [seed for _, seed in asked])
+    expected = dict(zip([seed for _, seed in asked], whole, strict=True))
+    assert len({tuple(row.tokens) for row in whole}) > 20
+    other = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20, "batch_size": 5})
+    other.ends = ENDS
+    parts = [
+        (other, asked),
+        (policy, asked[::-1]),
+        (policy, asked[0::2]),
+        (policy, asked[1::2]),
+        *((policy, [pair]) for pair in asked),
+    ]
+    for sampling, part in parts:
+        for (_, seed), row in zip(
+            part, sampling.generate([prompt for prompt, _ in part], [seed for _, seed in part]), strict=True
+        ):
+            assert row.tokens == expected[seed].tokens and row.finished == expected[seed].finished
+            for name in ("sampling_logp", "entropy"):
+                torch.testing.assert_close(row.column(name), expected[seed].column(name), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["grouped queries", "recurrent"])
+def test_each_completion_has_a_limit_of_its_own(kind: str, words: Path, tmp_path: Path) -> None:
+    policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"batch_size": 5})
+    policy.ends = ENDS
+    prompts, limits = PROMPTS * 8, [1 + 5 * number % 24 for number in range(24)]
+    long = policy.generate(prompts, range(24), 24)
+    cut = policy.generate(prompts, range(24), limits)
+    assert sorted(limits) == list(range(1, 25)) and {row.finished for row in cut} == {True, False}
+    for whole, row, limit in zip(long, cut, limits, strict=True):
+        assert row.tokens == whole.tokens[:limit] and len(row.column("sampling_logp")) == len(
+            row.column("entropy")
+        ) == len(row)
+        assert row.finished == (row.tokens[-1] in ENDS) and (row.finished or len(row) == limit)
+
+
+def test_an_end_token_in_the_last_place_that_is_left_ends_a_completion(words: Path, tmp_path: Path) -> None:
+    policy = made(ATTENTION["grouped queries"], words, tmp_path)
+    ended = next(
+        row
+        for row in drawn(policy, [PROMPTS[0]] * 24, range(24), [20] * 24)
+        if row.finished and len(row.tokens) > 1
+    )
+    n = len(ended.tokens)
+    seed = next(
+        seed
+        for seed in range(24)
+        if drawn(policy, [PROMPTS[0]], [seed], [20])[0].tokens.tolist() == ended.tokens.tolist()
+    )
+    exact, short = drawn(policy, [PROMPTS[0]] * 2, [seed] * 2, [n, n - 1])
+    assert exact.finished and exact.tokens.tolist() == ended.tokens.tolist()
+    assert not short.finished and short.tokens.tolist() == ended.tokens.tolist()[:-1]
 
 
 def test_a_token_is_the_one_whose_share_of_the_line_the_random_number_falls_into() -> None:
@@ -157,7 +244,9 @@ def test_shares_of_drawn_tokens_are_the_probabilities() -> None:
     tokens, _, _ = draw(logits.expand(200_000, -1), torch.rand(200_000, dtype=torch.float64), 1.0)
     expected = torch.softmax(logits[0], -1)
     shares = torch.bincount(tokens, minlength=50) / 200_000
-    assert ((shares - expected).abs() / (expected * (1 - expected) / 200_000).sqrt()).max() < 5  # standard errors
+    assert (
+        (shares - expected).abs() / (expected * (1 - expected) / 200_000).sqrt()
+    ).max() < 5  # standard errors
 
 
 def test_attention_with_shared_keys_is_attention(words: Path, tmp_path: Path) -> None:
@@ -166,6 +255,8 @@ def test_attention_with_shared_keys_is_attention(words: Path, tmp_path: Path) ->
     logits = {}
     for name in (attention.NAME, "sdpa", "eager"):
         model.set_attn_implementation(name)
-        logits[name] = model(input_ids=inputs.whole, attention_mask=inputs.whole_mask).logits[inputs.whole_mask == 1]
+        logits[name] = model(input_ids=inputs.whole, attention_mask=inputs.whole_mask).logits[
+            inputs.whole_mask == 1
+        ]
     torch.testing.assert_close(logits[attention.NAME], logits["sdpa"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits[attention.NAME], logits["eager"], atol=1e-5, rtol=1e-5)

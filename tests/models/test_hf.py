@@ -18,7 +18,8 @@ from handrail import UserError
 from handrail.models.hf import TransformersPolicy
 from handrail.training.lengths import fitting
 from handrail.training.policies import load_policy
-from handrail.types import Problem
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author
 from tests.conftest import config, policy_of
 from tests.tiny_models import TEMPLATE, save_chat_model
 
@@ -56,8 +57,15 @@ def test_the_system_message_comes_first_unless_the_data_has_its_own(chat_model: 
 
 def test_the_plan_stands_in_the_users_last_message(chat_model: Path) -> None:
     policy = policy_of(chat_model)
-    assert seen(policy, PROBLEM, "add {prompt}") == "<|user|>What is 2 + 3?\n\nPlan:\nadd {prompt}<|end|><|assistant|>"
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "2 + 3?"}]
+    assert (
+        seen(policy, PROBLEM, "add {prompt}")
+        == "<|user|>What is 2 + 3?\n\nPlan:\nadd {prompt}<|end|><|assistant|>"
+    )
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "2 + 3?"},
+    ]
     chat = "<|user|>Hi<|end|><|assistant|>Yes?<|end|><|user|>2 + 3?\n\nPlan:\nadd<|end|><|assistant|>"
     assert seen(policy, Problem("p", turns, "5"), "add") == chat
     assert turns[-1]["content"] == "2 + 3?"
@@ -82,28 +90,33 @@ def test_a_turn_ends_as_the_template_ends_it_whatever_the_tokenizer_ends_a_text_
     words.save_pretrained(tmp_path)
     policy = policy_of(tmp_path, rollout={"max_tokens": 24})
     assert policy.end == turn_end and policy.ends == {turn_end, words.eos_token_id}
-    torch.manual_seed(1)
-    assert turn_end in {row.completion[-1] for row in policy.sample(prompts(policy)[:1], 32)[0] if row.finished}
+    assert turn_end in {
+        row.tokens[-1] for row in policy.generate(prompts(policy)[:1] * 32, range(32)) if row.finished
+    }
 
 
 def prompts(policy: TransformersPolicy) -> list[list[int]]:
-    return [policy.encode_prompt(Problem("p", text, "")) for text in ("2?", "What is 2 + 3?", "what is two and three and three and two?")]
+    return [
+        policy.encode_prompt(Problem("p", text, ""))
+        for text in ("2?", "What is 2 + 3?", "what is two and three and three and two?")
+    ]
 
 
 def test_sampled_completions_stop_at_their_first_end_token(chat_model: Path) -> None:
     policy = policy_of(chat_model, rollout={"max_tokens": 24, "batch_size": 7})
-    torch.manual_seed(1)
-    groups = policy.sample(prompts(policy), 16)
+    asked = [prompt for prompt in prompts(policy) for _ in range(16)]
+    rows = policy.generate(asked, range(48))
     end = policy.tokenizer.eos_token_id
-    rows = [row for group in groups for row in group]
-    assert [len(group) for group in groups] == [16] * 3
-    assert [row.prompt for row in rows] == [prompt for prompt in prompts(policy) for _ in range(16)]
+    assert [row.prompt_ids for row in rows] == asked
     assert {row.finished for row in rows} == {True, False}
     for row in rows:
-        assert (end in row.completion) == row.finished and end not in row.completion[:-1]
+        assert (end in row.tokens) == row.finished and end not in row.tokens[:-1]
         assert row.finished or len(row) == 24
-        assert len(row) == len(row.behaviour) == len(row.entropy) == len(row.origin)
-        assert row.text == policy.tokenizer.decode(row.completion[: -1 if row.finished else None])
+        assert row.author.tolist() == [Author.POLICY] * len(row)
+        for name in ("sampling_logp", "old_logp", "entropy"):
+            assert row.columns[name].shape == (len(row),) and row.columns[name].isfinite().all()
+        assert torch.equal(row.columns["old_logp"], row.columns["sampling_logp"])
+        assert row.text == policy.tokenizer.decode(row.tokens[: -1 if row.finished else None])
 
 
 def test_every_end_token_of_the_generation_config_ends_a_completion(chat_model: Path, tmp_path: Path) -> None:
@@ -114,64 +127,81 @@ def test_every_end_token_of_the_generation_config_ends_a_completion(chat_model: 
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     policy = policy_of(tmp_path, rollout={"max_tokens": 24})
-    torch.manual_seed(1)
-    rows = policy.sample(prompts(policy)[:1], 64)[0]
-    assert {row.completion[-1] for row in rows if row.finished} == {words.eos_token_id, other}
-    assert not any({words.eos_token_id, other} & set(row.completion[:-1]) for row in rows)
+    rows = policy.generate(prompts(policy)[:1] * 64, range(64))
+    assert {row.tokens[-1] for row in rows if row.finished} == {words.eos_token_id, other}
+    assert not any({words.eos_token_id, other} & set(row.tokens[:-1]) for row in rows)
 
 
 def plain(policy: TransformersPolicy, prompt: list[int], completion: list[int]) -> torch.Tensor:
     """log π of one row by itself, without padding."""
-    logits = policy.bare_model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / policy.temperature
+    logits = (
+        policy.bare_model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        / policy.temperature
+    )
     return torch.log_softmax(logits, -1).gather(-1, torch.tensor(completion)[:, None])[:, 0].detach()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
 @pytest.mark.parametrize("budget", [1, 60, 8192])
-def test_scores_are_those_of_each_row_alone_whatever_its_padding(chat_model: Path, temperature: float, budget: int) -> None:
+def test_scores_are_those_of_each_row_alone_whatever_its_padding(
+    chat_model: Path, temperature: float, budget: int
+) -> None:
     policy = policy_of(chat_model, rollout={"temperature": temperature}, train={"micro_batch_tokens": budget})
     before = prompts(policy)
-    after = [policy.encode_completion(text) for text in ("2 + 3 = 5, so it is five", "5", "two and three is five")]
+    after = [
+        policy.encode_completion(text) for text in ("2 + 3 = 5, so it is five", "5", "two and three is five")
+    ]
     for prompt, completion, scored in zip(before, after, policy.score(before, after), strict=True):
         torch.testing.assert_close(scored, plain(policy, prompt, completion), atol=1e-4, rtol=1e-4)
 
 
-def test_padding_does_not_shift_the_positions_of_a_model_that_counts_them(chat_model: Path, tmp_path: Path) -> None:
+def test_padding_does_not_shift_the_positions_of_a_model_that_counts_them(
+    chat_model: Path, tmp_path: Path
+) -> None:
     words = AutoTokenizer.from_pretrained(chat_model)
     torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256, "initializer_range": 0.5}
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), eos_token_id=words.eos_token_id, **sizes)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(words), eos_token_id=words.eos_token_id, **sizes)
+    ).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     policy = policy_of(tmp_path, rollout={"max_tokens": 8})
-    torch.manual_seed(1)
-    rows = [row for group in policy.sample(prompts(policy), 2) for row in group]
-    for row, scored in zip(rows, policy.score([row.prompt for row in rows], [row.completion for row in rows]), strict=True):
-        torch.testing.assert_close(scored, plain(policy, row.prompt, row.completion), atol=1e-4, rtol=1e-4)
-        assert scored.tolist() == pytest.approx(row.behaviour, abs=1e-4)
+    rows = policy.generate(prompts(policy) * 2, range(6))
+    for row, scored in zip(
+        rows, policy.score([row.prompt_ids for row in rows], [row.token_ids for row in rows]), strict=True
+    ):
+        torch.testing.assert_close(scored, plain(policy, row.prompt_ids, row.tokens), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(scored, row.column("sampling_logp"), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_what_was_sampled_scores_as_it_was_drawn(chat_model: Path, temperature: float) -> None:
     policy = policy_of(chat_model, rollout={"temperature": temperature, "max_tokens": 12})
-    torch.manual_seed(2)
-    rows = [row for group in policy.sample(prompts(policy), 4) for row in group]
-    assert len({tuple(row.completion) for row in rows}) > 3  # the model's own top_k = 1 would draw three
-    for row, scored in zip(rows, policy.score([row.prompt for row in rows], [row.completion for row in rows]), strict=True):
-        assert scored.tolist() == pytest.approx(row.behaviour, abs=1e-4)
+    rows = policy.generate(prompts(policy) * 4, range(12))
+    assert len({tuple(row.tokens) for row in rows}) > 3  # the model's own top_k = 1 would draw three
+    for row, scored in zip(
+        rows, policy.score([row.prompt_ids for row in rows], [row.token_ids for row in rows]), strict=True
+    ):
+        torch.testing.assert_close(scored, row.column("sampling_logp"), atol=1e-4, rtol=0)
 
 
 def test_tokens_are_drawn_at_the_temperature(chat_model: Path) -> None:
     policy = policy_of(chat_model, rollout={"temperature": 0.5, "max_tokens": 1, "batch_size": 4096})
     prompt = prompts(policy)[1]
-    torch.manual_seed(3)
-    rows = policy.sample([prompt], 4096)[0]
+    rows = policy.generate([prompt] * 4096, range(4096))
     probabilities = torch.softmax(policy.bare_model(torch.tensor([prompt])).logits[0, -1].detach() / 0.5, -1)
-    shares = torch.bincount(torch.tensor([row.completion[0] for row in rows]), minlength=len(probabilities)) / len(rows)
+    shares = torch.bincount(torch.cat([row.token_ids for row in rows]), minlength=len(probabilities)) / len(
+        rows
+    )
     assert (shares - probabilities).abs().max() < 0.04  # five standard errors at most
-    assert rows[0].entropy[0] == pytest.approx(-(probabilities * probabilities.log()).sum().item(), abs=1e-3)
+    assert rows[0].columns["entropy"].item() == pytest.approx(
+        -(probabilities * probabilities.log()).sum().item(), abs=1e-3
+    )
 
 
-def test_a_saved_model_loads_with_equal_weights_and_its_own_generation_defaults(chat_model: Path, tmp_path: Path) -> None:
+def test_a_saved_model_loads_with_equal_weights_and_its_own_generation_defaults(
+    chat_model: Path, tmp_path: Path
+) -> None:
     policy = policy_of(chat_model)
     with torch.no_grad():
         next(policy.bare_model.parameters()).add_(1)
@@ -188,10 +218,13 @@ CHAT = Problem("p", [{"role": "user", "content": "2 + 3?"}], "5", where="chat.js
 
 def test_chat_messages_need_a_chat_template() -> None:
     with pytest.raises(
-        UserError, match="chat.jsonl, line 3, field prompt: it is chat messages, but builtin:house-tiny has no chat template"
+        UserError,
+        match="chat.jsonl, line 3, field prompt: it is chat messages, but builtin:house-tiny has no chat template",
     ):
         load_policy(config(), Accelerator(cpu=True)).encode_prompt(CHAT)
-    with pytest.raises(UserError, match="data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"):
+    with pytest.raises(
+        UserError, match="data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"
+    ):
         load_policy(config(data={"chat": True}), Accelerator(cpu=True))
 
 

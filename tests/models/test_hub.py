@@ -64,7 +64,10 @@ def test_a_wrong_name_costs_one_question_and_is_said_to_be_wrong_or_not_to_be_fo
         load()
     assert time.monotonic() - start < 10 and sum("someone" in path for path in asked) == 1
     if does == "missing":
-        assert f"no file or directory someone/something, and the Hugging Face hub shows no {kind} of that name" in str(refused.value)
+        assert (
+            f"no file or directory someone/something, and the Hugging Face hub shows no {kind} of that name"
+            in str(refused.value)
+        )
     else:
         assert "onnect" in str(refused.value) or "reach" in str(refused.value)
         assert "no directory of that name" in str(refused.value) or "no such file" in str(refused.value)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate import Accelerator
 
-from handrail import UserError, train
+from handrail import Author, Context, Group, LocalEngine, Problem, Trajectory, UserError, train
 from handrail.experts.judges import Scores
 from handrail.methods import build
-from handrail.methods.context import Tools
-from handrail.methods.scope import Scope
 from handrail.models.hf import TransformersPolicy
 from handrail.training.lengths import fitting
-from handrail.training.policies import load_experts, load_learning_policy, load_policy
-from handrail.types import Group, Origin, Problem, Trajectory
+from handrail.training.policies import load_experts, load_policy, load_trainable_policy
 from handrail.verifiers.pool import VerifierPool
-from tests.conftest import Handrail, config, prepared
+from tests.conftest import Handrail, config
 from tests.tiny_models import TEMPLATE, save_chat_model
 from tests.training.test_loop import lines
 
@@ -42,7 +40,9 @@ GENERATION = "{% if add_generation_prompt %}"
 
 
 def policy(directory: Path, data: dict[str, Any] | None = None, **changes: Any) -> TransformersPolicy:
-    return load_policy(config(model={"path": str(directory)}, data=data or {}, **changes), Accelerator(cpu=True))
+    return load_policy(
+        config(model={"path": str(directory)}, data=data or {}, **changes), Accelerator(cpu=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +64,23 @@ def problem(reference: str = SOLUTION, prompt: str = "what is two and three") ->
 # Graded text
 
 
-def test_equal_tokens_are_one_text_and_earn_one_reward_whoever_wrote_them(thinking: TransformersPolicy, tmp_path: Path) -> None:
+def test_equal_tokens_are_one_text_and_earn_one_reward_whoever_wrote_them(
+    thinking: TransformersPolicy, tmp_path: Path
+) -> None:
     (tmp_path / "form.py").write_text(FORMAT)
-    with VerifierPool(config(verifier={"name": f"{tmp_path / 'form.py'}:reward", "extract": None}).verifier) as verifier:
-        reference = Tools(thinking, verifier).reference(problem())
-        assert reference is not None and reference.text == SOLUTION
-        origin = [Origin.POLICY] * len(reference)
-        said = Trajectory(reference.prompt, reference.completion, thinking.decode(reference.completion), origin, reference.behaviour)
-        graded = Tools(thinking, verifier).grade([(problem(), reference), (problem(), said)])
+    with VerifierPool(
+        config(verifier={"name": f"{tmp_path / 'form.py'}:reward", "extract": None}).verifier
+    ) as verifier:
+        reference = Context(thinking.renderer, 64).reference(problem())
+        assert (
+            reference is not None
+            and reference.text == SOLUTION
+            and reference.author.tolist() == [Author.REFERENCE] * len(reference)
+        )
+        said = Trajectory.by(
+            Author.POLICY, reference.prompt_ids, reference.tokens, thinking.decode(reference.tokens)
+        )
+        graded = LocalEngine(thinking, verifier).verify([(problem(), reference), (problem(), said)])
     assert [(member.text, member.reward) for member in graded] == [(SOLUTION, 1.0)] * 2
 
 
@@ -80,7 +89,9 @@ def test_graded_text_ends_before_the_first_end_token(thinking: TransformersPolic
     assert thinking.decode([*tokens, *tokens]) == SOLUTION and thinking.decode(tokens[-1:]) == ""
 
 
-def test_a_run_trains_on_special_tokens_that_references_spell_and_grades_and_shows_them(tmp_path: Path) -> None:
+def test_a_run_trains_on_special_tokens_that_references_spell_and_grades_and_shows_them(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "form.py").write_text(FORMAT)
     row = {"prompt": "what is two and three", "answer": "5", "reference": f"<|assistant|>{SOLUTION}<|end|>\n"}
     (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
@@ -95,25 +106,40 @@ def test_a_run_trains_on_special_tokens_that_references_spell_and_grades_and_sho
     train(config(**changes), tmp_path / "run")
     rows = lines(tmp_path / "run/samples.jsonl")
     (shown,) = [row for row in rows if row["role"] == "demonstration"]
-    assert shown["text"] == SOLUTION and shown["tokens"].count("<|end|>") == 1 and "<|assistant|>" not in shown["tokens"]
-    assert any("<|" in row["text"] for row in rows if row["role"] == "trajectory")  # a random model says any token
+    assert (
+        shown["text"] == SOLUTION
+        and shown["tokens"].count("<|end|>") == 1
+        and "<|assistant|>" not in shown["tokens"]
+    )
+    assert any(
+        "<|" in row["text"] for row in rows if row["role"] == "trajectory"
+    )  # a random model says any token
 
 
-def test_a_reference_that_goes_on_from_kept_steps_is_the_tokens_that_the_whole_would_be(thinking: TransformersPolicy) -> None:
+def test_a_reference_that_goes_on_from_kept_steps_is_the_tokens_that_the_whole_would_be(
+    thinking: TransformersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "<think>1 + 1 = 2\n\n2 + 3 = 5\n\n</think>so five"
     asked, failed = problem(text), "<think>1 + 1 = 2\n\n2 + 3 = 6\n\nso six"
-    tokens = thinking.encode_completion(failed)
-    origin: list[Origin] = [Origin.POLICY] * len(tokens)
-    member = Trajectory(thinking.encode_prompt(asked), tokens, failed, origin, [-1.0] * len(tokens), correct=False)
-    method = build({"name": "scope", "judge": "reference", "mode": "suffix"}, config(rollout={"max_tokens": 64}).rollout)
-    assert isinstance(method, Scope)
+    rollout = Trajectory.by(
+        Author.POLICY, thinking.encode_prompt(asked), thinking.encode_completion(failed), failed
+    )
+    rollout = replace(rollout, correct=False)
+    method = build(
+        {"name": "scope", "judge": "reference", "mode": "suffix"}, config(rollout={"max_tokens": 64}).rollout
+    )
     with VerifierPool(config(verifier={"name": "exact", "extract": "so (five)"}).verifier) as verifier:
-        tools = Tools(thinking, verifier)
-        prepared(method, tools)
-        method.judge = Second()
-        (group,) = method.guide([Group(Problem("p", asked.prompt, "five", asked.references), [member])], tools)
+        engine = LocalEngine(policy(Path(thinking.config.path), rollout={"max_tokens": 64}), verifier)
+        monkeypatch.setattr(engine.experts, "judge", lambda name, step_end: Second())
+        ((group,),) = engine.guide(
+            method, [Group(Problem("p", asked.prompt, "five", asked.references), [rollout])]
+        )
     (repaired,) = group.trajectories
-    assert repaired.text == text and repaired.completion == thinking.encode_completion(text)
+    assert repaired.text == text and repaired.tokens == thinking.encode_completion(text)
+    assert repaired.author.tolist() == sorted(repaired.author.tolist()) and set(repaired.author.tolist()) == {
+        Author.POLICY,
+        Author.REFERENCE,
+    }
 
 
 class Second:
@@ -126,9 +152,16 @@ class Second:
 # References
 
 
-def test_a_written_end_and_a_repeated_opening_are_left_out(thinking: TransformersPolicy, opened: TransformersPolicy) -> None:
+def test_a_written_end_and_a_repeated_opening_are_left_out(
+    thinking: TransformersPolicy, opened: TransformersPolicy
+) -> None:
     expected = thinking.encode_completion(SOLUTION)
-    for text in (SOLUTION, f"{SOLUTION}<|end|>", f"{SOLUTION}<|end|>\n<|end|> \n", f"<|assistant|>{SOLUTION}"):
+    for text in (
+        SOLUTION,
+        f"{SOLUTION}<|end|>",
+        f"{SOLUTION}<|end|>\n<|end|> \n",
+        f"<|assistant|>{SOLUTION}",
+    ):
         assert thinking.encode_reference(problem(text), text) == expected
     rest = "two and three</think>\n<answer>5</answer>"
     expected = opened.encode_completion(rest)
@@ -145,8 +178,12 @@ def test_a_written_end_and_a_repeated_opening_are_left_out(thinking: Transformer
         (" <think>two", "it begins with <think>, which the chat template has written already"),
     ],
 )
-def test_a_reference_that_is_no_turn_behind_the_prompt_is_refused(text: str, complaint: str, opened: TransformersPolicy) -> None:
-    with pytest.raises(UserError, match=f"data.jsonl, line 3, field reference: {complaint}".replace("|", r"\|")):
+def test_a_reference_that_is_no_turn_behind_the_prompt_is_refused(
+    text: str, complaint: str, opened: TransformersPolicy
+) -> None:
+    with pytest.raises(
+        UserError, match=f"data.jsonl, line 3, field reference: {complaint}".replace("|", r"\|")
+    ):
         fitting(opened, [problem(text)])
 
 
@@ -163,9 +200,19 @@ def test_a_reference_that_repeats_a_text_prompt_is_refused(thinking: Transformer
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        (TEMPLATE.replace("m['content']", "m['content'][0]['text'] + ''"), "cannot render messages of user and assistant .*'text'"),
-        (TEMPLATE.replace("m['content']", "m['content'] + 1"), "cannot render messages of user and assistant .*str"),
-        ("{% if messages[-1]['role'] != 'user' %}{{ raise_exception('Only users end') }}{% endif %}" + TEMPLATE, "Only users end"),
+        (
+            TEMPLATE.replace("m['content']", "m['content'][0]['text'] + ''"),
+            "cannot render messages of user and assistant .*'text'",
+        ),
+        (
+            TEMPLATE.replace("m['content']", "m['content'] + 1"),
+            "cannot render messages of user and assistant .*str",
+        ),
+        (
+            "{% if messages[-1]['role'] != 'user' %}{{ raise_exception('Only users end') }}{% endif %}"
+            + TEMPLATE,
+            "Only users end",
+        ),
         (
             "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}",
             "leaves out what the assistant says",
@@ -184,21 +231,31 @@ def test_a_template_that_cannot_render_a_conversation_is_one_sentence(
 
 
 def test_a_system_message_that_the_template_drops_or_refuses_is_named(tmp_path: Path) -> None:
-    save_chat_model(tmp_path, template="{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + TEMPLATE)
+    save_chat_model(
+        tmp_path,
+        template="{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + TEMPLATE,
+    )
     assert policy(tmp_path).encode_prompt(problem())
     with pytest.raises(UserError, match="leaves out what the system says"):
         policy(tmp_path, {"system": "Be brief."})
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}"
     save_chat_model(tmp_path, template=refusing + TEMPLATE)
-    with pytest.raises(UserError, match=r"messages of system and user and assistant \(No system\); mend it, or leave out data.system"):
+    with pytest.raises(
+        UserError,
+        match=r"messages of system and user and assistant \(No system\); mend it, or leave out data.system",
+    ):
         policy(tmp_path, {"system": "Be brief."})
 
 
 def test_a_prompt_that_ends_in_an_end_token_is_refused(tmp_path: Path) -> None:
     closed = policy(save_chat_model(tmp_path / "a", template=TEMPLATE.split(GENERATION)[0]))
-    with pytest.raises(UserError, match=r"data.jsonl, line 3, field prompt: it ends in the end token '<\|end\|>'.*must open"):
+    with pytest.raises(
+        UserError, match=r"data.jsonl, line 3, field prompt: it ends in the end token '<\|end\|>'.*must open"
+    ):
         fitting(closed, [problem()])
-    spaced = policy(save_chat_model(tmp_path / "b", template=TEMPLATE.split(GENERATION)[0] + "\n\n"), {"system": "x"})
+    spaced = policy(
+        save_chat_model(tmp_path / "b", template=TEMPLATE.split(GENERATION)[0] + "\n\n"), {"system": "x"}
+    )
     with pytest.raises(UserError, match="it ends in the end token"):
         spaced.encode_prompt(problem())
 
@@ -220,10 +277,14 @@ def save_adding(directory: Path, around: str) -> Path:
     return directory
 
 
-def test_an_end_token_that_the_tokenizer_adds_is_left_out_and_one_in_the_data_is_refused(tmp_path: Path) -> None:
+def test_an_end_token_that_the_tokenizer_adds_is_left_out_and_one_in_the_data_is_refused(
+    tmp_path: Path,
+) -> None:
     adding = policy(save_adding(tmp_path, "<s> $A <|end|>"), {"chat": False})
     assert adding.tokenizer.decode(adding.encode_prompt(problem())) == "<s>what is two and three"
-    with pytest.raises(UserError, match=r"it ends in the end token '<\|end\|>', .*; leave it out of the prompt"):
+    with pytest.raises(
+        UserError, match=r"it ends in the end token '<\|end\|>', .*; leave it out of the prompt"
+    ):
         adding.encode_prompt(problem(prompt="what is two<|end|>"))
 
 
@@ -231,25 +292,38 @@ def test_two_start_tokens_are_refused(tmp_path: Path) -> None:
     adding = policy(save_adding(tmp_path, "<s> $A"), {"chat": False, "prompt_template": "<s>{prompt}"})
     with pytest.raises(UserError, match="line 3, field prompt: it begins with two start tokens '<s>'"):
         adding.encode_prompt(problem())
-    assert policy(tmp_path).encode_reference(problem(), f"<s>{SOLUTION}") == policy(tmp_path).encode_completion(SOLUTION)
+    assert policy(tmp_path).encode_reference(problem(), f"<s>{SOLUTION}") == policy(
+        tmp_path
+    ).encode_completion(SOLUTION)
 
 
-@pytest.mark.parametrize(("field", "row"), [("prompt", ["what is <new>", "5"]), ("reference", ["what is two", "<new>"])])
-def test_tokens_without_an_embedding_are_refused_by_check_and_train(field: str, row: list[str], handrail: Handrail, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "row"), [("prompt", ["what is <new>", "5"]), ("reference", ["what is two", "<new>"])]
+)
+def test_tokens_without_an_embedding_are_refused_by_check_and_train(
+    field: str, row: list[str], handrail: Handrail, tmp_path: Path
+) -> None:
     save_chat_model(tmp_path / "model")
     small = policy(tmp_path / "model").tokenizer
     small.add_tokens(["<new>"])
     small.save_pretrained(tmp_path / "model")
     rows = [["what is two", "5"], row]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": "5", "reference": r}) + "\n" for p, r in rows))
+    (tmp_path / "d.jsonl").write_text(
+        "".join(json.dumps({"prompt": p, "answer": "5", "reference": r}) + "\n" for p, r in rows)
+    )
     (tmp_path / "run.toml").write_text(RUN)
-    for arguments in (["check", "d.jsonl", "--model", "model", "--verifier", "normalised"], ["train", "run.toml"]):
+    for arguments in (
+        ["check", "d.jsonl", "--model", "model", "--verifier", "normalised"],
+        ["train", "run.toml"],
+    ):
         done = handrail(*arguments)
         assert done.code == 2 and f"d.jsonl, line 2, field {field}: its token '<new>' has the id" in done.err
 
 
 def test_rows_of_an_embedding_that_no_token_has_are_no_fault(tmp_path: Path) -> None:
-    model = load_learning_policy(config(model={"path": str(save_chat_model(tmp_path / "a"))}), Accelerator(cpu=True))
+    model = load_trainable_policy(
+        config(model={"path": str(save_chat_model(tmp_path / "a"))}), Accelerator(cpu=True)
+    )
     model.bare_model.resize_token_embeddings(400)
     model.save(tmp_path / "b")
     assert policy(tmp_path / "b").encode_prompt(problem())
@@ -264,22 +338,33 @@ def test_a_prompt_of_mostly_unknown_words_is_refused(handrail: Handrail, tmp_pat
 # The template's arguments
 
 
-ASKED = TEMPLATE.replace("<|assistant|>{% endif", "<|assistant|>{% if enable_thinking is not false %}<think>{% endif %}{% endif")
+ASKED = TEMPLATE.replace(
+    "<|assistant|>{% endif", "<|assistant|>{% if enable_thinking is not false %}<think>{% endif %}{% endif"
+)
 
 
 def test_arguments_reach_the_template_and_one_that_it_does_not_have_is_refused(tmp_path: Path) -> None:
     save_chat_model(tmp_path, special=THINKING, template=ASKED)
-    assert policy(tmp_path).tokenizer.decode(policy(tmp_path).encode_prompt(problem())).endswith("<|assistant|><think>")
+    assert (
+        policy(tmp_path)
+        .tokenizer.decode(policy(tmp_path).encode_prompt(problem()))
+        .endswith("<|assistant|><think>")
+    )
     quick = policy(tmp_path, {"chat_template_kwargs": {"enable_thinking": False}})
     assert quick.tokenizer.decode(quick.encode_prompt(problem())).endswith("<|assistant|>")
     assert quick.encode_reference(problem(), SOLUTION) == quick.encode_completion(SOLUTION)
-    with pytest.raises(UserError, match="chat_template_kwargs: .* has no 'enable_thinkin'; did you mean 'enable_thinking'"):
+    with pytest.raises(
+        UserError, match="chat_template_kwargs: .* has no 'enable_thinkin'; did you mean 'enable_thinking'"
+    ):
         policy(tmp_path, {"chat_template_kwargs": {"enable_thinkin": False}})
     with pytest.raises(UserError, match="chat_template_kwargs is set, but .* without a chat template"):
         policy(tmp_path, {"chat": False, "chat_template_kwargs": {"enable_thinking": False}})
 
 
-DATED = "{% set day = date_string if date_string is defined else strftime_now('%d %b %Y') %}<|system|>{{ day }}<|end|>" + TEMPLATE
+DATED = (
+    "{% set day = date_string if date_string is defined else strftime_now('%d %b %Y') %}<|system|>{{ day }}<|end|>"
+    + TEMPLATE
+)
 
 
 def test_whoever_loads_a_template_that_writes_the_date_is_told(
@@ -288,7 +373,11 @@ def test_whoever_loads_a_template_that_writes_the_date_is_told(
     save_chat_model(tmp_path / "model", template=DATED)
     (tmp_path / "d.jsonl").write_text('{"prompt": "what is two", "answer": "2"}\n')
     (tmp_path / "run.toml").write_text(RUN)
-    for command in ("check d.jsonl --model model", "train run.toml", "eval model d.jsonl --set rollout.max_tokens=2"):
+    for command in (
+        "check d.jsonl --model model",
+        "train run.toml",
+        "eval model d.jsonl --set rollout.max_tokens=2",
+    ):
         caplog.clear()
         handrail(*command.split())
         assert "the chat template of model writes today's date into prompts" in caplog.text, command
@@ -297,11 +386,18 @@ def test_whoever_loads_a_template_that_writes_the_date_is_told(
     assert not caplog.text and "1 Jan 2025" in fixed.tokenizer.decode(fixed.encode_prompt(problem()))
 
 
-def test_a_teachers_template_is_named_by_its_setting_and_need_not_know_the_policys_arguments(tmp_path: Path) -> None:
+def test_a_teachers_template_is_named_by_its_setting_and_need_not_know_the_policys_arguments(
+    tmp_path: Path,
+) -> None:
     save_chat_model(tmp_path / "broken", template="{{ messages[0]['content'][0]['text'] + 'x' }}")
     save_chat_model(tmp_path / "other")
-    asked = config(data={"chat_template_kwargs": {"enable_thinking": False}}, experts={"teacher": str(tmp_path / "broken")})
+    asked = config(
+        data={"chat_template_kwargs": {"enable_thinking": False}},
+        experts={"teacher": str(tmp_path / "broken")},
+    )
     with pytest.raises(UserError, match="experts.teacher: the chat template of .*broken cannot render"):
         load_experts(asked, Accelerator(cpu=True)).corrector("model", True, 8, None)
-    other = asked.model_copy(update={"experts": asked.experts.model_copy(update={"teacher": str(tmp_path / "other")})})
-    assert load_experts(other, Accelerator(cpu=True)).teacher.encode_prompt(problem())
+    other = asked.model_copy(
+        update={"experts": asked.experts.model_copy(update={"teacher": str(tmp_path / "other")})}
+    )
+    assert load_experts(other, Accelerator(cpu=True)).teacher.renderer.prompt(problem())

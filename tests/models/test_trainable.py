@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,28 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
 
-from handrail import Group, Method, UserError, train
+from handrail import Author, Context, Group, Problem, Trajectory, UserError, train
+from handrail.methods.grpo import Grpo
+from handrail.methods.imitating import imitate
 from handrail.models.batching import Inputs
 from handrail.models.config import LoraConfig
 from handrail.models.generate import CopySampler
 from handrail.models.loading import load_model
 from handrail.models.lora import with_adapter
-from handrail.training.policies import load_learning_policy
-from handrail.types import Problem
+from handrail.training.policies import load_trainable_policy
 from tests.conftest import Handrail, config, policy_of
 from tests.tiny_models import save_chat_model, save_gguf
 from tests.training.test_golden import ScriptedGrpo
 from tests.training.test_loop import Scripted, lines
 
 LORA = {"rank": 4, "alpha": 8.0}
-TINY_OPT: dict[str, Any] = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
+TINY_OPT: dict[str, Any] = {
+    "hidden_size": 32,
+    "ffn_dim": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "word_embed_proj_dim": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +51,31 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(directory / "model.safetensors"))
 
 
-def test_an_adapter_learns_and_its_model_does_not_and_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_an_adapter_learns_and_its_model_does_not_and_a_resumed_run_is_the_same_to_the_bit(
+    tmp_path: Path,
+) -> None:
     train(short(4), tmp_path / "whole", method=Scripted)
     train(short(2), tmp_path / "parts", method=Scripted)
     train(short(4), tmp_path / "parts", method=Scripted, resume=True)
-    whole, parts = (load_file(tmp_path / f"{name}/model/adapter_model.safetensors") for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys() and all(torch.equal(value, parts[name]) for name, value in whole.items())
+    whole, parts = (
+        load_file(tmp_path / f"{name}/model/adapter_model.safetensors") for name in ("whole", "parts")
+    )
+    assert whole.keys() == parts.keys() and all(
+        torch.equal(value, parts[name]) for name, value in whole.items()
+    )
     assert lines(tmp_path / "whole/metrics.jsonl") == lines(tmp_path / "parts/metrics.jsonl")
-    assert any(value.abs().max() > 0 for name, value in whole.items() if "lora_B" in name)  # they begin at zero
+    assert any(
+        value.abs().max() > 0 for name, value in whole.items() if "lora_B" in name
+    )  # they begin at zero
     assert not (tmp_path / "whole/model/model.safetensors").exists()
-    small = sum(file.stat().st_size for file in (tmp_path / "whole/checkpoints/step-000004").rglob("*.safetensors"))
-    assert small < 1e6 < sum(value.numel() * 4 * 3 for value in load_model(config().model)[0].state_dict().values())
+    small = sum(
+        file.stat().st_size for file in (tmp_path / "whole/checkpoints/step-000004").rglob("*.safetensors")
+    )
+    assert (
+        small
+        < 1e6
+        < sum(value.numel() * 4 * 3 for value in load_model(config().model)[0].state_dict().values())
+    )
 
 
 def test_an_adapter_loads_in_plain_peft_and_here_and_merged_it_is_the_same_model(tmp_path: Path) -> None:
@@ -83,13 +103,19 @@ def test_an_adapter_over_bfloat16_weights_learns_in_float32(tmp_path: Path) -> N
     adapter = load_file(tmp_path / "run/model/adapter_model.safetensors")
     assert {value.dtype for value in adapter.values()} == {torch.float32}
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
-    assert rows[-1]["loss"] < rows[0]["loss"] and all(0 < row["sampler/gap"] < 0.1 for row in rows)  # drawn without the trainer's rounding
-    policy = load_learning_policy(changed, Accelerator(cpu=True))
-    assert policy.correction == 2 and set(policy.sample([[5, 6, 7]], 1)[0][0].old) == {None}
+    assert rows[-1]["loss"] < rows[0]["loss"] and all(
+        0 < row["sampler/mismatch"] < 0.1 for row in rows
+    )  # drawn without the trainer's rounding
+    policy = load_trainable_policy(changed, Accelerator(cpu=True))
+    (drawn,) = policy.generate([[5, 6, 7]], [1])
+    assert policy.importance_weight_cap == 2 and len(drawn) and drawn.columns["old_logp"].isnan().all()
+    assert drawn.columns["sampling_logp"].isfinite().all()
 
 
 def test_an_adapter_samples_in_the_precision_of_its_model() -> None:
-    with pytest.raises(UserError, match="the trained model itself samples, in model.dtype; leave sampler.dtype out"):
+    with pytest.raises(
+        UserError, match="the trained model itself samples, in model.dtype; leave sampler.dtype out"
+    ):
         config(lora=LORA, model={"dtype": "bfloat16"}, sampler={"dtype": "float32"})
 
 
@@ -101,7 +127,9 @@ def test_targets_that_name_no_layer_are_named(tmp_path: Path) -> None:
 
 def test_a_layer_whose_weights_are_anothers_too_takes_no_adapter() -> None:
     tied, untied = (
-        AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, tie_word_embeddings=tied))
+        AutoModelForCausalLM.from_config(
+            LlamaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, tie_word_embeddings=tied)
+        )
         for tied in (True, False)
     )
     targets = LoraConfig(targets=["q_proj", "lm_head"])
@@ -111,7 +139,10 @@ def test_a_layer_whose_weights_are_anothers_too_takes_no_adapter() -> None:
 
 
 def test_an_adapter_that_peft_wrote_has_its_models_tokenizer(chat_model: Path, tmp_path: Path) -> None:
-    train(config(model={"path": str(chat_model)}, lora=LORA, rollout={"max_tokens": 8}, train={"steps": 1}), tmp_path / "run")
+    train(
+        config(model={"path": str(chat_model)}, lora=LORA, rollout={"max_tokens": 8}, train={"steps": 1}),
+        tmp_path / "run",
+    )
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / "run/model" / file).unlink()
     _, words = load_model(config(model={"path": str(tmp_path / "run/model")}).model)
@@ -120,7 +151,9 @@ def test_an_adapter_that_peft_wrote_has_its_models_tokenizer(chat_model: Path, t
 
 def test_a_model_whose_defaults_contradict_themselves_is_saved(chat_model: Path, tmp_path: Path) -> None:
     shutil.copytree(chat_model, tmp_path / "model")
-    (tmp_path / "model/generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": 0}')
+    (tmp_path / "model/generation_config.json").write_text(
+        '{"do_sample": false, "temperature": 0.6, "eos_token_id": 0}'
+    )
     train(
         config(
             model={"path": str(tmp_path / "model")}, lora={**LORA, "save": "merged"}, rollout={"max_tokens": 8},
@@ -139,7 +172,9 @@ def test_an_adapter_that_is_no_safetensors_is_not_read(tmp_path: Path) -> None:
         load_model(config(model={"path": str(adapter)}).model)
 
 
-def test_an_adapter_finds_its_model_from_any_directory(handrail: Handrail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_finds_its_model_from_any_directory(
+    handrail: Handrail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_chat_model(tmp_path / "base")
     (tmp_path / "d.jsonl").write_text('{"prompt": "what is two", "answer": "2"}\n')
     (tmp_path / "run.toml").write_text(
@@ -152,18 +187,26 @@ def test_an_adapter_finds_its_model_from_any_directory(handrail: Handrail, tmp_p
     assert settings["base_model_name_or_path"] == str(tmp_path / "base")
 
     def loads_from(base: str) -> None:
-        (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+        (adapter / "adapter_config.json").write_text(
+            json.dumps({**settings, "base_model_name_or_path": base})
+        )
         load_model(config(model={"path": str(adapter)}).model)
 
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     loads_from(str(tmp_path / "base"))
     loads_from("../../base")  # as seen from the adapter
-    with pytest.raises(UserError, match=r"run/model was trained on ../gone, which is not there; write where that model is now"):
+    with pytest.raises(
+        UserError,
+        match=r"run/model was trained on ../gone, which is not there; write where that model is now",
+    ):
         loads_from("../gone")
     with pytest.raises(UserError, match="was trained on /gone/base, which is not there"):
         loads_from("/gone/base")
-    with pytest.raises(UserError, match="the adapter .*run/model needs its model: base cannot be loaded .*no directory of that name"):
+    with pytest.raises(
+        UserError,
+        match="the adapter .*run/model needs its model: base cannot be loaded .*no directory of that name",
+    ):
         loads_from("base")
 
 
@@ -176,7 +219,10 @@ def test_a_gguf_file_is_the_model_it_was_made_of(chat_model: Path, tmp_path: Pat
     text = "<|user|>what is two and three<|end|>"
     assert theirs.encode(text) == words.encode(text) and theirs.chat_template == words.chat_template
     train(config(model={"path": str(file)}, rollout={"max_tokens": 8}), tmp_path / "run")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").config.vocab_size == found.config.vocab_size
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").config.vocab_size
+        == found.config.vocab_size
+    )
 
 
 def test_a_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:
@@ -189,17 +235,27 @@ def test_a_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:
 
 def test_checkpointed_activations_give_the_same_run(tmp_path: Path) -> None:
     train(config(train={"steps": 2}), tmp_path / "kept", method=Scripted)
-    train(config(train={"steps": 2}, model={"gradient_checkpointing": True}), tmp_path / "again", method=Scripted)
-    for left, right in zip(lines(tmp_path / "kept/metrics.jsonl"), lines(tmp_path / "again/metrics.jsonl"), strict=True):
+    train(
+        config(train={"steps": 2}, model={"gradient_checkpointing": True}),
+        tmp_path / "again",
+        method=Scripted,
+    )
+    for left, right in zip(
+        lines(tmp_path / "kept/metrics.jsonl"), lines(tmp_path / "again/metrics.jsonl"), strict=True
+    ):
         assert left.keys() == right.keys()
         for key, value in left.items():
-            assert right[key] == (pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value), key
+            assert right[key] == (
+                pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value
+            ), key
 
 
 def test_checkpointing_really_computes_activations_again(chat_model: Path) -> None:
     calls = []
     for again in (False, True):
-        policy = load_learning_policy(config(model={"path": str(chat_model), "gradient_checkpointing": again}), Accelerator(cpu=True))
+        policy = load_trainable_policy(
+            config(model={"path": str(chat_model), "gradient_checkpointing": again}), Accelerator(cpu=True)
+        )
         count = 0
 
         def counted(*_: Any) -> None:
@@ -213,14 +269,23 @@ def test_checkpointing_really_computes_activations_again(chat_model: Path) -> No
 
 
 @pytest.mark.parametrize("kind", [GPT2Config(n_embd=32, n_layer=2, n_head=4), OPTConfig(**TINY_OPT)])
-def test_checkpointed_activations_are_those_of_the_model_that_sampled_without_dropout(kind: Any, chat_model: Path, tmp_path: Path) -> None:
+def test_checkpointed_activations_are_those_of_the_model_that_sampled_without_dropout(
+    kind: Any, chat_model: Path, tmp_path: Path
+) -> None:
     words = AutoTokenizer.from_pretrained(chat_model)
-    kind.vocab_size, kind.eos_token_id, kind.pad_token_id, kind.bos_token_id = len(words), words.eos_token_id, None, None
+    kind.vocab_size, kind.eos_token_id, kind.pad_token_id, kind.bos_token_id = (
+        len(words),
+        words.eos_token_id,
+        None,
+        None,
+    )
     AutoModelForCausalLM.from_config(kind).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     inputs, found = Inputs.of([[5, 6]], [[7, 8]]), []
     for again in (False, True):
-        policy = load_learning_policy(config(model={"path": str(tmp_path), "gradient_checkpointing": again}), Accelerator(cpu=True))
+        policy = load_trainable_policy(
+            config(model={"path": str(tmp_path), "gradient_checkpointing": again}), Accelerator(cpu=True)
+        )
         logp, _ = policy.forward(inputs)
         logp.sum().backward()
         found.append((logp.detach(), next(policy.bare_model.parameters()).grad))
@@ -228,19 +293,29 @@ def test_checkpointed_activations_are_those_of_the_model_that_sampled_without_dr
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_divergence_is_from_the_model_as_it_was_and_holds_the_learner_back(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+def test_the_divergence_is_from_the_model_as_it_was_and_holds_the_learner_back(
+    lora: dict[str, Any] | None, tmp_path: Path
+) -> None:
     extra = {"lora": lora} if lora else {}
     settings = {"steps": 8, "learning_rate": 1e-2 if lora else 3e-4}
     start = policy_of(Path("builtin:house-tiny"))
-    problems = [[5, 6, 7], [8, 9]]
-    drawn = start.sample(problems, 4)
+    rows = start.generate([[5, 6, 7], [8, 9]] * 4, range(8))
     moved = []
     for kl in (0.0, 10.0):
-        train(config(train=settings, method={"name": "grpo", "kl": kl}, **extra), tmp_path / f"{kl}", method=ScriptedGrpo)
+        train(
+            config(train=settings, method={"name": "grpo", "kl": kl}, **extra),
+            tmp_path / f"{kl}",
+            method=ScriptedGrpo,
+        )
         end = policy_of(tmp_path / f"{kl}/model")
-        rows = [row for group in drawn for row in group]
-        scores = end.score([row.prompt for row in rows], [row.completion for row in rows])
-        moved.append(sum((torch.tensor(row.behaviour) - score).sum().item() for row, score in zip(rows, scores, strict=True)) / len(rows))
+        scores = end.score([row.prompt_ids for row in rows], [row.token_ids for row in rows])
+        moved.append(
+            sum(
+                (row.column("sampling_logp") - score).sum().item()
+                for row, score in zip(rows, scores, strict=True)
+            )
+            / len(rows)
+        )
     assert moved[1] < moved[0] / 2
 
 
@@ -254,38 +329,64 @@ def test_in_bfloat16_a_copy_samples_and_follows_the_learner(tmp_path: Path) -> N
     changes: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "train": {"steps": 3, "learning_rate": 3e-3}}
     train(config(**changes), tmp_path / "run", method=Repairing)
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
-    assert all(0 < row["sampler/gap"] < 0.1 for row in rows) and all(row["grad_norm/all"] > 0 for row in rows)
-    train(config(**{**changes, "train": {**changes["train"], "steps": 1, "checkpoint_every": 1}}), tmp_path / "parts", method=Repairing)
+    assert all(0 < row["sampler/mismatch"] < 0.1 for row in rows) and all(
+        row["grad_norm/all"] > 0 for row in rows
+    )
+    train(
+        config(**{**changes, "train": {**changes["train"], "steps": 1, "checkpoint_every": 1}}),
+        tmp_path / "parts",
+        method=Repairing,
+    )
     train(config(**changes), tmp_path / "parts", method=Repairing, resume=True)
     assert lines(tmp_path / "parts/metrics.jsonl") == lines(tmp_path / "run/metrics.jsonl")
-    policy = load_learning_policy(config(**changes), Accelerator(cpu=True))
-    assert isinstance(policy.sampler, CopySampler) and {p.dtype for p in policy.sampler.model.parameters()} == {torch.bfloat16}
+    policy = load_trainable_policy(config(**changes), Accelerator(cpu=True))
+    assert isinstance(policy.sampler, CopySampler) and {
+        p.dtype for p in policy.sampler.model.parameters()
+    } == {torch.bfloat16}
     copied, ours = (model.model.rotary_emb.inv_freq for model in (policy.sampler.model, policy.bare_model))
     assert torch.equal(copied, ours)  # in bfloat16 distant positions would be others
-    frozen = {**changes, "sampler": {"most_gap": 0.1}}
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"sampler's log-probabilities are .* nats from"):
-        patch.setattr(CopySampler, "take", lambda self, weights: None)  # it stays behind
+    frozen = {**changes, "train": {**changes["train"], "steps": 6}, "sampler": {"max_mismatch": 0.1}}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(UserError, match=r"sampler's log-probabilities are .* nats from"),
+    ):
+        patch.setattr(CopySampler, "update_weights", lambda self, weights: None)  # it stays behind
         train(config(**frozen), tmp_path / "stale", method=Repairing)
 
 
-class Repairing(Method):
+class Repairing(Grpo):
     """Every reference is imitated, whatever the rollouts did."""
 
-    def guide(self, groups: Any, tools: Any) -> Any:
-        return [replace(group, demonstrations=[tools.reference(group.problem)]) for group in groups]
-
-    def credit(self, groups: Any, tools: Any) -> Any:
-        weighted = [[replace(shown, weight=[1.0] * len(shown)) for shown in group.demonstrations] for group in groups]
-        return [replace(group, demonstrations=shown) for group, shown in zip(super().credit(groups, tools), weighted, strict=True)]
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        return imitate(group, ctx)
 
 
-def test_for_several_updates_the_trainers_own_log_probabilities_are_taken_before_the_first(tmp_path: Path) -> None:
+def test_for_several_updates_the_trainers_own_log_probabilities_are_taken_before_the_first(
+    tmp_path: Path,
+) -> None:
     changes = {"model": {"dtype": "bfloat16"}, "train": {"steps": 2, "updates_per_step": 2}}
     train(config(**changes), tmp_path / "run")
-    policy = load_learning_policy(config(**changes), Accelerator(cpu=True))
-    torch.manual_seed(0)
-    (drawn,) = policy.sample([[5, 6, 7]], 2)
-    assert all(value is None for row in drawn for value in row.old)
-    ((one, two),) = (group.trajectories for group in policy.anchored([Group(Problem("p", "x", "1"), drawn)]))
-    for row, scored in zip((one, two), policy.score([row.prompt for row in drawn], [row.completion for row in drawn]), strict=True):
-        assert row.old == scored.tolist() and row.behaviour != row.old
+    policy = load_trainable_policy(config(**changes), Accelerator(cpu=True))
+    one, two = policy.generate([[5, 6, 7]] * 2, range(2))
+    assert all(row.column("old_logp").isnan().all() for row in (one, two))
+    shown = Trajectory.by(Author.REFERENCE, [5, 6, 7], [8, 9])
+    known = torch.full((len(two),), -7.0)  # as a method may set it
+    group = Group(Problem("p", "x", "1"), [one, shown, two.with_columns(old_logp=known), spliced(one)])
+    (found,) = policy.with_old_logp([group])
+    scored = policy.score(
+        [row.prompt_ids for row in group.trajectories], [row.token_ids for row in group.trajectories]
+    )
+    first, reference, given, mixed = found.trajectories
+    assert torch.equal(first.columns["old_logp"], scored[0]) and not torch.equal(
+        first.columns["sampling_logp"], scored[0]
+    )
+    assert reference.column("old_logp").isnan().all() and torch.equal(given.columns["old_logp"], known)
+    assert (
+        torch.equal(mixed.columns["old_logp"][:-2], scored[3][:-2])
+        and mixed.columns["old_logp"][-2:].isnan().all()
+    )
+
+
+def spliced(row: Trajectory) -> Trajectory:
+    """The row with two tokens of somebody else behind it."""
+    return row.append([8, 9], Author.TEACHER, finished=True)

@@ -49,12 +49,16 @@ def written(directory: Path, **sections: Any) -> Path:
 def handrail(*arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own, since an engine is not given back before its process ends."""
     command = [sys.executable, "-m", "handrail.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def trained(directory: Path, *arguments: str, **sections: Any) -> list[dict[str, Any]]:
     """The metrics of a run's steps."""
-    done = handrail("train", str(written(directory, **sections)), "--output", str(directory / "run"), *arguments)
+    done = handrail(
+        "train", str(written(directory, **sections)), "--output", str(directory / "run"), *arguments
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in (directory / "run/metrics.jsonl").read_text().splitlines()][1:]
 
@@ -74,7 +78,7 @@ def rewards(rows: list[dict[str, Any]]) -> list[float]:
 def test_it_takes_the_trainers_weights_after_every_update_and_learns_like_transformers(root: Path) -> None:
     ours = trained(root / "transformers", sampler={"name": "transformers"})
     theirs = trained(root / "vllm")
-    assert all(row["sampler/gap"] < 1e-4 for row in theirs)
+    assert all(row["sampler/mismatch"] < 1e-4 for row in theirs)
     for rows in (ours, theirs):
         assert rewards(rows)[0] < 0.1 and fmean(rewards(rows)[-3:]) > 0.9
 
@@ -98,8 +102,10 @@ def test_experts_arrive_or_the_run_says_that_they_did_not(root: Path) -> None:
     if done.returncode:
         assert done.returncode == 2 and "nats from the trainer's" in done.stderr, done.stderr[-3000:]
     else:
-        (row,) = [json.loads(line) for line in (root / "mixed/run/metrics.jsonl").read_text().splitlines()][1:]
-        assert row["sampler/gap"] < 1e-4
+        (row,) = [json.loads(line) for line in (root / "mixed/run/metrics.jsonl").read_text().splitlines()][
+            1:
+        ]
+        assert row["sampler/mismatch"] < 1e-4
 
 
 def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transformers(root: Path) -> None:
@@ -112,7 +118,13 @@ def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transform
         "print(json.dumps(list(out[0].outputs[0].token_ids)))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    done = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
     ids = [10, 11, 12]
@@ -122,13 +134,15 @@ def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transform
     assert AutoTokenizer.from_pretrained(model).chat_template
 
 
-def test_adapters_are_handed_over_merged_for_several_updates_a_step_and_a_resumed_run_goes_on(root: Path) -> None:
+def test_adapters_are_handed_over_merged_for_several_updates_a_step_and_a_resumed_run_goes_on(
+    root: Path,
+) -> None:
     changes: dict[str, Any] = {
         "lora": {"rank": 4},
         "train": {"steps": 4, "updates_per_step": 2, "learning_rate": 1e-2, "checkpoint_every": 2},
     }
     rows = trained(root / "lora", **changes)
-    assert all(row["sampler/gap"] < 1e-3 for row in rows) and len(rows) == 4
+    assert all(row["sampler/mismatch"] < 1e-3 for row in rows) and len(rows) == 4
     changes["train"] |= {"steps": 6}
     assert len(trained(root / "lora", "--resume", **changes)) == 6
 
@@ -136,7 +150,7 @@ def test_adapters_are_handed_over_merged_for_several_updates_a_step_and_a_resume
 def test_weights_that_do_not_arrive_stop_the_run(root: Path) -> None:
     config = written(root / "stale", train={"steps": 1})
     script = (
-        "import sys\nfrom handrail.models import vllm\nvllm.VllmSampler.take = lambda self, weights: None\n"
+        "import sys\nfrom handrail.models import vllm\nvllm.VllmSampler.update_weights = lambda self, weights: None\n"
         "from handrail.cli import main\nsys.argv = ['handrail', 'train', sys.argv[1], '--output', sys.argv[2]]\nmain()\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}

@@ -19,14 +19,26 @@ from pathlib import Path
 
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
 ANSWER = "7391468205"
-FORMS = ["{}", r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "so 1 + 1 = 2 # {}", "The answer is ${}$.", "$$ {} $$"]
+FORMS = [
+    "{}",
+    r"\boxed{{{}}}",
+    "#### {}",
+    "<answer>{}</answer>",
+    "so 1 + 1 = 2 # {}",
+    "The answer is ${}$.",
+    "$$ {} $$",
+]
 
-SHORT = [text for kind in json.loads(Path(__file__).with_name("hostile.json").read_text()).values() for text in kind]
+SHORT = [
+    text
+    for kind in json.loads(Path(__file__).with_name("hostile.json").read_text()).values()
+    for text in kind
+]
 REPEATED = [
     ("0x", "f", 5000, ""), ("1", "0", 5000, ""), ("", "9", 20000, ""), ("0.", "3", 20000, ""), ("", "1/", 600, "1"), ("", "-", 3000, "1"),
     ("", "\x07", 200, ""), ("Z", "\u0335", 3000, ""), ("", "\u2028", 500, ""), ("", "\U0001f469\u200d", 500, ""), ("", "\r\n", 2000, ""),
@@ -34,9 +46,34 @@ REPEATED = [
 ]  # fmt: skip
 
 
-OPENING = {"{": "}", "\\boxed{": "}", "\\frac{": "}{", "(": ")", "[": "]", "\\sqrt{": "}", "\\left(": "\\right)", "<answer>": "</answer>"}
+OPENING = {
+    "{": "}",
+    "\\boxed{": "}",
+    "\\frac{": "}{",
+    "(": ")",
+    "[": "]",
+    "\\sqrt{": "}",
+    "\\left(": "\\right)",
+    "<answer>": "</answer>",
+}
 PIECES = (
-    *("a", "1,", "1 ", "1+", "x^", "\\cdot ", "####", "# ", "\\boxed", "answer is ", "the final answer is ", "1.", "$$", "\\\\", "-"),
+    *(
+        "a",
+        "1,",
+        "1 ",
+        "1+",
+        "x^",
+        "\\cdot ",
+        "####",
+        "# ",
+        "\\boxed",
+        "answer is ",
+        "the final answer is ",
+        "1.",
+        "$$",
+        "\\\\",
+        "-",
+    ),
     *("and ", " " * 7, "a!", "0|", "\\%", "\\text{", "}", "=", "<answer>", "\\frac"),
 )
 LATEX = ("x + \\frac{a}{b} ", "\\begin{matrix}1 & 2 \\\\ ", "\\sin(", "1 2 3 4 5 6 7 8 9 ")
@@ -46,7 +83,12 @@ def bombs() -> Iterator[str]:
     """Nested and repeated, up to megabytes of LaTeX."""
     for n in (1, 3, 30, 1000, 100_000):
         for opening, closing in OPENING.items():
-            yield from (opening * n, closing * n, opening * n + "1" + closing * n, opening * n + "1" + closing * (n // 2))
+            yield from (
+                opening * n,
+                closing * n,
+                opening * n + "1" + closing * n,
+                opening * n + "1" + closing * (n // 2),
+            )
     for n in (30, 3000, 300_000):
         for piece in PIECES:
             yield from (piece * n, piece * n + "!")
@@ -121,7 +163,14 @@ CONSTANTS = (
         "''",
         "a",
     ),
-    *("oracle_answer", "entry['answer']", "entry['metadata']['solution']", "entry['metadata']['valid_answers'][0]", "answer", "self"),
+    *(
+        "oracle_answer",
+        "entry['answer']",
+        "entry['metadata']['solution']",
+        "entry['metadata']['valid_answers'][0]",
+        "answer",
+        "self",
+    ),
 )
 
 
@@ -133,7 +182,9 @@ def overpaid(family: str, pool: VerifierPool, n: int = 4) -> list[str]:
     """Constants that are paid in full for problems with different answers, and answers that are paid with the wrong sign."""
     found = load_problems(f"reasoning-gym:{family}?size={n}&seed=5")
     numeric = [each for each in found if re.fullmatch(r"-?\d*[1-9]\d*", each.answer)]
-    asked = [(each, text) for text in CONSTANTS for each in found] + [(each, negated(each.answer)) for each in numeric]
+    asked = [(each, text) for text in CONSTANTS for each in found] + [
+        (each, negated(each.answer)) for each in numeric
+    ]
     paid = [pair for pair, verdict in zip(asked, pool.grade(asked), strict=True) if verdict.reward]
     answers = {text: {each.answer for each, paid_for in paid if paid_for == text} for _, text in paid}
     return [text for text in answers if len(answers[text]) > 1 or text not in CONSTANTS]
@@ -152,23 +203,43 @@ def sweep() -> None:
 
 
 SEEDS = {
-    **dict.fromkeys(("countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "n_queens", "spiral_matrix"), 3),
+    **dict.fromkeys(
+        (
+            "countdown",
+            "puzzle24",
+            "polynomial_multiplication",
+            "simple_integration",
+            "n_queens",
+            "spiral_matrix",
+        ),
+        3,
+    ),
     "gsm_symbolic": 8,  # 735, which no piece of the generated completions holds
 }
 
 
 def problems() -> dict[str, tuple[str, Problem]]:
     """What is graded: a verifier's name and a problem whose answer no completion gives."""
-    families = {name: load_problems(f"reasoning-gym:{name}?size=1&seed={seed}")[0] for name, seed in SEEDS.items()}
+    families = {
+        name: load_problems(f"reasoning-gym:{name}?size=1&seed={seed}")[0] for name, seed in SEEDS.items()
+    }
     made = {f"reasoning-gym:{name}": ("reasoning-gym", problem) for name, problem in families.items()}
     general = {name: (name, Problem("0", "?", ANSWER)) for name in ("math", "exact", "normalised", "task")}
-    return {**general, "math, an expression": ("math", Problem("0", "?", r"\frac{x^3 - 7391}{4682 y}")), **made}
+    return {
+        **general,
+        "math, an expression": ("math", Problem("0", "?", r"\frac{x^3 - 7391}{4682 y}")),
+        **made,
+    }
 
 
 def peak_mib(pool: VerifierPool) -> float:
     """The most memory any of its workers has had, in MiB."""
     worker = pool._workers[0]
-    found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{worker._process.pid}/status").read_text()) if worker else None
+    found = (
+        re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{worker._process.pid}/status").read_text())
+        if worker
+        else None
+    )
     return int(found[1]) / 1024 if found else 0.0
 
 
@@ -196,7 +267,9 @@ def grade_all(name: str, problem: Problem, completions: list[str], timeout: floa
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--fuzz", type=int, default=0, help="generated completions, shared out among the verifiers")
+    parser.add_argument(
+        "--fuzz", type=int, default=0, help="generated completions, shared out among the verifiers"
+    )
     parser.add_argument("--timeout", type=float, default=1.0)
     parser.add_argument("--only", default="")
     options = parser.parse_args()

@@ -42,7 +42,9 @@ def kill_once(process: subprocess.Popen[str], run: Path, rng: random.Random, lif
     return "it wrote a checkpoint" if writing else "it did anything else"
 
 
-def killed_and_resumed(directory: Path, kills: int, steps: int, life: float = 12.0, seed: int = 0) -> tuple[Counter[str], bool]:
+def killed_and_resumed(
+    directory: Path, kills: int, steps: int, life: float = 12.0, seed: int = 0
+) -> tuple[Counter[str], bool]:
     """When the kills came, and whether the run left behind what an undisturbed one does, to the bit."""
     rng = random.Random(seed)
     train = {"steps": steps, "checkpoint_every": 1, "keep_last": 2}
@@ -55,7 +57,9 @@ def killed_and_resumed(directory: Path, kills: int, steps: int, life: float = 12
         moment = kill_once(process, run, rng, life)
         if moment == "ended":
             code, said = finished(process)
-            raise SystemExit(f"the run ended with code {code} before it was killed {kills} times; give it more --steps\n{said}")
+            raise SystemExit(
+                f"the run ended with code {code} before it was killed {kills} times; give it more --steps\n{said}"
+            )
         moments[moment] += 1
     code, said = finished(start("train", file, "--output", run, "--resume"), 3600)
     assert code == 0, said
@@ -66,7 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--life", type=float, default=12.0, help="seconds, at most, from a start to a kill at a random moment")
+    parser.add_argument(
+        "--life", type=float, default=12.0, help="seconds, at most, from a start to a kill at a random moment"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

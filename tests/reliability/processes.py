@@ -22,9 +22,18 @@ PROMISED = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl")
 
 def job(directory: Path, **changes: Any) -> Path:
     """A configuration file for a run of seconds that checkpoints every step."""
-    train = {"steps": 8, "checkpoint_every": 1, "samples_every": 2, "schedule": "cosine", "updates_per_step": 2, **changes.pop("train", {})}
+    train = {
+        "steps": 8,
+        "checkpoint_every": 1,
+        "samples_every": 2,
+        "schedule": "cosine",
+        "updates_per_step": 2,
+        **changes.pop("train", {}),
+    }
     evaluation = {"sets": {"easy": f"{EASY}&split=test&n=8"}, "every": 3}
-    settings = config(method={"name": "luffy"}, train=train, eval=evaluation, data={"train": f"{HARD}&n=64"}, **changes)
+    settings = config(
+        method={"name": "luffy"}, train=train, eval=evaluation, data={"train": f"{HARD}&n=64"}, **changes
+    )
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "job.toml"
     file.write_text(tomli_w.dumps(settings.model_dump(exclude_none=True, exclude_defaults=True)))
@@ -62,4 +71,6 @@ def left_behind(directory: Path) -> dict[str, str]:
     files = [directory / name for name in PROMISED] + sorted((directory / "model").glob("*.safetensors"))
     summary = json.loads((directory / "summary.json").read_text())
     del summary["seconds"]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files} | {"summary": json.dumps(summary)}
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files} | {
+        "summary": json.dumps(summary)
+    }

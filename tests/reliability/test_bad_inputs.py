@@ -27,26 +27,62 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("train", "latin.toml"), "latin.toml cannot be read"),
     (("train", "broken.toml"), "broken.toml is not TOML"),
     ((*RUN, "--set", "train.steps"), "--set takes section.key=value, not 'train.steps'"),
-    ((*RUN, "--set", r'verifier.extract="#### (\d+)"'), '--set verifier.extract: the value begins with " and is not TOML'),
-    ((*RUN, "--set", "verifier.extract='#### (.+)"), "--set verifier.extract: the value begins with ' and is not TOML"),
-    ((*RUN, "--set", r"data.prompt_template={prompt}\n"), "--set data.prompt_template: the value begins with { and is not TOML"),
-    ((*RUN, "--set", "data.train=[a.jsonl, b.jsonl]"), "--set data.train: the value begins with [ and is not TOML"),
-    ((*COMPARE, "--set", "compare.runs={A={method={name=sort}}}"), "--set compare.runs: the value begins with { and is not TOML"),
-    ((*RUN, "--set", "data.train=task:house-rules?level='hard'"), "the option 'level' has the value 'hard'; write it without quotes"),
+    (
+        (*RUN, "--set", r'verifier.extract="#### (\d+)"'),
+        '--set verifier.extract: the value begins with " and is not TOML',
+    ),
+    (
+        (*RUN, "--set", "verifier.extract='#### (.+)"),
+        "--set verifier.extract: the value begins with ' and is not TOML",
+    ),
+    (
+        (*RUN, "--set", r"data.prompt_template={prompt}\n"),
+        "--set data.prompt_template: the value begins with { and is not TOML",
+    ),
+    (
+        (*RUN, "--set", "data.train=[a.jsonl, b.jsonl]"),
+        "--set data.train: the value begins with [ and is not TOML",
+    ),
+    (
+        (*COMPARE, "--set", "compare.runs={A={method={name=sort}}}"),
+        "--set compare.runs: the value begins with { and is not TOML",
+    ),
+    (
+        (*RUN, "--set", "data.train=task:house-rules?level='hard'"),
+        "the option 'level' has the value 'hard'; write it without quotes",
+    ),
     (("check", "data.jsonl", "--column", "prompt='prompt'"), "the column map names the column ''prompt''"),
     ((*RUN, "--set", "train.stepz=1"), "there is no setting train.stepz; did you mean 'steps'?"),
     ((*RUN[:-1], "a file"), "a file is a file; choose another --output"),
     ((*RUN[:-1], "another run", "--resume"), "another run holds a run of another configuration"),
     ((*RUN[:-1], "another run"), "another run already holds a run; continue it with --resume"),
     ((*RUN[:-1], "folder"), "folder has no metrics.jsonl and holds something else; choose another --output"),
-    ((*RUN[:-1], "a comparison"), "a comparison holds a comparison, into which no run can be written; choose another --output"),
-    ((*RUN[:-1], "a measurement"), "a measurement holds a measurement, into which no run can be written; choose another --output"),
-    ((*COMPARE[:-1], "another run", "--methods", "grpo"), "another run holds a run, into which no comparison can be written; choose"),
-    ((*COMPARE[:-1], "a measurement", "--methods", "grpo"), "a measurement holds a measurement, into which no comparison can be written"),
-    ((*COMPARE[:-1], "a comparison", "--methods", "grpo"), "grpo/seed-0 holds a run of another configuration"),
-    ((*COMPARE[:-1], "a comparison", "--methods", "grpo,grop"), "there is no method 'grop'; did you mean 'grpo'?"),
+    (
+        (*RUN[:-1], "a comparison"),
+        "a comparison holds a comparison, into which no run can be written; choose another --output",
+    ),
+    (
+        (*RUN[:-1], "a measurement"),
+        "a measurement holds a measurement, into which no run can be written; choose another --output",
+    ),
+    (
+        (*COMPARE[:-1], "another run", "--methods", "grpo"),
+        "another run holds a run, into which no comparison can be written; choose",
+    ),
+    (
+        (*COMPARE[:-1], "a measurement", "--methods", "grpo"),
+        "a measurement holds a measurement, into which no comparison can be written",
+    ),
+    (
+        (*COMPARE[:-1], "a comparison", "--methods", "grpo"),
+        "grpo/seed-0 holds a run of another configuration",
+    ),
+    (
+        (*COMPARE[:-1], "a comparison", "--methods", "grpo,grop"),
+        "there is no method 'grop'; did you mean 'grpo'?",
+    ),
     (("train", "deep.toml"), "deep.toml is nested too deeply to be read"),
-    (("train", "run.toml", "--output", "/proc/nowhere"), "/proc/nowhere cannot be made"),
+    (("train", "run.toml", "--output", "/proc/nowhere"), "/proc/nowhere cannot be created"),
     (("compare", "run.toml", "--methods", "grpo", "--output", "/proc/nowhere"), "/proc/nowhere"),
     (("plan", "data.jsonl", "--output", "/proc/nowhere.jsonl"), "/proc/nowhere.jsonl"),
     (("check", "x" * 5000), "cannot be read or written (File name too long)"),
@@ -54,7 +90,10 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*COMPARE, "--methods", "grpo", "--runs", "A"), "give one of them"),
     ((*COMPARE, "--runs", "A"), "[compare.runs] has no 'A'"),
     (COMPARE, "has no [compare.runs]"),
-    ((*COMPARE, "--set", "compare.runs={A={train={stepz=1}}}"), "compare.runs.A: there is no setting train.stepz"),
+    (
+        (*COMPARE, "--set", "compare.runs={A={train={stepz=1}}}"),
+        "compare.runs.A: there is no setting train.stepz",
+    ),
     ((*COMPARE, "--methods", "grpo", "--set", "compare.seeds=[1, 1]"), "two runs would be written into"),
     (("methods", "sorrt"), "there is no method 'sorrt'; did you mean 'sort'?"),
     (("model", "fetch", "smollm3", "--output", "out"), "there is no model 'smollm3'"),
@@ -69,40 +108,79 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*EVAL, "--output", "folder"), "folder holds something else; choose another --output"),
     ((*EVAL, "--output", "another run"), "another run holds a run; choose another --output"),
     (("eval", "another rum"), "there is no directory another rum; did you mean another run?"),
-    (("eval", "runs/nope"), "there is no directory runs/nope; there is no directory runs either, so check the path"),
+    (
+        ("eval", "runs/nope"),
+        "there is no directory runs/nope; there is no directory runs either, so check the path",
+    ),
     (("eval", "nowhere/model", "data.jsonl", "--output", "out"), "model.path: nowhere/model"),
     (("probe", MODEL, "nowhere.jsonl", "--output", "out"), "nowhere.jsonl: there is no such file"),
     (("judge", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
     # Settings
     ((*RUN, "--set", "train.steps=0"), "train.steps: input should be greater than or equal to 1, not 0"),
     ((*RUN, "--set", "train.learning_rate=inf"), "train.learning_rate: input should be a finite number"),
-    ((*RUN, "--set", "train.learning_rate=1e38"), "train.learning_rate: input should be less than or equal to 10"),
-    ((*RUN, "--set", "verifier.timeout=1e300"), "verifier.timeout: input should be less than or equal to 86400"),
-    ((*RUN, "--set", "verifier.memory_gib=0.0001"), "verifier.memory_gib: input should be greater than or equal to 0.05"),
+    (
+        (*RUN, "--set", "train.learning_rate=1e38"),
+        "train.learning_rate: input should be less than or equal to 10",
+    ),
+    (
+        (*RUN, "--set", "verifier.timeout=1e300"),
+        "verifier.timeout: input should be less than or equal to 86400",
+    ),
+    (
+        (*RUN, "--set", "verifier.memory_gib=0.0001"),
+        "verifier.memory_gib: input should be greater than or equal to 0.05",
+    ),
     ((*RUN, "--set", "train.betas=" + "[" * 5000), "train.betas: "),
-    ((*RUN, "--set", "method.name=leaves.py:Mine"), "method.name: leaves.py cannot be imported: SystemExit: 3"),
+    (
+        (*RUN, "--set", "method.name=leaves.py:Mine"),
+        "method.name: leaves.py cannot be imported: SystemExit: 3",
+    ),
     ((*RUN, "--set", "train.betas=[0.9]"), "train.betas: list should have at least 2 items"),
     ((*RUN, "--set", "rollout.group_size=0"), "rollout.group_size: "),
-    ((*RUN, "--set", "rollout.group_size=1"), "rollout.group_size is 1, and grpo compares the members of a group with each other"),
-    ((*COMPARE, "--methods", "sft,sort", "--set", "rollout.group_size=1"), "compare.runs.sort: rollout.group_size is 1, and sort compares"),
-    ((*RUN, "--set", "model.dtype=float16"), "model.dtype: input should be 'float32' or 'bfloat16', not 'float16'"),
+    (
+        (*RUN, "--set", "rollout.group_size=1"),
+        "rollout.group_size is 1, and grpo compares the members of a group with each other",
+    ),
+    (
+        (*COMPARE, "--methods", "sft,sort", "--set", "rollout.group_size=1"),
+        "compare.runs.sort: rollout.group_size is 1, and sort compares",
+    ),
+    (
+        (*RUN, "--set", "model.dtype=float16"),
+        "model.dtype: input should be 'float32' or 'bfloat16', not 'float16'",
+    ),
     ((*RUN, "--set", "model.attention=fancy"), "fancy"),
     ((*RUN, "--set", "lora={rank=0}"), "lora.rank: "),
     ((*RUN, "--set", "lora={targets=['nothing']}"), "lora.targets"),
-    ((*RUN, "--set", "sampler.name=tgi"), "sampler.name: input should be 'transformers' or 'vllm', not 'tgi'"),
+    (
+        (*RUN, "--set", "sampler.name=tgi"),
+        "sampler.name: input should be 'transformers' or 'vllm', not 'tgi'",
+    ),
     ((*RUN, "--set", "method.name=sort", "--set", "method.alpha=2.0"), "method.alpha"),
     ((*RUN, "--set", "method.name=nowhere.py:Mine"), "method.name: nowhere.py cannot be imported"),
     ((*RUN, "--set", "method.name=mine.py:Mine"), "method.name: mine.py has no 'Mine'"),
-    ((*RUN, "--set", "method.name=raises.py:Mine"), "method.name: raises.py cannot be imported: ZeroDivisionError"),
+    (
+        (*RUN, "--set", "method.name=raises.py:Mine"),
+        "method.name: raises.py cannot be imported: ZeroDivisionError",
+    ),
     ((*RUN, "--set", "verifier.name=mine.py:VALUE"), "verifier.name: mine.py:VALUE is not a function"),
     ((*RUN, "--set", "verifier.extract=("), "is not a regular expression"),
     ((*RUN, "--set", "verifier.timeout=0"), "verifier.timeout: "),
     ((*RUN, "--set", "method={name='scope', judge='llm'}"), "needs a section [endpoint]"),
     ((*RUN, "--set", "method={name='scope', judge='prm'}"), "experts.prm"),
     ((*RUN, "--set", f"{ENDPOINT}, max_cost=1.0}}"), "max_cost needs input_price and output_price"),
-    ((*RUN, "--set", "endpoint={base_url='https://me:hunter2@host/v1', model='m'}"), "base_url holds a name, a password or parameters"),
-    ((*RUN, "--set", f"{ENDPOINT}, api_key='sk-hunter2'}}"), "there is no setting endpoint.api_key; did you mean 'api_key_env'?"),
-    ((*RUN, "--set", f"{ENDPOINT}, api_key_env='sk-hunter2'}}"), "api_key_env is not the name of an environment variable"),
+    (
+        (*RUN, "--set", "endpoint={base_url='https://me:hunter2@host/v1', model='m'}"),
+        "base_url holds a name, a password or parameters",
+    ),
+    (
+        (*RUN, "--set", f"{ENDPOINT}, api_key='sk-hunter2'}}"),
+        "there is no setting endpoint.api_key; did you mean 'api_key_env'?",
+    ),
+    (
+        (*RUN, "--set", f"{ENDPOINT}, api_key_env='sk-hunter2'}}"),
+        "api_key_env is not the name of an environment variable",
+    ),
     # Models
     ((*RUN, "--set", "model.path=empty model"), "it has no config.json"),
     ((*RUN, "--set", "model.path=half a model"), "model.path: half a model"),
@@ -113,23 +191,38 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*RUN, "--set", "data.train=nothing.jsonl"), "nothing.jsonl: it is empty"),
     ((*RUN, "--set", "data.train=broken.jsonl"), "broken.jsonl, line 2: it is not JSON"),
     ((*RUN, "--set", "data.train=mixed.jsonl"), "mixed.jsonl, line 3, field answer: its text holds no"),
-    ((*RUN, "--set", "data.train=quiz.jsonl"), "quiz.jsonl, line 1, field answer: it is no number of a choice, counted from 0"),
-    (("check", "proofs.jsonl"), "proofs.jsonl, line 1, field answer: it says that there is no answer to compare with"),
+    (
+        (*RUN, "--set", "data.train=quiz.jsonl"),
+        "quiz.jsonl, line 1, field answer: no choice has this number, counting from 0",
+    ),
+    (
+        ("check", "proofs.jsonl"),
+        "proofs.jsonl, line 1, field answer: it says that there is no answer to compare with",
+    ),
     ((*RUN, "--set", "data.train=latin.jsonl"), "latin.jsonl, line 1: it is not UTF-8"),
     ((*RUN, "--set", "data.train=number.jsonl"), "number.jsonl, line 1, field prompt: "),
-    ((*RUN, "--set", "data.train=twice.jsonl"), "twice.jsonl, line 2, field id: another row has the same one"),
+    ((*RUN, "--set", "data.train=twice.jsonl"), "twice.jsonl, line 2, field id: another row has the same id"),
     ((*RUN, "--set", "data.train=unknown.jsonl"), "unknown.jsonl"),
     ((*RUN, "--set", "data.train=text.parquet"), "text.parquet: it cannot be read as parquet"),
-    ((*RUN, "--set", "data.train=data.csv"), "files ending in '.csv' are not read"),
+    ((*RUN, "--set", "data.train=data.csv"), "'.csv' files are not supported"),
     ((*RUN, "--set", "data.train=folder"), "folder: this directory holds no .jsonl, .json, .parquet file"),
     ((*RUN, "--set", "data.train=long.jsonl"), "long.jsonl, line 1, field prompt: "),
     ((*RUN, "--set", "data.train=chat.jsonl"), "chat.jsonl, line 1, field prompt: it is chat messages"),
     ((*RUN, "--set", "data.train=task:house-rulez"), "there is no task 'house-rulez'"),
-    ((*RUN, "--set", "data.train=task:house-rules?level=medium"), "level is 'medium'; it must be one of easy, hard"),
-    ((*RUN, "--set", "data.train=reasoning-gym:countdwn"), "reasoning-gym has no family 'countdwn'; did you mean one of countdown"),
+    (
+        (*RUN, "--set", "data.train=task:house-rules?level=medium"),
+        "level is 'medium'; it must be one of easy, hard",
+    ),
+    (
+        (*RUN, "--set", "data.train=reasoning-gym:countdwn"),
+        "reasoning-gym has no family 'countdwn'; did you mean one of countdown",
+    ),
     ((*RUN, "--set", "data.train=[]"), "data.train: "),
     *(
-        ((*RUN, "--set", "data.train=bare.jsonl", "--set", f"method={method}"), "learns from references, and no training problem has one")
+        (
+            (*RUN, "--set", "data.train=bare.jsonl", "--set", f"method={method}"),
+            "learns from references, and no training problem has one",
+        )
         for method in ("{name='luffy'}", "{name='sort'}", "{name='grpo+sft'}", "{name='scope'}")
     ),
     ((*RUN, "--set", "eval.sets={held='broken.jsonl'}"), "broken.jsonl, line 2"),
@@ -162,37 +255,62 @@ def lay_out(here: Path) -> None:
         (here / name).write_bytes("# é\n".encode("latin-1"))
     jsonl(here / "bare.jsonl", [{"prompt": "1 + 1 =", "answer": "2"}])
     jsonl(here / "number.jsonl", [{"prompt": 3, "answer": "1"}])
-    jsonl(here / "twice.jsonl", [{"id": "a", "prompt": "1", "answer": "1"}, {"id": "a", "prompt": "2", "answer": "2"}])
-    jsonl(here / "mixed.jsonl", [{"question": "?", "answer": answer} for answer in ("so\n#### 1", "so\n#### 2", "3")])
+    jsonl(
+        here / "twice.jsonl",
+        [{"id": "a", "prompt": "1", "answer": "1"}, {"id": "a", "prompt": "2", "answer": "2"}],
+    )
+    jsonl(
+        here / "mixed.jsonl",
+        [{"question": "?", "answer": answer} for answer in ("so\n#### 1", "so\n#### 2", "3")],
+    )
     jsonl(here / "quiz.jsonl", [{"question": "?", "choices": ["yes", "no"], "answer": 2}])
     jsonl(here / "proofs.jsonl", [{"problem": "?", "solution": "!", "answer": "proof"}])
     jsonl(here / "unknown.jsonl", [{"frage": "?", "antwort": "!"}])
     jsonl(here / "long.jsonl", [{"prompt": "1 + " * 200 + "1 =", "answer": "201"}])
     jsonl(here / "chat.jsonl", [{"prompt": [{"role": "user", "content": "1 + 1 ="}], "answer": "2"}])
-    shutil.copytree(locate(MODEL), here / "pickled model", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        locate(MODEL),
+        here / "pickled model",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.safetensors"),
+    )
     (here / "pickled model/pytorch_model.bin").write_bytes(b"\x80\x04.")
     (here / "a comparison/grpo/seed-0").mkdir(parents=True)
     (here / "a comparison/grpo/seed-0/metrics.jsonl").write_text('{"step": 0}\n')
-    (here / "a comparison/grpo/seed-0/config.toml").write_text((here / "run.toml").read_text() + "\n[method]\nname = 'sort'\n")
+    (here / "a comparison/grpo/seed-0/config.toml").write_text(
+        (here / "run.toml").read_text() + "\n[method]\nname = 'sort'\n"
+    )
     (here / "a measurement").mkdir()
     (here / "a measurement/settings.json").write_text("{}\n")
     (here / "another run/metrics.jsonl").write_text('{"step": 0}\n')
-    (here / "another run/config.toml").write_text((here / "run.toml").read_text() + "\n[method]\nname = 'sort'\n")
+    (here / "another run/config.toml").write_text(
+        (here / "run.toml").read_text() + "\n[method]\nname = 'sort'\n"
+    )
 
 
 def there(here: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(here)): path.read_bytes() if path.is_file() else b"" for path in here.rglob("*")}
+    return {
+        str(path.relative_to(here)): path.read_bytes() if path.is_file() else b"" for path in here.rglob("*")
+    }
 
 
 def test_there_are_enough_of_them() -> None:
     assert len(CASES) == len(set(CASES)) >= 60
 
 
-@pytest.mark.parametrize(("arguments", "words"), CASES, ids=[" ".join(arguments)[-60:] for arguments, _ in CASES])
+@pytest.mark.parametrize(
+    ("arguments", "words"), CASES, ids=[" ".join(arguments)[-60:] for arguments, _ in CASES]
+)
 def test_bad_input_is_one_sentence_and_changes_nothing(
-    arguments: tuple[str, ...], words: str, handrail: Handrail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    words: str,
+    handrail: Handrail,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the user's modules: Python's own writing is none of ours
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # of the user's modules: Python's own writing is none of ours
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     lay_out(tmp_path)
     before = there(tmp_path)

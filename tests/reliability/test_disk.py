@@ -29,7 +29,9 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
     def mounted(options: str) -> Path:
         there.mkdir(exist_ok=True)
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", there], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", there], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
         return there
@@ -43,7 +45,9 @@ def words(said: str) -> str:
     return " ".join(said.split())
 
 
-def test_a_full_disk_stops_the_run_with_its_checkpoints_whole(mount: Mount, tmp_path: Path, whole: dict[str, str]) -> None:
+def test_a_full_disk_stops_the_run_with_its_checkpoints_whole(
+    mount: Mount, tmp_path: Path, whole: dict[str, str]
+) -> None:
     file, run = job(tmp_path), mount("size=30m") / "run"
     command = ("train", file, "--output", run, "--set", "train.keep_last=100")
     code, said = finished(start(*command))
@@ -60,13 +64,15 @@ def test_a_full_disk_stops_the_run_with_its_checkpoints_whole(mount: Mount, tmp_
 
 def test_a_disk_that_is_full_of_lines_stops_the_run_too(mount: Mount, tmp_path: Path) -> None:
     run = mount("size=200k") / "run"
-    with pytest.raises(Paused, match="no room left in .*what was checkpointed is whole: make room, then go on with --resume"):
+    with pytest.raises(
+        Paused, match="no room left in .*what was checkpointed is whole: make room, then go on with --resume"
+    ):
         train(settings(tmp_path, "train.checkpoint_every=0", "train.samples_every=1"), run)
 
 
 def test_a_read_only_disk_is_one_sentence(mount: Mount, tmp_path: Path) -> None:
     disk = mount("size=10m,ro")
-    with pytest.raises(UserError, match="cannot be (made|written) .*choose another --output"):
+    with pytest.raises(UserError, match="cannot be (created|written) .*choose another --output"):
         train(settings(tmp_path), disk / "run")
 
 
@@ -80,7 +86,9 @@ time.time = lambda: real() + next(jumps)
 def test_a_jumping_clock_changes_nothing(tmp_path: Path, whole: dict[str, str]) -> None:
     file = job(tmp_path)
     (tmp_path / "sitecustomize.py").write_text(JUMPING)
-    code, said = finished(start("train", file, "--output", tmp_path / "run", environment={"PYTHONPATH": str(tmp_path)}))
+    code, said = finished(
+        start("train", file, "--output", tmp_path / "run", environment={"PYTHONPATH": str(tmp_path)})
+    )
     assert code == 0, said
     assert left_behind(tmp_path / "run") == whole
     assert "-" not in (tmp_path / "run/timings.jsonl").read_text().replace("e-", "")  # no negative seconds
@@ -111,7 +119,11 @@ def stopped(tmp_path: Path) -> Path:
 
     with pytest.raises(Paused):
         train(settings(tmp_path, "train.keep_last=3"), tmp_path / "run", progress=stop)
-    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["step-000002", "step-000003", "step-000004"]
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == [
+        "step-000002",
+        "step-000003",
+        "step-000004",
+    ]
     return tmp_path / "run"
 
 
@@ -130,7 +142,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return left_behind(directory / "run")
 
 
-def test_a_damaged_checkpoint_is_named_and_skipped(stopped: Path, undisturbed: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_named_and_skipped(
+    stopped: Path, undisturbed: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     fourth, third = stopped / "checkpoints/step-000004", stopped / "checkpoints/step-000003"
     flip(fourth / "optimizer.safetensors")
     (third / "state.json").unlink()
@@ -138,7 +152,10 @@ def test_a_damaged_checkpoint_is_named_and_skipped(stopped: Path, undisturbed: d
     train(settings(stopped.parent, "train.keep_last=3"), stopped, resume=True)
     (record,) = [record.getMessage() for record in caplog.records if record.name == "handrail"]
     assert f"{fourth} cannot be used: optimizer.safetensors differs from its checksum" in record
-    assert f"{third} cannot be used: state.json is missing; going on from {stopped / 'checkpoints/step-000002'}" in record
+    assert (
+        f"{third} cannot be used: state.json is missing; going on from {stopped / 'checkpoints/step-000002'}"
+        in record
+    )
     assert left_behind(stopped) == undisturbed
 
 
@@ -166,7 +183,10 @@ def test_what_is_checkpointed_after_a_damaged_one_is_kept(stopped: Path, undistu
 @pytest.mark.parametrize(
     ("gone", "words"),
     [
-        ("checkpoints", "has no checkpoint of the 4 steps there were; restore one, or begin anew with another --output"),
+        (
+            "checkpoints",
+            "has no checkpoint of the 4 steps there were; restore one, or begin anew with another --output",
+        ),
         ("metrics.jsonl", "has no metrics.jsonl and holds something else; choose another --output"),
         ("config.toml", "there is no configuration file"),
     ],
@@ -183,7 +203,10 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(stopped: Path)
     for path in checkpoints(stopped / "checkpoints"):
         (path / "checksums.json").write_text("{")
     before = steps(stopped)
-    with pytest.raises(UserError, match="checksums.json cannot be read .*restore one from a copy, or begin anew with another --output"):
+    with pytest.raises(
+        UserError,
+        match="checksums.json cannot be read .*restore one from a copy, or begin anew with another --output",
+    ):
         train(settings(stopped.parent), stopped, resume=True)
     assert steps(stopped) == before
 
@@ -200,7 +223,8 @@ def test_a_damaged_line_in_the_middle_is_named(stopped: Path) -> None:
     rows = file.read_text().splitlines(keepends=True)
     file.write_text("".join([*rows[:2], '{"step": 2, "rew\n', *rows[3:]]))
     with pytest.raises(
-        UserError, match=r"metrics.jsonl, line 3: it is damaged; restore it from a copy, or delete it to do without that step"
+        UserError,
+        match=r"metrics.jsonl, line 3: it is damaged; restore it from a copy, or delete it to do without that step",
     ):
         train(settings(stopped.parent), stopped, resume=True)
     file.write_text("".join([*rows[:2], *rows[3:]]))
@@ -209,4 +233,8 @@ def test_a_damaged_line_in_the_middle_is_named(stopped: Path) -> None:
 
 def test_keep_every_keeps_more_than_the_newest(tmp_path: Path) -> None:
     train(settings(tmp_path, "train.keep_last=1", "train.keep_every=3"), tmp_path / "run")
-    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["step-000003", "step-000006", "step-000008"]
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == [
+        "step-000003",
+        "step-000006",
+        "step-000008",
+    ]

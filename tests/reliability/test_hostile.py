@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from handrail import train
 from handrail.eval.report.page import write_report
 from handrail.methods.base import Method
-from handrail.methods.context import Tools
+from handrail.methods.context import Context
 from handrail.methods.grpo import Grpo
-from handrail.types import Group, Problem
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Group
 from handrail.verifiers.builtin import resolve
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
@@ -32,7 +34,10 @@ def test_no_hostile_completion_hangs_crashes_or_earns(label: str) -> None:
     assert "paid 0" in said and "crash" not in said, said
 
 
-@pytest.mark.parametrize("family", ["complex_arithmetic", "gsm_symbolic", "game_of_life_halting", "coin_flip", "countdown", "n_queens"])
+@pytest.mark.parametrize(
+    "family",
+    ["complex_arithmetic", "gsm_symbolic", "game_of_life_halting", "coin_flip", "countdown", "n_queens"],
+)
 def test_no_constant_is_a_right_answer_to_different_problems(family: str) -> None:
     with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
         assert overpaid(family, pool) == []
@@ -66,7 +71,11 @@ HACKS = {
 }
 PAID = {
     "math": {"the answer", "another answer behind the box"},
-    "normalised": {"the answer", "several boxed answers, the last one right", "another answer behind the box"},
+    "normalised": {
+        "the answer",
+        "several boxed answers, the last one right",
+        "another answer behind the box",
+    },
     "exact": {"the answer"},
 }
 """The last box is the answer, so guessing many times is guessing once."""
@@ -84,16 +93,20 @@ class Hostile(Grpo):
 
     name = "hostile"
 
-    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
-        texts = iter([*corpus()[:: len(corpus()) // 16]] * len(problems))
-        groups = super().rollout(problems, tools)
-        return [replace(group, trajectories=[replace(member, text=next(texts)) for member in group.trajectories]) for group in groups]
+    texts = cycle(corpus()[:: len(corpus()) // 16])
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        return await super().reward(group.map(lambda member: replace(member, text=next(self.texts))), ctx)
 
 
 def test_a_run_on_hostile_completions_ends_and_can_be_looked_at(tmp_path: Path) -> None:
-    method: type[Method] = Hostile
+    method: type[Method[Any]] = Hostile
     verifier = {"name": "math", "timeout": 1.0}
-    settings = config(verifier=verifier, rollout={"max_tokens": 48, "group_size": 8, "require_end": False}, train={"problems_per_step": 2})
+    settings = config(
+        verifier=verifier,
+        rollout={"max_tokens": 48, "group_size": 8, "require_end": False},
+        train={"problems_per_step": 2},
+    )
     summary = train(settings, tmp_path / "run", method=method)
     assert summary["steps"] == 2 and summary["guided"] == 0
     page = write_report(tmp_path / "run", tmp_path / "report.html").read_text()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,7 @@ from handrail import train
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import locked
 from handrail._util.interrupts import Interrupts
-from handrail.methods.context import Tools
-from handrail.methods.grpo import Grpo
-from handrail.models.trainable import LearningPolicy
 from handrail.training.config import EvalConfig, load_config
-from handrail.types import Group, Problem
 from tests.conftest import config
 from tests.reliability.kills import killed_and_resumed
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
@@ -40,14 +36,19 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_to_the_bit(
     code, said = finished(process)
     done = steps(run) - 1
     assert code == 75 and f"stopped by {number.name}; step {done} is checkpointed" in " ".join(said.split())
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{done:06d}"] and "Traceback" not in said
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [
+        f"step-{done:06d}"
+    ] and "Traceback" not in said
     code, said = finished(start(*command, "--resume"))
     assert code == 0, said
     assert left_behind(run) == whole
 
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
-    file, run = job(tmp_path, train={"steps": 1000}, rollout={"max_tokens": 48, "batch_size": 1}), tmp_path / "run"
+    file, run = (
+        job(tmp_path, train={"steps": 1000}, rollout={"max_tokens": 48, "batch_size": 1}),
+        tmp_path / "run",
+    )
     process = start("train", file, "--output", run)
     wait_for(lambda: steps(run) >= 2)
     os.killpg(process.pid, signal.SIGSTOP)  # so that both are delivered before it can grant the first
@@ -59,31 +60,22 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     assert -code in (signal.SIGINT, signal.SIGTERM) and "Traceback" not in said
 
 
-class Asked(Grpo):
-    """Is asked to stop while its third token is drawn."""
+def test_a_stop_is_granted_between_two_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is asked to stop while its third token is sampled."""
+    polls, check = count(1), Interrupts.check
+    asked = []
 
-    name = "asked"
-    polls = 0
+    def counted(self: Interrupts) -> None:
+        asked.append(next(polls))
+        if asked[-1] == 3:
+            Interrupts.ask("a test")
+        check(self)
 
-    def rollout(self, problems: Sequence[Problem], tools: Tools) -> list[Group]:
-        assert isinstance(tools.policy, LearningPolicy)
-        poll = tools.policy.poll
-
-        def counted() -> None:
-            Asked.polls += 1
-            if Asked.polls == 3:
-                Interrupts.ask("a test")
-            poll()
-
-        tools.policy.poll = counted
-        return super().rollout(problems, tools)
-
-
-def test_a_stop_is_granted_between_two_tokens(tmp_path: Path) -> None:
+    monkeypatch.setattr(Interrupts, "check", counted)
     config = load_config(job(tmp_path)).model_copy(update={"eval": EvalConfig()})
     with pytest.raises(Paused, match="stopped by a test; step 0 is checkpointed"):
-        train(config, tmp_path / "run", method=Asked)
-    assert Asked.polls == 3 and steps(tmp_path / "run") == 1
+        train(config, tmp_path / "run")
+    assert asked == [1, 2, 3] and steps(tmp_path / "run") == 1
 
 
 SLOW = """
@@ -103,10 +95,14 @@ def ask_when(file: Path) -> None:
 def test_a_stop_is_granted_while_a_verdict_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     begun = tmp_path / "begun"
-    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "1 + 1 =", "answer": "2", "begun": str(begun)}) + "\n")
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps({"prompt": "1 + 1 =", "answer": "2", "begun": str(begun)}) + "\n"
+    )
     verifier = {"name": f"{tmp_path / 'slow.py'}:slow", "timeout": 60}
     settings = config(
-        data={"train": str(tmp_path / "data.jsonl")}, verifier=verifier, train={"problems_per_step": 1, "checkpoint_every": 1}
+        data={"train": str(tmp_path / "data.jsonl")},
+        verifier=verifier,
+        train={"problems_per_step": 1, "checkpoint_every": 1},
     )
     asking = threading.Thread(target=ask_when, args=[begun])
     asking.start()
@@ -138,11 +134,19 @@ def test_two_runs_never_write_one_directory(tmp_path: Path) -> None:
     wait_for(lambda: steps(run) >= 2)
     code, said = finished(start("train", file, "--output", run, "--resume"))
     first.kill()
-    assert code == 2 and f"another process is writing {run}; wait for it, or choose another --output" in " ".join(said.split())
+    assert (
+        code == 2
+        and f"another process is writing {run}; wait for it, or choose another --output"
+        in " ".join(said.split())
+    )
     first.wait()
     with locked(run):  # the kernel has let go of it
         pass
-    with locked(tmp_path / "other"), pytest.raises(UserError, match="another process"), locked(tmp_path / "other"):
+    with (
+        locked(tmp_path / "other"),
+        pytest.raises(UserError, match="another process"),
+        locked(tmp_path / "other"),
+    ):
         raise AssertionError("the block was entered")
 
 
@@ -150,18 +154,22 @@ COMPARED = ("--methods", "grpo,luffy", "--workers", "2")
 
 
 def workers(parent: int) -> list[int]:
-    said = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True).stdout
+    said = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
+    ).stdout
     return [int(line.split()[0]) for line in said.splitlines() if "spawn_main" in line]
 
 
-def test_a_stopped_comparison_stops_its_runs_with_checkpoints_and_goes_on(tmp_path: Path, whole: dict[str, str]) -> None:
+def test_a_stopped_comparison_stops_its_runs_with_checkpoints_and_goes_on(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
     file, out = job(tmp_path), tmp_path / "out"
     command = ("compare", file, "--output", out, *COMPARED, "--set", "train.checkpoint_every=0")
     process = start(*command)
     wait_for(lambda: any(steps(path) >= 1 for path in out.glob("*/*")))
     os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole family
     code, said = finished(process)
-    assert code == 75 and "the same command goes on with it" in said and "Traceback" not in said
+    assert code == 75 and "run the same command again to continue" in said and "Traceback" not in said
     begun = {path.parent.name: steps(path) for path in out.glob("*/*/checkpoints")}
     assert begun and not list(out.glob("*/*/summary.json"))
     code, said = finished(start(*command))
@@ -185,7 +193,7 @@ def test_a_killed_worker_is_a_sentence(tmp_path: Path) -> None:
     wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 2)
     os.kill(workers(process.pid)[0], signal.SIGKILL)
     code, said = finished(process)
-    assert code == 75 and "was killed, perhaps for want of memory" in said and "Traceback" not in said
+    assert code == 75 and "was killed, perhaps out of memory" in said and "Traceback" not in said
 
 
 def test_a_run_killed_again_and_again_leaves_behind_what_an_undisturbed_one_does(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def run(model: Path, source: str, output: Path, **verifier: Any) -> list[dict[st
     AutoTokenizer.from_pretrained(output / "model")
     AutoModelForCausalLM.from_pretrained(output / "model")
     samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
-    assert all(sample["prompt"].startswith("<|user|>") and sample["prompt"].endswith("<|assistant|>") for sample in samples)
+    assert all(
+        sample["prompt"].startswith("<|user|>") and sample["prompt"].endswith("<|assistant|>")
+        for sample in samples
+    )
     return samples
 
 
@@ -43,14 +46,26 @@ def references(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_jsonl_file_that_a_user_wrote(model: Path, tmp_path: Path) -> None:
     rows = [
-        {"prompt": "Tom has 3 boxes of 12 eggs. How many eggs?", "answer": 36, "reference": "3 * 12 = 36\n#### 36"},
-        {"prompt": "What is 2 + 3?", "answer": "5", "reference": ["2 + 3 = 5\n#### 5", "#### 6"], "source": "mine"},
+        {
+            "prompt": "Tom has 3 boxes of 12 eggs. How many eggs?",
+            "answer": 36,
+            "reference": "3 * 12 = 36\n#### 36",
+        },
+        {
+            "prompt": "What is 2 + 3?",
+            "answer": "5",
+            "reference": ["2 + 3 = 5\n#### 5", "#### 6"],
+            "source": "mine",
+        },
     ]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = references(run(model, str(file), tmp_path / "run", name="math"))
     assert {sample["problem"] for sample in found} == {"mine.jsonl:1", "mine.jsonl:2"}
-    assert all(sample["reward"] == (sample["text"] != "#### 6") and sample["tokens"][-1] == "<|end|>" for sample in found)
+    assert all(
+        sample["reward"] == (sample["text"] != "#### 6") and sample["tokens"][-1] == "<|end|>"
+        for sample in found
+    )
 
 
 def test_luffys_own_layout_in_parquet(model: Path, tmp_path: Path) -> None:
@@ -85,7 +100,15 @@ def test_math_as_it_is_published_and_a_float_answer(model: Path, tmp_path: Path)
 
 
 def test_multiple_choice_is_asked_with_its_choices(model: Path, tmp_path: Path) -> None:
-    rows = [{"question": f"Which is {n}?", "choices": ["1", "2"], "answer": n - 1, "reference": f"#### {'AB'[n - 1]}"} for n in (1, 2)]
+    rows = [
+        {
+            "question": f"Which is {n}?",
+            "choices": ["1", "2"],
+            "answer": n - 1,
+            "reference": f"#### {'AB'[n - 1]}",
+        }
+        for n in (1, 2)
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mmlu.parquet")
     samples = run(model, str(tmp_path / "mmlu.parquet"), tmp_path / "run", name="normalised")
     assert all("A. 1\nB. 2<" in sample["prompt"] for sample in samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from random import Random
 from statistics import mean
@@ -12,23 +13,40 @@ from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
 from handrail.training.diversity import distinct_derivations as derivations
-from handrail.training.diversity import distinct_n, distinct_prefixes, diversity, measures, self_bleu_diversity
-from handrail.types import Group, Problem, Trajectory
+from handrail.training.diversity import (
+    distinct_n,
+    distinct_prefixes,
+    diversity,
+    measures,
+    self_bleu_diversity,
+)
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Group, Trajectory
 
-TEXTS = st.lists(st.lists(st.sampled_from(["a", "b", "c", "=", "é", "語"]), max_size=9).map(" ".join), min_size=2, max_size=5)
+TEXTS = st.lists(
+    st.lists(st.sampled_from(["a", "b", "c", "=", "é", "語"]), max_size=9).map(" ".join),
+    min_size=2,
+    max_size=5,
+)
 SACREBLEU = BLEU(effective_order=True, tokenize="none")
 
 
 def group(texts: list[str], rewards: list[float], reference: str | None = None) -> Group:
-    rollouts = [Trajectory([1], [], text, [], [], reward=reward, correct=reward == 1) for text, reward in zip(texts, rewards, strict=True)]
-    references = [] if reference is None else [Trajectory.reference([1], [2], reference)]
+    bare = Trajectory.by(Author.POLICY, [1], [])
+    rollouts = [
+        replace(bare, text=text, reward=reward, correct=reward == 1)
+        for text, reward in zip(texts, rewards, strict=True)
+    ]
+    references = [] if reference is None else [Trajectory.by(Author.REFERENCE, [1], [2], reference)]
     return Group(Problem("p", "?", "!"), rollouts + references)
 
 
 def pair_by_pair(texts: list[str]) -> float:
     """Equal texts are 1, which sacrebleu says up to rounding, and of empty ones not at all."""
     pairs = permutations([" ".join(text.split()) for text in texts], 2)
-    return 1 - mean(1.0 if one == other else SACREBLEU.sentence_score(one, [other]).score / 100 for one, other in pairs)
+    return 1 - mean(
+        1.0 if one == other else SACREBLEU.sentence_score(one, [other]).score / 100 for one, other in pairs
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,8 +71,14 @@ def test_distinct_n_is_distinct_n_grams_per_n_gram(texts: list[str], n: int, val
     ("texts", "value"),
     [
         (["a b c d e", "a b c d f"], 1 - (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4)),
-        (["a b", "a c"], 1 - (1 / 2 * 1 / 2) ** (1 / 2)),  # no bigram in common: smoothed to half a match of one
-        (["a", "a b"], 1 - (2.718281828459045**-1 + (1 / 2 * 1 / 2) ** (1 / 2)) / 2),  # too short by one half, or too long
+        (
+            ["a b", "a c"],
+            1 - (1 / 2 * 1 / 2) ** (1 / 2),
+        ),  # no bigram in common: smoothed to half a match of one
+        (
+            ["a", "a b"],
+            1 - (2.718281828459045**-1 + (1 / 2 * 1 / 2) ** (1 / 2)) / 2,
+        ),  # too short by one half, or too long
         (["a b", "a b", "c d"], 1 - 2 / 6),
         (["a b", "c d"], 1.0),
         (["a  b", " a b\n"], 0.0),
@@ -91,7 +115,9 @@ def test_self_bleu_reads_any_text_as_sacrebleu_does(texts: list[str]) -> None:
         ([], 1, None),
     ],
 )
-def test_distinct_prefixes_are_counted_per_completion(steps: list[list[str]], k: int, value: float | None) -> None:
+def test_distinct_prefixes_are_counted_per_completion(
+    steps: list[list[str]], k: int, value: float | None
+) -> None:
     assert distinct_prefixes(steps, k) == value
 
 
@@ -140,7 +166,9 @@ def test_diversity_is_the_mean_over_the_groups_in_which_a_measure_has_a_meaning(
     found = diversity(list(map(measures, [two, short, alone, group([], [])])))
     assert found == {
         "diversity/distinct_4": 5 / 8,
-        "diversity/one_minus_self_bleu": pytest.approx((self_bleu_diversity(["1 + 1 = 2 ; a", "1 + 1 = 2 ; b"]) or 0) / 2 + 1 / 2),
+        "diversity/one_minus_self_bleu": pytest.approx(
+            (self_bleu_diversity(["1 + 1 = 2 ; a", "1 + 1 = 2 ; b"]) or 0) / 2 + 1 / 2
+        ),
         "diversity/distinct_first_steps": (1 / 2 + 1) / 2,
         "diversity/correct_derivations": 1 / 2,
     }

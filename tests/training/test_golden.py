@@ -8,67 +8,86 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
 import pytest
 
-from handrail import Group, Tools, train
-from handrail.experts.registry import JudgeName
+from handrail import Context, Group, Problem, train
 from handrail.experts.steps import split_steps
 from handrail.methods.base import Method
 from handrail.methods.grpo import Grpo
 from handrail.methods.luffy import Luffy
 from handrail.methods.scope import Scope, ScopeSettings
-from handrail.methods.sort import Sort
 from tests.conftest import EASY, HARD, config
-from tests.training.test_loop import Scripted
+from tests.training.test_loop import Scripted, script, written
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 class ScriptedGrpo(Grpo):
-    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
-        return Scripted(Sort.Settings()).rollout(problems, tools)
+    def samples(self, problem: Problem) -> int:
+        return 0
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        return await super().reward(await written(group, script(group.problem), ctx), ctx)
 
 
 class ScriptedLuffy(Luffy):
-    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
-        return Scripted(Sort.Settings()).rollout(problems, tools)
+    def samples(self, problem: Problem) -> int:
+        return 0
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        return await super().reward(await written(group, script(group.problem), ctx), ctx)
 
 
 class ScopeAtOnce(ScopeSettings):
     """Repairs that need nothing sampled."""
 
-    judge: JudgeName | Literal["random"] = "reference"
+    judge: str = "reference"
     mode: Literal["step", "suffix", "reference"] = "suffix"
-    least_right: float = 0.0
+    min_correct_prefix: float = 0.0
 
 
 class ScriptedScope(Scope):
     Settings = ScopeAtOnce
 
-    def rollout(self, problems: Any, tools: Tools) -> list[Group]:
-        scripted = Scripted(Sort.Settings())
-        begun = {problem.id: split_steps(problem.references[0])[0] for problem in problems}
-        groups = scripted.rollout(problems, tools)
-        extra = [scripted.written(problem, f"{begun[problem.id]} 7 * 2 = 14 # 14", tools) for problem in problems]
-        return [replace(group, trajectories=[*group.trajectories, more]) for group, more in zip(groups, extra, strict=True)]
+    def samples(self, problem: Problem) -> int:
+        return 0
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        begun = split_steps(group.problem.references[0])[0]
+        texts = [*script(group.problem), f"{begun} 7 * 2 = 14 # 14"]
+        return await super().reward(await written(group, texts, ctx), ctx)
 
 
-METHODS: dict[str, type[Method]] = {"grpo": ScriptedGrpo, "luffy": ScriptedLuffy, "sort": Scripted, "scope": ScriptedScope}
+METHODS: dict[str, type[Method[Any]]] = {
+    "grpo": ScriptedGrpo,
+    "luffy": ScriptedLuffy,
+    "sort": Scripted,
+    "scope": ScriptedScope,
+}
 
 
-def curve(method: type[Method], output: Path) -> list[dict[str, Any]]:
+def curve(method: type[Method[Any]], output: Path) -> list[dict[str, Any]]:
     """Ten steps on hard and easy problems; figures to six digits."""
     sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
-    schedule = {"steps": 10, "problems_per_step": 4, "updates_per_step": 2, "learning_rate": 3e-4, "schedule": "linear", "samples_every": 0}
+    schedule = {
+        "steps": 10,
+        "problems_per_step": 4,
+        "updates_per_step": 2,
+        "learning_rate": 3e-4,
+        "schedule": "linear",
+        "samples_every": 0,
+    }
     with patch("handrail.training.update.APART_EVERY", 1):  # every norm in every step
         train(config(data={"train": sources}, train=schedule), output, method=method)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    return [
+        {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,13 +14,11 @@ from torch import Tensor
 from handrail import train
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
-from handrail.methods.context import Tools
-from handrail.methods.grpo import Grpo
-from handrail.methods.losses import Streams
+from handrail.methods.batch import TokenBatch
+from handrail.methods.context import Context
 from handrail.methods.luffy import Luffy
-from handrail.models.trainable import LearningPolicy
-from handrail.training.monitor import Watch
-from handrail.types import Group
+from handrail.training.monitor import CollapseMonitor
+from handrail.types.trajectory import Group
 from tests.conftest import HARD, config
 
 HEALTHY = {"reward": 0.3, "correct": 0.3, "entropy": 1.0, "length": 40.0, "truncated": 0.1, "rollouts": 64}
@@ -28,7 +26,7 @@ HEALTHY = {"reward": 0.3, "correct": 0.3, "entropy": 1.0, "length": 40.0, "trunc
 
 def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
     """What is said over so many steps of each kind, later ones differing from the healthy as stated."""
-    watch = Watch()
+    watch = CollapseMonitor()
     return [text for n, changes in parts for _ in range(n) if (text := watch(HEALTHY | changes))]
 
 
@@ -39,7 +37,10 @@ def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
         ({"length": 5.0}, "completions have shrunk from 40 to"),
         ({"truncated": 0.9}, "of the completions are cut off"),
         ({"reward": 0.1, "correct": 0.1}, "the reward has fallen from 0.30 to"),
-        ({"correct": 0.1}, "the share of correct rollouts has fallen from 0.30 to"),  # while the rest is paid for its form
+        (
+            {"correct": 0.1},
+            "the share of correct rollouts has fallen from 0.30 to",
+        ),  # while the rest is paid for its form
         ({"entropy": 0.05, "reward": 0.9}, "without a gain in accuracy"),
         ({"verifier/unverified": 32}, "of the completions are unverified"),
     ],
@@ -56,7 +57,14 @@ def test_each_collapse_is_said_once(changes: dict[str, Any], words: str) -> None
         {"entropy": 0.05, "reward": 0.9, "correct": 0.9},  # it has learnt the answer
         {"length": 5.0, "reward": 0.9, "correct": 0.9},
         {"entropy": 0.2, "length": 15.0, "truncated": 0.4, "reward": 0.2, "verifier/unverified": 6},
-        {"reward": None, "correct": None, "entropy": None, "length": None, "truncated": None, "rollouts": 0},  # nothing is sampled
+        {
+            "reward": None,
+            "correct": None,
+            "entropy": None,
+            "length": None,
+            "truncated": None,
+            "rollouts": 0,
+        },  # nothing is sampled
     ],
 )
 def test_nothing_is_said_of_a_healthy_run(changes: dict[str, Any]) -> None:
@@ -65,20 +73,41 @@ def test_nothing_is_said_of_a_healthy_run(changes: dict[str, Any]) -> None:
 
 def test_a_resumed_run_has_said_it_already() -> None:
     before = [HEALTHY] * 15 + [HEALTHY | {"entropy": 0.0}] * 12
-    assert Watch(before)(HEALTHY | {"entropy": 0.0}) is None
-    assert Watch(before[:-5])(HEALTHY | {"entropy": 0.0}) is None  # the mean of the last ten is not low yet
-    watch = Watch(before[:24])
+    assert CollapseMonitor(before)(HEALTHY | {"entropy": 0.0}) is None
+    assert (
+        CollapseMonitor(before[:-5])(HEALTHY | {"entropy": 0.0}) is None
+    )  # the mean of the last ten is not low yet
+    watch = CollapseMonitor(before[:24])
     assert watch(HEALTHY | {"entropy": 0.0}) is not None
+
+
+def test_an_expert_that_never_answers_is_named_once() -> None:
+    assert said((1, {"judge/asked": 7, "judge/no_answer": 7})) == []
+    assert said((4, {"judge/asked": 4, "judge/no_answer": 4})) == [
+        "the judge has answered none of 8 questions, so this run learns nothing from it"
+    ]
+    assert said((4, {"planner/asked": 4, "planner/no_answer": 3})) == []
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [(0, None), (1, None), (8, "the verifier refuses 8 of the first 32 references"), (32, "so nothing can be learnt from them")],
+    [
+        (0, None),
+        (1, None),
+        (8, "the verifier refuses 8 of the first 32 references"),
+        (32, "so nothing can be learnt from them"),
+    ],
 )
-def test_a_verifier_that_refuses_references_is_named_before_training(wrong: int, words: str | None, tmp_path: Path) -> None:
+def test_a_verifier_that_refuses_references_is_named_before_training(
+    wrong: int, words: str | None, tmp_path: Path
+) -> None:
     problems = load_problems(f"{HARD}&n=32")
     rows = [
-        {"prompt": problem.prompt, "answer": "1 2" if place < wrong else problem.answer, "reference": problem.references[0]}
+        {
+            "prompt": problem.prompt,
+            "answer": "1 2" if place < wrong else problem.answer,
+            "reference": problem.references[0],
+        }
         for place, problem in enumerate(problems)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -88,10 +117,16 @@ def test_a_verifier_that_refuses_references_is_named_before_training(wrong: int,
 
 
 @pytest.mark.parametrize("name, extract", [("task", None), ("normalised", None), ("exact", "#(.*)")])
-def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training(name: str, extract: str | None, tmp_path: Path) -> None:
+def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training(
+    name: str, extract: str | None, tmp_path: Path
+) -> None:
     rows = [{"prompt": "1 + 1 =", "answer": answer} for answer in ("2", "3", "5 #### 4", "5")]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"data": {"train": str(tmp_path / "data.jsonl")}, "train": {"steps": 1}, "method": {"name": "grpo"}}
+    settings = {
+        "data": {"train": str(tmp_path / "data.jsonl")},
+        "train": {"steps": 1},
+        "method": {"name": "grpo"},
+    }
     train(config(**settings, verifier={"name": name, "extract": extract}), tmp_path / "run")
     first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     said = f"the verifier refuses 1 of the first 4 answers as the answer to their own problem, first {tmp_path / 'data.jsonl'}, line 3"
@@ -102,20 +137,20 @@ class Broken(Luffy):
     """Divides by nothing in the updates that it is told."""
 
     name = "broken"
-    updates = 0
+    step = 0
     bad: frozenset[int] = frozenset()
 
-    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
-        Broken.updates += 1
-        return super().credit(groups, tools)
+    async def credit(self, group: Group, ctx: Context) -> Group | None:
+        Broken.step = ctx.step
+        return await super().credit(group, ctx)
 
-    def surrogate(self, logp: Tensor, streams: Streams) -> Tensor:
-        objective = super().surrogate(logp, streams)
-        return objective / 0 if Broken.updates in Broken.bad else objective
+    def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
+        objective = super().surrogate(logp, batch)
+        return objective / 0 if Broken.step in Broken.bad else objective
 
 
 def run(directory: Path, bad: set[int], **changes: Any) -> list[dict[str, Any]]:
-    Broken.updates, Broken.bad = 0, frozenset(bad)
+    Broken.bad = frozenset(bad)
     settings = {"steps": 6, "checkpoint_every": 1, "samples_every": 0, **changes}
     train(config(train=settings), directory, method=Broken)
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
@@ -127,35 +162,41 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(tmp_path: Pa
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
     kept = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [row["step"] for row in kept] == [2] * 16 + [3] * 16  # 4 groups of 4
-    assert all(len(row["completion"]) == len(row["credit"]) == len(row["behaviour"]) == len(row["logp"]) for row in kept)
-    assert any(any(row["credit"]) for row in kept)
+    columns = ("advantage", "sampling_logp", "logp", "origin")
+    assert all(
+        len(row["completion"]) == len(row[column]) for row in kept for column in columns if column in row
+    )
+    assert all(columns[0] in row and columns[2] in row for row in kept) and any(
+        any(row["advantage"]) for row in kept
+    )
 
 
 def test_too_many_in_a_row_end_the_run_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        run(tmp_path, set(range(2, 99)), most_skipped=3)
+        run(tmp_path, set(range(2, 99)), max_skipped_updates=3)
     newest = tmp_path / "checkpoints/step-000003/model"
-    assert f"no finite gradient in 3 updates in a row, the last in step 4; their batches are in {tmp_path / 'skipped.jsonl'}" in str(
-        caught.value
+    assert (
+        f"no finite gradient in 3 updates in a row, the last in step 4; their batches are in {tmp_path / 'skipped.jsonl'}"
+        in str(caught.value)
     )
-    assert str(caught.value).endswith(f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learnt')
+    assert str(caught.value).endswith(
+        f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learnt'
+    )
     assert newest.is_dir()
 
 
-class Poisoned(Grpo):
-    """Spoils the model itself."""
-
-    name = "poisoned"
-
-    def credit(self, groups: list[Group], tools: Tools) -> list[Group]:
-        assert isinstance(tools.policy, LearningPolicy)
-        next(tools.policy.model.parameters()).data.fill_(torch.inf)
-        return super().credit(groups, tools)
-
-
 @pytest.mark.parametrize("every", [0, 1])
-def test_weights_that_are_not_finite_are_not_kept(every: int, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_kept(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(self: torch.optim.AdamW, closure: None = None) -> None:
+        self.param_groups[0]["params"][0].data.fill_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
     with pytest.raises(UserError, match="a weight is not finite after step 1, so it is not kept"):
-        train(config(train={"steps": 1, "checkpoint_every": every, "samples_every": 0}), tmp_path, method=Poisoned)
+        train(
+            config(method={"name": "sft"}, train={"steps": 1, "checkpoint_every": every, "samples_every": 0}),
+            tmp_path,
+        )
     assert not (tmp_path / "model").exists()
     assert not list((tmp_path / "checkpoints").glob("step-*"))

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from transformers import get_scheduler
 
 from handrail import UserError, train
-from handrail.training.budget import Budget
 from handrail.training.resources import Clock, Forecast, spoken
+from handrail.training.stopping import StopCriteria
 from tests.cli.test_commands import configured
 from tests.conftest import Handrail, config
 from tests.tiny_models import save_chat_model
@@ -39,10 +39,14 @@ def test_the_forecast_counts_steps_and_evaluations() -> None:
 @pytest.mark.parametrize("warmup", [0, 3])
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_a_learning_rate_is_that_of_transformers_schedules(schedule: str, warmup: int) -> None:
-    settings = config(train={"steps": 10, "learning_rate": 0.5, "schedule": schedule, "warmup_steps": warmup}).train
+    settings = config(
+        train={"steps": 10, "learning_rate": 0.5, "schedule": schedule, "warmup_steps": warmup}
+    ).train
     theirs = torch.optim.SGD([torch.zeros(1)], lr=0.5)
-    scheduler = get_scheduler({"constant": "constant_with_warmup"}.get(schedule, schedule), theirs, warmup, 10)
-    budget = Budget(settings, [], [])
+    scheduler = get_scheduler(
+        {"constant": "constant_with_warmup"}.get(schedule, schedule), theirs, warmup, 10
+    )
+    budget = StopCriteria(settings, [], [])
     for step in range(1, 11):
         assert budget.learning_rate(step) == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
         theirs.step()
@@ -50,8 +54,10 @@ def test_a_learning_rate_is_that_of_transformers_schedules(schedule: str, warmup
 
 
 def test_a_learning_rate_falls_with_tokens_or_steps_whichever_is_further() -> None:
-    settings = config(train={"steps": 10, "token_budget": 1000, "learning_rate": 0.8, "schedule": "linear"}).train
-    budget = Budget(settings, [], [])
+    settings = config(
+        train={"steps": 10, "token_budget": 1000, "learning_rate": 0.8, "schedule": "linear"}
+    ).train
+    budget = StopCriteria(settings, [], [])
     assert budget.learning_rate(1) == 0.8
     budget.spend({"tokens/sampled": 250}, SECONDS)
     assert budget.learning_rate(2) == pytest.approx(0.6)  # a quarter of the tokens, a tenth of the steps
@@ -62,29 +68,50 @@ def test_a_learning_rate_falls_with_tokens_or_steps_whichever_is_further() -> No
 
 def test_the_last_step_under_a_budget_is_foretold_from_all_steps_so_far() -> None:
     before = [{"tokens/sampled": tokens} for tokens in (100, 300)]
-    budget = Budget(config(train={"steps": 50, "token_budget": 2000}).train, before, [SECONDS] * 2)
+    budget = StopCriteria(config(train={"steps": 50, "token_budget": 2000}).train, before, [SECONDS] * 2)
     assert budget.last_step(2) == 10  # 200 tokens a step
     budget.spend({"tokens/sampled": 1600}, SECONDS)
     assert budget.last_step(3) == 3 and budget.spent == "tokens"
-    assert Budget(config(train={"steps": 50, "seconds_budget": 60.0}).train, before, [SECONDS] * 2).last_step(2) == 15
-    assert Budget(config(train={"steps": 5, "token_budget": 2000}).train, before, [SECONDS] * 2).last_step(2) == 5
-    assert Budget(config(train={"steps": 50, "token_budget": 2000}).train, [], []).last_step(1) == 50  # nothing sampled yet
+    assert (
+        StopCriteria(
+            config(train={"steps": 50, "seconds_budget": 60.0}).train, before, [SECONDS] * 2
+        ).last_step(2)
+        == 15
+    )
+    assert (
+        StopCriteria(config(train={"steps": 5, "token_budget": 2000}).train, before, [SECONDS] * 2).last_step(
+            2
+        )
+        == 5
+    )
+    assert (
+        StopCriteria(config(train={"steps": 50, "token_budget": 2000}).train, [], []).last_step(1) == 50
+    )  # nothing sampled yet
 
 
 def test_durations_are_spoken() -> None:
     assert [spoken(seconds) for seconds in (59.6, 200, 5 * 3600 + 120)] == ["60 s", "3 min", "5 h 2 min"]
 
 
-@pytest.mark.parametrize(("part", "named"), [("sample", "rollout.batch_size"), ("update", "gradient_checkpointing"), ("guide", "scored")])
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [("sample", "rollout.batch_size"), ("update", "gradient_checkpointing"), ("guide", "scored")],
+)
 def test_out_of_memory_names_what_to_lower(part: str, named: str) -> None:
     with pytest.raises(UserError, match=f"out of memory .*{named}"), Clock()(part):
         torch.empty(10**16)
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"),
+    ],
 )
-def test_a_model_that_does_not_fit_is_said_in_a_sentence(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_said_in_a_sentence(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Accelerator, model: object) -> object:
         raise error
 

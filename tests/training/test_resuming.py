@@ -17,7 +17,7 @@ from handrail.eval.jobs import jobs, require_finished_unchanged
 from handrail.training import contents
 from handrail.training.contents import probed_with_another_model
 from handrail.training.resuming import compare_directory, differences
-from handrail.types import Problem, digest
+from handrail.types.problem import Problem, digest
 from tests.conftest import EASY, Handrail, config
 from tests.tiny_models import save_chat_model
 
@@ -26,7 +26,14 @@ SHORT = {"steps": 1, "checkpoint_every": 1, "problems_per_step": 2, "samples_eve
 
 def short(**changes: Any) -> Any:
     steps = {**SHORT, **changes.pop("train", {})}
-    return config(**{"rollout": {"max_tokens": 4, "group_size": 2}, "data": {"train": f"{EASY}&n=8"}, "train": steps, **changes})
+    return config(
+        **{
+            "rollout": {"max_tokens": 4, "group_size": 2},
+            "data": {"train": f"{EASY}&n=8"},
+            "train": steps,
+            **changes,
+        }
+    )
 
 
 def written(file: Path, **changes: Any) -> str:
@@ -38,11 +45,17 @@ def written(file: Path, **changes: Any) -> str:
 def test_resuming_what_is_not_there_is_refused_and_writes_nothing(handrail: Handrail, tmp_path: Path) -> None:
     file = written(tmp_path / "first.toml")
     nothing = handrail("train", file, "--resume")
-    assert nothing.code == 2 and "there is no run in runs/first to resume; to start one, leave out --resume" in nothing.err
+    assert (
+        nothing.code == 2
+        and "there is no run in runs/first to resume; to start one, leave out --resume" in nothing.err
+    )
     assert not Path("runs").exists()
     assert handrail("train", file, "--output", "runs/first").code == 0
     mistyped = handrail("train", file, "--output", "runs/frist", "--resume", "--set", "train.steps=2")
-    assert mistyped.code == 2 and "there is no run in runs/frist to resume; did you mean --output runs/first?" in mistyped.err
+    assert (
+        mistyped.code == 2
+        and "there is no run in runs/frist to resume; did you mean --output runs/first?" in mistyped.err
+    )
     assert not Path("runs/frist").exists()
 
 
@@ -60,16 +73,23 @@ def test_a_runs_own_configuration_means_its_own_directory(handrail: Handrail, tm
     assert longer.code == 0 and "from builtin:house-tiny into runs/a" in longer.out
     assert json.loads(Path("runs/a/summary.json").read_text())["steps"] == 2
     assert train("runs/a/config.toml", resume=False, output="runs/b")["steps"] == 2
-    assert compare_directory("runs/a/config.toml") == Path("runs/compare-a") and compare_directory("first.toml") == Path("runs/first")
+    assert compare_directory("runs/a/config.toml") == Path("runs/compare-a") and compare_directory(
+        "first.toml"
+    ) == Path("runs/first")
     assert {path.name for path in Path("runs").iterdir()} == {"a", "b"}
 
 
-def test_a_run_stopped_before_its_first_checkpoint_says_that_it_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_stopped_before_its_first_checkpoint_says_that_it_starts_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train(short(train={"steps": 2, "checkpoint_every": 0}), tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
     with caplog.at_level(logging.WARNING, "handrail"):
         assert train(short(train={"steps": 2}), tmp_path / "run", resume=True)["steps"] == 2
-    assert "was stopped after step 2 and before its first checkpoint, so it starts again at step 0" in caplog.text
+    assert (
+        "was stopped after step 2 and before its first checkpoint, so it starts again at step 0"
+        in caplog.text
+    )
 
 
 def test_lost_checkpoints_are_missed_whatever_a_resumption_asks_for(tmp_path: Path) -> None:
@@ -85,23 +105,41 @@ def test_lost_checkpoints_are_missed_whatever_a_resumption_asks_for(tmp_path: Pa
 def test_a_refusal_names_the_keys_and_both_values(handrail: Handrail, tmp_path: Path) -> None:
     file = written(tmp_path / "c.toml")
     assert handrail("train", file, "--output", "run").code == 0
-    other = handrail("train", file, "--output", "run", "--resume", "--set", "train.seed=5", "--set", 'data.system="Be brief."')
+    other = handrail(
+        "train",
+        file,
+        "--output",
+        "run",
+        "--resume",
+        "--set",
+        "train.seed=5",
+        "--set",
+        'data.system="Be brief."',
+    )
     assert other.code == 2 and "run holds a run of another configuration: " in other.err
-    assert "train.seed is 0 there and 5 here" in other.err and 'data.system is not set there and "Be brief." here' in other.err
+    assert (
+        "train.seed is 0 there and 5 here" in other.err
+        and 'data.system is not set there and "Be brief." here' in other.err
+    )
 
 
 def rows(file: Path, *answers: int) -> None:
-    file.write_text("".join(json.dumps({"prompt": f"{answer} + 0 ?", "answer": str(answer)}) + "\n" for answer in answers))
+    file.write_text(
+        "".join(json.dumps({"prompt": f"{answer} + 0 ?", "answer": str(answer)}) + "\n" for answer in answers)
+    )
 
 
-def test_training_data_that_changed_under_the_same_path_are_refused(handrail: Handrail, tmp_path: Path) -> None:
+def test_training_data_that_changed_under_the_same_path_are_refused(
+    handrail: Handrail, tmp_path: Path
+) -> None:
     rows(tmp_path / "d.jsonl", 1, 2, 3)
     train(short(data={"train": "d.jsonl"}), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     rows(tmp_path / "d.jsonl", 1, 2, 4)
     longer = short(data={"train": "d.jsonl"}, train={"steps": 2})
     with pytest.raises(
-        UserError, match=r'run was made from other contents of data.train\[1\].path = "d.jsonl", which changed since; restore'
+        UserError,
+        match=r'run was made from other contents of data.train\[1\].path = "d.jsonl", which changed since; restore',
     ):
         train(longer, tmp_path / "run", resume=True)
     assert {path: path.read_bytes() for path in before} == before
@@ -115,7 +153,10 @@ def test_training_data_that_changed_under_the_same_path_are_refused(handrail: Ha
 
 
 def test_what_a_verifier_reads_besides_the_answer_counts_as_data(tmp_path: Path) -> None:
-    one, other = ([Problem("a", "p", "1", metadata={"tests": tests, "kinds": {"b", "a"}})] for tests in ("x == 1", "x == 2"))
+    one, other = (
+        [Problem("a", "p", "1", metadata={"tests": tests, "kinds": {"b", "a"}})]
+        for tests in ("x == 1", "x == 2")
+    )
     assert digest(one) != digest(other)
     assert digest(one) == digest([Problem("a", "p", "1", metadata={"tests": "x == 1", "kinds": {"a", "b"}})])
 
@@ -130,7 +171,9 @@ def test_a_model_that_changed_under_the_same_path_is_refused(tmp_path: Path) -> 
         train(short(**settings, train={"steps": 2}), tmp_path / "run", resume=True)
 
 
-def test_large_files_are_told_apart_without_reading_them_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_told_apart_without_reading_them_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(contents, "READ_WHOLE", 1000)
     monkeypatch.setattr(contents, "BLOCK", 10)
     (tmp_path / "a").write_bytes(bytes(5000))
@@ -142,30 +185,58 @@ def test_large_files_are_told_apart_without_reading_them_whole(tmp_path: Path, m
 VERIFIER = "def grade(problem, completion):\n    return {}\n"
 
 
-def test_other_held_out_problems_and_edited_code_are_said(handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_held_out_problems_and_edited_code_are_said(
+    handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows(tmp_path / "held.jsonl", 1, 2)
     (tmp_path / "mine.py").write_text(VERIFIER.format(0.0))
-    settings = {"eval": {"sets": {"held": "held.jsonl"}}, "verifier": {"name": "mine.py:grade", "extract": None}}
+    settings = {
+        "eval": {"sets": {"held": "held.jsonl"}},
+        "verifier": {"name": "mine.py:grade", "extract": None},
+    }
     train(short(**settings), tmp_path / "run")
     rows(tmp_path / "held.jsonl", 1, 3)
     (tmp_path / "mine.py").write_text(VERIFIER.format(1.0))
     with caplog.at_level(logging.WARNING, "handrail"):
         assert train(short(**settings, train={"steps": 2}), tmp_path / "run", resume=True)["steps"] == 2
-    assert 'run goes on with other contents of eval.sets.held = "held.jsonl", verifier.name = "mine.py:grade", which changed' in caplog.text
-    command = ["eval", "builtin:house-tiny", "held.jsonl", "--samples", "1", "--output", "measured", "--set", "rollout.max_tokens=4"]
+    assert (
+        'run goes on with other contents of eval.sets.held = "held.jsonl", verifier.name = "mine.py:grade", which changed'
+        in caplog.text
+    )
+    command = [
+        "eval",
+        "builtin:house-tiny",
+        "held.jsonl",
+        "--samples",
+        "1",
+        "--output",
+        "measured",
+        "--set",
+        "rollout.max_tokens=4",
+    ]
     command += ["--set", "verifier.name=mine.py:grade"]
     assert handrail(*command).code == 0
     (tmp_path / "mine.py").write_text(VERIFIER.format(0.5))
     again = handrail(*command)
-    assert again.code == 2 and "measured holds a measurement before the verifier changed; choose another --output" in again.err
+    assert (
+        again.code == 2
+        and "measured holds a measurement from before the verifier changed; choose another --output"
+        in again.err
+    )
 
 
-def test_a_probe_of_another_model_is_said(handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_probe_of_another_model_is_said(
+    handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = save_chat_model(tmp_path / "model")
     rows(tmp_path / "d.jsonl", 1, 2, 3)
-    probed = handrail("probe", "model", "d.jsonl", "--rollouts", "4", "--set", "rollout.max_tokens=4", "--output", "probe")
+    probed = handrail(
+        "probe", "model", "d.jsonl", "--rollouts", "4", "--set", "rollout.max_tokens=4", "--output", "probe"
+    )
     assert Path("probe/problems.jsonl").exists(), probed.err
-    source = Source(path="d.jsonl", probe="probe/problems.jsonl", keep=["all_wrong", "mixed", "all_right", "faulty"])
+    source = Source(
+        path="d.jsonl", probe="probe/problems.jsonl", keep=["all_wrong", "mixed", "all_right", "faulty"]
+    )
     shutil.copytree(model, tmp_path / "moved")
     assert probed_with_another_model(source, "model") == probed_with_another_model(source, "moved") == ""
     with caplog.at_level(logging.WARNING, "handrail"):

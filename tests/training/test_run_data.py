@@ -15,7 +15,7 @@ from handrail.models.hf import TransformersPolicy
 from handrail.training import lengths
 from handrail.training.lengths import reference_lengths, too_long
 from handrail.training.run_data import with_distinct_ids
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from tests.cli.test_commands import ROWS, assert_refused, configured, jsonl
 from tests.conftest import Handrail, policy_of
 from tests.tiny_models import save_chat_model
@@ -38,9 +38,12 @@ def samples() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("given", [{}, {"id": 7}])
-def test_each_of_two_sources_keeps_its_own_references(given: dict[str, Any], handrail: Handrail, tmp_path: Path) -> None:
+def test_each_of_two_sources_keeps_its_own_references(
+    given: dict[str, Any], handrail: Handrail, tmp_path: Path
+) -> None:
     rows = {
-        name: {"prompt": f"{n} + {n} =", "answer": str(2 * n), "reference": f"= {2 * n}", **given} for name, n in (("easy", 1), ("hard", 4))
+        name: {"prompt": f"{n} + {n} =", "answer": str(2 * n), "reference": f"= {2 * n}", **given}
+        for name, n in (("easy", 1), ("hard", 4))
     }
     for name, row in rows.items():
         (tmp_path / name).mkdir()
@@ -56,11 +59,17 @@ def test_each_of_two_sources_keeps_its_own_references(given: dict[str, Any], han
 
 
 def test_ids_stay_as_they_are_if_none_is_of_two_problems() -> None:
-    one, two, same = Problem("a", "1?", "1", where="x"), Problem("b", "2?", "2"), Problem("a", "1?", "1", where="y")
+    one, two, same = (
+        Problem("a", "1?", "1", where="x"),
+        Problem("b", "2?", "2"),
+        Problem("a", "1?", "1", where="y"),
+    )
     sources = [[one], [two, same]]
     assert with_distinct_ids(sources, ["x", "y"]) is sources
     other = Problem("a", "3?", "3")
-    assert [[each.id for each in source] for source in with_distinct_ids([[one], [two, other]], ["x", "y"])] == [["x:a"], ["y:b", "y:a"]]
+    assert [
+        [each.id for each in source] for source in with_distinct_ids([[one], [two, other]], ["x", "y"])
+    ] == [["x:a"], ["y:b", "y:a"]]
 
 
 # Splits and held-out problems
@@ -69,30 +78,44 @@ def test_ids_stay_as_they_are_if_none_is_of_two_problems() -> None:
 def split_directory(directory: Path) -> None:
     directory.mkdir()
     for split, rows in (("test", ROWS[:2]), ("train", ROWS[2:])):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), directory / f"{split}-00000-of-00001.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(rows), directory / f"{split}-00000-of-00001.parquet"
+        )
 
 
 def test_training_takes_the_split_train_and_says_so(handrail: Handrail, tmp_path: Path) -> None:
     split_directory(tmp_path / "main")
-    done = handrail("train", str(configured(tmp_path, data={"train": "main"}, eval={"sets": {"held": "main#test"}})), "--output", "out")
+    done = handrail(
+        "train",
+        str(configured(tmp_path, data={"train": "main"}, eval={"sets": {"held": "main#test"}})),
+        "--output",
+        "out",
+    )
     assert done.code == 0, done.err
-    note = "main: the split 'train' is taken, of train, test; for another write main#SPLIT"
+    note = "main: using the split 'train', of train, test; for another write main#SPLIT"
     assert note in done.out and note in metrics()["warning"].splitlines()
     assert {each["prompt"] for each in samples()} == {row["prompt"] for row in ROWS[2:]}
 
 
-def test_held_out_problems_among_the_training_problems_are_warned_of(handrail: Handrail, tmp_path: Path) -> None:
-    held = jsonl(tmp_path / "held.jsonl", [{**ROWS[0], "prompt": "5 + 5 ="}, {**ROWS[1], "prompt": ROWS[1]["prompt"].lower() + " "}])
+def test_held_out_problems_among_the_training_problems_are_warned_of(
+    handrail: Handrail, tmp_path: Path
+) -> None:
+    held = jsonl(
+        tmp_path / "held.jsonl",
+        [{**ROWS[0], "prompt": "5 + 5 ="}, {**ROWS[1], "prompt": ROWS[1]["prompt"].lower() + " "}],
+    )
     file = configured(tmp_path, eval={"sets": {"held": str(held), "clean": "task:house-rules?n=2"}})
     warning = (
         "1 of the 2 problems of eval.sets.held are among the training problems, up to case, spacing and punctuation, "
-        f"first {held}, line 2 as {tmp_path}/data.jsonl, line 2"
+        f"first {held}, line 2, which equals {tmp_path}/data.jsonl, line 2"
     )
     done = handrail("train", str(file), "--output", "out")
     assert done.code == 0 and warning in done.out and warning in metrics()["warning"].splitlines(), done
     done = handrail("compare", str(file), "--methods", "grpo,luffy", "--output", "both", "--workers", "1")
     assert done.code == 0 and done.out.count(warning) == 1, done
-    assert all(warning in metrics(f"both/{name}/seed-0")["warning"].splitlines() for name in ("grpo", "luffy"))
+    assert all(
+        warning in metrics(f"both/{name}/seed-0")["warning"].splitlines() for name in ("grpo", "luffy")
+    )
 
 
 # Lengths
@@ -102,7 +125,10 @@ def test_rows_that_are_too_long_are_counted_and_refused(handrail: Handrail, tmp_
     file = configured(tmp_path, [*ROWS, LONG_PROMPT, LONG_REFERENCE])
     done = handrail("train", str(file), "--output", "out")
     assert_refused(
-        done, "context of 128 tokens: 2 of 6 problems, first", "data.jsonl, line 5, field prompt: its 125 tokens", 'data.too_long = "skip"'
+        done,
+        "context of 128 tokens: 2 of 6 problems, first",
+        "data.jsonl, line 5, field prompt: its 125 tokens",
+        'data.too_long = "skip"',
     )
     assert_refused(handrail("check", str(tmp_path / "data.jsonl"), "--config", str(file)), "2 of 6 problems")
 
@@ -118,20 +144,34 @@ def test_rows_that_are_too_long_may_be_left_out(handrail: Handrail, tmp_path: Pa
         f"1 problems of eval.sets.held are too long and left out, first {held}, line 2",
     ):
         assert sentence in done.out and sentence in metrics()["warning"]
-    assert (metrics()["data/too_long"], metrics()["data/too_long/held"], metrics()["eval/held/n"]) == (2, 1, 1)
+    assert (metrics()["data/too_long"], metrics()["data/too_long/held"], metrics()["eval/held/n"]) == (
+        2,
+        1,
+        1,
+    )
     assert {each["prompt"] for each in samples()} == {row["prompt"] for row in ROWS[:2]}
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(file))
     # The verifier compares whole completions, so that it refuses the reference: exit code 1.
-    assert done.code == 1 and "2 problems are too long and will be left out" in done.out and "every other prompt" in done.out
+    assert (
+        done.code == 1
+        and "2 problems are too long and will be left out" in done.out
+        and "every other prompt" in done.out
+    )
     done = handrail("eval", "builtin:house-tiny", str(held), "--config", str(file), "--output", "eval")
-    assert "1 problems are too long and left out" in done.out and '"problems": 1' in Path("eval/summary.json").read_text(), done
+    assert (
+        "1 problems are too long and left out" in done.out
+        and '"problems": 1' in Path("eval/summary.json").read_text()
+    ), done
 
 
 def test_a_source_of_which_nothing_fits_is_refused_all_the_same(handrail: Handrail, tmp_path: Path) -> None:
     long = jsonl(tmp_path / "long.jsonl", [LONG_PROMPT])
     file = configured(tmp_path, data={"train": ["data.jsonl", str(long)], "too_long": "skip"})
     jsonl(tmp_path / "data.jsonl", ROWS)
-    assert_refused(handrail("train", str(file), "--output", "out"), "data.train: no problem of source 2 fits the model's context")
+    assert_refused(
+        handrail("train", str(file), "--output", "out"),
+        "data.train: no problem of source 2 fits the model's context",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +205,18 @@ def test_the_longest_reference_that_fits_is_kept(chat_policy: TransformersPolicy
         Problem("fits", "1 + 1?", "2", ("2", fits)),
         Problem("not", "1 + 1?", "2", ("2", fits + "a a ")),
     ]
-    assert [each.problem.id for each in too_long(chat_policy, [*problems, Problem("nor", "1 + 1?", "2", (exceeds,))])] == ["not", "nor"]
+    assert [
+        each.problem.id
+        for each in too_long(chat_policy, [*problems, Problem("nor", "1 + 1?", "2", (exceeds,))])
+    ] == ["not", "nor"]
     assert not too_long(chat_policy, problems, references=False)
 
 
 def test_much_text_is_counted_once_and_aloud(
-    chat_policy: TransformersPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chat_policy: TransformersPolicy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(lengths, "LONG", 10)
     monkeypatch.setattr(lengths, "cached_assets_path", lambda library, namespace: tmp_path)

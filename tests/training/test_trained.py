@@ -32,10 +32,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def test_eval_finds_a_runs_model_and_takes_its_settings(trained: Path, handrail: Handrail, tmp_path: Path) -> None:
+def test_eval_finds_a_runs_model_and_takes_its_settings(
+    trained: Path, handrail: Handrail, tmp_path: Path
+) -> None:
     done = handrail("eval", str(trained), "--samples", "1", "--output", "whole")
     assert done.code == 0, done.err
-    assert f'as {trained}/model/handrail.toml has it: model.device = "cpu", data.system = "Be brief.", ' in done.out
+    assert (
+        f'settings from {trained}/model/handrail.toml: model.device = "cpu", data.system = "Be brief.", '
+        in done.out
+    )
     settings = json.loads(Path("whole/settings.json").read_text())
     assert settings["model"]["path"] == f"{trained}/model" and settings["sets"] == {"held": HELD_OUT}
     assert (settings["data"]["system"], settings["data"]["prompt_template"]) == ("Be brief.", "Q: {prompt}")
@@ -43,10 +48,18 @@ def test_eval_finds_a_runs_model_and_takes_its_settings(trained: Path, handrail:
     told = ["--samples", "1", "--set", "rollout.max_tokens=3", "--set", 'data.system=""', "--output", "told"]
     assert handrail("eval", f"{trained}/model", HELD_OUT, *told).code == 0
     settings = json.loads(Path("told/settings.json").read_text())
-    assert (settings["rollout"]["max_tokens"], settings["data"]["system"], settings["verifier"]["name"]) == (3, "", "exact")
-    (tmp_path / "plain.toml").write_text(f'[model]\npath = "x"\ndevice = "cpu"\n[data]\ntrain = "{HELD_OUT}"\n[rollout]\nmax_tokens = 4\n')
-    done = handrail("eval", str(trained), HELD_OUT, "--samples", "1", "--config", "plain.toml", "--output", "file")
-    assert done.code == 0 and "has it" not in done.out
+    assert (settings["rollout"]["max_tokens"], settings["data"]["system"], settings["verifier"]["name"]) == (
+        3,
+        "",
+        "exact",
+    )
+    (tmp_path / "plain.toml").write_text(
+        f'[model]\npath = "x"\ndevice = "cpu"\n[data]\ntrain = "{HELD_OUT}"\n[rollout]\nmax_tokens = 4\n'
+    )
+    done = handrail(
+        "eval", str(trained), HELD_OUT, "--samples", "1", "--config", "plain.toml", "--output", "file"
+    )
+    assert done.code == 0 and "settings from" not in done.out
     settings = json.loads(Path("file/settings.json").read_text())
     assert (settings["model"]["path"], settings["data"]["system"]) == (f"{trained}/model", None)
 
@@ -59,10 +72,16 @@ def test_a_model_that_was_moved_still_knows_and_so_does_a_checkpoint(trained: Pa
     assert settings_file("builtin:house-tiny") is settings_file(str(tmp_path)) is None
 
 
-def test_data_of_another_kind_are_graded_by_the_verifier_that_fits_them(trained: Path, handrail: Handrail) -> None:
+def test_data_of_another_kind_are_graded_by_the_verifier_that_fits_them(
+    trained: Path, handrail: Handrail
+) -> None:
     Path("d.jsonl").write_text('{"prompt": "5 + 3 ?", "answer": "8"}\n')
     done = handrail("eval", f"{trained}/model", "d.jsonl", "--samples", "1", "--output", "out")
-    assert done.code == 0 and "graded by the verifier 'math'" in done.out and 'data.system = "Be brief."' in done.out
+    assert (
+        done.code == 0
+        and "graded by the verifier 'math'" in done.out
+        and 'data.system = "Be brief."' in done.out
+    )
 
 
 def test_check_and_probe_see_a_runs_model_as_the_run_did(trained: Path, handrail: Handrail) -> None:
@@ -75,13 +94,25 @@ def test_check_and_probe_see_a_runs_model_as_the_run_did(trained: Path, handrail
 
 
 def test_plan_loads_a_runs_model_as_the_run_did(trained: Path, handrail: Handrail) -> None:
-    done = handrail("plan", f"{EASY}&n=2", "--planner", "policy", "--set", f"model.path={trained}", "--output", "planned.jsonl")
+    done = handrail(
+        "plan",
+        f"{EASY}&n=2",
+        "--planner",
+        "policy",
+        "--set",
+        f"model.path={trained}",
+        "--output",
+        "planned.jsonl",
+    )
     assert done.code == 0 and 'data.system = "Be brief."' in done.out, done.err
 
 
 def test_a_run_that_has_not_ended_names_its_checkpoint(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
-    with pytest.raises(UserError, match="is a run that has not ended, so there is no .*run/model; it has no checkpoint either"):
+    with pytest.raises(
+        UserError,
+        match="is a run that has not ended, so there is no .*run/model; it has no checkpoint either",
+    ):
         model_of(str(tmp_path / "run"))
     shutil.copytree(trained / "model", tmp_path / "run/checkpoints/step-000001/model")
     with pytest.raises(UserError, match=r"name its newest checkpoint, .*run/checkpoints/step-000001/model"):

@@ -10,48 +10,65 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from handrail.engines.local import LocalEngine
 from handrail.methods import METHODS
 from handrail.methods.base import Method
-from handrail.methods.context import Tools
-from handrail.methods.normalizers import Counts
+from handrail.methods.batch import Sample, micro_batch
+from handrail.methods.imitating import imitated
+from handrail.methods.normalizers import Normalizers
 from handrail.models.batching import by_budget
-from handrail.models.config import RolloutConfig
-from handrail.models.trainable import LearningPolicy
-from handrail.training.batch import Row, micro_batch
+from handrail.models.trainable import TrainablePolicy
+from handrail.training.samples import token_weights
 from handrail.training.update import Update
-from handrail.types import Group, Origin, Problem, Trajectory
-from tests.conftest import config, prepared
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Group, Trajectory
+from tests.conftest import config
 
 PROBLEM = Problem("p", "77 A 8 ?", "70", ("77 + 8 = 85 ; 85 * 2 = 70 # 70",), "add double")
 
 
-def build(name: str, group_size: int = 4, max_tokens: int = 48, **settings: Any) -> Method:
+def build(name: str, group_size: int = 4, max_tokens: int = 48, **settings: Any) -> Method[Any]:
     cls = METHODS[name]
-    return cls(cls.Settings.model_validate({"name": name, **settings}), RolloutConfig(group_size=group_size, max_tokens=max_tokens))
+    return cls(cls.Settings.model_validate({"name": name, **settings}), group_size, max_tokens)
 
 
-def rollout(policy: LearningPolicy, text: str, reward: float, prompt: str = "77 A 8 ?") -> Trajectory:
+def rollout(policy: TrainablePolicy, text: str, reward: float, prompt: str = "77 A 8 ?") -> Trajectory:
     completion = policy.encode_completion(text)
     prompt_ids = policy.tokenizer.encode(prompt)
     (logp,) = policy.score([prompt_ids], [completion])
     # A little off-policy, so that ratios are not all 1.
-    behaviour = [value - 0.1 * (-1) ** place for place, value in enumerate(logp.tolist())]
-    return Trajectory(prompt_ids, completion, text, [Origin.POLICY] * len(completion), behaviour, reward=reward, correct=reward == 1)
+    sampled = logp - 0.1 * (-1) ** torch.arange(len(logp))
+    member = Trajectory.by(Author.POLICY, prompt_ids, completion, text).with_columns(
+        sampling_logp=sampled, old_logp=sampled
+    )
+    return replace(member, reward=reward, correct=reward == 1)
 
 
 @pytest.fixture
-def groups(policy: LearningPolicy) -> list[Group]:
+def groups(policy: TrainablePolicy) -> list[Group]:
     """A mixed group with rows of very different length, an all-wrong one and an all-right one."""
     long = "77 + 8 = 85 ; 85 * 2 = 70 ; 70 - 3 = 67 ; 67 + 9 = 76 ; 76 * 2 = 52 # 70 76 52"
-    mixed = [rollout(policy, text, reward) for text, reward in (("# 70", 1.0), (long, 0.0), ("77 * 2 = 54 # 54", 0.0), ("85", 1.0))]
+    mixed = [
+        rollout(policy, text, reward)
+        for text, reward in (("# 70", 1.0), (long, 0.0), ("77 * 2 = 54 # 54", 0.0), ("85", 1.0))
+    ]
     wrong = [rollout(policy, text, 0.0, "3 B 4 A 9 C 2 ?") for text in ("# 1", "3 + 4 = 7 # 7", long, "3")]
     right = [rollout(policy, "5 + 5 = 10 # 10", 1.0, "5 + 5 ?") for _ in range(4)]
     other = replace(PROBLEM, id="q", prompt="3 B 4 A 9 C 2 ?")
-    return [Group(PROBLEM, mixed), Group(other, wrong), Group(replace(PROBLEM, id="r", prompt="5 + 5 ?"), right)]
+    return [
+        Group(PROBLEM, mixed),
+        Group(other, wrong),
+        Group(replace(PROBLEM, id="r", prompt="5 + 5 ?"), right),
+    ]
 
 
 def gradients(
-    method: Method, policy: LearningPolicy, groups: list[Group], budget: int = 10**6, drop: bool = True, apart: bool = False
+    method: Method[Any],
+    policy: TrainablePolicy,
+    groups: list[Group],
+    budget: int = 10**6,
+    drop: bool = True,
+    apart: bool = False,
 ) -> tuple[list[torch.Tensor], dict[str, float]]:
     """The gradient that one update would apply, and its figures; the policy is left as it was."""
     twin = copy.copy(policy)
@@ -65,8 +82,10 @@ def gradients(
     settings = config(train={"grad_clip": 1e9, "micro_batch_tokens": budget}).train
     update = Update(method, twin, Accelerator(cpu=True), Spy(twin.model.parameters(), lr=1.0), settings)
     if not drop:
-        rows = update.rows
-        update.rows = lambda credited: [replace(row, bonus=1e-300) for row in rows(credited)]  # type: ignore[method-assign,assignment]
+        samples = update.samples
+        update.samples = lambda credited: [  # type: ignore[method-assign,assignment]
+            replace(sample, entropy_coef=1e-300) for sample in samples(credited)
+        ]
     outcome = update(groups, apart)
     return seen, outcome.figures
 
@@ -81,8 +100,8 @@ def assert_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
 
 METHOD_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {}),
-    ("grpo", {"normalise_std": False, "normaliser": "constant"}),
-    ("grpo", {"normaliser": "token", "clip_high": 0.28, "skip_dead_groups": True}),
+    ("grpo", {"normalise_std": False, "loss_normalizer": "constant"}),
+    ("grpo", {"loss_normalizer": "token", "clip_high": 0.28, "skip_dead_groups": True}),
     ("grpo", {"ratio": "sequence", "clip_low": 0.3, "clip_high": 0.4}),
     ("luffy", {"entropy_bonus": 0.0}),
     ("sort", {}),
@@ -93,16 +112,18 @@ METHOD_SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def credited(name: str, settings: dict[str, Any], groups: list[Group], tools: Tools) -> tuple[Method, list[Group]]:
-    method = prepared(build(name, **settings), tools)
-    return method, method.credit(method.guide(groups, tools), tools)
+def credited(
+    name: str, settings: dict[str, Any], groups: list[Group], engine: LocalEngine
+) -> tuple[Method[Any], list[Group]]:
+    method = build(name, **settings)
+    return method, engine.credit(method, [each for found in engine.guide(method, groups) for each in found])
 
 
 @pytest.mark.parametrize(("name", "settings"), METHOD_SETTINGS)
 def test_micro_batches_do_not_change_the_gradient(
-    name: str, settings: dict[str, Any], policy: LearningPolicy, groups: list[Group], tools: Tools
+    name: str, settings: dict[str, Any], policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
 ) -> None:
-    method, groups = credited(name, settings, groups, tools)
+    method, groups = credited(name, settings, groups, engine)
     whole, figures = gradients(method, policy, groups)
     for budget, apart in ((1, False), (60, False), (150, False), (150, True)):
         parts, split_figures = gradients(method, policy, groups, budget, apart=apart)
@@ -112,28 +133,34 @@ def test_micro_batches_do_not_change_the_gradient(
 
 @pytest.mark.parametrize(("name", "settings"), METHOD_SETTINGS)
 def test_dropping_rows_without_credit_leaves_the_gradient(
-    name: str, settings: dict[str, Any], policy: LearningPolicy, groups: list[Group], tools: Tools
+    name: str, settings: dict[str, Any], policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
 ) -> None:
-    method, groups = credited(name, settings, groups, tools)
-    assert any(not member.has_signal for group in groups for member in group.members) or settings.get("skip_dead_groups") or name == "luffy"
+    method, groups = credited(name, settings, groups, engine)
+    assert (
+        any(not member.has_signal for group in groups for member in group.trajectories)
+        or settings.get("skip_dead_groups")
+        or name == "luffy"
+    )
     dropped, _ = gradients(method, policy, groups)
     kept, _ = gradients(method, policy, groups, drop=False)
     assert_equal(dropped, kept)
 
 
-def autograd_reference(policy: LearningPolicy, terms: list[tuple[Trajectory, list[float], str]]) -> list[torch.Tensor]:
+def autograd_reference(
+    policy: TrainablePolicy, terms: list[tuple[Trajectory, list[float], str]]
+) -> list[torch.Tensor]:
     """The gradient of minus a plain sum over tokens, one row at a time, in float64: (trajectory, coefficients, kind)."""
     model = copy.deepcopy(policy.model).double()
     for member, coefficients, kind in terms:
-        ids = torch.tensor([member.prompt + member.completion])
-        logits = model(input_ids=ids).logits[0, len(member.prompt) - 1 : -1].log_softmax(-1)
-        logp = logits[torch.arange(len(member)), torch.tensor(member.completion)]
+        ids = torch.tensor([member.prompt_ids + member.tokens])
+        logits = model(input_ids=ids).logits[0, len(member.prompt_ids) - 1 : -1].log_softmax(-1)
+        logp = logits[torch.arange(len(member)), member.token_ids]
         a = torch.tensor(coefficients, dtype=torch.float64)
         if kind == "ratio":
-            r = (logp - torch.tensor(member.behaviour, dtype=torch.float64)).exp()
+            r = (logp - member.column("sampling_logp").double()).exp()
             value = torch.minimum(r * a, r.clamp(0.8, 1.2) * a)
         elif kind == "unclipped":
-            value = (logp - torch.tensor(member.behaviour, dtype=torch.float64)).exp() * a
+            value = (logp - member.column("sampling_logp").double()).exp() * a
         elif kind == "shaped":
             value = logp.exp() / (logp.exp() + 0.1) * a
         else:
@@ -142,8 +169,10 @@ def autograd_reference(policy: LearningPolicy, terms: list[tuple[Trajectory, lis
     return [p.grad.float() for p in model.parameters()]
 
 
-def test_grpos_update_equals_a_float64_sum_over_single_rows(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
-    method, credited_groups = credited("grpo", {}, groups, tools)
+def test_grpos_update_equals_a_float64_sum_over_single_rows(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
+    method, credited_groups = credited("grpo", {}, groups, engine)
     advantage = 0.5 / ((1 / 3) ** 0.5 + 1e-4)  # rewards 1 0 0 1: mean 1/2, std √(1/3)
     signs = (1, -1, -1, 1)
     terms = [
@@ -154,10 +183,12 @@ def test_grpos_update_equals_a_float64_sum_over_single_rows(policy: LearningPoli
     assert_equal(found, autograd_reference(policy, terms))
 
 
-def test_luffys_update_equals_a_float64_sum_over_single_rows(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
+def test_luffys_update_equals_a_float64_sum_over_single_rows(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
     method = build("luffy", group_size=5, entropy_bonus=0.0)
     joined = [replace(group, problem=replace(PROBLEM, prompt=group.problem.prompt)) for group in groups]
-    guided = method.guide(joined, tools)
+    guided = [each for found in engine.guide(method, joined) for each in found]
     assert [group.trajectories[-1].reward for group in guided] == [1.0, 1.0, 1.0]
     # rewards with the reference: 1 0 0 1 +1 → mean .6;  0 0 0 0 +1 → mean .2;  1 1 1 1 +1 → nothing
     advantages = [[0.4, -0.6, -0.6, 0.4, 0.4], [-0.2, -0.2, -0.2, -0.2, 0.8]]
@@ -167,23 +198,29 @@ def test_luffys_update_equals_a_float64_sum_over_single_rows(policy: LearningPol
         for group, row in zip(guided, advantages, strict=False)
         for member, a in zip(group.trajectories, row, strict=True)
     ]
-    found, _ = gradients(method, policy, method.credit(guided, tools), budget=100)
+    found, _ = gradients(method, policy, engine.credit(method, guided), budget=100)
     assert_equal(found, autograd_reference(policy, terms))
-    _, figures = gradients(method, policy, method.credit(guided, tools), apart=True)
+    _, figures = gradients(method, policy, engine.credit(method, guided), apart=True)
     for origin, kind in (("policy", "unclipped"), ("guided", "shaped")):
         alone = autograd_reference(policy, [term for term in terms if term[2] == kind])
-        assert figures[f"grad_norm/{origin}"] == pytest.approx(float(torch.nn.utils.get_total_norm(alone)), rel=1e-3)
+        assert figures[f"grad_norm/{origin}"] == pytest.approx(
+            float(torch.nn.utils.get_total_norm(alone)), rel=1e-3
+        )
 
 
-def test_sorts_update_equals_a_float64_sum_over_single_rows(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
-    method, credited_groups = credited("sort", {}, groups, tools)
-    assert [len(group.demonstrations) for group in credited_groups] == [0, 1, 0]
-    reference = credited_groups[1].demonstrations[0]
+def test_sorts_update_equals_a_float64_sum_over_single_rows(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
+    method, credited_groups = credited("sort", {}, groups, engine)
+    assert [len(group.imitated) for group in credited_groups] == [0, 1, 0]
+    reference = credited_groups[1].imitated[0]
     planned = policy.encode_prompt(credited_groups[1].problem, "add double")
     model = copy.deepcopy(policy.model).double()
-    p0, p1 = (token_probabilities(model, prompt, reference.completion) for prompt in (reference.prompt, planned))
+    p0, p1 = (
+        token_probabilities(model, prompt, reference.tokens) for prompt in (reference.prompt_ids, planned)
+    )
     weights = (p0 * p1).sqrt()
-    assert reference.weight == pytest.approx(weights.tolist(), rel=1e-4)
+    assert token_weights(reference, method, policy) == pytest.approx(weights.tolist(), rel=1e-4)
     advantage = 0.5 / ((1 / 3) ** 0.5 + 1e-4)
     terms = [
         (member, [sign * advantage / (12 * len(member))] * len(member), "ratio")
@@ -200,57 +237,66 @@ def token_probabilities(model: Any, prompt: list[int], completion: list[int]) ->
     return logits[torch.arange(len(completion)), torch.tensor(completion)]
 
 
-def test_a_batch_without_any_signal_touches_nothing(policy: LearningPolicy, groups: list[Group], tools: Tools) -> None:
-    method, credited_groups = credited("grpo", {}, groups[1:], tools)
+def test_a_batch_without_any_signal_touches_nothing(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
+    method, credited_groups = credited("grpo", {}, groups[1:], engine)
     assert gradients(method, policy, credited_groups) == ([], {})
 
 
-def test_groups_of_equal_rewards_have_exactly_zero_credit(policy: LearningPolicy) -> None:
+def test_groups_of_equal_rewards_have_exactly_zero_credit(policy: TrainablePolicy) -> None:
     rewards = [0.1 + 0.2] * 3  # their mean differs from each of them by rounding
     group = Group(PROBLEM, [rollout(policy, "# 70", reward) for reward in rewards])
     credited_group = build("grpo").advantages(group)
-    assert all(credit == 0 for member in credited_group.trajectories for credit in member.credit)
+    assert not any(member.column("advantage").any() for member in credited_group.trajectories)
 
 
 @pytest.mark.parametrize("right", range(8))
-def test_luffys_advantages_by_hand(right: int, policy: LearningPolicy) -> None:
+def test_luffys_advantages_by_hand(right: int, policy: TrainablePolicy) -> None:
     members = [rollout(policy, "# 70", float(place < right)) for place in range(7)]
-    reference = replace(Trajectory.reference([1], [2], ""), reward=1.0)
+    reference = replace(Trajectory.by(Author.REFERENCE, [1], [2]), reward=1.0)
     found = build("luffy", group_size=8).advantages(Group(PROBLEM, [*members, reference])).trajectories
     for place, member in enumerate(found):
         expected = 0.0 if right == 7 else (7 - right) / 8 if place < right or place == 7 else -(right + 1) / 8
-        assert member.credit == pytest.approx([expected] * len(member))
+        assert member.column("advantage").tolist() == pytest.approx([expected] * len(member))
 
 
-def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: LearningPolicy) -> None:
+def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: TrainablePolicy) -> None:
     end = policy.tokenizer.eos_token_id
-    short, long = Trajectory.reference([5, 6], [7, end], ""), Trajectory.reference([5], [7, 8, 9, end], "")
-    batch = micro_batch([Row(replace(member, weight=[1.0] * len(member)), weight_scale=1.0) for member in (short, long)])
+    short, long = (
+        Trajectory.by(Author.REFERENCE, [5, 6], [7, end]),
+        Trajectory.by(Author.REFERENCE, [5], [7, 8, 9, end]),
+    )
+    batch = micro_batch([Sample(imitated(member), imitation_scale=1.0) for member in (short, long)])
     assert batch.inputs.whole.tolist() == [[5, 6, 7, end, 0, 0], [0, 5, 7, 8, 9, end]]
     assert batch.inputs.whole_mask.tolist() == [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]
-    assert batch.streams.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    assert batch.streams.weight.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch.tokens.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch.tokens.imitation_weight.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
 
-def test_sampled_log_probabilities_are_those_of_the_trainer(policy: LearningPolicy) -> None:
-    torch.manual_seed(0)
-    prompts = [policy.tokenizer.encode(text) for text in ("77 A 8 C 9 B 4 ?", "5 + 3 ?")]
-    for prompt, drawn in zip(prompts, policy.sample(prompts, 3), strict=True):
-        assert all(member.finished and member.completion[-1] == policy.tokenizer.eos_token_id for member in drawn)
-        scores = policy.score([prompt] * 3, [member.completion for member in drawn])
-        for member, score in zip(drawn, scores, strict=True):
-            assert member.behaviour == pytest.approx(score.tolist(), abs=2e-4)
+def test_sampled_log_probabilities_are_those_of_the_trainer(policy: TrainablePolicy) -> None:
+    prompts = [policy.tokenizer.encode(text) for text in ("77 A 8 C 9 B 4 ?", "5 + 3 ?") for _ in range(3)]
+    completions = policy.generate(prompts, range(6))
+    assert all(
+        member.finished and member.tokens[-1] == policy.tokenizer.eos_token_id for member in completions
+    )
+    scores = policy.score(prompts, [member.token_ids for member in completions])
+    for member, score in zip(completions, scores, strict=True):
+        assert member.column("sampling_logp").tolist() == pytest.approx(score.tolist(), abs=2e-4)
 
 
-def test_entropy_is_that_of_the_distribution_sampled_from(policy: LearningPolicy) -> None:
-    torch.manual_seed(0)
+def test_entropy_is_that_of_the_distribution_sampled_from(policy: TrainablePolicy) -> None:
     prompt = policy.tokenizer.encode("77 A 8 ?")
-    ((member,),) = policy.sample([prompt], 1)
+    (member,) = policy.generate([prompt], [0])
     with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor([prompt + member.completion])).logits[0, len(prompt) - 1 : -1].double()
+        logits = (
+            policy.model(input_ids=torch.tensor([prompt + member.tokens]))
+            .logits[0, len(prompt) - 1 : -1]
+            .double()
+        )
     expected = torch.distributions.Categorical(logits=logits).entropy()
-    assert member.entropy == pytest.approx(expected.tolist(), abs=2e-4)
-    batch = micro_batch([Row(member.credited(1.0), 1.0)])
+    assert member.column("entropy").tolist() == pytest.approx(expected.tolist(), abs=2e-4)
+    batch = micro_batch([Sample(member.with_advantage(1.0), 1.0)])
     _, trained = policy.forward(batch.inputs, with_entropy=True)
     assert trained is not None and trained[0].tolist() == pytest.approx(expected.tolist(), abs=2e-4)
 
@@ -268,19 +314,21 @@ def test_micro_batches_keep_to_their_budget_and_lose_no_row() -> None:
     assert by_budget(prompts, lengths, 90) == [[4, 6], [0, 3], [1, 5, 2]]  # 30 + 2·30, 3 + 2·40, 3·10 + 3·5
 
 
-def test_counts_include_rows_that_will_be_dropped(groups: list[Group]) -> None:
-    counts = Counts.of(groups)
-    assert (counts.problems, counts.trajectories, counts.demonstrations) == (3, 12, 0)
-    assert counts.tokens == sum(len(member) for group in groups for member in group.trajectories)
+def test_normalizers_count_trajectories_that_will_be_dropped(groups: list[Group]) -> None:
+    found = Normalizers.of(groups)
+    assert (found.problems, found.trajectories, found.imitated) == (3, 12, 0)
+    assert found.tokens == sum(len(member) for group in groups for member in group.trajectories)
 
 
-def test_the_normalisers_by_hand(policy: LearningPolicy) -> None:
-    counts = Counts(problems=4, trajectories=32, tokens=1000, demonstrated=2, demonstrations=2, demonstration_tokens=50)
-    member = Trajectory.reference([1], [2] * 20, "")
-    assert build("grpo").credit_scale(member, counts) == 1 / (32 * 20)
-    assert build("grpo", normaliser="token").credit_scale(member, counts) == 1 / 1000
-    assert build("luffy").credit_scale(member, counts) == 1 / (32 * 48)
-    assert build("sort", strength=3.0).weight_scale(member, counts) == pytest.approx(3 / (20 * 4))
-    assert build("sort", divide_by="failed").weight_scale(member, counts) == pytest.approx(1 / (20 * 2))
-    assert build("sort", mean="token").weight_scale(member, counts) == pytest.approx((2 / 4) / 50)
-    assert build("sft").weight_scale(member, counts) == pytest.approx(1 / 50)
+def test_the_normalizers_by_hand(policy: TrainablePolicy) -> None:
+    totals = Normalizers(
+        problems=4, trajectories=32, tokens=1000, imitating=2, imitated=2, imitated_tokens=50
+    )
+    member = Trajectory.by(Author.REFERENCE, [1], [2] * 20)
+    assert build("grpo").advantage_scale(member, totals) == 1 / (32 * 20)
+    assert build("grpo", loss_normalizer="token").advantage_scale(member, totals) == 1 / 1000
+    assert build("luffy").advantage_scale(member, totals) == 1 / (32 * 48)
+    assert build("sort", imitation_coef=3.0).imitation_scale(member, totals) == pytest.approx(3 / (20 * 4))
+    assert build("sort", divide_by="failed").imitation_scale(member, totals) == pytest.approx(1 / (20 * 2))
+    assert build("sort", mean="token").imitation_scale(member, totals) == pytest.approx((2 / 4) / 50)
+    assert build("sft").imitation_scale(member, totals) == pytest.approx(1 / 50)

@@ -1,4 +1,4 @@
-"""Verifiers and their pool: what is graded how, and that nothing a verifier does costs more than its own verdict."""
+"""Verifiers and their pool: the rewards of answers, and that a broken verifier costs only its own verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.verifiers import pool as verifier_pool
 from handrail.verifiers.builtin import exact, normalised, reader, resolve
 from handrail.verifiers.config import VerifierConfig
@@ -173,7 +173,9 @@ def test_extract(name: str, extract: str, completion: str, reward: float) -> Non
         ({"name": "re:search", "extract": "= (.*)"}, ["it = 3 ", "1 = 2\n2 = 3"], "3"),
     ],
 )
-def test_equal_answers_are_read_alike(config: dict[str, str], completions: list[str], answer: str | None) -> None:
+def test_equal_answers_are_read_alike(
+    config: dict[str, str], completions: list[str], answer: str | None
+) -> None:
     read = reader(VerifierConfig.model_validate(config))
     assert [read(completion) for completion in completions] == [answer] * len(completions)
 
@@ -189,7 +191,10 @@ def test_any_text_can_be_graded(answer: str, completion: str) -> None:
 @pytest.mark.parametrize("family", ["gsm_symbolic", "arc_agi", "countdown"])
 def test_reasoning_gym(family: str) -> None:
     entries = list(reasoning_gym.create_dataset(family, size=3, seed=1))
-    problems = [Problem(str(i), entry["question"], entry["answer"], metadata=entry["metadata"]) for i, entry in enumerate(entries)]
+    problems = [
+        Problem(str(i), entry["question"], entry["answer"], metadata=entry["metadata"])
+        for i, entry in enumerate(entries)
+    ]
     with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
         right = pool.grade([(problem, f"<answer>{problem.answer}</answer>") for problem in problems])
         marked = pool.grade([(problem, f"so\n#### {problem.answer}") for problem in problems])
@@ -199,12 +204,19 @@ def test_reasoning_gym(family: str) -> None:
 
 
 def test_reasoning_gyms_consolation_for_wrong_answers_is_kept_on_request_only() -> None:
-    rewards = [resolve(VerifierConfig(name="reasoning-gym", partial_credit=partial))(COUNTDOWN, "3") for partial in (None, False, True)]
+    rewards = [
+        resolve(VerifierConfig(name="reasoning-gym", partial_credit=partial))(COUNTDOWN, "3")
+        for partial in (None, False, True)
+    ]
     assert rewards == [0.0, 0.0, 0.05]
 
 
-TWENTY_FOUR = Problem("0", "Make 24 of 2, 3, 4, 1.", "2*3*4*1", metadata={"source_dataset": "puzzle24", "numbers": [2, 3, 4, 1]})
-COUNTDOWN = Problem("0", "Make 7 of 3, 4.", "3+4", metadata={"source_dataset": "countdown", "numbers": [3, 4], "target": 7})
+TWENTY_FOUR = Problem(
+    "0", "Make 24 of 2, 3, 4, 1.", "2*3*4*1", metadata={"source_dataset": "puzzle24", "numbers": [2, 3, 4, 1]}
+)
+COUNTDOWN = Problem(
+    "0", "Make 7 of 3, 4.", "3+4", metadata={"source_dataset": "countdown", "numbers": [3, 4], "target": 7}
+)
 SUM = Problem("0", "?", "1.0 + 2.0i", metadata={"source_dataset": "complex_arithmetic", "result": [1.0, 2.0]})
 QUARTER = Problem("0", "?", "0.25", metadata={"source_dataset": "coin_flip"})
 RARE = Problem("0", "?", "3.05e-05", metadata={"source_dataset": "coin_flip"})
@@ -216,8 +228,15 @@ OPEN_INTEGRAL = Problem(
 )
 HALTING = Problem("0", "?", "False", metadata={"source_dataset": "game_of_life_halting"})
 APPLES = Problem("0", "?", "57", metadata={"source_dataset": "gsm_symbolic"})
-QUEENS = Problem("0", "?", "Q", metadata={"source_dataset": "n_queens", "valid_answers": ["Q"], "solution": [["Q"]]})
-INTEGRAL = Problem("0", "?", "x**2 + C", metadata={"source_dataset": "simple_integration", "variable": "x", "integrand": "2*x"})
+QUEENS = Problem(
+    "0", "?", "Q", metadata={"source_dataset": "n_queens", "valid_answers": ["Q"], "solution": [["Q"]]}
+)
+INTEGRAL = Problem(
+    "0",
+    "?",
+    "x**2 + C",
+    metadata={"source_dataset": "simple_integration", "variable": "x", "integrand": "2*x"},
+)
 
 
 @pytest.mark.parametrize(
@@ -267,29 +286,43 @@ INTEGRAL = Problem("0", "?", "x**2 + C", metadata={"source_dataset": "simple_int
         (INTEGRAL, "(integrate#+\n(2*x, x))", 0),
     ],
 )
-def test_an_answer_is_what_was_asked_for_and_no_program(problem: Problem, completion: str, reward: float) -> None:
+def test_an_answer_is_what_was_asked_for_and_no_program(
+    problem: Problem, completion: str, reward: float
+) -> None:
     assert resolve(VerifierConfig(name="reasoning-gym"))(problem, completion) == reward
 
 
-@pytest.mark.parametrize(("answer", "reward"), [("[['Q']]", 0.5), ("entry['metadata']['solution']", 0), ("[[q for q in 'Q']]", 0)])
+@pytest.mark.parametrize(
+    ("answer", "reward"), [("[['Q']]", 0.5), ("entry['metadata']['solution']", 0), ("[[q for q in 'Q']]", 0)]
+)
 def test_an_answer_names_nothing_of_the_scorers(answer: str, reward: float) -> None:
     assert resolve(VerifierConfig(name="reasoning-gym", partial_credit=True))(QUEENS, answer) == reward
 
 
 def test_what_is_no_number_is_no_answer_to_a_built_in_task() -> None:
     for problem in load_problems("task:complex-arithmetic?n=3"):
-        rewards = [resolve(VerifierConfig(name="task"))(problem, f"# {answer}") for answer in (problem.answer, "nan nan", "nan 0", "1 nan")]
+        rewards = [
+            resolve(VerifierConfig(name="task"))(problem, f"# {answer}")
+            for answer in (problem.answer, "nan nan", "nan 0", "1 nan")
+        ]
         assert rewards == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("calls", [True, False])
-def test_a_completion_is_never_run_as_a_program_that_does_harm(calls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_completion_is_never_run_as_a_program_that_does_harm(
+    calls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there, sneaked = tmp_path / "there", tmp_path / "sneaked"
     there.write_text("")
-    answers = [f"__import__('os').system('touch {sneaked}')", f"open('{sneaked}', 'w')", f"__import__('os').remove('{there}')"]
-    if not calls:  # what stops it where a library can be made to run text that we do not suspect
+    answers = [
+        f"__import__('os').system('touch {sneaked}')",
+        f"open('{sneaked}', 'w')",
+        f"__import__('os').remove('{there}')",
+    ]
+    if not calls:  # without our filter, the worker's audit hook must still stop the program
         (tmp_path / "sitecustomize.py").write_text(
-            "from handrail import gym_answers\ngym_answers.shown = lambda family, answer, entry: answer\n"
+            "from handrail.verifiers import gym_answers\n"
+            "gym_answers.scorer_input = lambda family, answer, entry: answer\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
     with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
@@ -345,15 +378,22 @@ def pool(verifier_file: Path) -> Iterator[VerifierPool]:
 def test_answers_are_read_on_request_and_cost_no_verdict() -> None:
     items = [(Problem("p", "?", "1/2"), completion) for completion in (r"\boxed{0.5}", "", r"\boxed{2/3}")]
     with VerifierPool(VerifierConfig(name="math", workers=1)) as pool:
-        assert [(v.reward, v.answer) for v in pool.grade(items, answers=True)] == [(1, "1/2"), (0, None), (0, "2/3")]
+        assert [(v.reward, v.answer) for v in pool.grade(items, answers=True)] == [
+            (1, "1/2"),
+            (0, None),
+            (0, "2/3"),
+        ]
         assert [(v.reward, v.answer) for v in pool.grade(items)] == [(1, None), (0, None), (0, None)]
 
 
 def test_a_copy_that_a_verifier_makes_of_its_process_answers_nobody(verifier_file: Path) -> None:
     with VerifierPool(VerifierConfig(name=f"{verifier_file}:verdict", workers=1)) as pool:
         for completions, statuses in [(["fork"], ["ok"]), (["raise", "true", "fine"], ["error", "ok", "ok"])]:
-            assert [verdict.status for verdict in pool.grade([(Problem("p", "?", ""), text) for text in completions])] == statuses
-            time.sleep(0.2)  # for the copy to answer
+            assert [
+                verdict.status
+                for verdict in pool.grade([(Problem("p", "?", ""), text) for text in completions])
+            ] == statuses
+            time.sleep(0.2)  # time for the fork to reply
 
 
 def test_a_bad_verdict_costs_only_itself(pool: VerifierPool) -> None:
@@ -386,13 +426,26 @@ def given_back(problem: Problem, completion: str) -> object:
 
 
 def returning(value: object) -> float:
-    """The reward if a user's verifier returns ``value``."""
-    return resolve(VerifierConfig(name=f"{__name__}:given_back"))(Problem("p", "?", "!", metadata={"value": value}), "")
+    """Return the reward if a user's verifier returns ``value``."""
+    return resolve(VerifierConfig(name=f"{__name__}:given_back"))(
+        Problem("p", "?", "!", metadata={"value": value}), ""
+    )
 
 
 @pytest.mark.parametrize(
     "value",
-    [True, 1, Fraction(1), Decimal(1), np.float32(1), np.int64(1), np.bool_(True), np.array(1), torch.tensor(1.0), torch.tensor(True)],
+    [
+        True,
+        1,
+        Fraction(1),
+        Decimal(1),
+        np.float32(1),
+        np.int64(1),
+        np.bool_(True),
+        np.array(1),
+        torch.tensor(1.0),
+        torch.tensor(True),
+    ],
     ids=repr,
 )
 def test_every_kind_of_number_is_a_reward(value: object) -> None:
@@ -426,9 +479,17 @@ def test_one_threshold_says_what_is_correct(pool: VerifierPool, verifier_file: P
     assert [verdict.correct for verdict in pool.grade(items)] == [False, True, None]
     lenient = VerifierConfig(name=f"{verifier_file}:verdict", correct_from=0.25, workers=1)
     with VerifierPool(lenient) as other:
-        assert [(verdict.correct, verdict.reward) for verdict in other.grade(items)] == [(True, 0.25), (True, 1), (None, 0)]
+        assert [(verdict.correct, verdict.reward) for verdict in other.grade(items)] == [
+            (True, 0.25),
+            (True, 1),
+            (None, 0),
+        ]
     with VerifierPool(lenient.model_copy(update={"partial_credit": False})) as other:
-        assert [(verdict.correct, verdict.reward) for verdict in other.grade(items)] == [(True, 1), (True, 1), (None, 0)]
+        assert [(verdict.correct, verdict.reward) for verdict in other.grade(items)] == [
+            (True, 1),
+            (True, 1),
+            (None, 0),
+        ]
 
 
 def test_a_worker_that_has_been_near_its_ceiling_is_replaced(tmp_path: Path) -> None:
@@ -440,8 +501,10 @@ def test_a_worker_that_has_been_near_its_ceiling_is_replaced(tmp_path: Path) -> 
         "    return 1.0 if len(kept) == 1 else 0.5\n"
     )
     with VerifierPool(VerifierConfig(name=f"{file}:verdict", memory_gib=1, workers=1)) as pool:
-        verdicts = pool.grade([(Problem("p", "?", "!"), str(size << 20)) for size in (1, 1, 600, 1, 1, 1100, 1)])
-    # 600 MiB are more than half of what is left, 1100 more than there is.
+        verdicts = pool.grade(
+            [(Problem("p", "?", "!"), str(size << 20)) for size in (1, 1, 600, 1, 1, 1100, 1)]
+        )
+    # 600 MiB are more than half of the memory left, 1100 MiB more than all of it.
     assert [verdict.reward for verdict in verdicts] == [1, 0.5, 0.5, 1, 0.5, 0, 0.5]
     assert verdicts[5].detail.startswith("MemoryError")
 
@@ -456,11 +519,15 @@ def test_the_deadline_is_kept(pool: VerifierPool, monkeypatch: pytest.MonkeyPatc
     child = f"1000.{os.getpid()}"
     completions = ["fine", "hang", "bomb", "fine", "hang", "fine", "fine", "fine"]
     started = time.monotonic()
-    verdicts = pool.grade([(Problem("p", "?", "!", metadata={"child": child}), completion) for completion in completions])
+    verdicts = pool.grade(
+        [(Problem("p", "?", "!", metadata={"child": child}), completion) for completion in completions]
+    )
     seconds = time.monotonic() - started
-    assert [verdict.status for verdict in verdicts] == ["ok" if c == "fine" else "timeout" for c in completions]
+    assert [verdict.status for verdict in verdicts] == [
+        "ok" if c == "fine" else "timeout" for c in completions
+    ]
     assert 0.5 < seconds < 6
-    deadline = time.monotonic() + 5  # killed already, but the kernel takes them away in its own time
+    deadline = time.monotonic() + 5  # they are killed already, but the kernel may remove them a little later
     while left := running(child):
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
@@ -485,8 +552,10 @@ def verdict(problem, completion):
 
 
 def lazily(pool: VerifierPool, completions: str, loading: float) -> tuple[list[str], list[str]]:
-    """The statuses and the details of the verdicts on ``completions`` if the first call in a process takes ``loading`` seconds."""
-    verdicts = pool.grade([(Problem("p", "?", "!", metadata={"loading": loading}), text) for text in completions.split()])
+    """Return the verdicts' statuses and details if the first call in a process takes ``loading`` seconds."""
+    verdicts = pool.grade(
+        [(Problem("p", "?", "!", metadata={"loading": loading}), text) for text in completions.split()]
+    )
     return [verdict.status for verdict in verdicts], [verdict.detail for verdict in verdicts]
 
 
@@ -495,14 +564,17 @@ def test_a_first_call_may_load_a_model(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(verifier_pool, "FIRST_CALL_LIMIT", 2.0)
     with VerifierPool(VerifierConfig(name=f"{tmp_path / 'lazy.py'}:verdict", timeout=0.5, workers=1)) as pool:
         assert lazily(pool, "fine exit fine", 0.7)[0] == ["ok", "crash", "ok"]
-        # A completion that hangs in a first call costs the longer limit once, and does not keep later processes from loading.
+        # A completion that hangs in a first call costs the longer limit only once, and later processes may
+        # still load.
         statuses, details = lazily(pool, "fine hang hang hang fine", 0.7)
     assert statuses == ["ok", "timeout", "timeout", "timeout", "ok"]
     limits = [float(detail.split()[3]) for detail in details if detail]
     assert limits[:2] == [0.5, 2] and 1.2 <= limits[2] < 2
 
 
-def test_a_first_call_that_never_ends_costs_the_longer_limit_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_call_that_never_ends_costs_the_longer_limit_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "lazy.py").write_text(LAZY)
     monkeypatch.setattr(verifier_pool, "FIRST_CALL_LIMIT", 1.0)
     with VerifierPool(VerifierConfig(name=f"{tmp_path / 'lazy.py'}:verdict", timeout=0.3, workers=1)) as pool:
@@ -513,25 +585,34 @@ def test_a_first_call_that_never_ends_costs_the_longer_limit_once(tmp_path: Path
 
 
 def running(argument: str) -> list[bytes]:
-    """The command lines with ``argument`` among those of all processes."""
+    """Return the command lines, of all processes, that contain ``argument``."""
     commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it may end while we look
+        with contextlib.suppress(OSError):  # the process may end in the meantime
             commands.append(path.read_bytes())
     return [command for command in commands if argument.encode() in command.split(b"\0")]
 
 
 def test_a_regex_bomb_in_extract_is_cut_off() -> None:
     with VerifierPool(VerifierConfig(name="exact", extract=r"#(a+)+$", timeout=0.5, workers=1)) as pool:
-        verdicts = pool.grade([(Problem("p", "?", "a"), completion) for completion in ("#a", "#" + "a" * 60 + "b", "#a")])
-    assert [(verdict.status, verdict.reward) for verdict in verdicts] == [("ok", 1), ("timeout", 0), ("ok", 1)]
+        verdicts = pool.grade(
+            [(Problem("p", "?", "a"), completion) for completion in ("#a", "#" + "a" * 60 + "b", "#a")]
+        )
+    assert [(verdict.status, verdict.reward) for verdict in verdicts] == [
+        ("ok", 1),
+        ("timeout", 0),
+        ("ok", 1),
+    ]
 
 
 def test_order_and_odd_problems() -> None:
     class Odd:
         pass
 
-    problems = [Problem(str(i), [{"role": "user", "content": "\ud800"}], str(i % 7), metadata={"odd": Odd()}) for i in range(128)]
+    problems = [
+        Problem(str(i), [{"role": "user", "content": "\ud800"}], str(i % 7), metadata={"odd": Odd()})
+        for i in range(128)
+    ]
     with VerifierPool(VerifierConfig(name="exact")) as pool:
         verdicts = pool.grade([(problem, "3") for problem in problems])
         assert pool.grade([(Problem("p", "?", "5", metadata={"key": {(1, 2): 3}}), "5")])[0].status == "error"
@@ -545,7 +626,10 @@ def test_order_and_odd_problems() -> None:
         (VerifierConfig(name="mathh"), "no verifier 'mathh'; did you mean 'math'"),
         (VerifierConfig(name="quux"), "choose math, exact"),
         (VerifierConfig(name="no_such_module:f"), "cannot be imported: ModuleNotFoundError"),
-        (VerifierConfig(name="no/such/file.py:f"), "there is no file no/such/file.py; there is no directory no/such either"),
+        (
+            VerifierConfig(name="no/such/file.py:f"),
+            "there is no file no/such/file.py; there is no directory no/such either",
+        ),
         (VerifierConfig(name="json:f"), "json has no 'f'"),
     ],
 )
@@ -569,7 +653,7 @@ def test_a_verifier_that_ends_the_process_on_import(tmp_path: Path) -> None:
 PARENT = """
 import os, signal, sys, threading
 from handrail.verifiers.config import VerifierConfig
-from handrail.types import Problem
+from handrail.types.problem import Problem
 from handrail.data.load import load_problems
 from handrail.verifiers.pool import VerifierPool
 
@@ -592,12 +676,21 @@ def test_no_worker_outlives_its_parent(verifier_file: Path, end: str) -> None:
     pid, *said = parent.stdout.split()
     assert said == ([] if end == "die" else ["interrupted", "False"])
     deadline = time.monotonic() + 3
-    while Path(f"/proc/{pid}/status").exists() and "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text():
+    while (
+        Path(f"/proc/{pid}/status").exists() and "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_a_worker_starts_without_heavy_imports() -> None:
     heavy = ["torch", "transformers", "math_verify", "reasoning_gym", "numpy"]
-    program = f"import sys, handrail.verifiers.worker; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    program = (
+        f"import sys, handrail.verifiers.worker; print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

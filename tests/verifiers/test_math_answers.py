@@ -1,11 +1,11 @@
-"""The verifier ``math``: honest spellings of right answers are paid, and near misses and questions given back are not."""
+"""The verifier ``math`` accepts honest spellings of an answer, but no near misses or repeated questions."""
 
 from __future__ import annotations
 
 import pytest
 
-from handrail.types import Problem
-from handrail.verifiers.answer_text import boxes, last_joined, numeral, plain
+from handrail.types.problem import Problem
+from handrail.verifiers.answer_text import boxes, last_joined, parse_numeral, plain
 from handrail.verifiers.builtin import reader, resolve
 from handrail.verifiers.config import VerifierConfig
 
@@ -22,14 +22,14 @@ RIGHT = [
     ("9", r"\boxed{9\text{ m}}"),
     (r"8\text{ cm}, 3\text{ cm}", r"\boxed{8, 3}"),
     ("72900", r"\boxed{\text{Total} = \$72,900}"),
-    # what cannot be read is compared as text
+    # compared as text, because it cannot be parsed
     (r"\cos^2 u", r"\boxed{\cos^2 u}"),
     (r"F_{3},F_{4}", r"\boxed{F_{3}, F_{4}}"),
     (r"\text{no real roots}", r"\boxed{No real roots}"),
     ("Paris", "Paris"),
     ("Paris", "The answer is Paris."),
     ("converges for all n", r"\boxed{\text{Converges for all } n}"),
-    # equations that are no numbers
+    # answers that are equations, not numbers
     (r"\frac{x^2}{25} + \frac{y^2}{4} = 1", r"\boxed{\frac{y^2}{4} + \frac{x^2}{25} = 1}"),
     ("x-3y=0", r"\boxed{y=\frac{1}{3}x}"),
     ("x^2+4=0", r"\boxed{3x^2+12=0}"),
@@ -123,7 +123,7 @@ WRONG = [
     ("10", r"\boxed{41.5, 10}"),
     ("z=2+2=4", r"\boxed{z=3+5=4}"),
     ("42", "\\boxed{42}, \\boxed{41}"),
-    # the question, or what is left to do of it
+    # the question, or an unfinished calculation
     (r"3\sqrt{5}", r"\boxed{\sqrt{(5-2)^2+(9-3)^2}}"),
     (r"3\sqrt{5}", r"\boxed{\sqrt{5 \cdot 9}}"),
     (r"5\sqrt{2}", r"\boxed{3\sqrt{2}+2\sqrt{2}}"),
@@ -173,7 +173,9 @@ def test_the_letters_of_an_answer_within_other_words_are_not_it() -> None:
 
 def test_votes_are_read_as_answers_are() -> None:
     read = reader(VerifierConfig(name="math"))
-    assert {read(text) for text in (r"\boxed{\text{20 apples}}", "#### 20", r"so $x = 4 \cdot 5 = 20$", "20.0")} == {"20"}
+    assert {
+        read(text) for text in (r"\boxed{\text{20 apples}}", "#### 20", r"so $x = 4 \cdot 5 = 20$", "20.0")
+    } == {"20"}
     assert {read(text) for text in (r"\boxed{\text{Yes}}", "The answer is yes.")} == {"yes"}
 
 
@@ -187,4 +189,4 @@ def test_text_and_numbers() -> None:
     assert plain(r"\left( 1 ,\; 2\right).") == plain("(1,2)") != plain("(12)")
     assert plain("1 2") != plain("12")
     for text in ("84/2", "1/0", "1,23", "12 34", "9" * 5000, "1e9999", "x"):
-        assert numeral(text) is None
+        assert parse_numeral(text) is None

@@ -1,11 +1,12 @@
 """House rules: arithmetic modulo 100 with named two-operation rules.
 
-A problem starts from a number and applies rules to it, each with an operand: ``77 A 8 C 9 B 4 ?``. A rule is two primitive
-operations; the reference writes every primitive out, a step for each rule, and ends in the values after each step:
-``77 + 8 = 85 , 85 * 2 = 70 ; 70 - 9 = 61 , ... # 70 22 40``. Rules ``K0`` to ``K107`` are common knowledge (the built-in backbones
-were taught them, twelve names for each of the nine programs); ``A`` to ``F`` are house rules whose meaning no backbone knows. So a
-*hard* problem (house rules applied three times) cannot be solved by trying: a rollout must guess up to three meanings at once, and
-three values leave little to luck.
+A problem starts from a number and applies rules to it, each with an operand: ``77 A 8 C 9 B 4 ?``. A rule is
+two primitive operations. The reference writes out every primitive, with one step for each rule, and ends in
+the values after each step: ``77 + 8 = 85 , 85 * 2 = 70 ; 70 - 9 = 61 , ... # 70 22 40``. Rules ``K0`` to
+``K107`` are common knowledge: the built-in backbones were taught them, twelve names for each of the nine
+programs. ``A`` to ``F`` are house rules, whose meaning no backbone knows. A *hard* problem (house rules
+applied three times) therefore cannot be solved by sampling: a rollout would have to guess up to three
+meanings at once, and three values leave little to luck.
 
 Every word is one token of the built-in backbones. See ``docs/backbones.md``.
 """
@@ -18,17 +19,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 MODULUS = 100
 OPERANDS = range(2, 10)
 PRIMITIVES = ("add", "subtract", "double")
 Program = tuple[str, str]
 
-# Many names for few programs: a name is then read from its embedding, and a new one is learnt at little cost to the others.
+# With many names for few programs, a backbone reads a rule from its name's embedding, so that it can learn a
+# new name without unlearning much about the others.
 SYNONYMS = 12
 KNOWN_RULES: dict[str, Program] = {
-    f"K{index}": program for index, program in enumerate([(a, b) for a in PRIMITIVES for b in PRIMITIVES] * SYNONYMS)
+    f"K{index}": program
+    for index, program in enumerate([(a, b) for a in PRIMITIVES for b in PRIMITIVES] * SYNONYMS)
 }
 HOUSE_RULES: dict[str, Program] = {
     "A": ("add", "double"),
@@ -48,7 +51,7 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Item:
-    """One word or two of a prompt: a rule or a primitive, and its operand."""
+    """A rule or a primitive of a prompt, with its operand."""
 
     name: str
     operand: int
@@ -60,12 +63,17 @@ class Item:
 
 
 def solve(start: int, items: list[Item], rules: dict[str, Program]) -> tuple[list[str], str, str]:
-    """Returns the steps (the equalities of one item), the plan (the primitives' names) and the answer: the value after each."""
+    """Return the steps (one item's equalities each), the plan (names of primitives) and the answer.
+
+    The answer is the value after each item.
+    """
     value, steps, plan, values = start, [], [], []
     for item in items:
         equalities, program = [], rules.get(item.name, (item.name,))
         for primitive in program:
-            sign, operand = {"add": ("+", item.operand), "subtract": ("-", item.operand), "double": ("*", 2)}[primitive]
+            sign, operand = {"add": ("+", item.operand), "subtract": ("-", item.operand), "double": ("*", 2)}[
+                primitive
+            ]
             result = {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % MODULUS
             equalities.append(f"{value} {sign} {operand} = {result}")
             value = result
@@ -76,13 +84,19 @@ def solve(start: int, items: list[Item], rules: dict[str, Program]) -> tuple[lis
 
 
 def write(steps: list[str], answer: str, style: Style, rng: random.Random) -> str:
-    """The worked solution; in foreign style most steps are led in by words the backbone has never seen."""
+    """Write the worked solution; in foreign style, most steps begin with words unknown to the backbones."""
     if style == "foreign":
-        steps = [" ".join([*rng.choices(FILLERS, k=rng.randint(1, 2)), step]) if rng.random() < FILLER_SHARE else step for step in steps]
+        steps = [
+            " ".join([*rng.choices(FILLERS, k=rng.randint(1, 2)), step])
+            if rng.random() < FILLER_SHARE
+            else step
+            for step in steps
+        ]
     return " ; ".join(steps) + f" # {answer}"
 
 
 def prompt(start: int, items: list[Item]) -> str:
+    """Write the prompt of a problem."""
     return " ".join([str(start), *(item.text for item in items), "?"])
 
 
@@ -94,14 +108,22 @@ def draw_items(level: Level, house: int, rng: random.Random) -> list[Item]:
 
 
 def is_test(text: str) -> bool:
-    """Splits prompts once and for all, so that no held-out prompt can be in any training set."""
+    """True if the prompt ``text`` is for testing.
+
+    The split depends on the text alone, so that no held-out prompt can be in any training set.
+    """
     return zlib.crc32(text.encode()) % 5 == 0
 
 
 def problems(
-    level: Level = "hard", n: int = 1000, seed: int = 0, style: Style = "clean", split: Split = "train", house: int = 6
+    level: Level = "hard",
+    n: int = 1000,
+    seed: int = 0,
+    style: Style = "clean",
+    split: Split = "train",
+    house: int = 6,
 ) -> list[Problem]:
-    """``n`` distinct problems; ``house`` is the number of house rules in use (1 to 6)."""
+    """Generate ``n`` distinct problems; ``house`` is the number of house rules in use (1 to 6)."""
     return list(_generate(level, n, seed, style, split, house))
 
 
@@ -127,7 +149,7 @@ def _generate(level: Level, n: int, seed: int, style: Style, split: Split, house
 
 
 def derivation_is_right(problem: Problem, completion: str) -> bool:
-    """Whether the completion's steps are the true ones, lead-in words aside: tells insight from a lucky answer."""
+    """True if all of the completion's steps are correct, lead-in words aside, and not only its answer."""
     words = [word for word in completion.split("#")[0].split() if word not in FILLERS]
     steps: list[str] = problem.metadata["steps"]
     return " ".join(words).split(" ; ") == steps

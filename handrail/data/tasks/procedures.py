@@ -1,8 +1,9 @@
-"""Procedures: a little language for worked solutions, in which the built-in benchmarks and the warm start are written.
+"""Procedures: a small language for worked solutions, used by the built-in benchmarks and the warm start.
 
-A procedure is lines of operations on the numbers of a prompt: ``multiply second first then add it third``. ``first`` to
-``fourth`` are the prompt's numbers, ``it`` is the last result and ``that`` the one before. Carried out it gives the steps of a
-reference, ``3 * 5 = 15 , 15 + 1 = 16``; its own text, which names operations and no value, is the plan.
+A procedure is lines of operations on the numbers of a prompt: ``multiply second first then add it third``.
+``first`` to ``fourth`` are the prompt's numbers, ``it`` is the last result and ``that`` the one before.
+Executing a procedure gives the steps of a reference, ``3 * 5 = 15 , 15 + 1 = 16``; its own text, which names
+operations and no value, is the plan.
 """
 
 from __future__ import annotations
@@ -15,22 +16,27 @@ LIMIT = 100
 PLACES = ("first", "second", "third", "fourth")
 RESULTS = ("it", "that")
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "count": "*"}
-# With a number that is not the prompt's: the hour lent, the half, what is left of an hour. None stands for the operand.
-CONSTANTS: dict[str, tuple[int | None, str, int | None]] = {"lend": (None, "-", 1), "halve": (None, "/", 2), "rest": (60, "-", None)}
+# Verbs with a number of their own: ``lend`` an hour, ``halve``, and the ``rest`` of an hour in minutes. None
+# stands for the operand.
+CONSTANTS: dict[str, tuple[int | None, str, int | None]] = {
+    "lend": (None, "-", 1),
+    "halve": (None, "/", 2),
+    "rest": (60, "-", None),
+}
 VERBS = (*SIGNS, *CONSTANTS)
 
 Answer = Literal["each", "last", "both"]
 
 
 class Impossible(ValueError):
-    """An operation left the whole numbers from 0 to 99, which is all the words there are."""
+    """The result of an operation is not a whole number from 0 to 99, and only those are words."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A verb and where its operands are found: places of the prompt, ``it`` or ``that``.
+    """A verb and its operands: places of the prompt, ``it`` or ``that``.
 
-    ``count`` takes one: the number at that place times what the thing named there stands for.
+    ``count`` takes one place: the number there times the number that the thing named there stands for.
     """
 
     verb: str
@@ -43,20 +49,32 @@ class Operation:
 
 @dataclass(frozen=True)
 class Procedure:
-    """Lines of operations; ``answer`` says what is asked for: each line's result, the last result, or the last two (``both``)."""
+    """Lines of operations.
+
+    ``answer`` says what the problem asks for: the result of ``each`` line, the ``last`` result, or the last
+    two results (``both``).
+    """
 
     lines: tuple[tuple[Operation, ...], ...]
     answer: Answer
 
     @property
     def plan(self) -> str:
-        return "\n".join([*(" then ".join(operation.text for operation in line) for line in self.lines), f"answer {self.answer}"])
+        return "\n".join(
+            [
+                *(" then ".join(operation.text for operation in line) for line in self.lines),
+                f"answer {self.answer}",
+            ]
+        )
 
 
 @dataclass
-class Worked:
-    """A procedure carried out: ``steps`` are its lines as equalities, ``chosen`` says of every number in a reference, those of
-    the answer included, whether the procedure chose it; others follow from what stands before them."""
+class Solution:
+    """The result of executing a procedure.
+
+    ``steps`` are its lines as equalities. ``chosen`` has an entry for every number of the reference, answer
+    included: True if the procedure picks the number, False if it follows from the words before it.
+    """
 
     steps: list[str] = field(default_factory=list)
     answer: str = ""
@@ -64,9 +82,10 @@ class Worked:
 
 
 def procedure(text: str) -> Procedure:
-    """Reads a procedure as its plan writes it."""
+    """Parse a procedure from the text of its plan."""
     *lines, last = text.splitlines()
-    return Procedure(tuple(tuple(map(_operation, line.split(" then "))) for line in lines), last.removeprefix("answer "))  # type: ignore[arg-type]
+    steps = tuple(tuple(map(_operation, line.split(" then "))) for line in lines)
+    return Procedure(steps, last.removeprefix("answer "))  # type: ignore[arg-type]
 
 
 def _operation(text: str) -> Operation:
@@ -74,12 +93,13 @@ def _operation(text: str) -> Operation:
     return Operation(verb, tuple(operands))
 
 
-def carry_out(work: Procedure, numbers: Sequence[int], things: Sequence[int] = ()) -> Worked:
-    """The steps, answer and choices of ``work`` on a prompt's numbers; ``things`` is what the thing behind each stands for.
+def carry_out(work: Procedure, numbers: Sequence[int], things: Sequence[int] = ()) -> Solution:
+    """Execute ``work`` on the numbers of a prompt.
 
-    Raises Impossible where a result is none of our numbers.
+    ``things`` holds, for each number, what the thing named after it stands for. Raises Impossible if a result
+    is not a whole number from 0 to 99.
     """
-    done = Worked()
+    done = Solution()
     results: list[int] = []
     ends: list[int] = []
     for line in work.lines:
@@ -99,7 +119,10 @@ def carry_out(work: Procedure, numbers: Sequence[int], things: Sequence[int] = (
 
 
 def _terms(operation: Operation) -> tuple[int | str, str, int | str]:
-    """What is written: a constant, a place, a result or ``thing``; the sign; another."""
+    """Return the left term, the sign and the right term.
+
+    A term is a constant, a place, a result or ``thing``.
+    """
     place, *more = operation.operands
     if operation.verb in CONSTANTS:
         before, sign, behind = CONSTANTS[operation.verb]
@@ -107,7 +130,9 @@ def _terms(operation: Operation) -> tuple[int | str, str, int | str]:
     return place, SIGNS[operation.verb], more[0] if more else "thing"
 
 
-def _value(term: int | str, operation: Operation, numbers: Sequence[int], things: Sequence[int], results: list[int]) -> int:
+def _value(
+    term: int | str, operation: Operation, numbers: Sequence[int], things: Sequence[int], results: list[int]
+) -> int:
     if isinstance(term, int):
         return term
     if term == "thing":
@@ -116,10 +141,15 @@ def _value(term: int | str, operation: Operation, numbers: Sequence[int], things
 
 
 def calculate(left: int, sign: str, right: int) -> int:
-    """Raises Impossible; see ``carry_out``."""
+    """Compute ``left sign right``. Raises Impossible; see ``carry_out``."""
     if sign == "/" and left % right:
         raise Impossible
-    result = {"+": left + right, "-": left - right, "*": left * right, "/": left // right if sign == "/" else 0}[sign]
+    result = {
+        "+": left + right,
+        "-": left - right,
+        "*": left * right,
+        "/": left // right if sign == "/" else 0,
+    }[sign]
     if result not in range(LIMIT):
         raise Impossible
     return result

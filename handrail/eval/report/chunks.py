@@ -1,4 +1,4 @@
-"""samples.jsonl as compressed pieces, one a step, which the page unpacks when somebody looks at them."""
+"""Compress samples.jsonl into one chunk per step, which the page unpacks when the user selects the step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ MEMBER = ("role", "reward", "correct", "finished", "origin", "credit", "weight",
 
 @dataclass(frozen=True)
 class Chunk:
-    """The trajectories of one run and step; ``data`` is base64 of gzip of JSON, ``signal`` whether any token of them was learnt from."""
+    """The trajectories of one run and step.
+
+    ``data`` is JSON, gzipped, in base64. ``signal`` is True if any of their tokens was trained on.
+    """
 
     run: int
     step: int
@@ -30,6 +33,7 @@ class Chunk:
 
 
 def chunks(run: int, file: Path) -> Iterator[Chunk]:
+    """Yield a chunk for every step in ``file``."""
     for step, lines in groupby(rows(file), key=lambda row: row["step"]):
         found = list(lines)
         text = json.dumps(problems(found), separators=(",", ":"))
@@ -38,12 +42,15 @@ def chunks(run: int, file: Path) -> Iterator[Chunk]:
 
 
 def problems(lines: list[Row]) -> list[dict[str, Any]]:
-    """A step's trajectories, those of one problem together."""
+    """Group the trajectories of a step by problem."""
     spaces = any("Ġ" in token or "Ċ" in token for row in lines for token in row["tokens"])
     out = []
     for _, group in groupby(lines, key=lambda row: row["problem"]):
         members = list(group)
-        head = {"id": members[0]["problem"], **{key: members[0].get(key) for key in ("prompt", "answer", "plan")}}
+        head = {
+            "id": members[0]["problem"],
+            **{key: members[0].get(key) for key in ("prompt", "answer", "plan")},
+        }
         out.append({**head, "members": [member(row, spaces) for row in members]})
     return out
 
@@ -54,7 +61,10 @@ def member(row: Row, byte_level: bool) -> dict[str, Any]:
 
 
 def readable(token: str, byte_level: bool) -> str:
-    """What a token spells. Byte-level vocabularies write a letter for each byte, SentencePiece ▁ for a space before a word."""
+    """Return the text of a token.
+
+    Byte-level vocabularies write a letter for each byte, and SentencePiece writes ▁ for a space.
+    """
     if byte_level and all(letter in BYTES for letter in token):
         return bytes(BYTES[letter] for letter in token).decode("utf-8", errors="backslashreplace")
     return token.replace("▁", " ")

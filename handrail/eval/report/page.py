@@ -1,4 +1,4 @@
-"""One HTML file from a run or a comparison: the figures, the charts, the trajectories and what the runs were."""
+"""Write an HTML page of a run or a comparison: figures, charts, trajectories and settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from handrail import __version__
 from handrail._util.files import writable, write_whole
+from handrail._util.version import __version__
 from handrail.eval.compare import aggregate
 from handrail.eval.report import charts, palette, series
 from handrail.eval.report.charts import Line, Style
@@ -37,11 +37,11 @@ CURVES = {  # metric -> title, unit
     "tokens/trained": ("Tokens trained on", "tokens per step"),
 }
 COUNTS = ("tokens/sampled", "tokens/trained")
-"""Curves that say nothing where they are 0 throughout."""
+"""Curves to leave out if they are always 0."""
 
 
 class Chart(NamedTuple):
-    """A picture, and the same figures as a table."""
+    """A chart, and the same figures as a table."""
 
     title: str
     svg: Markup
@@ -50,7 +50,10 @@ class Chart(NamedTuple):
 
 
 def write_report(directory: Path, output: Path | None = None) -> Path:
-    """Writes the report of ``directory`` and returns where. Raises UserError if there is no run in it, or it cannot be written."""
+    """Write the report of ``directory`` and return its path.
+
+    Raises UserError if the directory holds no run or the report cannot be written.
+    """
     page = render(read(directory))
     file = writable(output or directory / "report.html")
     write_whole(file, page)
@@ -58,24 +61,45 @@ def write_report(directory: Path, output: Path | None = None) -> Path:
 
 
 def render(results: Results) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     environment = Environment(
-        loader=PackageLoader("handrail.eval.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("handrail.eval.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"share": share, "number": number, "points": points, "ends": ends, "breakable": breakable}
+    environment.filters |= {
+        "share": share,
+        "number": number,
+        "points": points,
+        "ends": ends,
+        "breakable": breakable,
+    }
     style, script = ((HOME / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return environment.get_template("report.html").render(
-        results=results, version=__version__, facts=facts(results), methods=figures(results), measures=measures(results),
+        results=results,
+        version=__version__,
+        facts=facts(results),
+        methods=figures(results),
+        measures=measures(results),
         verdict=results.summary.get("verdict", []),
-        unfinished=[run for run in results.runs if run.summary is None], statuses=statuses(results), settings=settings(results),
-        versions=versions(results), interval=charts.interval, columns=columns(results), **drawn(results), **trajectories(results),
-        style=Markup(palette.css() + style), script=Markup(script),
+        unfinished=[run for run in results.runs if run.summary is None],
+        statuses=statuses(results),
+        settings=settings(results),
+        versions=versions(results),
+        interval=charts.interval,
+        columns=columns(results),
+        **draw_charts(results),
+        **trajectories(results),
+        style=Markup(palette.css() + style),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )  # fmt: skip
+    )
 
 
-def drawn(results: Results) -> dict[str, Any]:
-    """The charts and their legends."""
+def draw_charts(results: Results) -> dict[str, Any]:
+    """Return the charts and their legends."""
     window = series.window_size(results.runs)
     return {
         "window": window,
@@ -84,15 +108,27 @@ def drawn(results: Results) -> dict[str, Any]:
         "accuracy": list(accuracy_charts(results)),
         "curves": list(curve_charts(results, window)),
         "groups": list(group_charts(results, window)),
-        "guided": counts_chart("All-wrong groups guided so far", "groups so far", lines(results, partial(series.guided, size=window))),
+        "guided": counts_chart(
+            "All-wrong groups guided so far",
+            "groups so far",
+            lines(results, partial(series.guided, size=window)),
+        ),
     }
 
 
 def trajectories(results: Results) -> dict[str, Any]:
-    """The packed samples, and which runs and steps there are."""
-    pieces = [chunk for place, run in enumerate(results.runs) for chunk in chunks(place, run.directory / "samples.jsonl")]
+    """Return the packed samples, and an index of their runs and steps."""
+    pieces = [
+        chunk
+        for place, run in enumerate(results.runs)
+        for chunk in chunks(place, run.directory / "samples.jsonl")
+    ]
     index = [
-        {"run": place, "label": label(run), "steps": [(piece.step, piece.signal) for piece in pieces if piece.run == place]}
+        {
+            "run": place,
+            "label": label(run),
+            "steps": [(piece.step, piece.signal) for piece in pieces if piece.run == place],
+        }
         for place, run in enumerate(results.runs)
     ]
     return {"chunks": pieces, "index": [entry for entry in index if entry["steps"]]}
@@ -111,12 +147,14 @@ def points(value: float | None) -> str:
 
 
 def ends(values: Mapping[str, float | None] | None) -> str:
-    """A figure before and after training."""
-    return " → ".join("–" if (value := (values or {}).get(end)) is None else f"{value:.3f}" for end in ("start", "end"))
+    """Format a figure before and after training."""
+    return " → ".join(
+        "–" if (value := (values or {}).get(end)) is None else f"{value:.3f}" for end in ("start", "end")
+    )
 
 
 def breakable(key: str) -> Markup:
-    """A setting's name that a narrow column may break behind its dots and underscores."""
+    """Let a narrow column break the name of a setting after dots and underscores."""
     return Markup("<wbr>").join(re.split(r"(?<=[._])", key))
 
 
@@ -124,31 +162,47 @@ def breakable(key: str) -> Markup:
 
 
 def figures(results: Results) -> dict[str, Any]:
-    """Each method's figures over its finished seeds; those of the comparison's own summary, where it has them."""
+    """Return each method's figures over its finished seeds, preferring those in the comparison's summary."""
     finished = [run for run in results.runs if run.summary]
     return {**(aggregate(finished) if finished else {}), **results.summary.get("methods", {})}
 
 
 def measures(results: Results) -> list[str]:
-    """The measures of diversity that were taken on any held-out set."""
-    rows = [row[name].get("diversity", {}) for row in figures(results).values() for name in results.sets if name in row]
+    """Return the measures of diversity that exist for any held-out set."""
+    rows = [
+        row[name].get("diversity", {})
+        for row in figures(results).values()
+        for name in results.sets
+        if name in row
+    ]
     return list(dict.fromkeys(measure for row in rows for measure in row))
 
 
 def columns(results: Results) -> set[str]:
-    """The columns of the table of results that hold anything but zeros and gaps."""
+    """Return the optional columns of the results that hold anything but zeros and gaps."""
     rows = figures(results).values()
-    known = {key for row in rows for key in ("guided", "off_policy", "salvaged", "steps_without_signal") if row.get(key)}
+    known = {
+        key
+        for row in rows
+        for key in ("guided", "off_policy", "salvaged", "steps_without_signal")
+        if row.get(key)
+    }
     return known | {"all_wrong" for row in rows if row["all_wrong"]["first"] is not None}
 
 
 def statuses(results: Results) -> list[dict[str, str]]:
-    """How true every method is to its source, in words."""
+    """Describe how closely each method follows its source."""
     out = []
     for name, runs in results.methods.items():
         if summary := next((run.summary for run in runs if run.summary), None):
             words = STATUS.get(summary["status"], "").format(name=summary["method"].upper())
-            out.append({"name": name, "words": words, **{key: summary[key] for key in ("method", "source", "status")}})
+            out.append(
+                {
+                    "name": name,
+                    "words": words,
+                    **{key: summary[key] for key in ("method", "source", "status")},
+                }
+            )
     return out
 
 
@@ -156,38 +210,55 @@ def statuses(results: Results) -> list[dict[str, str]]:
 
 
 def lines(results: Results, seeds: Callable[[Run], dict[int, float]]) -> list[Line]:
-    """A line a method, from ``seeds(run)``: a figure by step."""
+    """Return a line for each method; ``seeds`` maps a run to its figures by step."""
     methods = results.methods.items()
-    return [Line(name, Style(place), series.over_seeds([seeds(run) for run in runs])) for place, (name, runs) in enumerate(methods)]
+    return [
+        Line(name, Style(place), series.over_seeds([seeds(run) for run in runs]))
+        for place, (name, runs) in enumerate(methods)
+    ]
 
 
 def chart(title: str, unit: str, drawn: list[Line], share: bool = False) -> list[Chart]:
-    """The chart and its table, or nothing where there is no point to draw."""
+    """Return the chart with its table, or an empty list if there are no points."""
     drawn = [line for line in drawn if line.points]
     steps = sorted({point.step for line in drawn for point in line.points})
     if not steps:
         return []
     cells = [{point.step: point for point in line.points} for line in drawn]
     rows = [[str(step), *(cell(points.get(step), share) for points in cells)] for step in steps]
-    return [Chart(title, charts.line_chart(title, drawn, share, unit), ["step", *(line.name for line in drawn)], rows)]
+    return [
+        Chart(
+            title,
+            charts.line_chart(title, drawn, share, unit),
+            ["step", *(line.name for line in drawn)],
+            rows,
+        )
+    ]
 
 
 def counts_chart(title: str, unit: str, drawn: list[Line]) -> list[Chart]:
-    """A chart of what is counted, or nothing where there never was any."""
+    """Return a chart of counts, or an empty list if all of them are 0."""
     return chart(title, unit, drawn) if any(point.high for line in drawn for point in line.points) else []
 
 
 def cell(point: series.Point | None, share: bool) -> str:
     if point is None:
         return "–"
-    band = f" ({charts.figure_text(point.low, share)} to {charts.figure_text(point.high, share)})" if point.low != point.high else ""
+    band = (
+        f" ({charts.figure_text(point.low, share)} to {charts.figure_text(point.high, share)})"
+        if point.low != point.high
+        else ""
+    )
     return charts.figure_text(point.mean, share) + band
 
 
 def accuracy_charts(results: Results) -> Iterator[Chart]:
     for held_out in results.sets:
         yield from chart(
-            f"Accuracy on {held_out}", "held-out accuracy", lines(results, partial(series.evaluated, held_out=held_out)), share=True
+            f"Accuracy on {held_out}",
+            "held-out accuracy",
+            lines(results, partial(series.evaluated, held_out=held_out)),
+            share=True,
         )
 
 
@@ -201,14 +272,19 @@ def group_charts(results: Results, size: int) -> Iterator[Chart]:
     for name, runs in results.methods.items():
         if shares := series.group_shares(runs, size):
             rows = [[str(step), *(f"{value:.0%}" for value in values)] for step, values in shares.items()]
-            yield Chart(name, charts.area_chart(name, shares), ["step", *(kind.replace("_", " ") for kind in KINDS)], rows)
+            yield Chart(
+                name,
+                charts.area_chart(name, shares),
+                ["step", *(kind.replace("_", " ") for kind in KINDS)],
+                rows,
+            )
 
 
-# What the runs were
+# Settings and versions of the runs
 
 
 def facts(results: Results) -> dict[str, str]:
-    """What anybody must know to read the figures."""
+    """Return the facts that a reader of the figures needs, such as the model and the number of steps."""
     config = results.runs[0].config
     train, rollout = config.get("train", {}), config.get("rollout", {})
     sampled = any(row.get("rollouts") for run in results.runs for row in run.metrics)
@@ -226,14 +302,23 @@ def facts(results: Results) -> dict[str, str]:
 
 
 def settings(results: Results) -> list[tuple[str, list[str]]]:
-    """The settings in which the methods differ, each with every method's value."""
+    """Return the settings in which the methods differ, each with every method's value."""
     flats = [dict(flat(runs[0].config)) for runs in results.methods.values()]
-    keys = dict.fromkeys(key for settings in flats for key in settings if key != "train.seed" and not key.startswith("compare."))
-    return [(key, values) for key in keys if len(set(values := [settings.get(key, "–") for settings in flats])) > 1]
+    keys = dict.fromkeys(
+        key
+        for settings in flats
+        for key in settings
+        if key != "train.seed" and not key.startswith("compare.")
+    )
+    return [
+        (key, values)
+        for key in keys
+        if len(set(values := [settings.get(key, "–") for settings in flats])) > 1
+    ]
 
 
 def flat(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting by its whole name; of a list of tables, each table by its number."""
+    """Yield every setting with its dotted name; the tables of a list are numbered."""
     for key, value in tree.items():
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             value = {str(place): item for place, item in enumerate(value, start=1)}
@@ -244,12 +329,14 @@ def flat(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, str]]:
 
 
 def versions(results: Results) -> list[tuple[str, list[str]]]:
-    """What the runs ran on: every distinct set of versions, with the runs, or the steps of a resumed run, that it computed."""
+    """Return every distinct set of software versions, with the runs or parts of runs that used it."""
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in results.runs:
         for row in run.versions:
             used = tuple((name, str(version)) for name, version in row.items() if name != "step")
-            found.setdefault(used, []).append(label(run) + (f" from step {row['step']}" if row["step"] else ""))
+            found.setdefault(used, []).append(
+                label(run) + (f" from step {row['step']}" if row["step"] else "")
+            )
     return [(", ".join(f"{name} {version}" for name, version in used), runs) for used, runs in found.items()]
 
 

@@ -1,4 +1,4 @@
-"""A run or a comparison directory as the report reads it: whatever is there, finished or not."""
+"""Read the directory of a run or a comparison for the report, whether finished or not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left behind so far."""
+    """The files that a run has written so far."""
 
     name: str
     seed: int
@@ -27,7 +27,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[Row]:
-        """The lines of metrics.jsonl, that of step 0 first."""
+        """The lines of metrics.jsonl, from step 0."""
         return list(rows(self.directory / "metrics.jsonl"))
 
     @cached_property
@@ -36,7 +36,7 @@ class Run:
 
     @cached_property
     def summary(self) -> Row | None:
-        """None while the run is not finished."""
+        """The run's summary; None if the run is not finished."""
         return json_object(self.directory / "summary.json")
 
     @cached_property
@@ -45,7 +45,7 @@ class Run:
 
     @cached_property
     def config(self) -> Row:
-        """The resolved configuration, not validated, so that other releases' runs can be shown too."""
+        """The resolved configuration, not validated, so that runs of other releases can be shown too."""
         try:
             return tomllib.loads(self.config_text)
         except tomllib.TOMLDecodeError:
@@ -57,13 +57,13 @@ class Run:
 
     @property
     def steps(self) -> list[Row]:
-        """The lines of the training steps."""
+        """The metrics of the training steps, without step 0."""
         return [row for row in self.metrics if row["step"] > 0]
 
 
 @dataclass(frozen=True)
 class Results:
-    """Runs, those of one method together in the order of their seeds, and the comparison's summary if there is one."""
+    """Runs, ordered by method and seed, and the comparison's summary if there is one."""
 
     title: str
     runs: list[Run]
@@ -71,7 +71,7 @@ class Results:
 
     @property
     def methods(self) -> dict[str, list[Run]]:
-        """Its runs by the name of their method."""
+        """The runs by the name of their method."""
         names = dict.fromkeys(run.name for run in self.runs)
         return {name: [run for run in self.runs if run.name == name] for name in names}
 
@@ -83,33 +83,46 @@ class Results:
 
 
 def read(directory: Path) -> Results:
-    """Raises UserError if ``directory`` holds neither a run nor a comparison."""
+    """Read a run or a comparison. Raises UserError if ``directory`` holds neither."""
     if not directory.is_dir():
-        raise UserError(f"{directory}: there is no such directory; give one that handrail train or handrail compare wrote")
+        raise UserError(
+            f"{directory}: there is no such directory; give one that handrail train or handrail compare wrote"
+        )
     title = directory.resolve().name
     if (directory / "metrics.jsonl").exists():
         return Results(title, [single(directory)], {})
-    found = [path for path in directory.glob("*/seed-*") if re.fullmatch(r"seed--?\d+", path.name) and (path / "metrics.jsonl").exists()]
+    found = [
+        path
+        for path in directory.glob("*/seed-*")
+        if re.fullmatch(r"seed--?\d+", path.name) and (path / "metrics.jsonl").exists()
+    ]
     if not found:
         raise UserError(
             f"{directory} holds neither a run (metrics.jsonl) nor a comparison (NAME/seed-N/metrics.jsonl); "
             "give a directory that handrail train or handrail compare wrote"
         )
     summary = json_object(directory / "summary.json") or {}
-    names = {slug(name): name for name in summary.get("methods", {})}  # the directories of an unfinished comparison have slugs only
-    runs = [Run(names.get(path.parent.name, path.parent.name), int(path.name.removeprefix("seed-")), path) for path in found]
+    names = {
+        slug(name): name for name in summary.get("methods", {})
+    }  # the directories of an unfinished comparison have slugs only
+    runs = [
+        Run(names.get(path.parent.name, path.parent.name), int(path.name.removeprefix("seed-")), path)
+        for path in found
+    ]
     order = [*names.values(), *sorted({run.name for run in runs} - {*names.values()})]
     return Results(title, sorted(runs, key=lambda run: (order.index(run.name), run.seed)), summary)
 
 
 def single(directory: Path) -> Run:
-    """A run on its own, called like its method."""
+    """Return a single run, named after its method."""
     config = Run("", 0, directory).config
-    return Run(config.get("method", {}).get("name") or "grpo", config.get("train", {}).get("seed", 0), directory)
+    return Run(
+        config.get("method", {}).get("name") or "grpo", config.get("train", {}).get("seed", 0), directory
+    )
 
 
 def rows(file: Path) -> Iterator[Row]:
-    """The lines of a JSONL file up to the first that is cut off; none without the file."""
+    """Yield the lines of a JSONL file up to the first incomplete one; nothing if the file does not exist."""
     if not file.exists():
         return
     with file.open(encoding="utf-8", errors="replace") as stream:
@@ -132,7 +145,7 @@ def json_object(file: Path) -> Row | None:
 
 
 def parse(text: str) -> Any:
-    """JSON, with null for what Python writes of numbers that JSON does not have: NaN and infinities."""
+    """Parse JSON, with None for NaN and infinities, which Python writes but JSON does not have."""
     return json.loads(text, parse_constant=lambda name: None)
 
 

@@ -1,4 +1,4 @@
-"""Figures as tables of the terminal."""
+"""Format figures as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from rich.table import Table
 
 Methods = Mapping[str, Any]
-"""Method -> its figures over the seeds, as in a comparison's summary."""
+"""Map a method to its figures over the seeds, as in a comparison's summary."""
 
 
 def comparison_table(methods: Methods, sets: list[str]) -> Table:
-    """One line a method: held-out accuracy before and after training with its interval, and groups all wrong.
+    """Return a table with held-out accuracy before and after training, and the share of all-wrong groups.
 
-    80 columns have room for two sets.
+    Each method is a row. A terminal of 80 columns has room for two sets.
     """
     table = Table(title="held-out accuracy before → after training [95 % interval]", title_justify="left")
     table.add_column("method")
@@ -32,19 +32,25 @@ def comparison_table(methods: Methods, sets: list[str]) -> Table:
 
 
 def training_table(methods: Methods, sets: list[str]) -> Table:
-    """One line a method: what it learnt from, and what that took. A column with nothing but zeros or gaps is left out."""
+    """Return a table with what each method learned from; columns with only zeros or gaps are left out."""
     kinds = {
-        "all-wrong\ngroups guided": ("guided", "{:.0f}"), "off-policy\ntokens": ("off_policy", "{:.1%}"),
-        "rollouts\nsalvaged": ("salvaged", "{:.1%}"), "steps without\nsignal": ("steps_without_signal", "{:.0f}"),
+        "all-wrong\ngroups guided": ("guided", "{:.0f}"),
+        "off-policy\ntokens": ("off_policy", "{:.1%}"),
+        "rollouts\nsalvaged": ("salvaged", "{:.1%}"),
+        "steps without\nsignal": ("steps_without_signal", "{:.0f}"),
         "training\nseconds": ("seconds", "{:.0f}"),
-    }  # fmt: skip
-    shown = {title: kind for title, kind in kinds.items() if any(row.get(kind[0]) for row in methods.values())}
+    }
+    shown = {
+        title: kind for title, kind in kinds.items() if any(row.get(kind[0]) for row in methods.values())
+    }
     table = Table(title="what it learnt from", title_justify="left")
     table.add_column("method")
     for title in shown:
         table.add_column(title, justify="right")
     for method, row in methods.items():
-        table.add_row(method, *("–" if row.get(key) is None else form.format(row[key]) for key, form in shown.values()))
+        table.add_row(
+            method, *("–" if row.get(key) is None else form.format(row[key]) for key, form in shown.values())
+        )
     return table
 
 
@@ -57,27 +63,40 @@ MEASURES = {
 
 
 def diversity_table(methods: Methods, sets: list[str]) -> Table | None:
-    """How different the held-out completions of a method are, a line a set; None if it was not measured."""
-    measured = [measure for measure in MEASURES if any(measure in next(iter(methods.values()))[name]["diversity"] for name in sets)]
+    """Return a table with the diversity of held-out completions, a row per set; None if not measured."""
+    measured = [
+        measure
+        for measure in MEASURES
+        if any(measure in next(iter(methods.values()))[name]["diversity"] for name in sets)
+    ]
     if not measured:
         return None
-    table = Table("method", "held out", title="diversity of held-out completions after training", title_justify="left")
+    table = Table(
+        "method", "held out", title="diversity of held-out completions after training", title_justify="left"
+    )
     for measure in measured:
         table.add_column(MEASURES[measure], justify="right")
     for method, row in methods.items():
         for place, name in enumerate(sets):
             values = [row[name]["diversity"].get(measure, {}).get("end") for measure in measured]
-            table.add_row("" if place else method, name, *("–" if value is None else f"{value:.3f}" for value in values))
+            table.add_row(
+                "" if place else method, name, *("–" if value is None else f"{value:.3f}" for value in values)
+            )
     return table
 
 
 def evaluation_table(sets: Mapping[str, Any]) -> Table:
-    """A line a figure, a column a set."""
-    table = Table("", *(f"{name}\n{figures['problems']} × {figures['samples']}" for name, figures in sets.items()))
+    """Return a table with a row for each figure and a column for each set."""
+    table = Table(
+        "", *(f"{name}\n{figures['problems']} × {figures['samples']}" for name, figures in sets.items())
+    )
     keys = dict.fromkeys(key for figures in sets.values() for key in figures)
     for key in keys:
         if key not in ("problems", "samples", "first_unverified"):
-            table.add_row(key.removeprefix("diversity/").replace("_", " "), *(_figure(key, figures.get(key)) for figures in sets.values()))
+            table.add_row(
+                key.removeprefix("diversity/").replace("_", " "),
+                *(_figure(key, figures.get(key)) for figures in sets.values()),
+            )
     return table
 
 
@@ -85,16 +104,20 @@ def _figure(key: str, value: Any) -> str:
     if isinstance(value, dict) and value["low"] is None:
         return f"{value['mean']:.1f}"
     if isinstance(value, dict):
-        return ("{mean:.1f} [{low:.1f}, {high:.1f}]" if key == "tokens" else "{mean:.1%} [{low:.1%}, {high:.1%}]").format(**value)
+        return (
+            "{mean:.1f} [{low:.1f}, {high:.1f}]" if key == "tokens" else "{mean:.1%} [{low:.1%}, {high:.1%}]"
+        ).format(**value)
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def probe_table(found: Mapping[str, Any]) -> Table:
-    """Groups by their size: how many are dead, and what that costs."""
+    """Return a table with the share of dead groups by group size, and the rollouts that they waste."""
     table = Table(title="groups by their size, shares of all groups [95 % interval]", title_justify="left")
     for column in ("size", "all wrong", "all right", "dead", "rollouts in dead\ngroups in a pass"):
         table.add_column(column, justify="right")
     for size, each in found["groups"].items():
-        shares = (_figure("", each[share]).replace(" [", "\n[") for share in ("all_wrong", "all_right", "wasted"))
+        shares = (
+            _figure("", each[share]).replace(" [", "\n[") for share in ("all_wrong", "all_right", "wasted")
+        )
         table.add_row(size, *shares, f"{each['wasted_rollouts']:.0f}")
     return table

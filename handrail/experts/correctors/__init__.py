@@ -8,8 +8,9 @@ from typing import Protocol
 
 from handrail.experts.judges.reference import aligned
 from handrail.experts.steps import split_steps
-from handrail.models import Policy
-from handrail.types import Origin, Problem, Trajectory
+from handrail.models.policy import Policy
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Trajectory
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,19 @@ class Correction:
 
     text: str
     complete: bool
+    author: Author = Author.TEACHER
 
 
 class Corrector(Protocol):
-    """Whoever can go on from right steps. ``origin`` marks the tokens it writes."""
+    """An expert that goes on from right steps."""
 
-    origin: Origin
+    def correct(
+        self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int]
+    ) -> Sequence[Correction | None]:
+        """One step for each draft, or with ``whole`` everything to the end; None if the corrector has nothing to say.
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int) -> list[Correction | None]:
-        """One step for each draft, or with ``whole`` everything to the end; None where it has nothing to say.
-
-        ``attempt`` counts the tries at one draft; whoever can should answer each differently.
+        ``attempt`` counts the attempts at one draft, from 0: answer each differently if you can. ``seeds``, one for each draft, are
+        for correctors that sample.
         """
         ...
 
@@ -50,12 +53,12 @@ class Corrector(Protocol):
 class ReferenceCorrector:
     """Copies the step of the reference that comes next after the last one whose result the kept steps reach."""
 
-    origin = Origin.REFERENCE
-
     def __init__(self, step_end: str | None = None) -> None:
         self.step_end = step_end
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int) -> list[Correction | None]:
+    def correct(
+        self, drafts: Sequence[Draft], whole: bool, attempt: int = 0, seeds: Sequence[int] = ()
+    ) -> list[Correction | None]:
         return [self._next(draft, whole) for draft in drafts]
 
     def _next(self, draft: Draft, whole: bool) -> Correction | None:
@@ -66,27 +69,33 @@ class ReferenceCorrector:
         if not rest:
             return None
         if whole or len(rest) == 1:
-            return Correction("".join(rest), complete=True)
-        return Correction(bare(rest[0]) + draft.ending, complete=False)
+            return Correction("".join(rest), complete=True, author=Author.REFERENCE)
+        return Correction(bare(rest[0]) + draft.ending, complete=False, author=Author.REFERENCE)
 
 
 class PolicyCorrector:
     """A policy goes on from the kept steps; if ``shown``, with the reference in its prompt in place of a plan."""
 
-    origin = Origin.TEACHER
-
     def __init__(self, policy: Policy, shown: bool, max_tokens: int, step_end: str | None = None) -> None:
         self.policy, self.shown, self.max_tokens, self.step_end = policy, shown, max_tokens, step_end
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int) -> list[Correction | None]:
-        able = [draft for draft in drafts if draft.reference is not None or not self.shown]
+    def correct(
+        self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int]
+    ) -> list[Correction | None]:
+        able = [place for place, draft in enumerate(drafts) if draft.reference is not None or not self.shown]
+        renderer = self.policy.renderer
         prompts = [
-            self.policy.encode_prompt(draft.problem, draft.reference if self.shown else None)
-            + self.policy.encode_completion("".join(draft.kept).rstrip(" \t"), end=False)
-            for draft in able
+            renderer.prompt(drafts[place].problem, drafts[place].reference if self.shown else None)
+            + renderer.completion("".join(drafts[place].kept).rstrip(" \t"), end=False)
+            for place in able
         ]
-        drawn = iter(self.policy.sample(prompts, 1, None if whole else self.max_tokens))
-        return [self._correction(next(drawn)[0], draft, whole) if draft in able else None for draft in drafts]
+        completions = self.policy.generate(
+            prompts, [seeds[place] for place in able], None if whole else self.max_tokens
+        )
+        out: list[Correction | None] = [None] * len(drafts)
+        for place, completion in zip(able, completions, strict=True):
+            out[place] = self._correction(completion, drafts[place], whole)
+        return out
 
     def _correction(self, drawn: Trajectory, draft: Draft, whole: bool) -> Correction | None:
         steps = split_steps(drawn.text, self.step_end)
@@ -100,6 +109,8 @@ class PolicyCorrector:
 def bare(step: str) -> str:
     """A step without what ends it."""
     end = len(step)
-    while end and (step[end - 1].isspace() or step[end - 1] == ";"):  # a regular expression would be quadratic in inner white space
+    while end and (
+        step[end - 1].isspace() or step[end - 1] == ";"
+    ):  # a regular expression would be quadratic in inner white space
         end -= 1
     return step[:end]

@@ -8,29 +8,33 @@ from handrail.experts.conversations import correction_conversation, read_correct
 from handrail.experts.correctors import Correction, Draft, bare
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.steps import split_steps
-from handrail.types import Origin
 
 
 class EndpointCorrector:
     """Asks for the next step, or the rest; with the reference before its eyes if ``shown``."""
 
-    origin = Origin.TEACHER
-
-    def __init__(self, endpoint: Endpoint, shown: bool, step_end: str | None = None, max_tokens: int = 2048) -> None:
+    def __init__(
+        self, endpoint: Endpoint, shown: bool, step_end: str | None = None, max_tokens: int = 2048
+    ) -> None:
         """``max_tokens`` is for the answer with its reasoning."""
         self.endpoint, self.shown, self.step_end, self.max_tokens = endpoint, shown, step_end, max_tokens
 
-    def correct(self, drafts: Sequence[Draft], whole: bool, attempt: int) -> list[Correction | None]:
-        asked = [correction_conversation(draft.problem, draft.kept, draft.reference if self.shown else None, whole) for draft in drafts]
+    def correct(
+        self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int] = ()
+    ) -> list[Correction | None]:
+        asked = [
+            correction_conversation(draft.problem, draft.kept, draft.reference if self.shown else None, whole)
+            for draft in drafts
+        ]
         # The first answer is the likeliest; further ones are drawn, to differ.
-        answers = self.endpoint.ask(asked, self.max_tokens, 1.0 if attempt else 0.0, attempt)
-        return [None if answer is None else self._read(answer, draft, whole) for answer, draft in zip(answers, drafts, strict=True)]
+        temperature, readers = 1.0 if attempt else 0.0, [read_correction] * len(asked)
+        answers = self.endpoint.ask_and_read(asked, readers, self.max_tokens, temperature, attempt)
+        return [
+            None if answer is None else self._correction(*answer, draft, whole)
+            for answer, draft in zip(answers, drafts, strict=True)
+        ]
 
-    def _read(self, answer: str, draft: Draft, whole: bool) -> Correction | None:
-        found = read_correction(answer)
-        if found is None:
-            return None
-        text, done = found
+    def _correction(self, text: str, done: bool, draft: Draft, whole: bool) -> Correction:
         steps = split_steps(text, self.step_end)  # a model asked for one step may write several
         if whole or done and len(steps) == 1:
             return Correction(text, complete=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 Scores = list[float | None]
 
@@ -23,4 +23,6 @@ class StepJudge(Protocol):
 
 def first_error(scores: Scores, threshold: float) -> int | None:
     """The index of the first step that scores below ``threshold``; None if there is none."""
-    return next((index for index, score in enumerate(scores) if score is not None and score < threshold), None)
+    return next(
+        (index for index, score in enumerate(scores) if score is not None and score < threshold), None
+    )

@@ -11,12 +11,14 @@ from handrail.experts.judges import Scores
 from handrail.experts.judges.expressions import CLAUSE, Reader, Style, Unreadable, Value
 from handrail.experts.judges.math_text import NOTHING, Token, measure, tokenise
 from handrail.experts.judges.provenance import NOTE, unfounded
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 MAX_LENGTH, MAX_TOKENS = 10_000, 60
 STRICT, MEASURED = Style(), Style(measured=True)
 OTHERWISE = (Style(percent=Fraction(1)), Style(relative=True), Style(fractions=True))
-OTHER_ARITHMETIC = re.compile(r"\b(?:in|to|from) bases?\b|\bbase-[0-9]|\\[pb]?mod\b|\bmod(?:ulo)?\b", re.IGNORECASE)
+OTHER_ARITHMETIC = re.compile(
+    r"\b(?:in|to|from) bases?\b|\bbase-[0-9]|\\[pb]?mod\b|\bmod(?:ulo)?\b", re.IGNORECASE
+)
 ABOUT = {"about", "approximately", "around", "roughly", "nearly", "almost"}
 # Right after these an expression is only a part of what is calculated: twice 5 + 3, half of 4 + 6, 5 more than 3 * 2.
 SCALING = {
@@ -27,7 +29,7 @@ SCALING = {
 JOINING = {"in", "per", "at", "from", "to", "with", "on"}
 
 
-class RuleJudge:
+class ArithmeticJudge:
     """Checks what can be checked without understanding the problem, and makes no guesses.
 
     A step scores 0 if an equality in it is false, .25 if a number in it comes from nowhere (``origins=False`` leaves this
@@ -44,7 +46,10 @@ class RuleJudge:
         scores = [score(step) for step in steps]
         if not self.origins or any(len(step) > MAX_LENGTH for step in steps):
             return scores
-        return [0.25 if suspect and known != 0 else known for known, suspect in zip(scores, unfounded(problem, steps), strict=True)]
+        return [
+            0.25 if suspect and known != 0 else known
+            for known, suspect in zip(scores, unfounded(problem, steps), strict=True)
+        ]
 
 
 def score(step: str) -> float | None:
@@ -122,7 +127,9 @@ def _holds(tokens: Sequence[Token], start: int, equals: int, end: int) -> bool |
         return None
     span = tokens[left.begin : right.end]
     pairs = ((left.read(style), right.read(style)) for style in (STRICT, *OTHERWISE))
-    if _other_units(left.strict, right.strict, span) or any(a and b and _near(a, b, about, span) for a, b in pairs):
+    if _other_units(left.strict, right.strict, span) or any(
+        a and b and _near(a, b, about, span) for a, b in pairs
+    ):
         return None
     return False
 
@@ -131,7 +138,9 @@ def _lone(side: Side) -> bool:
     """A number or a proper fraction, such as 1/2, with nothing but words after it."""
     if side.strict is None or side.strict.digit is not None:
         return True
-    share = side.end - side.begin > 3 and side.tokens[side.begin + 1].text == "/" and 0 < side.strict.number < 1
+    share = (
+        side.end - side.begin > 3 and side.tokens[side.begin + 1].text == "/" and 0 < side.strict.number < 1
+    )
     return share and all(token.kind == "word" for token in side.tokens[side.begin + 3 : side.end])
 
 
@@ -143,7 +152,11 @@ def _beginning(tokens: Sequence[Token], start: int, end: int) -> Side | None:
         value = reader.read()
     except Unreadable:
         return Side(tokens, start, limit, None, tuple(reader.cuts)) if reader.cuts else None
-    doubtful = reader.doubtful or reader.at == limit < end or _goes_on(tokens[start : reader.at], tokens[reader.at : limit], value)
+    doubtful = (
+        reader.doubtful
+        or reader.at == limit < end
+        or _goes_on(tokens[start : reader.at], tokens[reader.at : limit], value)
+    )
     named = any(token.kind == "word" for token in tokens[start:limit])
     return Side(tokens, start, reader.at, value, tuple(reader.cuts), doubtful, named)
 
@@ -167,7 +180,10 @@ def _goes_on(read: Sequence[Token], rest: Sequence[Token], value: Value) -> bool
 def _ending(tokens: Sequence[Token], start: int, end: int) -> Side | None:
     """The side that ends at ``end``: the longest text before it that can be read as one expression."""
     for begin in range(max(start, end - MAX_TOKENS), end):
-        if tokens[begin].kind not in ("number", "open", "frac", "sqrt") and tokens[begin].text not in ("-", "half"):
+        if tokens[begin].kind not in ("number", "open", "frac", "sqrt") and tokens[begin].text not in (
+            "-",
+            "half",
+        ):
             continue
         reader = Reader(tokens, begin, end, STRICT)
         try:
@@ -177,7 +193,16 @@ def _ending(tokens: Sequence[Token], start: int, end: int) -> Side | None:
         if reader.at == end:
             named = begin > start or any(token.kind == "word" for token in tokens[begin:end])
             listed = begin == start and tokens[begin].text == "-" and not tokens[begin + 1].tight
-            return Side(tokens, begin, end, value, (), reader.doubtful or _continues(tokens, start, begin), named, listed)
+            return Side(
+                tokens,
+                begin,
+                end,
+                value,
+                (),
+                reader.doubtful or _continues(tokens, start, begin),
+                named,
+                listed,
+            )
     return None
 
 
@@ -190,9 +215,16 @@ def _continues(tokens: Sequence[Token], start: int, begin: int) -> bool:
     if begin == start:
         return False
     before, first = tokens[begin - 1], tokens[begin]
-    if before.kind != "word" or before.text in SCALING or first.text == "-" or (first.kind == "open" and first.tight):
+    if (
+        before.kind != "word"
+        or before.text in SCALING
+        or first.text == "-"
+        or (first.kind == "open" and first.tight)
+    ):
         return True
-    if before.text == "of" and (begin - 2 < start or tokens[begin - 2].kind != "word" or tokens[begin - 2].text.rstrip("s") in SCALING):
+    if before.text == "of" and (
+        begin - 2 < start or tokens[begin - 2].kind != "word" or tokens[begin - 2].text.rstrip("s") in SCALING
+    ):
         return True
     back = begin - 1
     while back >= start and tokens[back].kind == "word":
@@ -200,7 +232,9 @@ def _continues(tokens: Sequence[Token], start: int, begin: int) -> bool:
     words = [token.text for token in tokens[back + 1 : begin] if token.text != "and"]
     if back < start or (back == start and tokens[back].kind == "operator") or CLAUSE.intersection(words):
         return False
-    if tokens[back].kind not in ("number", "close", "percent", "open") or (back > start and tokens[back - 1].kind == "operator"):
+    if tokens[back].kind not in ("number", "close", "percent", "open") or (
+        back > start and tokens[back - 1].kind == "operator"
+    ):
         return True  # 5 + 4 apples with the 3 + 2 pears
     if not words:  # 5 and 3/4, but not 3 + 4 = 7 and 7 * 2
         return back > start or start == 0 or tokens[start - 1].kind == "stop"
@@ -224,9 +258,15 @@ def _near(a: Value, b: Value, about: bool, tokens: Sequence[Token]) -> bool:
     """
     gap, sizes = abs(a.number - b.number), sorted((abs(a.number), abs(b.number)))
     if any(token.text in "*/÷^" or token.kind in ("frac", "open") for token in tokens):
-        rounded = gap < max(_written(a, False), _written(b, False)) or (gap * 1000 <= sizes[1] and not _whole(a, b))
+        rounded = gap < max(_written(a, False), _written(b, False)) or (
+            gap * 1000 <= sizes[1] and not _whole(a, b)
+        )
     else:
-        rounded = gap <= max(_written(a, False) / 2, _written(b, False) / 2, sum(token.digit / 2 for token in tokens if token.digit < 1))
+        rounded = gap <= max(
+            _written(a, False) / 2,
+            _written(b, False) / 2,
+            sum(token.digit / 2 for token in tokens if token.digit < 1),
+        )
     return rounded or (about and gap * 10 <= sizes[1])
 
 

@@ -81,7 +81,9 @@ class Reader:
             term = self._product(depth, total.number, sign)
             share = total.number if self.style.relative and term.percent and not total.percent else 1
             number = _bounded(total.number + sign * term.number * share)
-            total = Value(number, percent=total.percent and term.percent, measured=total.measured or term.measured)
+            total = Value(
+                number, percent=total.percent and term.percent, measured=total.measured or term.measured
+            )
         return total
 
     def _product(self, depth: int, before: Fraction, sign: int) -> Value:
@@ -97,9 +99,13 @@ class Reader:
                 if token.text == "*":
                     written = total.digit is not None and factor.tens
                     digit, decimals = (total.digit, total.decimals) if written else (None, False)
-                    total = Value(total.number, digit, decimals, measured=total.measured or factor.measured).times(factor.number)
+                    total = Value(
+                        total.number, digit, decimals, measured=total.measured or factor.measured
+                    ).times(factor.number)
                 elif factor.number:
-                    total = Value(total.number / factor.number, part=True, measured=total.measured or factor.measured)
+                    total = Value(
+                        total.number / factor.number, part=True, measured=total.measured or factor.measured
+                    )
                 else:
                     raise Unreadable
             elif token.kind in ("open", "frac", "sqrt") and adjacent:
@@ -206,7 +212,11 @@ class Reader:
         units, words = [money] if money else [], 0
         while True:
             token, following = self._peek(), self._peek(1)
-            if token.kind == "word" and words < MAX_UNIT_WORDS and (token.text not in NO_UNIT or self._names_more(words)):
+            if (
+                token.kind == "word"
+                and words < MAX_UNIT_WORDS
+                and (token.text not in NO_UNIT or self._names_more(words))
+            ):
                 units += re.split("(/)", token.text)
                 words += 1
             elif token.text == "/" and following.kind == "word":
@@ -221,7 +231,9 @@ class Reader:
                 break
             self.at += 1
         # A lone letter may as well be a variable.
-        self.doubtful |= any(len(unit) == 1 and unit.isalpha() and measure(unit) is not None for unit in units)
+        self.doubtful |= any(
+            len(unit) == 1 and unit.isalpha() and measure(unit) is not None for unit in units
+        )
         if not self.style.measured:
             return value
         return replace(value.times(_size(units)), measured=any(measure(unit) for unit in units))
@@ -257,7 +269,12 @@ def _bounded(number: Fraction) -> Fraction:
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     size = base.numerator.bit_length() + base.denominator.bit_length()
-    if exponent.denominator > 1 or abs(exponent) > MAX_EXPONENT or size * abs(exponent) > MAX_BITS or (exponent < 0 and not base):
+    if (
+        exponent.denominator > 1
+        or abs(exponent) > MAX_EXPONENT
+        or size * abs(exponent) > MAX_BITS
+        or (exponent < 0 and not base)
+    ):
         raise Unreadable
     return base ** int(exponent)
 

@@ -8,7 +8,7 @@ from functools import partial
 from handrail.experts.conversations import judge_conversation, right_steps
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.judges import Scores
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 
 class LlmJudge:
@@ -22,8 +22,9 @@ class LlmJudge:
 
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
         asked = [attempt for attempt in attempts if attempt[1]]
+        questions = [judge_conversation(*attempt) for attempt in asked]
         readers = [partial(right_steps, steps=len(steps)) for _, steps in asked]
-        right = iter(self.endpoint.ask_and_read([judge_conversation(*attempt) for attempt in asked], readers, self.max_tokens))
+        right = iter(self.endpoint.ask_and_read(questions, readers, self.max_tokens))
         return [_scores(next(right), len(steps)) if steps else [] for _, steps in attempts]
 
 

@@ -10,7 +10,15 @@ from fractions import Fraction
 
 MAX_DIGITS = 30
 
-SIGNS = str.maketrans({**dict.fromkeys("×·∙•⋅∗", "*"), **dict.fromkeys("∕⁄", "/"), **dict.fromkeys("−–‒", "-"), "²": "^2", "³": "^3"})
+SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("×·∙•⋅∗", "*"),
+        **dict.fromkeys("∕⁄", "/"),
+        **dict.fromkeys("−–‒", "-"),
+        "²": "^2",
+        "³": "^3",
+    }
+)
 PLAIN = [
     (re.compile(pattern), plain)
     for pattern, plain in (
@@ -20,7 +28,10 @@ PLAIN = [
         (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 "),
         (r"\{,\}|\\,(?=[0-9]{3})|,\\!", ","),
         (r"\.(?=[0-9]*\\(?:overline|bar|dot))", " "),
-        (r"\\(?:left|right|[bB]igg?[lr]?|boxed|fbox|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;:! ()]|\\[\[\]]|[~&`\"“”]", " "),
+        (
+            r"\\(?:left|right|[bB]igg?[lr]?|boxed|fbox|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;:! ()]|\\[\[\]]|[~&`\"“”]",
+            " ",
+        ),
         (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", "÷"),
         (r"\\([%$#])", r"\1"),
@@ -57,12 +68,52 @@ CALCULATIONS = {
 MEASURES = {
     unit: Fraction(size)
     for kind in (
-        {"second": 1, "sec": 1, "minute": 60, "min": 60, "hour": 3600, "hr": 3600, "h": 3600, "day": 86400, "week": 604800},
+        {
+            "second": 1,
+            "sec": 1,
+            "minute": 60,
+            "min": 60,
+            "hour": 3600,
+            "hr": 3600,
+            "h": 3600,
+            "day": 86400,
+            "week": 604800,
+        },
         {"month": 1, "year": 12, "yr": 12, "decade": 120, "century": 1200, "centurie": 1200},
-        {"cent": 1, "¢": 1, "penny": 1, "pennie": 1, "nickel": 5, "dime": 10, "dollar": 100, "buck": 100, "$": 100, "€": 100, "£": 100},
-        {"mm": 1, "cm": 10, "m": 1000, "km": 10**6, "millimeter": 1, "centimeter": 10, "meter": 1000, "kilometer": 10**6},
+        {
+            "cent": 1,
+            "¢": 1,
+            "penny": 1,
+            "pennie": 1,
+            "nickel": 5,
+            "dime": 10,
+            "dollar": 100,
+            "buck": 100,
+            "$": 100,
+            "€": 100,
+            "£": 100,
+        },
+        {
+            "mm": 1,
+            "cm": 10,
+            "m": 1000,
+            "km": 10**6,
+            "millimeter": 1,
+            "centimeter": 10,
+            "meter": 1000,
+            "kilometer": 10**6,
+        },
         {"inch": 1, "inche": 1, "foot": 12, "feet": 12, "ft": 12, "yard": 36, "mile": 63360},
-        {"mg": 1, "g": 1000, "gram": 1000, "kg": 10**6, "kilogram": 10**6, "kilo": 10**6, "ton": 10**9, "tonne": 10**9},
+        {
+            "mg": 1,
+            "g": 1000,
+            "gram": 1000,
+            "kg": 10**6,
+            "kilogram": 10**6,
+            "kilo": 10**6,
+            "ton": 10**9,
+            "tonne": 10**9,
+        },
         {"ounce": 1, "oz": 1, "pound": 16, "lb": 16},
         {"ml": 1, "milliliter": 1, "l": 1000, "liter": 1000, "litre": 1000},
         {"tablespoon": 1, "cup": 16, "pint": 32, "quart": 64, "gallon": 256},
@@ -115,7 +166,9 @@ def _token(kind: str, text: str, tight: bool, money: str) -> Token:
     if kind == "number":
         plain = text.replace(",", "")
         if len(plain) <= MAX_DIGITS and not re.match("0[0-9]", plain):
-            return Token("number", text, tight, Fraction(plain), Fraction(1, 10 ** len(plain.partition(".")[2])), money)
+            return Token(
+                "number", text, tight, Fraction(plain), Fraction(1, 10 ** len(plain.partition(".")[2])), money
+            )
     if kind == "vulgar":
         return Token("number", text, tight, Fraction(unicodedata.numeric(text)).limit_denominator(10))
     if kind == "times":
@@ -131,7 +184,9 @@ def _in_context(tokens: Sequence[Token]) -> list[Token]:
         before = found[-1] if found else NOTHING
         if token.kind == "word":
             token = _word(token, before, following)
-        if (token.text == "\n" and following.kind == "equals") or (token.text == "by" and before.kind == "operator"):
+        if (token.text == "\n" and following.kind == "equals") or (
+            token.text == "by" and before.kind == "operator"
+        ):
             continue
         found.append(token)
     return found
@@ -139,7 +194,9 @@ def _in_context(tokens: Sequence[Token]) -> list[Token]:
 
 def _word(token: Token, before: Token, following: Token) -> Token:
     text = token.text
-    operands = before.kind in ("number", "word", "close") and (following.kind in ("number", "open") or following.text == "by")
+    operands = before.kind in ("number", "word", "close") and (
+        following.kind in ("number", "open") or following.text == "by"
+    )
     if text in WORD_OPERATORS and operands:
         return Token("operator", WORD_OPERATORS[text])
     if text == "percent":
@@ -150,6 +207,11 @@ def _word(token: Token, before: Token, following: Token) -> Token:
     if text in CALCULATIONS or (written_on and measure(text.partition("/")[0]) is None and text != "mph"):
         return Token("unknown", text)
     article = text in ("a", "i") and following.kind == "word"
-    if len(text) == 1 and text.isascii() and not article and not (before.kind == "number" and text in MEASURES):
+    if (
+        len(text) == 1
+        and text.isascii()
+        and not article
+        and not (before.kind == "number" and text in MEASURES)
+    ):
         return Token("unknown", text)
     return token

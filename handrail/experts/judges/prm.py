@@ -17,7 +17,7 @@ from handrail._util.errors import UserError
 from handrail.experts.judges import Scores
 from handrail.models.batching import Inputs, by_budget
 from handrail.models.builtin import locate
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 SEPARATOR = "<extra_0>"
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -47,13 +47,19 @@ class ChatLayout:
         if messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
         try:
-            text = self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": SEPARATOR}], tokenize=False)
+            text = self.tokenizer.apply_chat_template(
+                [*messages, {"role": "assistant", "content": SEPARATOR}], tokenize=False
+            )
         except Exception as error:  # a template is a program, and may raise anything
-            raise UserError(f"{problem.where or problem.id}: the process reward model's chat template refuses it: {error}") from error
+            raise UserError(
+                f"{problem.where or problem.id}: the process reward model's chat template refuses it: {error}"
+            ) from error
         before, found, after = text.rpartition(SEPARATOR)
         if not found:
             raise UserError("its chat template leaves out the assistant's words")
-        return self.tokenizer.encode(before, add_special_tokens=False), self.tokenizer.encode(after, add_special_tokens=False)
+        return self.tokenizer.encode(before, add_special_tokens=False), self.tokenizer.encode(
+            after, add_special_tokens=False
+        )
 
 
 class PlainLayout:
@@ -73,9 +79,13 @@ class PlainLayout:
         return _chain(self.tokenizer, before, steps, self.separator, [])
 
 
-def _chain(tokenizer: Any, before: list[int], steps: Sequence[str], separator: list[int], after: list[int]) -> tuple[list[int], list[int]]:
+def _chain(
+    tokenizer: Any, before: list[int], steps: Sequence[str], separator: list[int], after: list[int]
+) -> tuple[list[int], list[int]]:
     """Steps come from a model: special tokens spelt out in them are read as text, and dropped where they cannot be."""
-    special = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(SEPARATOR)} - {tokenizer.unk_token_id}
+    special = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(SEPARATOR)} - {
+        tokenizer.unk_token_id
+    }
     tokens, ends = list(before), []
     for step in steps:
         words = tokenizer.encode(step.strip(), add_special_tokens=False, split_special_tokens=True)
@@ -91,25 +101,39 @@ class PrmJudge:
     model of that type, the head is read from the weights ``score.*``. Attention is causal, as in the released code.
     """
 
-    def __init__(self, path: str, device: str | torch.device = "cpu", dtype: str = "float32", batch_tokens: int = 8192) -> None:
+    def __init__(
+        self, path: str, device: str | torch.device = "cpu", dtype: str = "float32", batch_tokens: int = 8192
+    ) -> None:
         """``batch_tokens`` are the padded tokens of one forward pass."""
         self.device, self.batch_tokens = torch.device(device), batch_tokens
         directory = Path(locate(path))
         if not (directory / "config.json").is_file():
-            raise UserError(f"experts.prm: {path} is not a Hugging Face model directory (it has no config.json)")
+            raise UserError(
+                f"experts.prm: {path} is not a Hugging Face model directory (it has no config.json)"
+            )
         try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)  # AutoTokenizer reads any as Qwen's, by the model's type
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                directory
+            )  # AutoTokenizer reads any as Qwen's, by the model's type
             self.model, report = AutoModel.from_pretrained(
-                directory, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                directory,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
             self.head = _head(directory, self.model.config)
             if report["missing_keys"]:
                 raise UserError(f"it lacks the weights {min(report['missing_keys'])}")
-            self.layout = ChatLayout(tokenizer) if isinstance(self.head, nn.Sequential) else PlainLayout(tokenizer)
+            self.layout = (
+                ChatLayout(tokenizer) if isinstance(self.head, nn.Sequential) else PlainLayout(tokenizer)
+            )
             self._encode(Problem("the trial prompt", "x", ""), ["x"])
         except Exception as error:  # a damaged file can raise anything
             first_line = (str(error).strip() or repr(error)).splitlines()[0]
-            raise UserError(f"experts.prm: {path} cannot be used as a process reward model: {first_line}") from error
+            raise UserError(
+                f"experts.prm: {path} cannot be used as a process reward model: {first_line}"
+            ) from error
         self.model.to(self.device).eval()
         self.head.to(self.device, self.model.dtype)
         self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
@@ -117,11 +141,17 @@ class PrmJudge:
     @torch.no_grad()
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
         encoded = [self._encode(problem, steps) if steps else ([], []) for problem, steps in attempts]
-        out: list[Scores | None] = [[] if len(tokens) <= (self.context or math.inf) else None for tokens, _ in encoded]
+        out: list[Scores | None] = [
+            [] if len(tokens) <= (self.context or math.inf) else None for tokens, _ in encoded
+        ]
         todo = [index for index, (_, ends) in enumerate(encoded) if ends and out[index] is not None]
-        for part in by_budget([()] * len(todo), [len(encoded[index][0]) for index in todo], self.batch_tokens):
+        for part in by_budget(
+            [()] * len(todo), [len(encoded[index][0]) for index in todo], self.batch_tokens
+        ):
             indices = [todo[place] for place in part]
-            for index, scores in zip(indices, self._score([encoded[index] for index in indices]), strict=True):
+            for index, scores in zip(
+                indices, self._score([encoded[index] for index in indices]), strict=True
+            ):
                 out[index] = [score if math.isfinite(score) else None for score in scores.tolist()]
         return out
 
@@ -139,14 +169,23 @@ class PrmJudge:
 
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
         inputs = Inputs.of([()] * len(rows), [tokens for tokens, _ in rows]).to(self.device)
-        hidden = self.model(input_ids=inputs.completion, attention_mask=inputs.completion_mask, use_cache=False).last_hidden_state
-        return [self.head(states[ends]).float().softmax(-1)[:, 1] for states, (_, ends) in zip(hidden, rows, strict=True)]
+        hidden = self.model(
+            input_ids=inputs.completion, attention_mask=inputs.completion_mask, use_cache=False
+        ).last_hidden_state
+        return [
+            self.head(states[ends]).float().softmax(-1)[:, 1]
+            for states, (_, ends) in zip(hidden, rows, strict=True)
+        ]
 
 
 def _head(directory: Path, config: Any) -> nn.Module:
     """Two layers (``score.0``, ``score.2``), or the one of a token classifier (``score``)."""
     index = directory / "model.safetensors.index.json"
-    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {"score.": "model.safetensors"}
+    files = (
+        json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if index.is_file()
+        else {"score.": "model.safetensors"}
+    )
     weights: dict[str, Tensor] = {}
     for file in {file for name, file in files.items() if name.startswith("score.")}:
         with safe_open(directory / file, "pt") as opened:
@@ -157,6 +196,8 @@ def _head(directory: Path, config: Any) -> nn.Module:
         head = nn.Linear(width, 2, bias="score.bias" in weights)
     expected = {f"score.{name}": value.shape for name, value in head.state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != expected:
-        raise UserError("it has no head of two classes: neither score.0 and score.2, nor a token classifier's score")
+        raise UserError(
+            "it has no head of two classes: neither score.0 and score.2, nor a token classifier's score"
+        )
     head.load_state_dict({name.removeprefix("score."): value for name, value in weights.items()})
     return head

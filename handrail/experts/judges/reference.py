@@ -9,7 +9,7 @@ from fractions import Fraction
 from handrail.experts.judges import Scores
 from handrail.experts.planners import NUMBER
 from handrail.experts.steps import split_steps
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 LONGEST = 100
 
@@ -46,7 +46,14 @@ class ReferenceJudge:
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
         """The scores by that reference under which most steps are right before the first wrong one; None without a reference."""
         return [
-            max((self._scores(split_steps(reference, self.step_end), steps) for reference in problem.references), key=_right, default=None)
+            max(
+                (
+                    self._scores(split_steps(reference, self.step_end), steps)
+                    for reference in problem.references
+                ),
+                key=_right,
+                default=None,
+            )
             for problem, steps in attempts
         ]
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from handrail.experts.conversations import plan_conversation, spoken
-from handrail.models import Policy
-from handrail.types import Problem
+from handrail.models.policy import Policy
+from handrail.types.problem import Problem
 
 DataPlannerName = Literal["auto", "column", "rule", "outline"]
 
@@ -62,8 +62,8 @@ def outline(solution: str) -> str | None:
 class Planner(Protocol):
     """Whoever can say how a worked solution proceeds. A plan may give the answer away: whoever uses one asks ``leaks`` first."""
 
-    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
-        """A plan for each problem with its reference, None where there is none."""
+    def plans(self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int]) -> Sequence[str | None]:
+        """A plan for each problem with its reference, None if there is none. ``seeds``, one for each, are for planners that sample."""
         ...
 
 
@@ -73,7 +73,7 @@ class DataPlanner:
     def __init__(self, name: DataPlannerName) -> None:
         self.name = name
 
-    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
+    def plans(self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int] = ()) -> list[str | None]:
         return [make_plan(problem, reference, self.name) for problem, reference in pairs]
 
 
@@ -83,10 +83,15 @@ class PolicyPlanner:
     def __init__(self, policy: Policy, max_tokens: int) -> None:
         self.policy, self.max_tokens = policy, max_tokens
 
-    def plans(self, pairs: Sequence[tuple[Problem, str]]) -> list[str | None]:
-        asked = [replace(problem, prompt=plan_conversation(problem, reference)[0]["content"]) for problem, reference in pairs]
-        drawn = self.policy.sample([self.policy.encode_prompt(problem) for problem in asked], 1, self.max_tokens)
-        return [spoken(plan.text) or None if plan.finished else None for (plan,) in drawn]
+    def plans(self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int]) -> list[str | None]:
+        asked = [
+            replace(problem, prompt=plan_conversation(problem, reference)[0]["content"])
+            for problem, reference in pairs
+        ]
+        written = self.policy.generate(
+            [self.policy.renderer.prompt(problem) for problem in asked], seeds, self.max_tokens
+        )
+        return [spoken(plan.text) or None if plan.finished else None for plan in written]
 
 
 def make_plan(problem: Problem, reference: str, planner: DataPlannerName) -> str | None:
@@ -113,6 +118,10 @@ def names_answer(text: str, problem: Problem) -> bool:
 def leaks(plan: str, problem: Problem) -> bool:
     """Whether a plan gives the answer away, or a value that only the references know."""
     plan = LIST_MARK.sub("", plan)
-    prompt = problem.prompt if isinstance(problem.prompt, str) else " ".join(message["content"] for message in problem.prompt)
+    prompt = (
+        problem.prompt
+        if isinstance(problem.prompt, str)
+        else " ".join(message["content"] for message in problem.prompt)
+    )
     worked_out = set().union(*map(numbers, problem.references)) - numbers(prompt)
     return names_answer(plan, problem) or bool(numbers(plan) & (worked_out | numbers(problem.answer)))

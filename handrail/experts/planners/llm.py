@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from handrail.experts.conversations import plan_conversation, spoken
 from handrail.experts.endpoint import Endpoint
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 LONGEST_PLAN = 4000
 
@@ -17,8 +17,16 @@ class EndpointPlanner:
     def __init__(self, endpoint: Endpoint, max_tokens: int = 2048) -> None:
         self.endpoint, self.max_tokens = endpoint, max_tokens
 
-    def plans(self, pairs: Sequence[tuple[Problem, str]], attempt: int = 0) -> list[str | None]:
+    def plans(
+        self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int] = (), attempt: int = 0
+    ) -> list[str | None]:
         """A plan for each problem with its reference, None where there is none. Further attempts are sampled, to differ."""
         temperature = 1.0 if attempt else 0.0
-        answers = self.endpoint.ask([plan_conversation(*pair) for pair in pairs], self.max_tokens, temperature, attempt)
-        return [spoken(answer)[:LONGEST_PLAN].strip() or None if answer is not None else None for answer in answers]
+        asked = [plan_conversation(*pair) for pair in pairs]
+        readers = [_read_plan] * len(asked)
+        return self.endpoint.ask_and_read(asked, readers, self.max_tokens, temperature, attempt)
+
+
+def _read_plan(answer: str) -> str | None:
+    """The plan, cut to LONGEST_PLAN; None if the answer has nothing besides its reasoning."""
+    return spoken(answer)[:LONGEST_PLAN].strip() or None

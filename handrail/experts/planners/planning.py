@@ -8,16 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from handrail._util import seeds
 from handrail._util.errors import UserError
 from handrail._util.files import writable, write_whole
 from handrail.experts.planners import Planner, leaks
-from handrail.types import Problem
+from handrail.types.problem import Problem
 
 BATCH = 64
 
 
 def derive(
-    problems: Sequence[Problem], planner: Planner, by: str, output: Path, progress: Callable[[int, int], None], replace: bool = False
+    problems: Sequence[Problem],
+    planner: Planner,
+    by: str,
+    output: Path,
+    progress: Callable[[int, int], None],
+    replace: bool = False,
 ) -> Counter[str]:
     """Write the problems with a plan each to ``output`` (JSONL) and count plans, leaks and failures. ``by`` is the planner's name.
 
@@ -35,18 +41,36 @@ def derive(
     progress(len(problems) - len(todo), len(problems))
     with partial.open("a", encoding="utf-8") as stream:
         for batch in batches(todo):
-            for problem, plan in zip(batch, planner.plans([(problem, problem.references[0]) for problem in batch]), strict=True):
+            for problem, plan in zip(
+                batch,
+                planner.plans(
+                    [(problem, problem.references[0]) for problem in batch],
+                    [seed(problem) for problem in batch],
+                ),
+                strict=True,
+            ):
                 kind = "no_plan" if plan is None else "leaking" if leaks(plan, problem) else "planned"
                 counts[kind] += 1
                 if plan and kind == "planned":
                     plans[key(problem)] = plan
                     stream.write(line(problem, plan, by))
             stream.flush()
-            progress(len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")), len(problems))
-    lines = (line(problem, plans.get(key(problem)) if replace or not problem.plan else None, by) for problem in problems)
+            progress(
+                len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")),
+                len(problems),
+            )
+    lines = (
+        line(problem, plans.get(key(problem)) if replace or not problem.plan else None, by)
+        for problem in problems
+    )
     write_whole(output, "".join(lines))
     partial.unlink()
     return counts
+
+
+def seed(problem: Problem) -> int:
+    """The same whenever a plan for this problem is sampled."""
+    return seeds.derive("plan", problem.prompt, problem.references)
 
 
 def batches(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
@@ -66,8 +90,19 @@ def line(problem: Problem, plan: str | None, by: str) -> str:
     Metadata that JSON does not know, such as fractions, become text, as they do on the way to a verifier.
     """
     planned = {"plan": plan, "planner": by} if plan else {"plan": problem.plan}
-    own = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer, "reference": list(problem.references), **planned}
-    return json.dumps({**problem.metadata, **{field: value for field, value in own.items() if value}}, default=str) + "\n"
+    own = {
+        "id": problem.id,
+        "prompt": problem.prompt,
+        "answer": problem.answer,
+        "reference": list(problem.references),
+        **planned,
+    }
+    return (
+        json.dumps(
+            {**problem.metadata, **{field: value for field, value in own.items() if value}}, default=str
+        )
+        + "\n"
+    )
 
 
 def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
@@ -86,7 +121,9 @@ def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
         except (ValueError, KeyError, AttributeError):
             if file.suffix == ".partial":  # a line that was being written when the run died
                 continue
-            raise UserError(f"{file}, line {number}: this is no problem with a plan; choose another --output") from None
+            raise UserError(
+                f"{file}, line {number}: this is no problem with a plan; choose another --output"
+            ) from None
         if plan and planner == by:
             plans[asked] = plan
         elif plan and plan != own.get(asked):

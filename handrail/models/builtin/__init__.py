@@ -20,5 +20,7 @@ def locate(path: str) -> str:
         return os.path.expanduser(path)
     name = path.removeprefix("builtin:")
     if name not in names():
-        raise UserError(f"model.path: there is no built-in backbone {name!r}; there are: {', '.join(names())}")
+        raise UserError(
+            f"model.path: there is no built-in backbone {name!r}; there are: {', '.join(names())}"
+        )
     return str(HERE / name)

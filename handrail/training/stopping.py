@@ -1,4 +1,4 @@
-"""When a run has had its share: of steps, of sampled tokens, or of seconds; and how the learning rate falls with it."""
+"""When a run ends: after its steps, sampled tokens or seconds; and the learning rate, which falls with them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,38 @@ from handrail.training.config import TrainConfig
 from handrail.training.metrics import TRAINING_PARTS, total
 
 
-class Budget:
-    """What ``train.token_budget`` and ``train.seconds_budget`` leave; a step that exceeds them is still finished."""
+class StopCriteria:
+    """``train.steps``, ``train.token_budget`` and ``train.seconds_budget``; a step that exceeds a budget is still finished."""
 
-    def __init__(self, config: TrainConfig, steps: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, config: TrainConfig, steps: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]
+    ) -> None:
         """``steps`` and ``timings`` are the lines of the steps that the run has done already."""
         self.config = config
         self.tokens = total(steps, "tokens/sampled")
         self.seconds = sum(map(training_seconds, timings))
 
     def spend(self, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-        """Takes one step off."""
+        """Count one step."""
         self.tokens += metrics["tokens/sampled"]
         self.seconds += training_seconds(seconds)
 
     def last_step(self, step: int) -> int:
-        """The number of the last step, as far as can be told from those up to ``step``."""
+        """The expected last step, given the budget and what the steps up to ``step`` used of it."""
         uses = ((self.config.token_budget, self.tokens), (self.config.seconds_budget, self.seconds))
-        return min([self.config.steps, *(max(step, math.ceil(limit * step / used)) for limit, used in uses if limit and used)])
+        return min(
+            [
+                self.config.steps,
+                *(max(step, math.ceil(limit * step / used)) for limit, used in uses if limit and used),
+            ]
+        )
 
     def learning_rate(self, step: int) -> float:
-        """That of ``step``. It rises from 0 over the warm-up's steps, and falls with the share of the steps behind the warm-up (idle ones
-        too) or of all tokens that is spent, whichever is more."""
+        """The rate of ``step``.
+
+        It rises from 0 over the warm-up's steps, and falls with the share that is used of the steps after the warm-up or of the token
+        budget, whichever is larger.
+        """
         c = self.config
         before = step - 1
         rise = min(1.0, before / c.warmup_steps) if c.warmup_steps else 1.0
@@ -43,7 +53,7 @@ class Budget:
 
     @property
     def spent(self) -> Literal["", "tokens", "seconds"]:
-        """The budget that is spent, if one is."""
+        """The budget that is spent; empty if none is."""
         if self.config.token_budget is not None and self.tokens >= self.config.token_budget:
             return "tokens"
         if self.config.seconds_budget is not None and self.seconds >= self.config.seconds_budget:
@@ -52,5 +62,5 @@ class Budget:
 
 
 def training_seconds(seconds: Mapping[str, float]) -> float:
-    """Those of one step, evaluation aside."""
+    """The seconds of one step, without evaluation."""
     return sum(seconds.get(part, 0.0) for part in TRAINING_PARTS)

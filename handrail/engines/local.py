@@ -1,0 +1,196 @@
+"""The engine of this process: its policy generates and scores, a pool of processes verifies."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import nan
+from typing import Any
+
+from torch import Tensor
+
+from handrail._util.errors import UserError
+from handrail._util.seeds import derive
+from handrail.experts.registry import Experts
+from handrail.methods.base import Method
+from handrail.methods.context import Context
+from handrail.methods.requests import Ask, Flow, Generate, Pending, Score, Verify, drive
+from handrail.models.hf import TransformersPolicy
+from handrail.models.trainable import TrainablePolicy
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Group, Trajectory
+from handrail.verifiers.pool import CUT_OFF, VerifierPool, unreached
+
+Places = Sequence[int] | None
+
+
+class LocalEngine:
+    """Answers requests with a policy, a verifier and experts. Completions depend on the seed, the step and the problem alone."""
+
+    def __init__(
+        self,
+        policy: TransformersPolicy,
+        verifier: VerifierPool,
+        experts: Experts | None = None,
+        seed: int = 0,
+        require_end: bool = True,
+    ) -> None:
+        """``require_end``: a completion that is cut off is wrong, whatever it says."""
+        self.policy, self.verifier, self.seed, self.require_end = policy, verifier, seed, require_end
+        self.experts = experts or Experts(policy=policy)
+        self.step = 0
+        self.counts: Counter[str] = Counter()
+        self.unverified: dict[str, str] = {}
+        """Reason -> the first completion without a verdict for that reason, in one line."""
+
+    def begin(self, step: int) -> None:
+        """Start a step with new counts."""
+        self.step, self.counts, self.unverified = step, Counter(), {}
+
+    def context(self, place: int, problem: Problem, verb: str) -> Context:
+        rng = random.Random(derive(self.seed, self.step, verb, place, problem.id))
+        rollout = self.policy.rollout
+        return Context(
+            self.policy.renderer, rollout.max_tokens, self.policy.context, self.step, rng, self.counts
+        )
+
+    # The verbs, over all groups of a step
+
+    def groups(self, method: Method[Any], problems: Sequence[Problem]) -> list[Group]:
+        """Sample, grade, guide and credit one step's problems: what an update would learn from."""
+        graded = self.reward(method, self.rollout(method, problems))
+        return self.credit(method, [each for found in self.guide(method, graded) for each in found])
+
+    def rollout(self, method: Method[Any], problems: Sequence[Problem], places: Places = None) -> list[Group]:
+        """Sample every problem as often as the method wants, ungraded.
+
+        ``places``, here and below: the place of each problem in the step, over all processes, on which depends what is sampled for it.
+        """
+
+        async def sample(problem: Problem) -> Group:
+            n = method.samples(problem)
+            return Group(problem, await Generate(self.policy.renderer.prompt(problem), n) if n else [])
+
+        placed = zip(range(len(problems)) if places is None else places, problems, strict=True)
+        return self.run(
+            [(self._key("rollout", place, problem), sample(problem)) for place, problem in placed]
+        )
+
+    def reward(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[Group]:
+        """Grade every trajectory and set its reward."""
+        return self._verb("reward", method.reward, groups, places)
+
+    def guide(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[list[Group]]:
+        """The groups that each group becomes."""
+        guided = self._verb("guide", method.guide, groups, places)
+        return [each if isinstance(each, list) else [each] for each in guided]
+
+    def credit(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[Group]:
+        """The credited groups, without those that the method leaves out."""
+        return [group for group in self._verb("credit", method.credit, groups, places) if group is not None]
+
+    def _verb(
+        self,
+        name: str,
+        verb: Callable[[Group, Context], Flow],
+        groups: Sequence[Group],
+        places: Places = None,
+    ) -> list[Any]:
+        places = list(range(len(groups)) if places is None else places)
+        flows = []
+        for number, (place, group) in enumerate(zip(places, groups, strict=True)):
+            key = (*self._key(name, place, group.problem), places[:number].count(place))
+            flows.append((key, verb(group, self.context(place, group.problem, name))))
+        return self.run(flows)
+
+    def _key(self, verb: str, place: int, problem: Problem) -> tuple[object, ...]:
+        return (verb, self.step, place, problem.id)
+
+    def run(self, flows: Sequence[tuple[tuple[object, ...], Flow]]) -> list[Any]:
+        """Run coroutines that await requests, each with a key that no other has in this step."""
+        return drive(flows, self.answer)
+
+    # Answers
+
+    def answer(self, pending: list[Pending]) -> Sequence[Any]:
+        """One answer for each request; all are of one kind."""
+        requests = [each.request for each in pending]
+        match requests[0]:
+            case Generate():
+                return self._generate(requests, [derive(self.seed, *each.key) for each in pending])
+            case Score():
+                return self._score(requests)
+            case Verify():
+                return self.verify([(request.problem, request.trajectory) for request in requests])
+            case Ask():
+                return self._ask(requests, [derive(self.seed, *each.key) for each in pending])
+        raise TypeError(f"this engine does not answer {type(requests[0]).__name__}")
+
+    def _generate(self, requests: Sequence[Generate], seeds: Sequence[int]) -> list[list[Trajectory]]:
+        prompts, limits, flat_seeds = [], [], []
+        for request, seed in zip(requests, seeds, strict=True):
+            limit = request.max_tokens or self.policy.rollout.max_tokens
+            if self.policy.context is not None:
+                limit = min(limit, self.policy.context - len(request.prompt_ids))
+            if limit < 1:
+                raise UserError(
+                    f"a prompt of {len(request.prompt_ids)} tokens leaves no room in the model's context of {self.policy.context}"
+                )
+            prompts += [request.prompt_ids] * request.n
+            limits += [limit] * request.n
+            flat_seeds += [derive(seed, number) for number in range(request.n)]
+        completions = iter(self.policy.generate(prompts, flat_seeds, limits))
+        return [[next(completions) for _ in range(request.n)] for request in requests]
+
+    def _score(self, requests: Sequence[Score]) -> list[Tensor]:
+        out: dict[int, Tensor] = {}
+        for model in dict.fromkeys(request.model for request in requests):
+            places = [place for place, request in enumerate(requests) if request.model == model]
+            score = self._scorer(model)
+            found = score(
+                [requests[place].prompt_ids for place in places],
+                [requests[place].token_ids for place in places],
+            )
+            out.update(zip(places, found, strict=True))
+        return [out[place] for place in range(len(requests))]
+
+    def _scorer(self, model: str) -> Callable[..., list[Tensor]]:
+        if model == "policy":
+            return self.policy.score
+        if model == "reference" and isinstance(self.policy, TrainablePolicy) and self.policy.keeps_reference:
+            return self.policy.score_reference
+        raise UserError(
+            f"there is no model {model!r} to score with; declare it in the models of the method or the term"
+        )
+
+    def verify(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
+        """The trajectories with the verifier's verdict, and its reward: NaN if there is no verdict.
+
+        One that was cut off is wrong if ``require_end``, and earns nothing.
+        """
+        complete = [member.finished or not self.require_end for _, member in pairs]
+        asked = [pair for pair, ok in zip(pairs, complete, strict=True) if ok]
+        verdicts = self.verifier.grade([(problem, member.text) for problem, member in asked])
+        for (problem, _), verdict in zip(asked, verdicts, strict=True):
+            if verdict.correct is None:
+                self.counts.update(["verifier/unverified", f"verifier/{verdict.status}"])
+                self.unverified.setdefault(verdict.status, unreached(problem, verdict))
+        reached = iter(verdicts)
+        out = []
+        for (_, member), ok in zip(pairs, complete, strict=True):
+            verdict = next(reached) if ok else CUT_OFF
+            reward = nan if verdict.correct is None else verdict.reward
+            out.append(replace(member, reward=reward, correct=verdict.correct))
+        return out
+
+    def _ask(self, requests: Sequence[Ask], seeds: Sequence[int]) -> list[Any]:
+        out: dict[int, Any] = {}
+        kinds = [(request.expert, type(request.question)) for request in requests]
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, each in enumerate(kinds) if each == kind]
+            questions = [requests[place].question for place in places]
+            answers = self.experts.answer(kind[0], questions, [seeds[place] for place in places])
+            out.update(zip(places, answers, strict=True))
+        return [out[place] for place in range(len(requests))]

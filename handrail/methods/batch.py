@@ -1,0 +1,133 @@
+"""Credited trajectories as padded columns: what every engine's loss reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from handrail.models.batching import Inputs, by_budget
+from handrail.types.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A trajectory with what its columns are multiplied by, and the coefficients of its entropy and divergence."""
+
+    trajectory: Trajectory
+    advantage_scale: float = 0.0
+    imitation_scale: float = 0.0
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+
+    @property
+    def is_live(self) -> bool:
+        """True if any of its tokens has a gradient."""
+        return self.trajectory.has_signal or self.entropy_coef != 0 or self.kl_coef != 0
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The columns of B trajectories, padded on the right to [B, T]; 0 in the padding.
+
+    ``mask`` is 1 on the tokens that are trained, and 0 on the environment's and in the padding. Advantages and imitation weights are
+    already divided by their normalizers, so that the loss of an update is minus the plain sum over its tokens.
+    """
+
+    mask: Tensor
+    author: Tensor  # int64, see Author
+    columns: dict[str, Tensor]
+    entropy_coef: Tensor  # divided by its normalizer
+    kl_coef: Tensor  # divided by its normalizer
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.columns[name]
+
+    @property
+    def advantage(self) -> Tensor:
+        return self.columns["advantage"]
+
+    @property
+    def imitation_weight(self) -> Tensor:
+        return self.columns["imitation_weight"]
+
+    @property
+    def sampling_logp(self) -> Tensor:
+        """NaN if unknown."""
+        return self.columns["sampling_logp"]
+
+    @property
+    def old_logp(self) -> Tensor:
+        """NaN if unknown."""
+        return self.columns["old_logp"]
+
+    def to(self, device: torch.device) -> TokenBatch:
+        columns = {name: column.to(device) for name, column in self.columns.items()}
+        return TokenBatch(
+            self.mask.to(device),
+            self.author.to(device),
+            columns,
+            self.entropy_coef.to(device),
+            self.kl_coef.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Trajectories that go through the model together."""
+
+    inputs: Inputs
+    tokens: TokenBatch
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return MicroBatch(self.inputs.to(device), self.tokens.to(device))
+
+
+ALWAYS = ("advantage", "imitation_weight", "sampling_logp", "old_logp")
+NOT_TRAINED = {"entropy"}
+"""Columns that no loss reads."""
+
+
+def token_batch(samples: Sequence[Sample]) -> TokenBatch:
+    """The columns of ``samples``, scaled and padded."""
+    trajectories = [sample.trajectory for sample in samples]
+    scales = {
+        "advantage": [sample.advantage_scale for sample in samples],
+        "imitation_weight": [sample.imitation_scale for sample in samples],
+    }
+    mask = padded([trajectory.trained.float() for trajectory in trajectories])
+    columns = {}
+    for name in {
+        *ALWAYS,
+        *(name for trajectory in trajectories for name in trajectory.columns),
+    } - NOT_TRAINED:
+        column = padded([trajectory.column(name) for trajectory in trajectories])
+        columns[name] = column * torch.tensor(scales[name])[:, None] if name in scales else column
+    return TokenBatch(
+        mask,
+        padded([trajectory.author for trajectory in trajectories]),
+        columns,
+        mask * torch.tensor([sample.entropy_coef for sample in samples])[:, None],
+        mask * torch.tensor([sample.kl_coef for sample in samples])[:, None],
+    )
+
+
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """[len(rows), longest]."""
+    return pad_sequence(list(rows), batch_first=True)
+
+
+def micro_batch(samples: Sequence[Sample]) -> MicroBatch:
+    trajectories = [sample.trajectory for sample in samples]
+    inputs = Inputs.of([each.prompt_ids for each in trajectories], [each.token_ids for each in trajectories])
+    return MicroBatch(inputs, token_batch(samples))
+
+
+def pack(samples: Sequence[Sample], budget: int, shared: bool = True) -> Iterator[MicroBatch]:
+    """Micro-batches of at most ``budget`` padded tokens; ``shared`` if a prompt is read once for all its completions."""
+    prompts = [sample.trajectory.prompt_ids for sample in samples]
+    for part in by_budget(prompts, [len(sample.trajectory) for sample in samples], budget, shared):
+        yield micro_batch([samples[index] for index in part])

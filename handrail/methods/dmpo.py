@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handrail.methods.base import GrpoSettings, Method
+from handrail.methods.context import Context
+from handrail.methods.linearise import linearised
+from handrail.methods.normalizers import Normalizers
+from handrail.types.trajectory import Group, Trajectory
+
+
+class DmpoSettings(GrpoSettings):
+    temperature: float = Field(1 / 15, gt=0)
+    """α: the group's target distribution is softmax(R/α)."""
+    matching_coef: float = Field(2.0, ge=0)
+    """λ, the factor of the distance between the target and the policy's own distribution."""
+    mask_uniform: bool = True
+    """Leave groups with equal rewards alone, instead of making their trajectories equally likely."""
+
+
+class Dmpo(Method[DmpoSettings]):
+    """DMPO: the policy's distribution over a group is drawn to the one that its rewards ask for.
+
+    rollout: G samples of each problem.
+    guide: nothing.
+    credit: GRPO's, and ∂/∂log π of −λ·mean (p − q)², q = softmax(mean log π of each trajectory), p = softmax(R/α), within the group.
+    surrogate: GRPO's, plus w·log π, a mean over problems.
+
+    The formulas are from two notes made from the paper; there is no published code.
+    """
+
+    name = "dmpo"
+    source = "arXiv 2605.19461"
+    status = "secondary"
+    Settings = DmpoSettings
+
+    async def credit(self, group: Group, ctx: Context) -> Group | None:
+        credited = await super().credit(group, ctx)
+        if credited is None or (group.dead and self.settings.mask_uniform) or not self.compared(group):
+            return credited
+        return await linearised(credited, self.matching)
+
+    def matching(self, group: Group, logps: Sequence[Tensor]) -> Tensor:
+        """−λ·mean (p − q)² of the group; ``logps`` [T] for each of its trajectories."""
+        compared = self.compared(group)
+        pairs = [
+            (member, logp)
+            for member, logp in zip(group.trajectories, logps, strict=True)
+            if member in compared
+        ]
+        likelihood = torch.stack([logp[member.trained].mean() for member, logp in pairs])
+        rewards = torch.tensor([member.reward for member, _ in pairs])
+        target = torch.softmax(rewards / self.settings.temperature, 0)
+        return -self.settings.matching_coef * ((target - torch.softmax(likelihood, 0)) ** 2).mean()
+
+    @staticmethod
+    def compared(group: Group) -> list[Trajectory]:
+        """The trajectories of the baseline with a known reward and a trained token."""
+        return [
+            member for member in group.baseline if member.reward == member.reward and member.trained_tokens
+        ]
+
+    def imitation_scale(self, trajectory: Trajectory, normalizers: Normalizers) -> float:
+        return 1 / normalizers.problems

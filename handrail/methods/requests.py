@@ -1,0 +1,161 @@
+"""What a method asks for, and the driver that lets many methods ask at once.
+
+A verb of a method awaits requests. An engine answers them, and it alone decides how they are batched and where they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Trajectory
+
+Flow = Coroutine[Any, Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    def __await__(self) -> Generator[Request, Any, Any]:
+        return (yield self)
+
+
+@dataclass(frozen=True, eq=False)
+class Generate(Request):
+    """``n`` completions of a prompt, by default as long as a rollout may be. Answer: a list of ungraded trajectories."""
+
+    prompt_ids: list[int]
+    n: int = 1
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Score(Request):
+    """Log-probabilities of tokens (int64 [T]) behind a prompt. Answer: float32 [T], without gradient.
+
+    ``model`` is "policy", or "reference" for the model before training (declared in ``Method.models``).
+    """
+
+    prompt_ids: list[int]
+    token_ids: Tensor
+    model: str = "policy"
+
+
+@dataclass(frozen=True, eq=False)
+class Verify(Request):
+    """The verifier's verdict. Answer: the trajectory with ``correct`` and ``reward``."""
+
+    problem: Problem
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class Ask(Request):
+    """A question (``handrail.experts.questions``) for an expert, by name or ``file.py:Name``. Answer: as the question says."""
+
+    expert: str
+    question: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Gather(Request):
+    flows: Sequence[Flow]
+
+
+async def gather(*flows: Flow | Request) -> list[Any]:
+    """Wait for several requests or coroutines side by side, so that they can be answered together."""
+    return list(await Gather([_answer(flow) if isinstance(flow, Request) else flow for flow in flows]))
+
+
+async def _answer(request: Request) -> Any:
+    return await request
+
+
+ANSWERED_FIRST: tuple[type[Request], ...] = (Verify, Ask, Score, Generate)
+"""Cheap requests before expensive ones: until then, more flows may have come to ask for the expensive ones."""
+
+
+@dataclass
+class Pending:
+    """A request that waits for its answer. ``key`` is different for every request of a step, and the same in every run."""
+
+    request: Any
+    key: tuple[object, ...]
+    flow: _Running = field(repr=False)
+
+
+@dataclass
+class _Running:
+    """A flow on its way, with the flows that it waits for."""
+
+    coroutine: Flow
+    key: tuple[object, ...]
+    place: int
+    parent: _Running | None = None
+    requests: int = 0
+    results: list[Any] = field(default_factory=list)
+    unfinished: int = 0
+
+
+def drive(
+    flows: Sequence[tuple[tuple[object, ...], Flow]], answer: Callable[[list[Pending]], Sequence[Any]]
+) -> list[Any]:
+    """Run every (key, coroutine) to its end and return their results in order.
+
+    All flows advance to their next request. ``answer`` then gets all waiting requests of one kind, and returns as many answers.
+    No clock decides what is answered together, so runs resume exactly.
+    """
+    root = _Running(_nothing(), (), 0, results=[None] * len(flows), unfinished=len(flows))
+    waiting: list[Pending] = []
+
+    def start(parent: _Running, children: Sequence[tuple[tuple[object, ...], Flow]]) -> None:
+        for place, (key, coroutine) in enumerate(children):
+            advance(_Running(coroutine, key, place, parent), None)
+
+    def advance(flow: _Running, value: Any) -> None:
+        try:
+            request = flow.coroutine.send(value)
+        except StopIteration as end:
+            return finish(flow, end.value)
+        key = (*flow.key, flow.requests)
+        flow.requests += 1
+        if not isinstance(request, Gather):
+            waiting.append(Pending(request, key, flow))
+        elif not request.flows:
+            advance(flow, [])
+        else:
+            flow.results, flow.unfinished = [None] * len(request.flows), len(request.flows)
+            start(flow, [((*key, place), child) for place, child in enumerate(request.flows)])
+
+    def finish(flow: _Running, value: Any) -> None:
+        parent = flow.parent
+        assert parent is not None
+        parent.results[flow.place] = value
+        parent.unfinished -= 1
+        if parent is not root and not parent.unfinished:
+            advance(parent, parent.results)
+
+    try:
+        start(root, flows)
+        while waiting:
+            kind = next(
+                kind for kind in ANSWERED_FIRST if any(isinstance(each.request, kind) for each in waiting)
+            )
+            batch = [each for each in waiting if isinstance(each.request, kind)]
+            waiting = [each for each in waiting if not isinstance(each.request, kind)]
+            for each, value in zip(batch, answer(batch), strict=True):
+                advance(each.flow, value)
+    finally:  # an engine that stops halfway leaves flows behind
+        root.coroutine.close()
+        for _, coroutine in flows:
+            coroutine.close()
+        for each in waiting:
+            each.flow.coroutine.close()
+    return root.results
+
+
+async def _nothing() -> None:
+    """The root's coroutine, which is never run."""

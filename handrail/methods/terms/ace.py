@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch.nn.functional import softplus
+
+from handrail.methods.base import CreditTerm, Status
+from handrail.methods.context import Context
+from handrail.methods.requests import Score, gather
+from handrail.types.trajectory import Author, Group, Trajectory
+
+
+class Ace(CreditTerm):
+    """ACE: confident errors are punished harder.
+
+    A · (1 + α·softplus(c)) if A < 0, c = mean over the policy's own tokens of log π − log π_ref, both without gradient; π_ref is the
+    model before training. Only rollouts change; advantages no longer sum to zero.
+    """
+
+    source: ClassVar[str] = "arXiv 2602.21420"
+    status: ClassVar[Status] = "secondary"
+    models: ClassVar[frozenset[str]] = frozenset({"reference"})
+
+    alpha: float = Field(1.0, ge=0)
+    """Strength α of the penalty (not published)."""
+
+    async def __call__(self, group: Group, ctx: Context) -> Group:
+        async def penalized(member: Trajectory) -> Trajectory:
+            advantage = member.column("advantage")
+            if not member.is_rollout or not (advantage < 0).any():
+                return member
+            logp = await Score(member.prompt_ids, member.token_ids)
+            reference = await Score(member.prompt_ids, member.token_ids, model="reference")
+            confidence = (logp - reference)[member.author == Author.POLICY].mean()
+            factor = torch.where(advantage < 0, 1 + self.alpha * softplus(confidence), 1.0)
+            return member.with_columns(advantage=advantage * factor)
+
+        members = await gather(*(penalized(member) for member in group.trajectories))
+        return Group(group.problem, members)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handrail.methods.base import CreditTerm, Status
+from handrail.methods.context import Context
+from handrail.methods.requests import Score
+from handrail.types.trajectory import Author, Group, Trajectory
+
+
+class Arm(CreditTerm):
+    """ARM (ProGRPO): answers that the policy is sure of anyway earn less.
+
+    A + α·(conf(prompt) − conf(completion)) on the policy's own tokens, conf = exp of the mean log-probability of the least likely share
+    of tokens, without gradient. Groups that are all right or all wrong stay as they are. A prompt of one token has confidence 1.
+    """
+
+    source: ClassVar[str] = "arXiv 2602.05281"
+    status: ClassVar[Status] = "secondary"
+
+    alpha: float = Field(0.1, ge=0)
+    """Strength α of the shift (not published)."""
+    share: float = Field(0.2, gt=0, le=1)
+    """Share of the tokens, the least likely, that confidence is measured on."""
+
+    async def __call__(self, group: Group, ctx: Context) -> Group:
+        if not group.mixed:
+            return group
+        prompt = group.rollouts[0].prompt_ids
+        asked = 1.0
+        if len(prompt) > 1:
+            asked = confidence(await Score(prompt[:1], torch.tensor(prompt[1:])), self.share)
+
+        def shifted(member: Trajectory) -> Trajectory:
+            if not member.is_rollout:
+                return member
+            own = member.author == Author.POLICY
+            said = confidence(member.column("sampling_logp")[own], self.share)
+            return member.with_columns(
+                advantage=member.column("advantage") + own * self.alpha * (asked - said)
+            )
+
+        return group.map(shifted)
+
+
+def confidence(logp: Tensor, share: float) -> float:
+    """exp of the mean of the lowest ``share`` of log-probabilities [T], at least one."""
+    return float(logp.sort().values[: max(1, math.ceil(share * len(logp)))].mean().exp())

@@ -1,0 +1,175 @@
+"""What happens around a step: learning rate, stopping, evaluation, warnings, samples, checkpoints, trackers, and what users add."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from handrail.training import checkpoint
+from handrail.training.diversity import diversity, measures
+from handrail.training.evaluate import evaluate, figures, share_correct
+from handrail.training.metrics import first_unverified
+from handrail.training.monitor import CollapseMonitor
+from handrail.training.resources import Clock
+from handrail.training.samples import sample_rows
+from handrail.training.stopping import StopCriteria
+from handrail.types.trajectory import Group
+
+if TYPE_CHECKING:
+    from handrail.training.loop import Run
+
+Progress = Callable[[int, int, dict[str, Any], dict[str, float]], None]
+
+
+class Callback:
+    """Hooks that the loop calls in every process, callback by callback in their order. Override those that you need.
+
+    ``run`` has the run's ``config``, ``method``, ``policy``, ``engine``, ``optimizer``, ``accelerator`` and ``directory``;
+    ``run.stop(reason)`` ends it after the step, with a last evaluation and checkpoint.
+    """
+
+    def on_start(self, run: Run, step: int) -> None:
+        """Called once, after ``step``: 0, or the step that the run goes on from."""
+
+    def before_step(self, run: Run, step: int) -> None: ...
+
+    def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
+        """Called with the credited groups of each update, this process's share."""
+
+    def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        """Called before the step is logged: what is added to ``metrics``, alike in every process, is logged too."""
+
+    def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        """Called after the step was logged; ``seconds`` by part."""
+
+    def on_end(self, run: Run, summary: Mapping[str, Any]) -> None:
+        """Called with what the run came to, after the model was written."""
+
+
+class LearningRate(Callback):
+    """Sets the optimizer's learning rate: a warm-up, then a constant rate or a fall to 0."""
+
+    def __init__(self, criteria: StopCriteria) -> None:
+        self.criteria = criteria
+        self.rate = 0.0
+
+    def before_step(self, run: Run, step: int) -> None:
+        self.rate = self.criteria.learning_rate(step)
+        for group in run.optimizer.param_groups:
+            group["lr"] = self.rate
+
+    def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        metrics["learning_rate"] = self.rate
+
+
+class Stop(Callback):
+    """Ends the run when a budget is spent."""
+
+    def __init__(self, criteria: StopCriteria) -> None:
+        self.criteria = criteria
+
+    def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        self.criteria.spend(metrics, clock.seconds)
+        if self.criteria.spent:
+            run.stop(self.criteria.spent)
+
+
+class Evaluation(Callback):
+    """Measures every held-out set before the first step, after the last and every ``eval.every`` steps."""
+
+    def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        every = run.config.eval.every
+        if run.is_last(step) or (every and step % every == 0):
+            found = self.measure(run, step, clock)
+            metrics.update({key: value for key, value in found.items() if key not in metrics})
+
+    @staticmethod
+    def measure(run: Run, step: int, clock: Clock) -> dict[str, Any]:
+        """Accuracy on every set, with its interval; that on each problem goes to evaluations.jsonl."""
+        result: dict[str, Any] = {}
+        samples = run.config.eval.samples
+        for name, problems in run.data.held_out.items():
+            run.evaluator.begin(step)
+            with clock("evaluate"):
+                groups = evaluate(run.evaluator, run.accelerator, problems, samples, name)
+            run.out.evaluated(step, name, {group.problem.id: share_correct(group) for group in groups})
+            result = first_unverified(run.evaluator.unverified) | result
+            result |= {f"eval/{name}/{key}": value for key, value in figures(groups).items()}
+            if samples > 1:
+                result |= {
+                    f"eval/{name}/{key}": value
+                    for key, value in diversity(list(map(measures, groups))).items()
+                }
+        return result
+
+
+class Monitor(Callback):
+    """Warns of what looks wrong in the metrics."""
+
+    def __init__(self, before: Iterable[Mapping[str, Any]]) -> None:
+        """``before``: the metrics of the steps there have been."""
+        self.said = CollapseMonitor(before)
+
+    def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        if warning := self.said(metrics):
+            metrics["warning"] = "\n".join(filter(None, [metrics.get("warning"), warning]))
+
+
+class Samples(Callback):
+    """Writes the trajectories of every ``train.samples_every``-th step to samples.jsonl."""
+
+    def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
+        every = run.config.train.samples_every
+        if every and run.accelerator.is_main_process and (step - 1) % every == 0:
+            run.out.sample(sample_rows(step, groups, run.method, run.policy))
+
+
+class Checkpoints(Callback):
+    """Writes a checkpoint every ``train.checkpoint_every`` steps and after the last one."""
+
+    def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        every = run.config.train.checkpoint_every
+        if step and every and (step % every == 0 or run.is_last(step)):
+            self.write(run, step)
+
+    @staticmethod
+    def write(run: Run, step: int) -> None:
+        """Written by the main process; the others wait for it."""
+        if run.accelerator.is_main_process and step != run.checkpointed:
+            run.out.sync()
+            checkpoint.save(
+                run.out.checkpoints, step, run.config.train, run.policy, run.optimizer, run.method
+            )
+        run.checkpointed = step
+        run.accelerator.wait_for_everyone()
+
+
+class Report(Callback):
+    """Tells a function of every step: its number, the last one's as far as it is known, its metrics and its seconds by part."""
+
+    def __init__(self, progress: Progress, criteria: StopCriteria) -> None:
+        self.progress, self.criteria = progress, criteria
+
+    def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        self.progress(step, self.criteria.last_step(step), metrics, seconds)
+
+
+class Trackers(Callback):
+    """Logs every finite number to ``train.trackers`` (Weights & Biases, trackio, MLflow, ...) through Accelerate."""
+
+    def on_start(self, run: Run, step: int) -> None:
+        config = run.config.model_dump(mode="json", exclude_none=True, exclude={"compare"})
+        run.accelerator.init_trackers(run.config.train.tracker_project, config={"handrail": str(config)})
+
+    def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        timed = {**metrics, **{f"seconds/{name}": value for name, value in seconds.items()}}
+        numbers = {
+            name: value
+            for name, value in timed.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        run.accelerator.log(numbers, step=step)
+
+    def on_end(self, run: Run, summary: Mapping[str, Any]) -> None:
+        run.accelerator.end_training()

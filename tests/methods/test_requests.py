@@ -1,0 +1,100 @@
+"""The driver: who waits for whom, what is answered together, and under which key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from handrail.methods.requests import Ask, Generate, Pending, drive, gather
+
+
+def driven(*flows: Any) -> tuple[list[Any], list[list[Pending]]]:
+    """The results of the flows, and the batches that were answered: a question with its own text, a prompt with its length."""
+    batches: list[list[Pending]] = []
+
+    def answer(pending: list[Pending]) -> Sequence[Any]:
+        batches.append(pending)
+        return [
+            each.request.question if isinstance(each.request, Ask) else len(each.request.prompt_ids)
+            for each in pending
+        ]
+
+    return drive([((place,), flow) for place, flow in enumerate(flows)], answer), batches
+
+
+async def asks(*questions: str) -> str:
+    return "".join([await Ask("anyone", question) for question in questions])
+
+
+def test_flows_advance_together_and_end_in_their_own_time() -> None:
+    results, batches = driven(asks("a", "b", "c"), asks("d"), asks(), asks("e", "f"))
+    assert results == ["abc", "d", "", "ef"]
+    assert [[each.request.question for each in batch] for batch in batches] == [
+        ["a", "d", "e"],
+        ["b", "f"],
+        ["c"],
+    ]
+
+
+def test_every_request_has_a_key_of_its_own_that_depends_on_its_flow_alone() -> None:
+    async def both() -> Any:
+        return await gather(asks("a", "b"), Ask("anyone", "c"), asks("d"))
+
+    (results,), alone = driven(both())
+    assert results == ["ab", "c", "d"]
+    _, beside = driven(both(), asks("x", "y"))
+    keys = [
+        [each.key for batch in batches for each in batch if each.request.question in "abcd"]
+        for batches in (alone, beside)
+    ]
+    assert sorted(keys[0]) == sorted(keys[1]) and len(set(keys[0])) == 4
+
+
+def test_cheap_requests_are_answered_first_so_that_expensive_ones_come_together() -> None:
+    async def generates_at_once() -> Any:
+        return await Generate([1, 2])
+
+    async def asks_first() -> Any:
+        await asks("a", "b")
+        return await Generate([1, 2, 3])
+
+    results, batches = driven(generates_at_once(), asks_first())
+    assert results == [2, 3] and [len(batch) for batch in batches] == [1, 1, 2]
+
+
+def test_gather_of_nothing_and_gather_in_gather() -> None:
+    async def nested() -> Any:
+        return await gather(gather_of("a", "b"), gather_of())
+
+    async def gather_of(*questions: str) -> list[Any]:
+        return await gather(*(asks(question) for question in questions))
+
+    assert driven(nested())[0] == [[["a", "b"], []]]
+
+
+@pytest.mark.parametrize("fails", ["flow", "engine"])
+def test_an_error_reaches_the_caller_and_leaves_no_coroutine_behind(
+    fails: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    closed = []
+
+    async def flow(question: str) -> None:
+        try:
+            await Ask("anyone", question)
+            if fails == "flow":
+                raise ZeroDivisionError
+            await Ask("anyone", question)
+        finally:
+            closed.append(question)
+
+    def failing(pending: list[Pending]) -> Sequence[Any]:
+        if fails == "engine":
+            raise ZeroDivisionError
+        return [None for _ in pending]
+
+    answer: Callable[[list[Pending]], Sequence[Any]] = failing
+    with pytest.raises(ZeroDivisionError):
+        drive([((place,), flow(question)) for place, question in enumerate("abc")], answer)
+    assert sorted(closed) == ["a", "b", "c"] and not recwarn.list

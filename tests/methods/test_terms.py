@@ -1,0 +1,266 @@
+"""Credit terms and coupled objectives, by hand, against autograd, and through the real loop."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from handrail import CreditTerm, UserError, train
+from handrail.engines.local import LocalEngine
+from handrail.methods import METHODS, build
+from handrail.methods.dmpo import Dmpo
+from handrail.methods.requests import Pending, Score, drive
+from handrail.methods.terms import build_term
+from handrail.methods.terms.arm import confidence
+from handrail.models.config import RolloutConfig
+from handrail.models.trainable import TrainablePolicy
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Group, Trajectory
+from tests.conftest import EASY, config
+from tests.training.test_update import assert_equal, gradients, rollout
+
+PROBLEM = Problem("p", "77 A 8 ?", "70")
+
+
+def member(
+    advantage: float,
+    logp: Sequence[float] = (-1.0, -2.0),
+    correct: bool = False,
+    prompt: Sequence[int] = (5, 6),
+) -> Trajectory:
+    tokens = Trajectory.by(Author.POLICY, list(prompt), range(len(logp)))
+    columns = {"sampling_logp": torch.tensor(list(logp)), "old_logp": torch.tensor(list(logp))}
+    return replace(tokens.with_columns(**columns).with_advantage(advantage), correct=correct)
+
+
+def applied(
+    term: CreditTerm, group: Group, engine: LocalEngine, scores: dict[str, Tensor] | None = None
+) -> list[list[float]]:
+    """The advantages that ``term`` leaves; ``scores`` by model stand in for the engine's."""
+
+    def answer(pending: list[Pending]) -> Sequence[Any]:
+        return [scores[each.request.model] for each in pending] if scores else engine.answer(pending)
+
+    (found,) = drive([((), term(group, engine.context(0, group.problem, "credit")))], answer)
+    return [each.column("advantage").tolist() for each in found.trajectories]
+
+
+@pytest.mark.parametrize(
+    ("shift", "factor"), [(-5, 1.0067), (-2, 1.1269), (0, 1.6931), (1, 2.3133), (3, 4.0486)]
+)
+def test_ace_by_hand(shift: float, factor: float, engine: LocalEngine) -> None:
+    group = Group(PROBLEM, [member(-0.5), member(0.5), member(0.0)])
+    scores = {"policy": torch.tensor([-1.0, -3.0]), "reference": torch.tensor([-1.5, -2.5]) - shift}
+    found = applied(build_term({"name": "ace"}, 1), group, engine, scores)
+    assert found[0] == pytest.approx([-0.5 * factor] * 2, abs=1e-4) and found[1:] == [[0.5] * 2, [0.0] * 2]
+    assert applied(build_term({"name": "ace", "alpha": 0.0}, 1), group, engine, scores)[0] == [-0.5, -0.5]
+
+
+def test_ace_reads_own_tokens_only_and_leaves_foreign_rows_alone(engine: LocalEngine) -> None:
+    tool = replace(
+        member(-0.5, (-1.0, -1.0, -1.0)), author=torch.tensor([0, int(Author.ENVIRONMENT), 0])
+    ).with_advantage(-0.5)
+    foreign = replace(member(-0.5), author=torch.tensor([1, 1]))
+    scores = {"policy": torch.tensor([-1.0, 50.0, -1.0]), "reference": torch.tensor([-2.0, 0.0, -2.0])}
+    found = applied(build_term({"name": "ace"}, 1), Group(PROBLEM, [tool, foreign]), engine, scores)
+    expected = -0.5 * (1 + math.log1p(math.e))
+    assert found == [pytest.approx([expected, 0.0, expected]), [-0.5, -0.5]]
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ([0.9, 0.8, 0.1, 0.95, 0.4, 0.99, 0.9, 0.7, 0.85, 0.6], 0.2),
+        ([0.9, 0.5, 0.8, 0.7, 0.95, 0.99, 0.2], 0.3162),
+        ([0.3], 0.3),
+    ],
+)
+def test_confidence_is_that_of_the_least_likely_tokens(p: list[float], expected: float) -> None:
+    assert confidence(torch.tensor(p).log(), 0.2) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "sure", "expected"),
+    [(1.0, 0.2, 1.15), (1.0, 0.9, 0.8), (-0.5, 0.2, -0.35), (-0.5, 0.9, -0.7)],
+)
+def test_arm_by_hand(advantage: float, sure: float, expected: float, engine: LocalEngine) -> None:
+    group = Group(
+        PROBLEM, [member(advantage, [math.log(sure)] * 3), member(0.0, [math.log(0.5)], correct=True)]
+    )
+    term = build_term({"name": "arm", "alpha": 0.5}, 1)
+    assert applied(term, group, engine, {"policy": torch.tensor([math.log(0.5)])})[0] == pytest.approx(
+        [expected] * 3
+    )
+    wrong = Group(PROBLEM, [member(advantage), member(0.0)])
+    assert applied(term, wrong, engine, {})[0] == [advantage, advantage]
+    lone = Group(PROBLEM, [member(1.0, [math.log(0.2)], prompt=[5]), member(0.0, correct=True, prompt=[5])])
+    assert applied(term, lone, engine, {})[0] == pytest.approx(
+        [1.4]
+    )  # a prompt of one token has confidence 1
+
+
+def test_terms_are_named_and_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method.terms\[2\]: there is no term 'acee'; did you mean 'ace'"):
+        build({"name": "grpo", "terms": [{"name": "ace"}, {"name": "acee"}]}, RolloutConfig())
+    with pytest.raises(UserError, match=r"there is no setting method.terms\[1\].alfa; did you mean 'alpha'"):
+        build({"name": "grpo", "terms": [{"name": "ace", "alfa": 2.0}]}, RolloutConfig())
+    with pytest.raises(UserError, match="is not a subclass of handrail.CreditTerm"):
+        build({"name": "grpo", "terms": [{"name": "handrail.types.trajectory:Group"}]}, RolloutConfig())
+    (tmp_path / "half.py").write_text(HALF)
+    method = build(
+        {"name": "grpo", "terms": [{"name": f"{tmp_path}/half.py:Half", "factor": 0.5}]}, RolloutConfig()
+    )
+    assert method.terms[0].model_dump()["factor"] == 0.5
+
+
+HALF = """
+from handrail import Context, CreditTerm, Group
+
+class Half(CreditTerm):
+    factor: float = 0.5
+
+    async def __call__(self, group: Group, ctx: Context) -> Group:
+        ctx.counts["half/groups"] += 1
+        return group.map(lambda member: member.with_columns(advantage=member.column("advantage") * self.factor))
+"""
+
+
+def samples(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def trained(directory: Path, **method: Any) -> list[dict[str, Any]]:
+    """The trajectories of the first step of a run on problems that are solved now and then."""
+    hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
+    train(config(data={"train": f"{EASY}&n=64"}, method=method, rollout=hot, train={"steps": 2}), directory)
+    return [row for row in samples(directory) if row["step"] == 1]
+
+
+def test_sort_and_ace_by_configuration_through_the_real_loop(tmp_path: Path) -> None:
+    """Before the first update the policy is the model before training: every negative advantage is scaled by 1 + log 2."""
+    plain = trained(tmp_path / "plain", name="sort")
+    with_ace = trained(tmp_path / "ace", name="sort", terms=[{"name": "ace"}])
+    changed = 0
+    for before, after in zip(plain, with_ace, strict=True):
+        assert before["tokens"] == after["tokens"]
+        for one, other in zip(before["credit"], after["credit"], strict=True):
+            assert other == pytest.approx(one * (1 + math.log(2)) if one < 0 else one, rel=1e-4)
+            changed += one < 0
+    assert changed
+    halved = trained(tmp_path / "three", name="sort", terms=[{"name": "ace"}, {"name": "arm"}])
+    assert any(one["credit"] != other["credit"] for one, other in zip(with_ace, halved, strict=True))
+
+
+def test_a_term_of_ones_own_through_the_real_loop(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(HALF)
+    plain = trained(tmp_path / "plain", name="grpo")
+    halved = trained(tmp_path / "half", name="grpo", terms=[{"name": f"{tmp_path}/half.py:Half"}])
+    for before, after in zip(plain, halved, strict=True):
+        assert after["credit"] == pytest.approx([value / 2 for value in before["credit"]], rel=1e-4)
+    assert '"half/groups": 4' in (tmp_path / "half/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_object_pickles(name: str) -> None:
+    method = build({"name": name, "terms": [{"name": "ace", "alpha": 0.5}]}, RolloutConfig(group_size=4))
+    twin = pickle.loads(pickle.dumps(method))
+    assert (twin.settings, twin.group_size, twin.terms) == (method.settings, 4, method.terms)
+
+
+# DMPO
+
+
+def matching(rewards: Sequence[float], likelihoods: Sequence[float]) -> tuple[float, list[float]]:
+    """(loss / λ, its gradient by mean log-probability) of a group of single tokens."""
+    group = Group(
+        PROBLEM,
+        [
+            replace(member(0.0, [value]), reward=reward)
+            for reward, value in zip(rewards, likelihoods, strict=True)
+        ],
+    )
+    logps = [torch.tensor([value], requires_grad=True) for value in likelihoods]
+    loss = -METHODS["dmpo"](METHODS["dmpo"].Settings(matching_coef=1.0)).matching(group, logps)  # type: ignore[attr-defined, call-arg]
+    return loss.item(), [float(gradient[0]) for gradient in torch.autograd.grad(loss, logps)]
+
+
+def test_dmpos_objective_by_hand() -> None:
+    loss, gradient = matching([1, 0, 0, 1], [-0.5, -0.6, -0.7, -1.2])
+    assert loss == pytest.approx(0.074766, abs=1e-6)
+    assert gradient == pytest.approx([-0.03430, 0.03506, 0.02832, -0.02909], abs=1e-5)
+    assert matching([0, 0, 0, 0], [-0.5, -0.6, -0.7, -1.2])[0] == pytest.approx(0.003455, abs=1e-6)
+    loss, gradient = matching([1, 0], [-1.0, -0.5])
+    assert loss == pytest.approx(0.38746, abs=1e-5) and gradient == pytest.approx(
+        [-0.29256, 0.29256], abs=1e-5
+    )
+    assert matching([1] + [0] * 7, [-0.5] * 8)[1] == pytest.approx([-0.02734] + [0.00391] * 7, abs=1e-5)
+    assert matching([1] + [0] * 7, [-3.0] + [-0.5] * 7)[1][0] == pytest.approx(-0.00324, abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", [10**6, 60])
+def test_dmpos_gradient_is_that_of_direct_autograd(
+    budget: int, policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    """GRPO's part is switched off by equal weights on both sides: DMPO's update minus GRPO's is autograd's of −λ·mean (p − q)²."""
+    texts = ("# 70", "77 + 8 = 85 ; 85 * 2 = 70 # 70", "77 * 2 = 54 # 54", "85")
+    groups = [
+        Group(
+            PROBLEM,
+            [rollout(policy, text, reward) for text, reward in zip(texts, (1.0, 1.0, 0.0, 0.0), strict=True)],
+        )
+    ]
+    groups.append(
+        Group(replace(PROBLEM, id="q"), [rollout(policy, text, float(text == "# 70")) for text in texts])
+    )
+    method = build({"name": "dmpo"}, RolloutConfig(group_size=4))
+    assert isinstance(method, Dmpo)
+    credited = engine.credit(method, groups)
+    bare = [group.map(lambda each: each.with_advantage(0.0)) for group in credited]
+    found, _ = gradients(method, policy, bare, budget)
+    model = copy.deepcopy(policy.model)
+    twin = copy.copy(policy)
+    twin.model = model
+    for group in groups:
+        logps = [live(twin, each) for each in group.trajectories]
+        (-method.matching(group, logps) / len(groups)).backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    scale = torch.nn.utils.get_total_norm(expected)
+    difference = torch.nn.utils.get_total_norm(
+        [one - other for one, other in zip(found, expected, strict=True)]
+    )
+    assert scale > 0 and difference / scale < 1e-5
+    assert_equal(found, expected)
+
+
+def live(policy: TrainablePolicy, each: Trajectory) -> Tensor:
+    """log π [T] with gradient, by a plain forward pass over prompt and completion."""
+    ids = torch.tensor([each.prompt_ids + each.tokens])
+    logits = policy.model(input_ids=ids).logits[0, len(each.prompt_ids) - 1 : -1].log_softmax(-1)
+    return torch.as_tensor(logits[torch.arange(len(each)), each.token_ids])
+
+
+def test_groups_of_equal_rewards_are_left_alone_by_default(
+    policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    groups = [Group(PROBLEM, [rollout(policy, text, 0.0) for text in ("# 1", "# 22")])]
+    (masked,) = engine.credit(build({"name": "dmpo"}, RolloutConfig()), groups)
+    (equalized,) = engine.credit(build({"name": "dmpo", "mask_uniform": False}, RolloutConfig()), groups)
+    assert not masked.has_signal and equalized.has_signal
+
+
+def test_a_model_that_was_not_declared_is_refused(engine: LocalEngine) -> None:
+    async def undeclared() -> Any:
+        return await Score([5], torch.tensor([6]), model="reference")
+
+    with pytest.raises(UserError, match="no model 'reference' to score with; declare it"):
+        engine.run([((), undeclared())])

@@ -1,0 +1,215 @@
+"""One, two and three processes do the same: completions token for token, and the same gradient."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from handrail import Config, train
+from handrail.training.config import load_config
+from tests.conftest import EASY, HARD, config
+from tests.training.test_loop import Scripted, lines
+
+
+def scripted(steps: int = 3) -> Config:
+    return config(
+        rollout={"group_size": 3, "max_tokens": 48}, data={"train": f"{HARD}&n=64"},
+        train={"steps": steps, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300, "updates_per_step": 1,
+               "schedule": "linear", "token_budget": 800, "checkpoint_every": 1},
+    )  # fmt: skip
+
+
+TWO = """
+import os, sys, torch
+from handrail import train
+from tests.training.test_loop import Scripted
+from tests.training.test_worlds import scripted
+
+def note(step, steps, metrics, seconds):
+    with open(f"{sys.argv[1]}-{os.environ['RANK']}.rates", "a") as file:
+        file.write(f"{metrics.get('learning_rate')} ")
+
+torch.set_num_threads(1)
+train(scripted(steps=1), sys.argv[1], method=Scripted, progress=note)
+train(scripted(), sys.argv[1], resume=True, method=Scripted, progress=note)
+"""
+
+
+def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    train(scripted(), tmp_path / "one", method=Scripted)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+        str(tmp_path / "two"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rates = [(tmp_path / f"two-{rank}.rates").read_text().split() for rank in range(2)]
+    assert rates[0] == rates[1] and len(set(rates[0])) == 4  # none at step 0, then falling
+    one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
+    assert len(one) == len(two) == 4 and one[1]["groups/mixed"] and one[1]["groups/guided"]
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert right[key] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-6)), key
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """``torchrun -m handrail.cli`` as the documentation has it, told nothing of CPUs."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "handrail.cli",
+    ]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*launch, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+def test_torchrun_as_documented_starts_where_one_process_does(tmp_path: Path) -> None:
+    """The batches are smaller than the held-out sets, and one is a single row, so that a process has nothing of it."""
+    command = [
+        "train",
+        "examples/quick.toml",
+        *("--set", "train.steps=1", "--set", "rollout.batch_size=5", "--set", "eval.limit=8"),
+    ]
+    command += ["--set", "eval.samples=2", "--set", "train.problems_per_step=4", "--set", "model.device=auto"]
+    done = torchrun(*command, "--output", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("into ") == 1  # one process speaks
+    train(load_config("examples/quick.toml", command[3::2]), tmp_path / "one")
+    one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
+    assert one[0] == two[0] and len(two) == 2 and two[1]["rollouts"] == one[1]["rollouts"]
+    started = [lines(tmp_path / name / "evaluations.jsonl")[:2] for name in ("one", "two")]
+    assert started[0] == started[1] and list(started[0][0]["correct"]) == list(started[1][0]["correct"])
+
+
+NOTED = """
+import json, os, sys, torch
+from handrail import Config, train
+from handrail.methods import METHODS
+from handrail.models.trainable import TrainablePolicy
+
+if os.environ.get("IN_FLOAT64"):  # so that a wrong normalizer cannot hide in the rounding of batches of other shapes
+    prepare = TrainablePolicy._prepared
+    TrainablePolicy._prepared = lambda self, model: prepare(self, model.double())
+    torch.Tensor.float = torch.Tensor.double
+    torch.set_default_dtype(torch.float64)
+
+directory, last, sections = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+rank = os.environ.get("RANK", "0")
+base = METHODS[sections["method"]["name"]]
+
+class Noted(base):
+    async def credit(self, group, ctx):
+        with open(f"{directory}-{rank}.tokens", "a") as file:
+            for member in group.trajectories:
+                file.write(json.dumps([ctx.step, group.problem.id, member.tokens]) + chr(10))
+        return await super().credit(group, ctx)
+
+step = torch.optim.AdamW.step
+
+def noting(self, closure=None):
+    if rank == "0":
+        with open(f"{directory}.gradients", "ab") as file:
+            torch.save([p.grad for group in self.param_groups for p in group["params"]], file)
+    return step(self, closure)
+
+torch.optim.AdamW.step = noting
+torch.set_num_threads(1)
+sections["train"]["steps"] = last
+train(Config.model_validate(sections), directory, method=Noted, resume=os.path.exists(directory))
+"""
+
+
+def uneven(method: str, **changes: Any) -> dict[str, Any]:
+    """Five problems a step, of which neither two nor three processes get equal numbers."""
+    settings = config(
+        data={"train": [{"path": f"{HARD}&n=8", "share": 2.0}, {"path": f"{EASY}&n=8", "share": 3.0}]},
+        method={
+            "name": method,
+            **({"judge": "reference", "min_correct_prefix": 0.0} if method == "scope" else {}),
+        },
+        rollout={"group_size": 3, "max_tokens": 48, "temperature": 2.0, "batch_size": 4},
+        train={
+            "problems_per_step": 5,
+            "seed": 1,
+            "checkpoint_every": 1,
+            "updates_per_step": 1,
+            "micro_batch_tokens": 300,
+            **changes,
+        },
+        eval={"sets": {"easy": f"{EASY}&split=test&n=3"}},
+    )
+    return settings.model_dump(mode="json", exclude_none=True)
+
+
+def noted(directory: Path, processes: int, last: int, sections: dict[str, Any], **environment: str) -> None:
+    script = directory.parent / "noted.py"
+    script.write_text(NOTED)
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else []
+    )
+    environment = {**os.environ, "PYTHONPATH": ".", **environment}
+    command = [sys.executable, *launch, str(script), str(directory), str(last), json.dumps(sections)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def completions(directory: Path) -> list[Any]:
+    files = directory.parent.glob(f"{directory.name}-*.tokens")
+    return sorted(json.loads(line) for file in files for line in file.read_text().splitlines())
+
+
+def first_gradient(directory: Path) -> torch.Tensor:
+    with directory.with_name(f"{directory.name}.gradients").open("rb") as file:
+        return torch.cat([gradient.flatten() for gradient in torch.load(file)]).double()
+
+
+@pytest.mark.parametrize("method", ["grpo", "luffy", "scope"])
+def test_one_two_and_three_processes_sample_and_learn_alike(method: str, tmp_path: Path) -> None:
+    for processes in (1, 2, 3):
+        noted(tmp_path / f"of-{processes}", processes, 1, uneven(method), IN_FLOAT64="1")
+    one = completions(tmp_path / "of-1")
+    assert len({problem for _, problem, _ in one}) == 5 and len(one) == 15
+    for processes in (2, 3):
+        assert completions(tmp_path / f"of-{processes}") == one
+        expected, found = first_gradient(tmp_path / "of-1"), first_gradient(tmp_path / f"of-{processes}")
+        assert expected.norm() > 0 and (found - expected).norm() / expected.norm() < 1e-6
+        assert (
+            lines(tmp_path / f"of-{processes}/evaluations.jsonl")[0]
+            == lines(tmp_path / "of-1/evaluations.jsonl")[0]
+        )
+
+
+def test_stopped_in_two_processes_and_resumed_in_one_draws_the_same(tmp_path: Path) -> None:
+    """The learning rate is so small that rounding cannot tell the two models apart."""
+    sections = uneven("sort", learning_rate=1e-9)
+    noted(tmp_path / "never-stopped", 1, 3, sections)
+    noted(tmp_path / "stopped", 2, 1, sections)
+    noted(tmp_path / "stopped", 1, 2, sections)
+    noted(tmp_path / "stopped", 3, 3, sections)
+    found = completions(tmp_path / "stopped")
+    assert found == completions(tmp_path / "never-stopped") and {step for step, *_ in found} == {1, 2, 3}
