@@ -69,7 +69,9 @@ class Experts:
             case "corrector":
                 self.corrector(name, True, 1, None)
             case "planner":
-                self.planner(name, 1)
+                planner = self.planner(name, 1)
+                if isinstance(planner, PolicyPlanner):
+                    planner.check(setting)
 
     def answer(self, name: str, questions: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
         """The answers of the expert ``name`` to questions of one kind; ``seeds`` are for those that sample.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handrail import UserError, train
 from handrail.data.load import load_problems
 from handrail.experts.planners import DataPlannerName, leaks, make_plan, outline, skeleton
 from handrail.types.problem import Problem
+from tests.conftest import config
 
 
 @pytest.mark.parametrize(
@@ -159,3 +162,15 @@ def test_real_worked_solutions_nearly_all_have_a_plan_and_none_leaks(planner: Da
     plans = [make_plan(each, each.references[0], planner) for each in problems]
     assert sum(plan is not None for plan in plans) >= 190  # all 200 when this was written
     assert not any(leaks(plan, each) for each, plan in zip(problems, plans, strict=True) if plan)
+
+
+def test_a_policy_that_cannot_read_the_question_is_refused_as_planner_before_anything_is_sampled(
+    tmp_path: Path,
+) -> None:
+    """The built-in model knows numbers and rules, and no English."""
+    settings = config(method={"name": "sort", "planner": "policy"})
+    with pytest.raises(
+        UserError, match="method.planner: the policy cannot write plans: .*<unk>.*choose another"
+    ):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
+from handrail._util.errors import UserError
 from handrail.experts.conversations import plan_conversation, spoken
 from handrail.models.policy import Policy
 from handrail.types.problem import Problem
@@ -82,6 +83,14 @@ class PolicyPlanner:
 
     def __init__(self, policy: Policy, max_tokens: int) -> None:
         self.policy, self.max_tokens = policy, max_tokens
+
+    def check(self, setting: str) -> None:
+        """Raise UserError, naming ``setting``, if the policy cannot read the question that asks for a plan."""
+        question = plan_conversation(Problem("example", "1 + 1 = ?", "2"), "1 + 1 = 2")[0]["content"]
+        try:
+            self.policy.renderer.prompt(Problem("the question that asks for a plan", question, ""))
+        except UserError as error:
+            raise UserError(f"{setting}: the policy cannot write plans: {error}; choose another planner") from error
 
     def plans(self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int]) -> list[str | None]:
         asked = [
