@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from handrail._util.errors import UserError
+from handrail._util.names import near
 
 
 def load_attribute(name: str, field: str) -> Any:
@@ -18,6 +19,8 @@ def load_attribute(name: str, field: str) -> Any:
     the attribute does not exist.
     """
     where, _, attribute = name.rpartition(":")
+    if where.endswith(".py") and not Path(where).is_file():
+        raise UserError(f"{field}: there is no file {where}{near(Path(where))}")
     try:
         module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
     except (Exception, SystemExit) as error:

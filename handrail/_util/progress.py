@@ -37,6 +37,12 @@ def show(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
+def reflowed(text: str) -> str:
+    """Join the lines of each paragraph of ``text``, for a terminal to wrap; list items keep their lines."""
+    paragraphs = re.split(r"\n\s*\n", text.strip())
+    return "\n\n".join(re.sub(r"\s*\n(?!\s*[-*] )\s*", " ", paragraph) for paragraph in paragraphs)
+
+
 def held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Map each held-out set to its accuracy; empty if the step did not evaluate."""
     return {
@@ -152,7 +158,8 @@ class Bars:
         # The runs of a comparison share their data, so a warning about it is shown once.
         if "warning" in metrics and not (step == 0 and metrics["warning"] in self.warned):
             self.warned.add(metrics["warning"])
-            self.line(f"{name} step {step}: {metrics['warning']}", style="yellow")
+            for text in metrics["warning"].splitlines():
+                self.line(f"warning: {f'{name} '.lstrip()}step {step}: {text}", style="yellow")
         scores = held_out(metrics)
         self.scores[name] = {**self.scores.get(name, {}), **scores}
         live, ended = self.console.is_interactive, step == steps

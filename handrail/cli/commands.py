@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 
 from handrail._util.errors import Paused, UserError
-from handrail._util.progress import bars, console, quiet, show
+from handrail._util.progress import bars, console, quiet, reflowed, show
 from handrail._util.version import __version__
 from handrail.cli.evaluate import eval_command, probe_command
 from handrail.cli.experts import judge_command, plan_command
@@ -249,7 +250,7 @@ for panel, commands in PANELS.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, rich_help_panel=panel)
         else:
-            app.command(name, rich_help_panel=panel)(command)
+            app.command(name, help=reflowed(inspect.getdoc(command) or ""), rich_help_panel=panel)(command)
 
 
 def main(app: typer.Typer = app) -> None:

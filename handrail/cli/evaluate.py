@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from handrail._util.errors import UserError
 from handrail._util.files import write_whole
-from handrail._util.names import slug
+from handrail._util.names import near, slug
 from handrail._util.progress import console, quiet, show
 from handrail.cli.options import DATA, ConfigFile, Data, Settings, build_config, default_verifier, with_model
 from handrail.training.config import Config
@@ -141,6 +141,13 @@ def load_settings_and_sets(
     """Return the configuration with ``model`` as its model, and the sets by name. Raises UserError."""
     quiet()
     if not data and not config and settings_file(model_of(model)) is None:
+        from handrail.models.builtin import locate  # imports torch
+
+        if not Path(locate(model)).exists():
+            raise UserError(
+                f"there is no directory {model}{near(Path(model))} "
+                "(to measure a model of the Hugging Face hub, name data)"
+            )
         raise UserError(
             "there is nothing to measure on; name the data, a --config with eval.sets, or the model of a run"
         )

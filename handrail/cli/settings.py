@@ -11,7 +11,7 @@ import typer
 from rich.table import Column, Table
 
 from handrail._util.errors import UserError
-from handrail._util.progress import console, show
+from handrail._util.progress import console, reflowed, show
 
 if TYPE_CHECKING:
     from handrail.cli.schema import SettingsTable
@@ -32,7 +32,7 @@ def methods_command(
         return
     cls = find(name)
     show(f"{cls.name or name} · {cls.source} · status: {cls.status}\n")
-    console.print(inspect.getdoc(cls) or "")
+    show(reflowed(inspect.getdoc(cls) or ""))
     show("\nsettings, under [method]")
     console.print(make_table(method_table(cls)))
 

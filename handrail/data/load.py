@@ -126,7 +126,7 @@ def _problems(rows: list[Row], layout: Layout) -> list[Problem]:
                 advice = f"'{problem.id}' is also the id of {places[problem.id]}: change one of them"
                 raise BadRow("id", "another row has the same id", advice)
         except BadRow as error:
-            bad.append((row.place, error))
+            bad.append((row.place, _of_this_row(error, row, rows, layout)))
         else:
             places[problem.id] = row.place
             problems.append(problem)
@@ -141,6 +141,18 @@ def _problem(row: Row, layout: Layout) -> Problem:
     if not isinstance(row.value, dict):
         raise BadRow(None, "the row is not an object", 'write it as {"prompt": ..., "answer": ...}')
     return replace(to_problem(*layout.split(row.value), default_id=row.id), where=row.place)
+
+
+def _of_this_row(error: BadRow, row: Row, rows: list[Row], layout: Layout) -> BadRow:
+    """Return ``error``, or another if only this row lacks a column that other rows have."""
+    column = layout.columns.get(error.field or "")
+    if column is None or not isinstance(row.value, dict) or lookup(row.value, column) is not ABSENT:
+        return error
+    if all(lookup(other.value, column) is ABSENT for other in rows if isinstance(other.value, dict)):
+        return error
+    return BadRow(
+        error.field, f"this row has no {error.field}", f"fill in its '{column}', or leave the row out"
+    )
 
 
 def _error_message(bad: list[tuple[str, BadRow]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import json
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 from handrail._util.errors import BadRow, UserError
 from handrail._util.hub import look_up
+from handrail._util.names import near
 from handrail._util.numerals import FloatLiteral
 
 
@@ -45,20 +45,10 @@ def read(source: str) -> tuple[list[Row], str]:
     # version.)
     if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name) and not path.suffix[1:].isalpha():
         return _hub(name, split, source)
-    raise UserError(f"{source}: there is no such file{_suggestion(path)}")
+    raise UserError(f"{source}: there is no such file{near(path)}")
 
 
 # Files
-
-
-def _suggestion(path: Path) -> str:
-    """Suggest names like that of ``path`` for the end of a message."""
-    if not path.parent.is_dir():
-        return f"; there is no directory {path.parent} either, so check the path"
-    names = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()])
-    if names:
-        return f"; did you mean {' or '.join(names)}?"
-    return f"; check the path, as nothing in {path.parent} has a name like it"
 
 
 def _file(path: Path, place: str, name: str) -> list[Row]:
@@ -276,7 +266,7 @@ def _hub(name: str, split: str, source: str) -> tuple[list[Row], str]:
     except Exception as error:  # the exceptions of datasets, the hub client and the network share no base
         raise UserError(
             f"{source}: there is no such file, and the Hugging Face hub did not provide a dataset "
-            f"of that name ({brief(error)}){_suggestion(Path(dataset))}"
+            f"of that name ({brief(error)}){near(Path(dataset))}"
         ) from error
     note = ""
     if isinstance(data, datasets.DatasetDict):

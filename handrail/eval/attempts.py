@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from handrail._util.seeds import derive
 from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
 from handrail.training.contents import changed, code_digest, model_digest, read_object
-from handrail.training.resuming import differences
+from handrail.training.resuming import differences, held_by
 from handrail.types.problem import Problem, digest
 from handrail.types.trajectory import Trajectory
 from handrail.verifiers.pool import CUT_OFF, Verdict, VerifierPool
@@ -78,12 +80,13 @@ class AttemptSampler:
     seed: int
 
     def sample(
-        self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[int, int], None]
+        self, problems: Sequence[Problem], name: str, file: Path, progress: Callable[[float, int], None]
     ) -> list[Attempts]:
         """Return ``samples`` attempts at each problem of the set ``name``.
 
-        ``file`` holds the attempts that exist already; new ones are appended to it. Raises UserError if the
-        verifier fails on nearly all attempts.
+        ``file`` holds the attempts that exist already; new ones are appended to it. ``progress`` receives the
+        number of problems done, with a fraction for the batch that is being sampled, and the number of
+        problems. Raises UserError if the verifier fails on nearly all attempts.
         """
         size = max(1, self.config.rollout.batch_size // self.samples)
         done = read_attempts(file)
@@ -92,7 +95,9 @@ class AttemptSampler:
         progress(len(done), len(problems))
         with file.open("a", encoding="utf-8") as stream:
             for start in range(len(done), len(problems), size):
-                new = self._sample_and_grade(problems[start : start + size], name, start)
+                batch = problems[start : start + size]
+                with self._report_tokens(len(done), len(batch), len(problems), progress):
+                    new = self._sample_and_grade(batch, name, start)
                 if failing := self.verifier.failing:
                     _keep_verified(file, done)
                     raise UserError(
@@ -103,6 +108,27 @@ class AttemptSampler:
                 done += new
                 progress(len(done), len(problems))
         return done
+
+    @contextmanager
+    def _report_tokens(
+        self, done: int, batch: int, n: int, progress: Callable[[float, int], None]
+    ) -> Iterator[None]:
+        """Report progress at every token sampled in this block, as a small data set is a single batch."""
+        before = self.policy.poll
+        calls = math.ceil(batch * self.samples / self.policy.generation_batch)
+        longest, tokens = calls * self.config.rollout.max_tokens, 0
+
+        def poll() -> None:
+            nonlocal tokens
+            before()
+            progress(done + batch * min(tokens / longest, 0.99), n)
+            tokens += 1
+
+        self.policy.poll = poll
+        try:
+            yield
+        finally:
+            self.policy.poll = before
 
     def _sample_and_grade(self, problems: Sequence[Problem], name: str, start: int) -> list[Attempts]:
         """Return attempts at the problems of the set ``name`` from place ``start`` on."""
@@ -212,7 +238,9 @@ def claim(
                 "choose another --output"
             )
     elif directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} holds something else; choose another --output")
+        raise UserError(
+            f"{directory} holds {held_by(directory) or 'something else'}; choose another --output"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({**settings, "contents": made_from}, indent=1) + "\n")

@@ -9,12 +9,14 @@ from handrail.data.layouts import FIELDS
 from handrail.data.load import Loaded, describe, load_problems
 from handrail.training.config import Config
 from handrail.types.problem import Problem
-from handrail.verifiers.audit import place, rejected_answers, spoils
+from handrail.verifiers.audit import fitting_settings, place, rejected_answers, spoils
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import Verdict, VerifierPool
 
 NAMED = 10
 """The most rows to list for one fault."""
+TRIED = 64
+"""The most refused references to try on other verifiers."""
 LONG = 200
 """Characters beyond which an answer looks like a worked solution, which no completion would equal."""
 
@@ -57,12 +59,12 @@ def grade(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:
     flat = [(problem, text) for problem in problems for text in problem.references]
     with VerifierPool(config) as verifier:
         own = rejected_answers(problems, config, verifier)
-        verdicts = verifier.grade(flat)
+        verdicts = verifier.grade(flat, answers=True)
     yield from _answer_lines(own, problems, config.name)
     if not flat:
         return
     refused = [
-        problem for (problem, _), verdict in zip(flat, verdicts, strict=True) if verdict.correct is False
+        (item, verdict) for item, verdict in zip(flat, verdicts, strict=True) if verdict.correct is False
     ]
     unverified = [
         (problem, verdict)
@@ -73,12 +75,22 @@ def grade(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:
     yield f"verifier {config.name!r}: it accepts {accepted} of {len(flat)} references"
     if refused:
         severity = _severity("reference_rejected", refused, flat)
-        said = f"{place(refused[0])} (answer {shorten(refused[0].answer)})"
-        yield f"{severity}: {len(refused)} references contradict their answer, first {said}"
+        (first, _), verdict = refused[0]
+        read = "" if verdict.answer is None else f"; it reads {shorten(verdict.answer)} there"
+        said = f"{place(first)} (answer {shorten(first.answer)}{read})"
+        yield f"{severity}: the verifier refuses {len(refused)} references, first {said}"
+        if fitting := fitting_settings([item for item, _ in refused[:TRIED]], config):
+            which = "them" if len(refused) <= TRIED else f"the first {TRIED} of them"
+            yield f"  {fitting} would accept {which}"
+        elif severity == "error":
+            yield (
+                "  if they are right, tell the verifier where to find the answer: verifier.extract "
+                "(handrail config verifier.extract)"
+            )
     if unverified:
-        first, verdict = unverified[0]
+        problem, verdict = unverified[0]
         severity = _severity("unverifiable", unverified, flat)
-        said = f"{place(first)}: {verdict.detail:.200}"
+        said = f"{place(problem)}: {verdict.detail:.200}"
         yield f"{severity}: {len(unverified)} references are unverified, first {said}"
 
 

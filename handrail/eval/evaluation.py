@@ -28,7 +28,7 @@ def evaluate_sets(
     seed: int,
     limit: int | None,
     directory: Path,
-    progress: Callable[[str, int, int], None] = lambda name, done, n: None,
+    progress: Callable[[str, float, int], None] = lambda name, done, n: None,
 ) -> dict[str, Any]:
     """Evaluate every set (name -> source) and return the figures by name. Raises UserError.
 

@@ -6,14 +6,11 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from statistics import fmean
 
 from handrail.models.hf import TransformersPolicy
 from handrail.types.problem import Problem
-from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
-GENERAL_VERIFIERS = ("math", "exact", "normalised")
 FAULTS = {
     "answer_rejected": "the verifier refuses the problem's own answer",
     "reference_rejected": "the verifier refuses the problem's own reference",
@@ -105,17 +102,4 @@ def faults(
         }
         seen.add(asked)
         out[problem.id] = [fault for fault, there in found.items() if there]
-    return out
-
-
-def other_verifiers(problems: Sequence[Problem], config: VerifierConfig) -> dict[str, float]:
-    """Return the share of references that each other general verifier accepts, without ``extract``."""
-    flat = [(problem, text) for problem in problems for text in problem.references]
-    out = {}
-    for name in GENERAL_VERIFIERS:
-        if name != config.name:
-            with VerifierPool(
-                VerifierConfig(name=name, workers=config.workers, timeout=config.timeout)
-            ) as other:
-                out[name] = fmean(verdict.correct is True for verdict in other.grade(flat))
     return out

@@ -13,7 +13,7 @@ from handrail._util.names import slug
 from handrail.methods import build
 from handrail.training.config import Config, load_config, parse_config
 from handrail.training.contents import contents
-from handrail.training.resuming import differences, require_unchanged
+from handrail.training.resuming import differences, held_by, require_unchanged
 from handrail.training.run_data import load_data
 
 
@@ -58,7 +58,7 @@ class Job:
 def jobs(config: Config, output: Path) -> list[Job]:
     """Return a job for every run and seed.
 
-    Raises UserError if a run's configuration is not valid, or if its directory belongs to another run.
+    Raises UserError if a run's configuration is not valid, or if ``output`` holds another run or comparison.
     """
     if not config.compare.runs:
         raise UserError(
@@ -78,12 +78,17 @@ def jobs(config: Config, output: Path) -> list[Job]:
                     f"compare: two runs would be written into {job.directory}; "
                     "rename one, or list each seed once"
                 )
-            there = job.config_written
-            if there and (other := differences(there.model_dump(), changed.model_dump())):
-                raise UserError(
-                    f"{job.directory} holds a run of another configuration: {other}; choose another --output"
-                )
             out.append(job)
+    if (held := held_by(output)) not in (None, "a comparison"):
+        raise UserError(
+            f"{output} holds {held}, into which no comparison can be written; choose another --output"
+        )
+    for job in out:
+        there = job.config_written
+        if there and (other := differences(there.model_dump(), job.config.model_dump())):
+            raise UserError(
+                f"{job.directory} holds a run of another configuration: {other}; choose another --output"
+            )
     return out
 
 

@@ -18,12 +18,12 @@ from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempts, AttemptSampler, claim
 from handrail.eval.estimators import dead_at_k, ks, pass_at_k
 from handrail.eval.evaluation import estimate, unverified, with_verdicts
-from handrail.eval.faults import Reference, faults, other_verifiers, references
+from handrail.eval.faults import Reference, faults, references
 from handrail.eval.recommend import SURPRISING, recommendation
 from handrail.training.config import Config
 from handrail.training.policies import load_policy
 from handrail.types.problem import Problem, digest
-from handrail.verifiers.audit import rejected_answers, spoils
+from handrail.verifiers.audit import other_verifiers, rejected_answers, spoils
 from handrail.verifiers.pool import VerifierPool
 
 
@@ -74,7 +74,7 @@ def probe(
     seed: int,
     limit: int | None,
     directory: Path,
-    progress: Callable[[int, int], None] = lambda done, n: None,
+    progress: Callable[[float, int], None] = lambda done, n: None,
 ) -> dict[str, Any]:
     """Attempt every problem of ``source`` ``rollouts`` times, and return the content of ``probe.json``.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import openai
 
@@ -28,7 +29,21 @@ ADVICE = {
     404: "check endpoint.base_url and endpoint.model",
 }
 SHORTEST_SECRET = 8
-LONGEST_REASON = 300
+LONGEST_REASON = 200
+
+Failure = Literal["failed", "refused", "empty", "unreadable"]
+REMEDIES: dict[Failure, str] = {
+    "failed": "the run can be resumed when it answers again",
+    "refused": "correct the section [endpoint] (endpoint.model and endpoint.answer_tokens must suit the "
+    "server) and resume the run, or raise endpoint.pause_after to do without these answers",
+    "empty": "raise endpoint.answer_tokens if the model reasons at length, or choose another endpoint.model, "
+    "and resume the run",
+    "unreadable": "choose an endpoint.model that follows instructions, and resume the run; answers are kept, "
+    "so to ask the same model again also name another endpoint.cache",
+}
+"""What to do after too many failures in a row, by the last one's kind."""
+Found = TypeVar("Found")
+log = logging.getLogger("handrail")
 
 
 @dataclass
@@ -38,6 +53,10 @@ class Spent:
     calls: int = 0
     tokens: int = 0
     cost: float = 0.0
+
+
+class EmptyAnswer(Exception):
+    """A completion without text."""
 
 
 class Endpoint:
@@ -68,10 +87,12 @@ class Endpoint:
         except Exception as error:  # InvalidURL, of whichever httpx the client uses
             raise UserError(f"endpoint.base_url cannot be used: {error}") from None
         self._lock = threading.Lock()
-        self._cache = AnswerCache(Path(config.cache), self._cache_broke)
         self._refused: set[str] = set()
-        self._failed_in_row = self._pauses = 0
+        self._in_row: Counter[Failure] = Counter()
+        self._warned: set[str] = set()
+        self._pauses = 0
         self._reason = ""
+        self._cache = AnswerCache(Path(config.cache), self._cache_broke)
 
     def close(self) -> None:
         self._client.close()
@@ -90,10 +111,25 @@ class Endpoint:
         temperature: float = 0.0,
         attempt: int = 0,
     ) -> list[str | None]:
-        """The answer to each conversation, in order; None where there is none, because the call failed, the answer was cut off at
-        ``max_tokens`` or the budget is spent. Another ``attempt`` at the same question is another answer.
+        """The answers as text: ``ask_and_read`` for a caller that can use any text."""
+        return self.ask_and_read(conversations, [str] * len(conversations), max_tokens, temperature, attempt)
 
-        Raises Paused after ``pause_after`` failures in a row, and UserError if the server refuses the key or the model.
+    def ask_and_read(
+        self,
+        conversations: Sequence[list[Message]],
+        readers: Sequence[Callable[[str], Found | None]],
+        max_tokens: int,
+        temperature: float = 0.0,
+        attempt: int = 0,
+    ) -> list[Found | None]:
+        """What its reader makes of the answer to each conversation, in order.
+
+        None if there is no answer, because the call failed, the answer was cut off at ``max_tokens`` or the
+        budget is spent, or if the reader returns None. Another ``attempt`` at the same question is another
+        answer. The same question is asked once, and read by one of its readers.
+
+        The first failure of each kind is logged. Raises Paused after ``pause_after`` failures in a row, and
+        UserError if the server refuses the key or the model.
         """
         settings = (
             self.config.base_url.rstrip("/"),
@@ -111,35 +147,46 @@ class Endpoint:
             for messages in questions
         ]
         pauses = self._pauses
+
+        def answer(
+            key: bytes, messages: list[Message], reader: Callable[[str], Found | None]
+        ) -> Found | None:
+            text, cached = self._answer(key, messages, max_tokens, temperature, pauses)
+            return None if text is None else self._read(text, reader, cached, pauses)
+
         pool = ThreadPoolExecutor(self.config.concurrency)
         try:
             asked = {
-                key: pool.submit(self._answer, key, messages, max_tokens, temperature, pauses)
-                for key, messages in dict(zip(keys, questions, strict=True)).items()
+                key: pool.submit(answer, key, messages, reader)
+                for key, (messages, reader) in dict(
+                    zip(keys, zip(questions, readers, strict=True), strict=True)
+                ).items()
             }
             answers = dict(zip(asked, results(list(asked.values())), strict=True))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if self._pauses != pauses:
             raise Paused(
-                f"the endpoint {self._name} failed {self.config.pause_after} questions in a row, the last with: {self._reason}; "
-                "the run can be resumed when it answers again"
+                f"the endpoint {self._name} failed {self.config.pause_after} questions in a row, "
+                f"the last with: {self._reason}"
             )
         return [answers[key] for key in keys]
 
     def _answer(
         self, key: bytes, messages: list[Message], max_tokens: int, temperature: float, pauses: int
-    ) -> str | None:
+    ) -> tuple[str | None, bool]:
+        """The text of an answer, if there is one, and True if it was known before."""
         known = self._cache.get(key)
         with self._lock:
             if known:
                 self.counts["endpoint/cached"] += 1
-                return known[0]
+                return known[0], True
             if self._pauses != pauses:
-                return None
+                return None, False
             if self._over_budget():
                 self.counts["endpoint/over_budget"] += 1
-                return None
+                self._warn_once("over_budget", "has used up its budget, so further questions go unanswered")
+                return None, False
             self.counts["endpoint/calls"] += 1
             self.spent.calls += 1
         try:
@@ -153,31 +200,53 @@ class Endpoint:
             raise UserError(
                 f"the endpoint {self._name} refuses to answer ({self._describe(error)}); {advice}"
             ) from None
-        except (
-            openai.BadRequestError,
-            openai.UnprocessableEntityError,
-        ):  # too long, or filtered: the question's fault
-            with self._lock:
-                self.counts["endpoint/refused"] += 1
-            return None
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            # The question is too long, or filtered, or not to be asked so at all.
+            self._failed("refused", self._describe(error), pauses)
+            return None, False
+        except EmptyAnswer:
+            self._failed("empty", "the answer is empty", pauses)
+            return None, False
         except Exception as error:  # a server can make the client stumble in any way
-            self._failed(self._describe(error), pauses)
-            return None
+            self._failed("failed", self._describe(error), pauses)
+            return None, False
         self._cache.put(key, text)
-        with self._lock:
-            self._failed_in_row = 0
-            if text is None:
+        if text is None:
+            with self._lock:
+                del self._in_row["failed"]  # the server works
                 self.counts["endpoint/cut_off"] += 1
-        return text
+                self._warn_once(
+                    "cut_off",
+                    f"cut an answer off at {max_tokens} tokens, so it counts as none; "
+                    "raise endpoint.answer_tokens",
+                )
+        return text, False
+
+    def _read(
+        self, text: str, reader: Callable[[str], Found | None], cached: bool, pauses: int
+    ) -> Found | None:
+        """What ``reader`` makes of ``text``.
+
+        An answer that can be read ends a row of failures; a cached one does not show that the server works.
+        """
+        found = reader(text)
+        if found is None:
+            self._failed(
+                "unreadable", f"the answer cannot be read: {self._line(' '.join(text.split()))!r}", pauses
+            )
+        else:
+            with self._lock:
+                self._in_row = Counter({"failed": self._in_row["failed"]} if cached else {})
+        return found
 
     def _text(self, completion: Any) -> str | None:
-        """The answer, None if it was cut off. Raises whatever it may where there is none."""
+        """The answer, None if it was cut off. Raises EmptyAnswer, or anything else, if there is none."""
         choice = completion.choices[0]
         if choice.finish_reason == "length":
             return None
-        text = _clean(choice.message.content)
+        text = _clean(choice.message.content or "")
         if not text.strip():
-            raise ValueError("it is empty")
+            raise EmptyAnswer
         return self._masked(text) if len(self._key) >= SHORTEST_SECRET else text
 
     def _create(self, messages: list[Message], max_tokens: int, temperature: float) -> Any:
@@ -223,23 +292,40 @@ class Endpoint:
             ) / 1e6
             self.counts["endpoint/tokens"] += prompt + answer
 
-    def _failed(self, reason: str, pauses: int) -> None:
+    def _failed(self, kind: Failure, reason: str, pauses: int) -> None:
         with self._lock:
-            self.counts["endpoint/failed"] += 1
+            self.counts[f"endpoint/{kind}"] += 1
+            self._warn_once(
+                kind, f"gave no usable answer ({reason}); further ones are only counted, as endpoint/{kind}"
+            )
             if self._pauses == pauses:
-                self._reason = reason
-                self._failed_in_row += 1
-                if self._failed_in_row >= self.config.pause_after:
-                    self._pauses, self._failed_in_row = self._pauses + 1, 0
+                self._reason = f"{reason}; {REMEDIES[kind]}"
+                self._in_row[kind] += 1
+                if self._in_row.total() >= self.config.pause_after:
+                    self._pauses += 1
+                    self._in_row.clear()
+
+    def _warn_once(self, kind: str, what: str) -> None:
+        """Log the first failure of a kind, so that no expert is silent for a whole run."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("the endpoint %s %s", self._name, what)
 
     def _describe(self, error: Exception) -> str:
         """One line on what went wrong, without the key."""
+        if isinstance(error, openai.APIStatusError) and isinstance(error.body, dict):
+            message = error.body.get("message")
+            if isinstance(message, str):
+                return self._line(f"{error.status_code}: {message}")
         line = " ".join(str(part) for part in (error, error.__cause__) if part)
         if not isinstance(error, openai.OpenAIError):
             line = f"no usable answer, {type(error).__name__}: {line}"
-        return "".join(letter if letter.isprintable() else " " for letter in self._masked(line))[
-            :LONGEST_REASON
-        ]
+        return self._line(line)
+
+    def _line(self, text: str) -> str:
+        """A server's text as one line for the user, without the key and not too long."""
+        line = "".join(letter if letter.isprintable() else " " for letter in self._masked(text))
+        return line[:LONGEST_REASON]
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -247,6 +333,10 @@ class Endpoint:
     def _cache_broke(self) -> None:
         with self._lock:
             self.counts["endpoint/cache_broken"] += 1
+            self._warn_once(
+                "cache_broken",
+                f"goes on without endpoint.cache {self.config.cache!r}, which is damaged or locked",
+            )
 
 
 def _clean(text: str) -> str:

@@ -38,6 +38,18 @@ def written_by_a_run(file: Path) -> bool:
     return file.name == "config.toml" and file.with_name("metrics.jsonl").exists()
 
 
+def held_by(directory: Path) -> str | None:
+    """What ``handrail`` wrote into a directory: a run, a comparison or a measurement (eval, probe).
+
+    None if it wrote nothing there.
+    """
+    if (directory / "metrics.jsonl").exists():
+        return "a run"
+    if any(directory.glob("*/seed-*")):
+        return "a comparison"
+    return "a measurement" if (directory / "settings.json").exists() else None
+
+
 def no_run_in(path: Path) -> str:
     """What to say if there is nothing to resume in ``path``: with the runs of a similar name nearby."""
     runs = [

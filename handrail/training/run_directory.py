@@ -23,7 +23,7 @@ from handrail._util.files import locked, no_room, sync, write_whole
 from handrail._util.version import __version__
 from handrail.training.checkpoint import newest_intact
 from handrail.training.config import Config, load_config
-from handrail.training.resuming import CONTENTS, differences, no_run_in, what_is_learnt
+from handrail.training.resuming import CONTENTS, differences, held_by, no_run_in, what_is_learnt
 
 log = logging.getLogger("handrail")
 
@@ -77,6 +77,10 @@ class RunDirectory:
             raise UserError(f"{path} is a file; choose another --output")
         if not (path / "metrics.jsonl").exists():
             if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+                if held := held_by(path):
+                    raise UserError(
+                        f"{path} holds {held}, into which no run can be written; choose another --output"
+                    )
                 raise UserError(
                     f"{path} has no metrics.jsonl and holds something else; choose another --output"
                 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from statistics import fmean
 
 from handrail.types.problem import Problem
 from handrail.verifiers.config import VerifierConfig
@@ -16,6 +19,9 @@ too, but affect only the problems that have them."""
 
 OWN_ANSWER = {"math": r"\boxed{%s}", "exact": "%s", "normalised": "%s", "reasoning-gym": "%s", "task": "# %s"}
 """A completion with nothing but the answer, in the form that each built-in verifier expects."""
+GENERAL_VERIFIERS = ("math", "exact", "normalised")
+Graded = tuple[Problem, str]
+"""A problem and a completion."""
 
 
 def rejected_answers(
@@ -33,6 +39,45 @@ def rejected_answers(
     return [
         (problem, verdict) for problem, verdict in zip(problems, verdicts, strict=True) if not verdict.correct
     ]
+
+
+def other_verifiers(problems: Sequence[Problem], config: VerifierConfig) -> dict[str, float]:
+    """Return the share of references that each other general verifier accepts, without ``extract``."""
+    flat = [(problem, text) for problem in problems for text in problem.references]
+    others = [name for name in GENERAL_VERIFIERS if name != config.name]
+    return {name: _accepted(flat, config, name=name) for name in others}
+
+
+def fitting_settings(refused: Sequence[Graded], config: VerifierConfig) -> str | None:
+    """Return settings, as in a configuration, of a verifier that accepts what this one refuses.
+
+    Returns None if no verifier accepts all but TOLERATED of the refused references.
+    """
+    tried = [
+        {"name": name} for name in GENERAL_VERIFIERS if name != config.name or config.extract is not None
+    ]
+    if mark := _mark(refused):
+        tried.append({"name": "exact", "extract": f"{mark}(.+)$"})
+    fitting = (settings for settings in tried if _accepted(refused, config, **settings) >= 1 - TOLERATED)
+    written = (", ".join(f"verifier.{key} = '{value}'" for key, value in found.items()) for found in fitting)
+    return next(written, None)
+
+
+def _accepted(items: Sequence[Graded], config: VerifierConfig, **settings: str) -> float:
+    other = VerifierConfig.model_validate({"workers": config.workers, "timeout": config.timeout, **settings})
+    with VerifierPool(other) as pool:
+        return fmean(verdict.correct is True for verdict in pool.grade(items))
+
+
+def _mark(items: Sequence[Graded]) -> str:
+    """Return the word before the answer at the end of every reference, as a regular expression.
+
+    It is empty if the references have no such word in common.
+    """
+    before = [text.rstrip().removesuffix(problem.answer.strip()) for problem, text in items]
+    common = os.path.commonprefix([text[::-1] for text in before])[::-1]
+    word = re.search(r"\S*\s*$", common.rpartition("\n")[2])
+    return re.sub(r"([.^$*+?{}\[\]\\|()])", r"\\\1", word[0]) if word and word[0].strip() else ""
 
 
 def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: VerifierPool) -> str | None:
@@ -53,7 +98,8 @@ def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: Verif
             f"first {place(own[0][0])}"
         )
     if spoils("reference_rejected", len(refused), len(flat)):
-        found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}")
+        every = ", so nothing can be learnt from them" if len(refused) == len(flat) else ""
+        found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}{every}")
     said = [f"the verifier refuses {' and '.join(found)}"] if found else []
     if spoils("unverifiable", len(unverified), len(flat)):
         share = f"{len(unverified)} of the first {len(flat)} references"

@@ -41,8 +41,7 @@ def resolve(config: VerifierConfig) -> Verifier:
 
     If ``config.extract`` is set, the verifier sees only what that finds in a completion. The returned
     function raises ValueError or TypeError if a verifier's value is not a number in [0, 1], and passes on any
-    exception of the verifier. Raises UserError if there is no such verifier, module or function, or if
-    ``extract`` is not a regular expression.
+    exception of the verifier. Raises UserError if there is no such verifier, module or function.
     """
     grade = BUILTIN[config.name] if config.name in BUILTIN else _user_function(config.name)
     cut = _extractor(config)
@@ -79,12 +78,7 @@ def reader(config: VerifierConfig) -> Callable[[str], str | None]:
 def _extractor(config: VerifierConfig) -> Callable[[str], str | None]:
     if config.extract is None:
         return lambda completion: completion
-    try:
-        pattern = re.compile(config.extract)
-    except re.error as error:
-        raise UserError(
-            f"verifier.extract = {config.extract!r} is not a regular expression: {error}."
-        ) from error
+    pattern = re.compile(config.extract)
     return lambda completion: _last_match(pattern, completion)
 
 
@@ -222,7 +216,7 @@ def _strip_enclosing(text: str) -> str:
 
 def _last_match(pattern: re.Pattern[str], completion: str) -> str | None:
     last = deque(pattern.finditer(completion), maxlen=1)
-    return last[0].group(min(1, pattern.groups)) if last else None
+    return last[0].group(1) if last else None
 
 
 def _reward(value: object) -> float:
@@ -244,7 +238,7 @@ def _user_function(name: str) -> Callable[[Problem, str], object]:
         hint = (
             f"did you mean {close[0]!r}?"
             if close
-            else f"choose {', '.join(BUILTIN)} or your own module:function"
+            else f"choose {', '.join(BUILTIN)} or your own module:function or file.py:function"
         )
         raise UserError(f"verifier.name: there is no verifier {name!r}; {hint}")
     function = load_attribute(name, "verifier.name")

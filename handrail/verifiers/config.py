@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+
+from pydantic import Field, field_validator
 
 from handrail._util.section import Section
 
@@ -12,7 +14,7 @@ class VerifierConfig(Section):
 
     name: str = "math"
     """``math``, ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own
-    ``module:function``."""
+    ``module:function`` or ``file.py:function``."""
     extract: str | None = None
     """Regular expression for the answer in a completion: the verifier sees only the first group of the last
     match."""
@@ -28,3 +30,22 @@ class VerifierConfig(Section):
     partial_credit: bool | None = None
     """Use the score as the reward instead of 1 for correct and 0 for wrong (default: on, except for
     ``reasoning-gym`` and ``task``, whose scorers may give a wrong answer 0.01)."""
+
+    @field_validator("extract")
+    @classmethod
+    def _has_a_group(cls, extract: str | None) -> str | None:
+        if extract is None:
+            return None
+        if not extract:
+            raise ValueError(
+                "it is empty, which would grade every completion as wrong; write a pattern, or leave it out"
+            )
+        try:
+            groups = re.compile(extract).groups
+        except re.error as error:
+            raise ValueError(f"{extract!r} is not a regular expression: {error}") from None
+        if not groups:
+            raise ValueError(
+                f"{extract!r} has no group; put the part that is the answer in parentheses, as in '#### (.+)'"
+            )
+        return extract

@@ -144,13 +144,17 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
         ("method.name=lufy", ["method.name: there is no method 'lufy'; did you mean 'luffy'"]),
         ("method={name='luffy', gama=0.2}", ["there is no setting method.gama; did you mean 'gamma'"]),
         ("method={name='luffy', gamma='x'}", ["method.gamma: ", "not 'x'"]),
-        ("method.name=no_such.py:Mine", ["method.name: no_such.py cannot be imported"]),
+        ("method.name=no_such.py:Mine", ["method.name: there is no file no_such.py; check the path"]),
         ("verifier.name=exakt", ["verifier.name: there is no verifier 'exakt'; did you mean 'exact'"]),
+        ("verifier.name=no_such.py:grade", ["verifier.name: there is no file no_such.py; check the path"]),
+        ("verifier.name=datta.py:grade", ["verifier.name: there is no file datta.py; did you mean data.py?"]),
+        ("verifier.extract='('", ["verifier.extract: '(' is not a regular expression"]),
+        ("verifier.extract=", ["verifier.extract: it is empty, which would grade every completion as wrong"]),
+        ("verifier.extract=''", ["verifier.extract: it is empty"]),
         (
-            "verifier.name=no_such.py:grade",
-            ["verifier.name: no_such.py cannot be imported: FileNotFoundError"],
+            "verifier.extract='#### .+'",
+            ["verifier.extract: '#### .+' has no group; put the part that is the answer in parentheses"],
         ),
-        ("verifier.extract='('", ["verifier.extract = '(' is not a regular expression"]),
         ("data.train=no_such.jsonl", ["no_such.jsonl: there is no such file"]),
         ("data.train=dta.jsonl", ["dta.jsonl: there is no such file; did you mean data.jsonl"]),
         ("eval.sets={held='no_such.jsonl'}", ["no_such.jsonl: there is no such file"]),
@@ -185,6 +189,8 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
 def test_a_setting_that_cannot_be_used_is_named(
     assignment: str, parts: list[str], handrail: Handrail, tmp_path: Path
 ) -> None:
+    if "datta.py" in assignment:
+        (tmp_path / "data.py").write_text("def grade(problem, completion):\n    return 0\n")
     assert_refused(
         handrail("train", str(configured(tmp_path)), "--output", "out", "--set", assignment), *parts
     )
@@ -235,7 +241,10 @@ def test_a_hub_name_without_a_network_is_one_sentence_in_a_real_process(tmp_path
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        ({"prompt": "1 + 1 ="}, ["line 5, field answer: there is no column 'answer'"]),
+        (
+            {"prompt": "1 + 1 ="},
+            ["line 5, field answer: this row has no answer; fill in its 'answer', or leave the row out"],
+        ),
         ({"prompt": 7, "answer": "2"}, ["line 5, field prompt: it is a number; make it text"]),
         ({"prompt": "1 =", "answer": None}, ["line 5, field answer: it is empty (null)"]),
         ({"prompt": "1 =", "answer": ["2", "3"]}, ["line 5, field answer: it is a list"]),
@@ -471,7 +480,9 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     done = handrail("check", str(mine), "--against", str(test), "--against", "task:house-rules?n=4")
     assert done.code == 1, done.err
     assert "verifier 'math': it accepts 2 of 4 references" in done.out
-    assert f"error: 2 references contradict their answer, first {mine}, line 2 (answer '9')" in done.out
+    refused = f"first {mine}, line 2 (answer '9'; it reads '8' there)"
+    assert f"error: the verifier refuses 2 references, {refused}" in done.out
+    assert "  if they are right, tell the verifier where to find the answer: verifier.extract" in done.out
     found = (
         f"error: 2 of the 3 problems of {test} are among the training problems, up to case, spacing and "
         "punctuation"
@@ -488,6 +499,40 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
         tmp_path, data={"train": str(mine)}, eval={"sets": {"held out": str(test)}}, verifier={"name": "math"}
     )
     assert found in handrail("check", str(mine), "--config", str(config)).out
+
+
+@pytest.mark.parametrize(
+    ("answer", "form", "verifier", "hint"),
+    [
+        (
+            "30 25",
+            "5 * 6 = 30 ; 30 - 5 = 25 # {}",
+            "math",
+            "verifier.name = 'exact', verifier.extract = '# (.+)$' would accept them",
+        ),
+        (
+            "30 25",
+            "30\nANSWER (both): {}",
+            "math",
+            r"verifier.name = 'exact', verifier.extract = '\(both\): (.+)$' would accept them",
+        ),
+        ("7", "So it is 7.\n#### {}", "exact", "verifier.name = 'math' would accept them"),
+        ("7", "{}", "no_number.py:never", "verifier.name = 'math' would accept them"),
+    ],
+)
+def test_check_says_which_verifier_understands_the_references(
+    answer: str, form: str, verifier: str, hint: str, handrail: Handrail, tmp_path: Path
+) -> None:
+    (tmp_path / "no_number.py").write_text("def never(problem, completion):\n    return 0\n")
+    rows = [
+        {"prompt": f"{place}?", "answer": f"{place} {answer}", "reference": form.format(f"{place} {answer}")}
+        for place in range(24)
+    ]
+    if " " not in answer:
+        rows = [{**row, "answer": answer, "reference": form.format(answer)} for row in rows]
+    done = handrail("check", str(jsonl(tmp_path / "mine.jsonl", rows)), "--verifier", verifier)
+    assert done.code == 1 and "error: the verifier refuses 24 references, first" in done.out, done
+    assert f"\n  {hint}\n" in done.out
 
 
 def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: Path) -> None:
@@ -591,9 +636,8 @@ def test_check_takes_the_templates_and_lengths_of_a_configuration(handrail: Hand
     )
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(file))
     assert done.code == 1 and "so 1 + A 1 =" in done.out
-    assert (
-        "error: 4 references contradict their answer" in done.out
-    )  # they lack the mark that this verifier looks for
+    # They lack the mark that this verifier looks for.
+    assert "error: the verifier refuses 4 references" in done.out
     tight = configured(tmp_path, rollout={"max_tokens": 124})
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(tight))
     assert_refused(

@@ -186,3 +186,17 @@ def test_a_run_that_goes_on_shows_the_last_evaluation_and_its_step_at_once(
     done = handrail("train", str(file), "--output", run, "--resume", "--set", "train.steps=4")
     assert re.search(r"^step 2/4: held out: easy \d+\.\d%\nstep 3/4: ", done.out, re.MULTILINE)
     assert re.search(r"first step: .* for the 1 steps left", done.out)
+
+
+def test_a_warning_is_called_one() -> None:
+    console = Console(width=200, file=StringIO())
+    for name in ("", "A, seed 1"):
+        Bars(console).update(
+            name, 0, 5, {"warning": "the verifier refuses 2 of 3\nthe split 'train' is taken"}
+        )
+    assert isinstance(console.file, StringIO)
+    said = [line for line in console.file.getvalue().splitlines() if "held-out" not in line]
+    assert said == [
+        "warning: step 0: the verifier refuses 2 of 3", "warning: step 0: the split 'train' is taken",
+        "warning: A, seed 1 step 0: the verifier refuses 2 of 3", "warning: A, seed 1 step 0: the split 'train' is taken",
+    ]  # fmt: skip

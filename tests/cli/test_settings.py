@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from rich.text import Text
 
 from handrail._util.errors import UserError
+from handrail._util.progress import reflowed
 from handrail.cli.commands import app
 from handrail.cli.schema import editor_schema, page
 from handrail.methods import METHODS, build
@@ -103,7 +104,7 @@ def test_a_method_shows_its_settings_under_their_table_with_legal_values(handrai
     for setting, values, default in (
         ("threshold", "number > 0, ≤ 1", "0.5"),
         ("judge", "text", '"arithmetic"'),
-        ("mode", '"step", "suffix" or "reference"', '"step"'),
+        ("mode", '"step", "suffix", "reference"', '"step"'),
         ("normalise_std", "true or false", "false"),
     ):
         at = next(number for number, line in enumerate(lines) if line.startswith(f"│ {setting} "))
@@ -209,3 +210,20 @@ def test_a_key_of_an_earlier_configuration_is_answered_with_its_new_name(
             build({"name": section, old: 1}, RolloutConfig())
         else:
             config(**{section: {old: 1}})
+
+
+def test_paragraphs_of_a_method_and_of_the_help_are_not_broken_where_the_source_is(
+    handrail: Handrail,
+) -> None:
+    text = handrail("methods", "luffy").out
+    assert (
+        "(G if it has no reference). guide: the reference joins the group, "
+        "graded by the same verifier. If it is graded wrong," in text
+    )
+    assert "\n\nrollout: G − 1" in text
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        assert "\n" not in (command.help or "").replace("\n\n", ""), command.name
+    assert (
+        reflowed("One\nparagraph.\n\nAnother:\n- a\n- b\n  and c")
+        == "One paragraph.\n\nAnother:\n- a\n- b and c"
+    )

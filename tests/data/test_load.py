@@ -866,7 +866,17 @@ def test_json_that_python_cannot_read(value: str) -> None:
 def test_missing_field() -> None:
     message = refusal(jsonl(GOOD, {"prompt": "p", "label": "5"}, GOOD, {"prompt": "p"}, {"answer": "p"}))
     assert message == (
-        "data.jsonl, line 2, field answer: there is no column 'answer' (and in 1 more row); "
+        "data.jsonl, line 2, field answer: this row has no answer (and in 1 more row); "
+        "fill in its 'answer', or leave the row out"
+    )
+    message = refusal(jsonl(*[{"question": "p", "answer": "so\n#### 1"}] * 4, {"question": "p"}))
+    assert (
+        message == "data.jsonl, line 5, field answer: this row has no answer; "
+        "fill in its 'answer', or leave the row out"
+    )
+    message = refusal(jsonl({"prompt": "p", "label": "5"}, {"prompt": "q", "label": "6"}))
+    assert message == (
+        "data.jsonl, line 1, field answer: there is no column 'answer' (and in 1 more row); "
         "the row has prompt, label: rename one, or name it in the column map, "
         'columns = {answer = "their column"}'
     )

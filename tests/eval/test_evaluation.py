@@ -11,6 +11,7 @@ import pytest
 from handrail._util.errors import UserError
 from handrail.eval.attempts import Attempt, Attempts, read_attempts
 from handrail.eval.evaluation import evaluate_sets, evaluation
+from handrail.models.hf import TransformersPolicy
 from tests.conftest import EASY, HARD, Handrail, config
 
 SETTINGS = [
@@ -128,7 +129,7 @@ def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_p
     class Stopped(Exception):
         pass
 
-    def stop(name: str, done: int, n: int) -> None:
+    def stop(name: str, done: float, n: int) -> None:
         if done == 8:
             raise Stopped
 
@@ -137,14 +138,26 @@ def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_p
     file = tmp_path / "b/hard.jsonl"
     assert len(read_attempts(file)) == 8
     file.write_bytes(whole[: file.stat().st_size - 20])  # an unfinished last line: its batch is sampled again
-    begun: list[int] = []
+    begun: list[float] = []
     assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first
-    assert begun == [4, 8, 12] and file.read_bytes() == whole
-    assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first and begun[3:] == [
-        12
-    ]
+    assert [done for done in begun if done % 4 == 0] == [4, 4, 8, 8, 12] and begun == sorted(begun)
+    assert file.read_bytes() == whole
+    assert run(tmp_path / "b", progress=lambda name, done, n: begun.append(done)) == first
+    assert begun[-2:] == [12, 12]
     run(tmp_path / "c", seed=1)
     assert (tmp_path / "c/hard.jsonl").read_bytes() != whole
+
+
+@pytest.mark.parametrize("generation_batch", [64, 2])
+def test_progress_is_told_within_the_only_batch_of_small_data(
+    generation_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransformersPolicy, "generation_batch", generation_batch)
+    told: list[float] = []
+    settings, sets = config(rollout={"max_tokens": 48}), {"hard": f"{HARD}&split=test&n=3"}
+    evaluate_sets(settings, sets, 2, 0, None, tmp_path, lambda name, done, n: told.append(done))
+    assert told == sorted(told) and sum(0 < done < 3 for done in told) > 10
+    assert len(set(told)) >= len(told) - 1  # only 0 is told twice: at the start and at the first token
 
 
 def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:

@@ -62,6 +62,20 @@ def summary(accuracy: float, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_a_method_without_rollouts_has_none_rather_than_two_dashes(tmp_path: Path) -> None:
+    figures = {
+        "hard": {"start": 0.0, "mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]}, "off_policy": 0.5, "salvaged": None,
+        "steps_without_signal": 3, "seconds": 9.0, "seeds": [1], "status": "published",
+    }  # fmt: skip
+    ends = {"SFT": {"first": None, "last": None}, "GRPO": {"first": 1.0, "last": 0.5}}
+    for name in ends:
+        write_run(tmp_path / name.lower() / "seed-1", [{"step": 0, "eval/hard/mean": 0.1}])
+    methods = {name: {**figures, "all_wrong": wrong} for name, wrong in ends.items()}
+    (tmp_path / "summary.json").write_text(json.dumps({"methods": methods}))
+    page = render(read(tmp_path))
+    assert "<td>no rollouts</td>" in page and "<td>100% → 50%</td>" in page and "<td>– → –</td>" not in page
+
+
 # Series
 
 

@@ -422,6 +422,11 @@ def test_a_phone_shows_no_column_of_one_letter_a_line_however_long_the_names(
         row = {**trajectory(1, "an-id-" * 40, 3, random.Random(0)), "tokens": ["x" * 900, "الحل هو", "解答"]}
         (directory / "samples.jsonl").write_text(json.dumps(row) + "\n")
     watched = Watched(browser, write_report(tmp_path), viewport={"width": 390, "height": 844})
+    scrolls = "box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).backgroundAttachment]"
+    assert watched.page.locator(".scroll").first.evaluate(scrolls) == [
+        True,
+        "local, local, scroll, scroll",
+    ]  # a shadow says so
     for details in watched.page.locator("details").all():
         details.evaluate("element => element.open = true")
     assert watched.page.evaluate("document.documentElement.scrollWidth") == 390

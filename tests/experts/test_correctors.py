@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 
+from handrail.experts.config import EndpointConfig
 from handrail.experts.correctors import Correction, Draft, PolicyCorrector, ReferenceCorrector
+from handrail.experts.correctors.llm import EndpointCorrector
+from handrail.experts.endpoint import Endpoint
 from handrail.models.hf import TransformersPolicy
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author
+from tests.openai_server import OpenAiServer
 
 PROBLEM = Problem("p", "How many?", "14")
 REFERENCE = "He has 3 + 4 = 7 apples.\n7 * 2 = 1,400 cents.\nSo 14.\n#### 14"
@@ -60,3 +67,20 @@ def test_a_policy_shown_the_reference_goes_on_by_a_step_in_the_attempts_own_way(
     three = Draft(Problem("r", "20 K0 3 K0 2 K0 5 ?", ""), draft.kept)
     (step,) = PolicyCorrector(policy, shown=False, max_tokens=24).correct([three], False, 0, [1])
     assert step == Correction("26 + 2 = 28 , 28 + 2 = 30 ;", complete=False)
+
+
+def test_an_endpoints_correction_that_cannot_be_read_is_counted_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drafts = [Draft(PROBLEM, ["3 + 4 = 7\n"]), Draft(PROBLEM, ["Let me see.\n"])]
+    with OpenAiServer(
+        lambda messages: "<think>hm" if "Let me see." in messages[-1]["content"] else "7 * 2 = 14\n#### 14"
+    ) as server:
+        cache = str(tmp_path / "cache")
+        config = EndpointConfig(base_url=server.url, model="m", api_key_env="NO_SUCH_KEY", cache=cache)
+        with closing(Endpoint(config)) as endpoint:
+            corrections = EndpointCorrector(endpoint, shown=False).correct(drafts, False, 0)
+            counts = endpoint.take_counts()
+    assert corrections == [Correction("7 * 2 = 14\n", complete=False), None]
+    assert counts["endpoint/unreadable"] == 1
+    assert sum("cannot be read: '<think>hm'" in text for text in caplog.messages) == 1

@@ -115,17 +115,103 @@ def test_a_fault_that_stays_costs_one_answer(make: Make, fault: Reply) -> None:
         endpoint = make(server, concurrency=1, retries=0)
         assert endpoint.ask([question("a"), question("b")], 7) == [None, "re: b"]
         counts = endpoint.take_counts()
-        assert (counts["endpoint/calls"], counts["endpoint/failed"]) == (2, 1)
+        assert (counts["endpoint/calls"], counts["endpoint/failed"] + counts["endpoint/empty"]) == (2, 1)
         assert endpoint.ask([question("a")], 7) == ["re: a"]
 
 
-@pytest.mark.parametrize("fault", [failure(400), failure(422)])
-def test_a_question_that_the_server_refuses_is_not_the_servers_failure(make: Make, fault: Reply) -> None:
-    with OpenAiServer(lambda messages: fault) as server:
-        endpoint = make(server, concurrency=1, retries=0, pause_after=1)
-        assert endpoint.ask([question("a"), question("b")], 7) == [None, None]
-        counts = endpoint.take_counts()
-        assert (counts["endpoint/calls"], counts["endpoint/refused"], counts["endpoint/failed"]) == (2, 2, 0)
+@pytest.mark.parametrize("fault", [failure(400), failure(422), Reply(body=completion(""))])
+def test_a_question_refused_or_unanswered_among_good_ones_stops_nothing(make: Make, fault: Reply) -> None:
+    with OpenAiServer(
+        lambda messages: fault if "long" in messages[-1]["content"] else echo(messages)
+    ) as server:
+        endpoint = make(server, concurrency=1, retries=0, pause_after=2)
+        texts = ["a", "long 1", "b", "long 2", "c", "long 3", "d"]
+        expected = [None if "long" in text else f"re: {text}" for text in texts]
+        assert endpoint.ask([question(text) for text in texts], 7) == expected
+        again = make(
+            server, concurrency=1, retries=0, pause_after=2
+        )  # where the good answers come from the cache
+        assert again.ask([question(text) for text in texts], 7) == expected
+        counts = again.take_counts()
+        assert (
+            counts["endpoint/cached"],
+            counts["endpoint/refused"] + counts["endpoint/empty"],
+            counts["endpoint/failed"],
+        ) == (4, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "said", "advice"),
+    [
+        (
+            failure(400, f"The context is 512 tokens, {KEY}"),
+            "refused",
+            "400: The context is 512 tokens, ***",
+            "endpoint.answer_tokens",
+        ),
+        (
+            failure(500, "out of\nmemory " + 999 * "x"),
+            "failed",
+            "500: out of memory xxx",
+            "when it answers again",
+        ),
+        (Reply(body=completion("")), "empty", "the answer is empty", "endpoint.answer_tokens"),
+        (NULL, "empty", "the answer is empty", "endpoint.answer_tokens"),
+        (
+            Reply(body=completion("banana\n" + 999 * "y")),
+            "unreadable",
+            "cannot be read: 'banana yyy",
+            "endpoint.model",
+        ),
+    ],
+)
+def test_an_expert_that_never_helps_is_named_at_once_and_stops_the_run(
+    make: Make, caplog: pytest.LogCaptureFixture, reply: Reply, kind: str, said: str, advice: str
+) -> None:
+    with OpenAiServer(lambda messages: reply) as server:
+        endpoint = make(server, retries=0, pause_after=5)
+        for text in "abcd":
+            assert endpoint.ask_and_read([question(text)], [lambda answer: None], 7) == [None]
+        assert endpoint.take_counts()[f"endpoint/{kind}"] == 4
+        (record,) = caplog.records
+        assert (
+            (record.name, record.levelname) == ("handrail", "WARNING")
+            and said in record.getMessage()
+            and server.url in caplog.text
+        )
+        with pytest.raises(Paused, match=advice) as caught:
+            endpoint.ask_and_read([question("e")], [lambda answer: None], 7)
+        assert said in str(caught.value) and "resume" in str(caught.value)
+        for text in (record.getMessage(), str(caught.value)):
+            assert (
+                "0123456789" not in text
+                and "\n" not in text
+                and len(text) < 600
+                and (200 * "x") not in text
+                and (200 * "y") not in text
+            )
+
+
+def test_answers_that_can_be_read_keep_the_others_from_stopping_the_run(make: Make) -> None:
+    def read(answer: str) -> str | None:
+        return answer if "good" in answer else None
+
+    texts = ["bad 1", "good 1", "bad 2", "good 2", "bad 3"]
+    with OpenAiServer(echo) as server:
+        for _ in range(2):  # the second time from the cache
+            endpoint = make(server, concurrency=1, pause_after=2)
+            found = endpoint.ask_and_read([question(text) for text in texts], [read] * 5, 7)
+            assert found == [None, "re: good 1", None, "re: good 2", None]
+            assert endpoint.take_counts()["endpoint/unreadable"] == 3
+
+
+def test_a_budget_that_is_spent_and_an_answer_cut_off_are_said_once(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    with OpenAiServer(lambda messages: Reply(body=completion("half an", "length"))) as server:
+        make(server, max_calls=2).ask([question(n) for n in range(9)], 7)
+    assert sorted("answer_tokens" in text for text in caplog.messages) == [False, True]
+    assert sum("budget" in text for text in caplog.messages) == 1
 
 
 def test_retries_end(make: Make) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from handrail._util.errors import Paused
 from handrail.experts.config import EndpointConfig
 from handrail.experts.conversations import (
     correction_conversation,
@@ -88,6 +89,17 @@ def test_scores_end_at_the_first_wrong_step(serve: Callable[[OpenAiServer], Endp
             1,
         )
         assert judge.judge([]) == []
+
+
+def test_a_judge_whose_verdicts_cannot_be_read_is_named_and_stops_the_run(
+    serve: Callable[[OpenAiServer], Endpoint], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        OpenAiServer(lambda messages: "banana") as server,
+        pytest.raises(Paused, match="10 questions in a row.*'banana'; choose an"),
+    ):
+        LlmJudge(serve(server)).judge([(PROBLEM, [f"{number} = 0"]) for number in range(30)])
+    assert any("cannot be read: 'banana'" in text for text in caplog.messages)
 
 
 @pytest.mark.parametrize(

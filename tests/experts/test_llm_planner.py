@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from handrail._util.errors import Paused
 from handrail.experts.config import EndpointConfig
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.planners import leaks
@@ -57,6 +58,18 @@ def test_a_plan_comes_from_a_problem_and_its_reference(server: OpenAiServer, tmp
     assert plans[:3] == [None, PLAN, None]
     assert plans[3] is not None and len(plans[3]) <= LONGEST_PLAN
     assert not leaks(PLAN, PROBLEM)
+
+
+def test_a_planner_whose_answers_are_only_reasoning_is_named_and_stops_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [(Problem(str(number), f"{number} + 1?", ""), REFERENCE) for number in range(10)]
+    thought = "<think>I would add"
+    with OpenAiServer(lambda messages: thought) as server, planner(server, tmp_path) as writer:
+        with pytest.raises(Paused, match="10 questions in a row.*cannot be read: '<think>I would add'"):
+            writer.plans(pairs)
+        assert writer.endpoint.take_counts()["endpoint/unreadable"] == 10
+    assert any("cannot be read: '<think>I would add'" in text for text in caplog.messages)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,30 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*RUN[:-1], "another run", "--resume"), "another run holds a run of another configuration"),
     ((*RUN[:-1], "another run"), "another run already holds a run; continue it with --resume"),
     ((*RUN[:-1], "folder"), "folder has no metrics.jsonl and holds something else; choose another --output"),
+    (
+        (*RUN[:-1], "a comparison"),
+        "a comparison holds a comparison, into which no run can be written; choose another --output",
+    ),
+    (
+        (*RUN[:-1], "a measurement"),
+        "a measurement holds a measurement, into which no run can be written; choose another --output",
+    ),
+    (
+        (*COMPARE[:-1], "another run", "--methods", "grpo"),
+        "another run holds a run, into which no comparison can be written; choose",
+    ),
+    (
+        (*COMPARE[:-1], "a measurement", "--methods", "grpo"),
+        "a measurement holds a measurement, into which no comparison can be written",
+    ),
+    (
+        (*COMPARE[:-1], "a comparison", "--methods", "grpo"),
+        "grpo/seed-0 holds a run of another configuration",
+    ),
+    (
+        (*COMPARE[:-1], "a comparison", "--methods", "grpo,grop"),
+        "there is no method 'grop'; did you mean 'grpo'?",
+    ),
     (("train", "deep.toml"), "deep.toml is nested too deeply to be read"),
     (("train", "run.toml", "--output", "/proc/nowhere"), "/proc/nowhere cannot be created"),
     (("compare", "run.toml", "--methods", "grpo", "--output", "/proc/nowhere"), "/proc/nowhere"),
@@ -82,6 +106,12 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("check", "data.jsonl", "--against", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
     ((*EVAL, "--output", "a file"), "a file is a file"),
     ((*EVAL, "--output", "folder"), "folder holds something else; choose another --output"),
+    ((*EVAL, "--output", "another run"), "another run holds a run; choose another --output"),
+    (("eval", "another rum"), "there is no directory another rum; did you mean another run?"),
+    (
+        ("eval", "runs/nope"),
+        "there is no directory runs/nope; there is no directory runs either, so check the path",
+    ),
     (("eval", "nowhere/model", "data.jsonl", "--output", "out"), "model.path: nowhere/model"),
     (("probe", MODEL, "nowhere.jsonl", "--output", "out"), "nowhere.jsonl: there is no such file"),
     (("judge", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
@@ -245,6 +275,13 @@ def lay_out(here: Path) -> None:
         ignore=shutil.ignore_patterns("*.safetensors"),
     )
     (here / "pickled model/pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (here / "a comparison/grpo/seed-0").mkdir(parents=True)
+    (here / "a comparison/grpo/seed-0/metrics.jsonl").write_text('{"step": 0}\n')
+    (here / "a comparison/grpo/seed-0/config.toml").write_text(
+        (here / "run.toml").read_text() + "\n[method]\nname = 'sort'\n"
+    )
+    (here / "a measurement").mkdir()
+    (here / "a measurement/settings.json").write_text("{}\n")
     (here / "another run/metrics.jsonl").write_text('{"step": 0}\n')
     (here / "another run/config.toml").write_text(
         (here / "run.toml").read_text() + "\n[method]\nname = 'sort'\n"

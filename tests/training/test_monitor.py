@@ -90,7 +90,13 @@ def test_an_expert_that_never_answers_is_named_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [(0, None), (1, None), (8, "the verifier refuses 8 of the first 32 references")]
+    ("wrong", "words"),
+    [
+        (0, None),
+        (1, None),
+        (8, "the verifier refuses 8 of the first 32 references"),
+        (32, "so nothing can be learnt from them"),
+    ],
 )
 def test_a_verifier_that_refuses_references_is_named_before_training(
     wrong: int, words: str | None, tmp_path: Path

@@ -4,9 +4,9 @@ A problem starts from a number and applies rules to it, each with an operand: ``
 two primitive operations. The reference writes out every primitive, with one step for each rule, and ends in
 the values after each step: ``77 + 8 = 85 , 85 * 2 = 70 ; 70 - 9 = 61 , ... # 70 22 40``. Rules ``K0`` to
 ``K107`` are common knowledge: the built-in backbones were taught them, twelve names for each of the nine
-programs. ``A`` to ``F`` are house rules, whose meaning no backbone knows. A *hard* problem (three house
-rules) therefore cannot be solved by sampling: a rollout would have to guess three meanings at once, and three
-values leave little to luck.
+programs. ``A`` to ``F`` are house rules, whose meaning no backbone knows. A *hard* problem (house rules
+applied three times) therefore cannot be solved by sampling: a rollout would have to guess up to three
+meanings at once, and three values leave little to luck.
 
 Every word is one token of the built-in backbones. See ``docs/backbones.md``.
 """

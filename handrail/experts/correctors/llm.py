@@ -27,17 +27,14 @@ class EndpointCorrector:
             for draft in drafts
         ]
         # The first answer is the likeliest; further ones are drawn, to differ.
-        answers = self.endpoint.ask(asked, self.max_tokens, 1.0 if attempt else 0.0, attempt)
+        temperature, readers = 1.0 if attempt else 0.0, [read_correction] * len(asked)
+        answers = self.endpoint.ask_and_read(asked, readers, self.max_tokens, temperature, attempt)
         return [
-            None if answer is None else self._read(answer, draft, whole)
+            None if answer is None else self._correction(*answer, draft, whole)
             for answer, draft in zip(answers, drafts, strict=True)
         ]
 
-    def _read(self, answer: str, draft: Draft, whole: bool) -> Correction | None:
-        found = read_correction(answer)
-        if found is None:
-            return None
-        text, done = found
+    def _correction(self, text: str, done: bool, draft: Draft, whole: bool) -> Correction:
         steps = split_steps(text, self.step_end)  # a model asked for one step may write several
         if whole or done and len(steps) == 1:
             return Correction(text, complete=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from handrail.experts.conversations import judge_conversation, right_steps
 from handrail.experts.endpoint import Endpoint
@@ -13,25 +14,19 @@ from handrail.types.problem import Problem
 class LlmJudge:
     """Asks for the first wrong step: 1 before it, 0 at it, None after it.
 
-    ``max_tokens`` is for the answer with its reasoning. An answer that names no step is counted as ``endpoint/unreadable``.
+    ``max_tokens`` is for the answer with its reasoning. An answer that names no step is unreadable.
     """
 
     def __init__(self, endpoint: Endpoint, max_tokens: int = 2048) -> None:
         self.endpoint, self.max_tokens = endpoint, max_tokens
 
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
-        answers = iter(
-            self.endpoint.ask(
-                [judge_conversation(*attempt) for attempt in attempts if attempt[1]], self.max_tokens
-            )
-        )
-        return [self._scores(next(answers), len(steps)) if steps else [] for _, steps in attempts]
+        asked = [attempt for attempt in attempts if attempt[1]]
+        questions = [judge_conversation(*attempt) for attempt in asked]
+        readers = [partial(right_steps, steps=len(steps)) for _, steps in asked]
+        right = iter(self.endpoint.ask_and_read(questions, readers, self.max_tokens))
+        return [_scores(next(right), len(steps)) if steps else [] for _, steps in attempts]
 
-    def _scores(self, answer: str | None, steps: int) -> Scores | None:
-        if answer is None:
-            return None
-        right = right_steps(answer, steps)
-        if right is None:
-            self.endpoint.counts["endpoint/unreadable"] += 1
-            return None
-        return ([1.0] * right + [0.0] + [None] * steps)[:steps]
+
+def _scores(right: int | None, steps: int) -> Scores | None:
+    return None if right is None else ([1.0] * right + [0.0] + [None] * steps)[:steps]

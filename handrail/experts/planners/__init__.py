@@ -90,7 +90,9 @@ class PolicyPlanner:
         try:
             self.policy.renderer.prompt(Problem("the question that asks for a plan", question, ""))
         except UserError as error:
-            raise UserError(f"{setting}: the policy cannot write plans: {error}; choose another planner") from error
+            raise UserError(
+                f"{setting}: the policy cannot write plans: {error}; choose another planner"
+            ) from error
 
     def plans(self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int]) -> list[str | None]:
         asked = [

@@ -22,10 +22,11 @@ class EndpointPlanner:
     ) -> list[str | None]:
         """A plan for each problem with its reference, None where there is none. Further attempts are sampled, to differ."""
         temperature = 1.0 if attempt else 0.0
-        answers = self.endpoint.ask(
-            [plan_conversation(*pair) for pair in pairs], self.max_tokens, temperature, attempt
-        )
-        return [
-            spoken(answer)[:LONGEST_PLAN].strip() or None if answer is not None else None
-            for answer in answers
-        ]
+        asked = [plan_conversation(*pair) for pair in pairs]
+        readers = [_read_plan] * len(asked)
+        return self.endpoint.ask_and_read(asked, readers, self.max_tokens, temperature, attempt)
+
+
+def _read_plan(answer: str) -> str | None:
+    """The plan, cut to LONGEST_PLAN; None if the answer has nothing besides its reasoning."""
+    return spoken(answer)[:LONGEST_PLAN].strip() or None
