@@ -49,8 +49,8 @@ class LocalEngine:
         """Start a step with new counts."""
         self.step, self.counts, self.unverified = step, Counter(), {}
 
-    def context(self, place: int, problem: Problem, verb: str) -> Context:
-        rng = random.Random(derive(self.seed, self.step, verb, place, problem.id))
+    def context(self, place: int, problem: Problem, verb: str, number: int = 0) -> Context:
+        rng = random.Random(derive(self.seed, self.step, verb, place, number, problem.id))
         rollout = self.policy.rollout
         return Context(
             self.policy.renderer, rollout.max_tokens, self.policy.context, self.step, rng, self.counts
@@ -89,7 +89,11 @@ class LocalEngine:
 
     def credit(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[Group]:
         """The credited groups, without those that the method leaves out."""
-        return [group for group in self._verb("credit", method.credit, groups, places) if group is not None]
+        credited = [
+            group for group in self._verb("credit", method.credit, groups, places) if group is not None
+        ]
+        skip = method.setting("skip_dead_groups", False)
+        return [group for group in credited if group.has_signal or not skip]
 
     def _verb(
         self,
@@ -99,10 +103,12 @@ class LocalEngine:
         places: Places = None,
     ) -> list[Any]:
         places = list(range(len(groups)) if places is None else places)
-        flows = []
-        for number, (place, group) in enumerate(zip(places, groups, strict=True)):
-            key = (*self._key(name, place, group.problem), places[:number].count(place))
-            flows.append((key, verb(group, self.context(place, group.problem, name))))
+        flows, seen = [], Counter[int]()
+        for place, group in zip(places, groups, strict=True):
+            number = seen[place]  # ``guide`` may make several groups of one
+            seen[place] += 1
+            key = (*self._key(name, place, group.problem), number)
+            flows.append((key, verb(group, self.context(place, group.problem, name, number))))
         return self.run(flows)
 
     def _key(self, verb: str, place: int, problem: Problem) -> tuple[object, ...]:
@@ -131,12 +137,13 @@ class LocalEngine:
     def _generate(self, requests: Sequence[Generate], seeds: Sequence[int]) -> list[list[Trajectory]]:
         prompts, limits, flat_seeds = [], [], []
         for request, seed in zip(requests, seeds, strict=True):
-            limit = request.max_tokens or self.policy.rollout.max_tokens
+            limit = self.policy.rollout.max_tokens if request.max_tokens is None else request.max_tokens
             if self.policy.context is not None:
                 limit = min(limit, self.policy.context - len(request.prompt_ids))
             if limit < 1:
+                length, context = len(request.prompt_ids), self.policy.context
                 raise UserError(
-                    f"a prompt of {len(request.prompt_ids)} tokens leaves no room in the model's context of {self.policy.context}"
+                    f"there is no room for a token behind {length} tokens; the model's context is {context}"
                 )
             prompts += [request.prompt_ids] * request.n
             limits += [limit] * request.n

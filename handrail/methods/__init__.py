@@ -56,5 +56,9 @@ def build(
         parsed: MethodSettings = cls.Settings.model_validate(settings)
     except ValidationError as error:
         raise UserError(explain(error, cls.Settings, "method")) from error
+    if parsed.terms and not cls.uses_advantages:
+        raise UserError(
+            f"method.terms: {cls.name} has no advantages that a term could change; leave them out"
+        )
     terms = [build_term(each, place) for place, each in enumerate(parsed.terms, 1)]
     return cls(parsed, rollout.group_size, rollout.max_tokens, terms)

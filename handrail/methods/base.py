@@ -91,6 +91,8 @@ class Method(Generic[S]):
     source: ClassVar[str] = "your own"
     status: ClassVar[Status] = "yours"
     Settings: ClassVar[type[MethodSettings]] = GrpoSettings
+    uses_advantages: ClassVar[bool] = True
+    """True if the surrogate reads advantages, so that credit terms can act on it."""
     smallest_group: ClassVar[int] = 2
     """Least ``rollout.group_size``: the only rollout of its group has none to be compared with, so its advantage is always 0."""
 
@@ -144,8 +146,6 @@ class Method(Generic[S]):
         group = self.advantages(group)
         for term in self.terms:
             group = await term(group, ctx)
-        if self.setting("skip_dead_groups", False) and not group.has_signal:
-            return None
         return group
 
     def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from handrail.models.batching import Inputs, by_budget
-from handrail.types.trajectory import Trajectory
+from handrail.types.trajectory import Trajectory, default
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Sample:
     trajectory: Trajectory
     advantage_scale: float = 0.0
     imitation_scale: float = 0.0
+    linear_scale: float = 0.0
     entropy_coef: float = 0.0
     kl_coef: float = 0.0
 
@@ -44,7 +45,9 @@ class TokenBatch:
     kl_coef: Tensor  # divided by its normalizer
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.columns[name]
+        """A column by name; its default if none of these trajectories has it, see ``Trajectory.column``."""
+        found = self.columns.get(name)
+        return torch.full_like(self.mask, default(name)) if found is None else found
 
     @property
     def advantage(self) -> Tensor:
@@ -97,6 +100,7 @@ def token_batch(samples: Sequence[Sample]) -> TokenBatch:
     scales = {
         "advantage": [sample.advantage_scale for sample in samples],
         "imitation_weight": [sample.imitation_scale for sample in samples],
+        "linear_weight": [sample.linear_scale for sample in samples],
     }
     mask = padded([trajectory.trained.float() for trajectory in trajectories])
     columns = {}

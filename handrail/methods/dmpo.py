@@ -9,7 +9,6 @@ from torch import Tensor
 from handrail.methods.base import GrpoSettings, Method
 from handrail.methods.context import Context
 from handrail.methods.linearise import linearised
-from handrail.methods.normalizers import Normalizers
 from handrail.types.trajectory import Group, Trajectory
 
 
@@ -63,6 +62,3 @@ class Dmpo(Method[DmpoSettings]):
         return [
             member for member in group.baseline if member.reward == member.reward and member.trained_tokens
         ]
-
-    def imitation_scale(self, trajectory: Trajectory, normalizers: Normalizers) -> float:
-        return 1 / normalizers.problems

@@ -14,11 +14,12 @@ Objective = Callable[[Group, Sequence[Tensor]], Tensor]
 
 
 async def linearised(group: Group, objective: Objective) -> Group:
-    """Add ∂J/∂log π of every trained token, at the current weights, to the imitation weights.
+    """Add ∂J/∂log π of every trained token, at the current weights, to the column ``linear_weight``.
 
-    ``objective`` gives J, a scalar to be maximized, from the group and the log-probabilities [T] of each of its trajectories. The
-    gradient of Σ w·log π is then that of J, exactly, for the update that follows, however trajectories are split into micro-batches.
-    Costs one forward pass.
+    ``objective`` gives J, a scalar to be maximized, from the group and the log-probabilities [T] of each of its
+    trajectories. The loss adds Σ w·log π, divided by the update's problems, and its gradient is that of the mean
+    of J: exactly, for the update that follows, however trajectories are split into micro-batches. Costs one
+    forward pass.
     """
     scored = await gather(*(Score(member.prompt_ids, member.token_ids) for member in group.trajectories))
     logps = [logp.requires_grad_() for logp in scored]
@@ -26,7 +27,7 @@ async def linearised(group: Group, objective: Objective) -> Group:
         gradients = torch.autograd.grad(objective(group, logps), logps, materialize_grads=True)
     pairs = zip(group.trajectories, gradients, strict=True)
     weighted = [
-        member.with_columns(imitation_weight=member.column("imitation_weight") + gradient * member.trained)
+        member.with_columns(linear_weight=member.column("linear_weight") + gradient * member.trained)
         for member, gradient in pairs
     ]
     return Group(group.problem, weighted)

@@ -42,7 +42,7 @@ def token_loss(
     reference_logp: Tensor | None = None,
     importance_weight_cap: float = 0.0,
 ) -> Tensor:
-    """Minus the sum over trained tokens of the method's surrogate, plus entropy_coef·H, minus kl_coef·KL; a scalar.
+    """Minus the sum over trained tokens of surrogate + linear_weight·log π + entropy_coef·H − kl_coef·KL; a scalar.
 
     ``logp``: current log-probabilities, with gradient. ``entropy``: of the current distributions, if there is a bonus.
     ``reference_logp``: of the model before training, if the divergence from it counts. ``importance_weight_cap``: see
@@ -51,7 +51,7 @@ def token_loss(
     if importance_weight_cap:
         weighted = batch.advantage * importance_weight(logp.detach(), batch, importance_weight_cap)
         batch = replace(batch, columns={**batch.columns, "advantage": weighted})
-    per_token = method.surrogate(logp, batch)
+    per_token = method.surrogate(logp, batch) + batch["linear_weight"] * logp
     if entropy is not None:
         per_token = per_token + batch.entropy_coef * entropy
     if reference_logp is not None:

@@ -110,9 +110,11 @@ def drive(
     """
     root = _Running(_nothing(), (), 0, results=[None] * len(flows), unfinished=len(flows))
     waiting: list[Pending] = []
+    children: list[Flow] = []
 
-    def start(parent: _Running, children: Sequence[tuple[tuple[object, ...], Flow]]) -> None:
-        for place, (key, coroutine) in enumerate(children):
+    def start(parent: _Running, flows: Sequence[tuple[tuple[object, ...], Flow]]) -> None:
+        children.extend(coroutine for _, coroutine in flows)
+        for place, (key, coroutine) in enumerate(flows):
             advance(_Running(coroutine, key, place, parent), None)
 
     def advance(flow: _Running, value: Any) -> None:
@@ -120,6 +122,8 @@ def drive(
             request = flow.coroutine.send(value)
         except StopIteration as end:
             return finish(flow, end.value)
+        if not isinstance(request, ANSWERED_FIRST + (Gather,)):
+            raise TypeError(f"a method awaits {request!r}, which is no request of handrail.methods.requests")
         key = (*flow.key, flow.requests)
         flow.requests += 1
         if not isinstance(request, Gather):
@@ -150,10 +154,8 @@ def drive(
                 advance(each.flow, value)
     finally:  # an engine that stops halfway leaves flows behind
         root.coroutine.close()
-        for _, coroutine in flows:
+        for coroutine in children:
             coroutine.close()
-        for each in waiting:
-            each.flow.coroutine.close()
     return root.results
 
 

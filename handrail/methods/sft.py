@@ -25,6 +25,7 @@ class Sft(Imitating[ImitationSettings]):
     source = "the standard baseline"
     status = "published"
     Settings = ImitationSettings
+    uses_advantages = False
     smallest_group = 1
 
     def samples(self, problem: Problem) -> int:

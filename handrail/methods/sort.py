@@ -91,13 +91,13 @@ class Sort(Imitating[SortSettings]):
         return group
 
     def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
-        own = self.policy_gradient(logp, batch)
-        if "plan_logp" not in batch.columns:  # no repair among these trajectories
-            return own
-        s, base = self.settings, logp.detach() if self.settings.weights_at == "update" else batch["base_logp"]
+        s, base = self.settings, logp.detach()
+        if s.weights_at == "rollout":
+            base = torch.where(batch["base_logp"].isnan(), base, batch["base_logp"])
         weights = plan_weights(
             base, batch["plan_logp"], batch.mask, s.alpha, s.hard_mask, s.normalise_weights
         )
         if s.weights == "random":
             weights = weights.gather(1, batch["weight_order"].long())
-        return own + batch.imitation_weight * (1.0 if s.weights == "uniform" else weights) * logp
+        imitation = batch.imitation_weight * (1.0 if s.weights == "uniform" else weights) * logp
+        return self.policy_gradient(logp, batch) + imitation

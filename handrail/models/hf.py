@@ -111,7 +111,7 @@ class TransformersPolicy:
         seeds: Sequence[int],
         max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        limits = max_tokens or self.rollout.max_tokens
+        limits = self.rollout.max_tokens if max_tokens is None else max_tokens
         limits = [limits] * len(prompts) if isinstance(limits, int) else limits
         out: list[Trajectory] = []
         for at in range(0, len(prompts), self.generation_batch):

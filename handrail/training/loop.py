@@ -149,7 +149,8 @@ class Run:
         self.optimizer = self.accelerator.prepare(optimizer)
         self.added, self.callbacks = list(callbacks), list[Callback]()
         self.skipped = 0
-        self.stop_reason = ""
+        self.stop_requested = self.stop_reason = ""
+        self.decided = 0
         self.checkpointed: int | None = None
         self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
 
@@ -176,7 +177,8 @@ class Run:
                 raise UserError(
                     f"{directory} has spent its budget of {criteria.spent} already; raise it to go on"
                 )
-            self.stop_reason = criteria.spent
+            stopped = "" if complete or not rows else rows[-1].get("stopped", "")
+            self.stop_reason = criteria.spent or stopped
             if self.accelerator.is_main_process:
                 out.reopen()
             report = Report(progress, criteria)
@@ -193,7 +195,7 @@ class Run:
                     key: value for row in rows for key, value in row.items() if key.startswith("eval/")
                 }
                 report.after_log(self, done, last_known, {})
-            self.steps(range((done or 0) + 1, 0 if criteria.spent else c.steps + 1))
+            self.steps(range((done or 0) + 1, 0 if self.stop_reason else c.steps + 1))
             return self.finish(directory)
 
     def finish(self, directory: Path) -> dict[str, Any]:
@@ -236,6 +238,8 @@ class Run:
             metrics, clock = self.step(step, self.out)
             for callback in self.callbacks:
                 callback.after_step(self, step, metrics, clock)
+            if self.is_last(step) and self.stop_reason:
+                metrics["stopped"] = self.stop_reason
             self.log(step, metrics, clock)
             if self.is_last(step):
                 break
@@ -246,12 +250,14 @@ class Run:
             callback.after_log(self, step, metrics, clock.seconds)
 
     def stop(self, reason: str) -> None:
-        """End the run after this step, with a last evaluation and checkpoint."""
-        self.stop_reason = self.stop_reason or reason
+        """End the run with a last evaluation and checkpoint: after this step or, if its evaluation is over, the next."""
+        self.stop_requested = self.stop_requested or reason
 
     def is_last(self, step: int) -> bool:
-        """True if the run ends after ``step``; to be called in every process."""
-        self.stop_reason = self.broadcast(self.stop_reason)
+        """True if the run ends after ``step``; decided when it is first asked, in every process."""
+        if self.decided != step:
+            self.stop_reason = next(filter(None, gather_object([self.stop_requested])), "")
+            self.decided = step
         return step == self.config.train.steps or bool(self.stop_reason)
 
     def broadcast(self, value: Any) -> Any:
@@ -266,7 +272,7 @@ class Run:
         places = self.shard(range(len(problems)))
         problems = [problems[place] for place in places]
 
-        with self.abortable(number, out):
+        with self.abortable(number):
             with clock("sample"):
                 groups = engine.rollout(method, problems, places)
                 mismatch = self.policy.logprob_mismatch(groups)
@@ -282,7 +288,7 @@ class Run:
             with clock("update"):
                 parts = [(self.policy.with_old_logp(groups), places) for groups, places in parts]
         for part in parts:
-            with clock("guide"):
+            with clock("guide"), self.failing_together():
                 credited = engine.credit(method, *part)
             for callback in self.callbacks:
                 callback.before_update(self, number, credited)
@@ -320,19 +326,27 @@ class Run:
             )
 
     @contextmanager
-    def abortable(self, step: int, out: RunDirectory) -> Iterator[None]:
-        """The part of a step that may be left halfway: where one process is asked to stop or fails in it, all raise after a checkpoint."""
-        failed: Paused | UserError | None = None
+    def abortable(self, step: int) -> Iterator[None]:
+        """The part of a step that may be left halfway: a stop, or an error in any process, ends it after a checkpoint."""
         try:
-            with self.interrupts.abandonable():
+            with self.failing_together(), self.interrupts.abandonable():
                 yield
-        except (Paused, UserError) as error:
-            failed = error
-        if failed := next(filter(None, gather_object([failed])), None):
+        except (Paused, UserError) as failed:
             Checkpoints.write(self, step - 1)
             raise type(failed)(
                 f"{failed}; step {step - 1} is checkpointed, to go on with --resume"
             ) from failed
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Raise in every process what is raised in one, so that none waits for the others."""
+        failed: Paused | UserError | None = None
+        try:
+            yield
+        except (Paused, UserError) as error:
+            failed = error
+        if failed := next(filter(None, gather_object([failed])), None):
+            raise failed
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's share."""

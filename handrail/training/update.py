@@ -115,7 +115,9 @@ class Update:
             advantage = self.method.advantage_scale(member, normalizers)
         if member.column("imitation_weight").any():
             imitation = self.method.imitation_scale(member, normalizers)
-        return Sample(member, advantage, imitation, bonus * advantage, kl * advantage)
+        return Sample(
+            member, advantage, imitation, 1 / normalizers.problems, bonus * advantage, kl * advantage
+        )
 
     def backward(self, batches: list[MicroBatch], passes: int) -> float:
         """Add the batches' gradient, over all processes, in as many passes on each; the last one sums the gradients."""

@@ -27,8 +27,9 @@ class Author(IntEnum):
     ENVIRONMENT = 4
 
 
-UNKNOWN = {"sampling_logp", "old_logp", "entropy"}
-"""The columns that are NaN for a token until somebody knows better; all others are 0."""
+def default(name: str) -> float:
+    """What a column holds for a token that nobody gave a value: NaN if its name ends in ``logp`` or is entropy, else 0."""
+    return math.nan if name.endswith("logp") or name == "entropy" else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Trajectory:
     - ``entropy``: of the distribution that the token was sampled from; NaN if unknown.
     - ``advantage``: of the token in the policy gradient.
     - ``imitation_weight``: how strongly the token's likelihood is raised.
+    - ``linear_weight``: gradient of an objective that couples trajectories, see ``linearised``.
     - whatever a method adds.
 
     A trajectory whose advantages and imitation weights are all exactly zero never reaches the model.
@@ -101,12 +103,14 @@ class Trajectory:
 
     @cached_property
     def has_signal(self) -> bool:
-        return bool(self.column("advantage").any() or self.column("imitation_weight").any())
+        return any(
+            bool(self.column(name).any()) for name in ("advantage", "imitation_weight", "linear_weight")
+        )
 
     def column(self, name: str) -> Tensor:
-        """float32 [T]; 0 or, for what can be unknown, NaN if the trajectory has no such column."""
+        """float32 [T]; the column's default if the trajectory has none of that name."""
         found = self.columns.get(name)
-        return torch.full((len(self),), math.nan if name in UNKNOWN else 0.0) if found is None else found
+        return torch.full((len(self),), default(name)) if found is None else found
 
     def with_columns(self, **columns: Tensor) -> Trajectory:
         return replace(self, columns={**self.columns, **columns})
@@ -116,10 +120,17 @@ class Trajectory:
         return self.with_columns(advantage=self.trained * advantage)
 
     def truncate(self, length: int) -> Trajectory:
-        """Its first ``length`` tokens, ungraded and without an end."""
-        columns = {name: column[:length] for name, column in self.columns.items()}
-        return Trajectory(
-            self.prompt_ids, self.token_ids[:length], self.author[:length], columns, finished=False
+        """Its first ``length`` tokens, without text, verdict, reward and end."""
+        return replace(
+            self,
+            token_ids=self.token_ids[:length],
+            author=self.author[:length],
+            columns={name: column[:length] for name, column in self.columns.items()},
+            text="",
+            finished=False,
+            reward=0.0,
+            correct=None,
+            judged=None,
         )
 
     def append(self, tokens: Sequence[int], author: Author, finished: bool) -> Trajectory:

@@ -98,3 +98,27 @@ def test_an_error_reaches_the_caller_and_leaves_no_coroutine_behind(
     with pytest.raises(ZeroDivisionError):
         drive([((place,), flow(question)) for place, question in enumerate("abc")], answer)
     assert sorted(closed) == ["a", "b", "c"] and not recwarn.list
+
+
+def test_what_is_no_request_is_named() -> None:
+    class Odd:
+        def __await__(self) -> Any:
+            return (yield self)
+
+    async def flow() -> None:
+        await Odd()
+
+    with pytest.raises(TypeError, match="which is no request of handrail.methods.requests"):
+        driven(flow())
+
+
+def test_a_failure_inside_gather_leaves_no_sibling_behind(recwarn: pytest.WarningsRecorder) -> None:
+    async def failing() -> None:
+        raise ZeroDivisionError
+
+    async def parent() -> None:
+        await gather(failing(), asks("a"), asks("b"))
+
+    with pytest.raises(ZeroDivisionError):
+        driven(parent())
+    assert not recwarn.list

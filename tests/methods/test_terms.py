@@ -18,12 +18,17 @@ from torch import Tensor
 from handrail import CreditTerm, UserError, train
 from handrail.engines.local import LocalEngine
 from handrail.methods import METHODS, build
+from handrail.methods.batch import micro_batch
+from handrail.methods.context import Context
 from handrail.methods.dmpo import Dmpo
+from handrail.methods.linearise import linearised
 from handrail.methods.requests import Pending, Score, drive
+from handrail.methods.sft import GrpoSft
 from handrail.methods.terms import build_term
 from handrail.methods.terms.arm import confidence
 from handrail.models.config import RolloutConfig
 from handrail.models.trainable import TrainablePolicy
+from handrail.training.update import nothing
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 from tests.conftest import EASY, config
@@ -103,6 +108,9 @@ def test_arm_by_hand(advantage: float, sure: float, expected: float, engine: Loc
     )
     wrong = Group(PROBLEM, [member(advantage), member(0.0)])
     assert applied(term, wrong, engine, {})[0] == [advantage, advantage]
+    unverified = replace(member(0.0), reward=math.nan, correct=None)
+    third = Group(PROBLEM, [*group.trajectories, unverified])
+    assert applied(term, third, engine, {"policy": torch.tensor([math.log(0.5)])})[2] == [0.0, 0.0]
     lone = Group(PROBLEM, [member(1.0, [math.log(0.2)], prompt=[5]), member(0.0, correct=True, prompt=[5])])
     assert applied(term, lone, engine, {})[0] == pytest.approx(
         [1.4]
@@ -172,7 +180,8 @@ def test_a_term_of_ones_own_through_the_real_loop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_object_pickles(name: str) -> None:
-    method = build({"name": name, "terms": [{"name": "ace", "alpha": 0.5}]}, RolloutConfig(group_size=4))
+    terms = [{"name": "ace", "alpha": 0.5}] if METHODS[name].uses_advantages else []
+    method = build({"name": name, "terms": terms}, RolloutConfig(group_size=4))
     twin = pickle.loads(pickle.dumps(method))
     assert (twin.settings, twin.group_size, twin.terms) == (method.settings, 4, method.terms)
 
@@ -264,3 +273,59 @@ def test_a_model_that_was_not_declared_is_refused(engine: LocalEngine) -> None:
 
     with pytest.raises(UserError, match="no model 'reference' to score with; declare it"):
         engine.run([((), undeclared())])
+
+
+def test_terms_are_refused_by_methods_without_advantages() -> None:
+    with pytest.raises(UserError, match="method.terms: sft-on-failures has no advantages"):
+        build({"name": "sft-on-failures", "terms": [{"name": "arm"}]}, RolloutConfig())
+
+
+class CoupledSft(GrpoSft):
+    """DMPO's objective on top of imitation, as somebody else's method might have it."""
+
+    async def credit(self, group: Group, ctx: Context) -> Group | None:
+        credited = await super().credit(group, ctx)
+        assert credited is not None
+        return await linearised(
+            credited, lambda found, logps: torch.stack([each.mean() for each in logps]).prod()
+        )
+
+
+@pytest.mark.parametrize("references", [(), ("77 + 8 = 85 ; 85 * 2 = 70 # 70",)])
+def test_a_coupled_objective_is_exact_beside_imitation_under_any_method(
+    references: tuple[str, ...], policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    """The update with it, less the update without it, is autograd's gradient of the objective."""
+    problem = replace(PROBLEM, references=references)
+    groups = [Group(problem, [rollout(policy, text, 0.0) for text in ("# 70", "85")])]
+    method = CoupledSft(CoupledSft.Settings(), group_size=2)
+    guided = [each for found in engine.guide(method, groups) for each in found]
+    credited = engine.credit(method, guided)
+    found, _ = gradients(method, policy, credited, budget=60)
+    bare = [
+        group.map(lambda each: each.with_columns(linear_weight=torch.zeros(len(each)))) for group in credited
+    ]
+    without, _ = gradients(method, policy, bare, budget=60)
+    twin = copy.copy(policy)
+    twin.model = copy.deepcopy(policy.model)
+    means = [live(twin, each).mean() for group in credited for each in group.trajectories]
+    (-torch.stack(means).prod()).backward()
+    expected = [parameter.grad for parameter in twin.model.parameters()]
+    ours = [one - other for one, other in zip(found, without, strict=True)] if without else found
+    assert_equal(ours, expected)
+
+
+def test_a_surrogate_finds_the_default_of_a_column_that_no_trajectory_of_its_batch_has(
+    policy: TrainablePolicy,
+) -> None:
+    batch = micro_batch([nothing(policy)]).tokens
+    assert batch["mine"].tolist() == [[0.0]] and batch["plan_logp"].isnan().all()
+
+
+def test_a_beginning_of_an_imitated_trajectory_is_still_imitated_only() -> None:
+    whole = replace(
+        member(1.0, (-1.0, -2.0, -3.0)), in_baseline=False, correct=True, reward=1.0, text="whole"
+    )
+    cut = whole.truncate(2)
+    assert (len(cut), cut.in_baseline, cut.correct, cut.reward, cut.text) == (2, False, None, 0.0, "")
+    assert cut.column("sampling_logp").tolist() == [-1.0, -2.0]

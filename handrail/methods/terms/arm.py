@@ -37,10 +37,11 @@ class Arm(CreditTerm):
             asked = confidence(await Score(prompt[:1], torch.tensor(prompt[1:])), self.share)
 
         def shifted(member: Trajectory) -> Trajectory:
-            if not member.is_rollout:
-                return member
             own = member.author == Author.POLICY
-            said = confidence(member.column("sampling_logp")[own], self.share)
+            known = member.column("sampling_logp")[own]
+            if not member.is_rollout or math.isnan(member.reward) or known.isnan().any() or not len(known):
+                return member
+            said = confidence(known, self.share)
             return member.with_columns(
                 advantage=member.column("advantage") + own * self.alpha * (asked - said)
             )
