@@ -1,4 +1,4 @@
-"""Objectives that couple trajectories, such as preferences and distributions over a group, as a weight on every token."""
+"""Linearization of objectives that couple trajectories, such as preferences or distributions over a group."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Objective = Callable[[Group, Sequence[Tensor]], Tensor]
 async def linearised(group: Group, objective: Objective) -> Group:
     """Add ∂J/∂log π of every trained token, at the current weights, to the imitation weights.
 
-    ``objective`` gives J, a scalar to be maximized, from the group and the log-probabilities [T] of each of its trajectories. The
-    gradient of Σ w·log π is then that of J, exactly, for the update that follows, however trajectories are split into micro-batches.
-    Costs one forward pass.
+    ``objective`` returns J, a scalar to maximize, given the group and the log-probabilities [T] of each of
+    its trajectories. In the next update the gradient of Σ w·log π equals that of J exactly, however the
+    trajectories are split into micro-batches. Costs one forward pass.
     """
     scored = await gather(*(Score(member.prompt_ids, member.token_ids) for member in group.trajectories))
     logps = [logp.requires_grad_() for logp in scored]

@@ -14,10 +14,11 @@ from handrail.types.trajectory import Author, Group, Trajectory
 
 
 class Arm(CreditTerm):
-    """ARM (ProGRPO): answers that the policy is sure of anyway earn less.
+    """ARM (ProGRPO): reduce the advantage of completions that the policy is already confident in.
 
-    A + α·(conf(prompt) − conf(completion)) on the policy's own tokens, conf = exp of the mean log-probability of the least likely share
-    of tokens, without gradient. Groups that are all right or all wrong stay as they are. A prompt of one token has confidence 1.
+    A + α·(conf(prompt) − conf(completion)) on the policy's own tokens; conf = exp of the mean log-probability
+    of the least likely share of tokens, without gradient. Groups that are all correct or all wrong stay
+    unchanged. A prompt of one token has confidence 1.
     """
 
     source: ClassVar[str] = "arXiv 2602.05281"
@@ -26,7 +27,7 @@ class Arm(CreditTerm):
     alpha: float = Field(0.1, ge=0)
     """Strength α of the shift (not published)."""
     share: float = Field(0.2, gt=0, le=1)
-    """Share of the tokens, the least likely, that confidence is measured on."""
+    """Confidence is measured on this share of the tokens, the least likely ones."""
 
     async def __call__(self, group: Group, ctx: Context) -> Group:
         if not group.mixed:
@@ -36,7 +37,7 @@ class Arm(CreditTerm):
         if len(prompt) > 1:
             asked = confidence(await Score(prompt[:1], torch.tensor(prompt[1:])), self.share)
 
-        def shifted(member: Trajectory) -> Trajectory:
+        def shift(member: Trajectory) -> Trajectory:
             if not member.is_rollout:
                 return member
             own = member.author == Author.POLICY
@@ -45,9 +46,9 @@ class Arm(CreditTerm):
                 advantage=member.column("advantage") + own * self.alpha * (asked - said)
             )
 
-        return group.map(shifted)
+        return group.map(shift)
 
 
 def confidence(logp: Tensor, share: float) -> float:
-    """exp of the mean of the lowest ``share`` of log-probabilities [T], at least one."""
+    """exp of the mean over the lowest ``share`` of log-probabilities [T], at least one of them."""
     return float(logp.sort().values[: max(1, math.ceil(share * len(logp)))].mean().exp())
