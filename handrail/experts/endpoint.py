@@ -1,4 +1,4 @@
-"""A language model behind the OpenAI chat-completions protocol: answers are cached, calls have a budget, and a failure costs one answer."""
+"""Client for the OpenAI chat-completions protocol, with a cache and a budget; a failure costs one answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONGEST_REASON = 300
 
 @dataclass
 class Spent:
-    """What an endpoint has used of its budget; ``cost`` in the currency of the prices."""
+    """Used part of an endpoint's budget; ``cost`` is in the currency of the prices."""
 
     calls: int = 0
     tokens: int = 0
@@ -41,9 +41,10 @@ class Spent:
 
 
 class Endpoint:
-    """Asks a chat-completions server, many questions at a time. Raises UserError if the configuration or its key cannot work.
+    """Client that asks a chat-completions server many questions concurrently.
 
-    A call is one question with all its retries. ``counts`` are for the step's metrics, ``spent`` is what the budget compares with.
+    A call is one question with all its retries. ``counts`` are for the step's metrics; ``spent`` is compared
+    with the budget. Raises UserError if the configuration or the key cannot work.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -65,7 +66,7 @@ class Endpoint:
                 timeout=config.timeout,
                 max_retries=config.retries,
             )
-        except Exception as error:  # InvalidURL, of whichever httpx the client uses
+        except Exception as error:  # InvalidURL, from whichever httpx the client uses
             raise UserError(f"endpoint.base_url cannot be used: {error}") from None
         self._lock = threading.Lock()
         self._cache = AnswerCache(Path(config.cache), self._cache_broke)
@@ -78,7 +79,7 @@ class Endpoint:
         self._cache.close()
 
     def take_counts(self) -> Counter[str]:
-        """The counts since the last time they were taken."""
+        """Return the counts since the last call."""
         with self._lock:
             taken, self.counts = self.counts, Counter()
         return taken
@@ -90,10 +91,13 @@ class Endpoint:
         temperature: float = 0.0,
         attempt: int = 0,
     ) -> list[str | None]:
-        """The answer to each conversation, in order; None where there is none, because the call failed, the answer was cut off at
-        ``max_tokens`` or the budget is spent. Another ``attempt`` at the same question is another answer.
+        """Return the answer to each conversation, in order.
 
-        Raises Paused after ``pause_after`` failures in a row, and UserError if the server refuses the key or the model.
+        An answer is None if the call failed, the answer was cut off at ``max_tokens``, or the budget is
+        spent. A different ``attempt`` at the same question gives a new answer instead of the cached one.
+
+        Raises Paused after ``pause_after`` consecutive failures, and UserError if the server refuses the key
+        or the model.
         """
         settings = (
             self.config.base_url.rstrip("/"),
@@ -122,8 +126,8 @@ class Endpoint:
             pool.shutdown(wait=False, cancel_futures=True)
         if self._pauses != pauses:
             raise Paused(
-                f"the endpoint {self._name} failed {self.config.pause_after} questions in a row, the last with: {self._reason}; "
-                "the run can be resumed when it answers again"
+                f"the endpoint {self._name} failed {self.config.pause_after} questions in a row, "
+                f"the last with: {self._reason}; the run can be resumed when it answers again"
             )
         return [answers[key] for key in keys]
 
@@ -153,15 +157,14 @@ class Endpoint:
             raise UserError(
                 f"the endpoint {self._name} refuses to answer ({self._describe(error)}); {advice}"
             ) from None
-        except (
-            openai.BadRequestError,
-            openai.UnprocessableEntityError,
-        ):  # too long, or filtered: the question's fault
+        except (openai.BadRequestError, openai.UnprocessableEntityError):
+            # The question is at fault, for instance too long or filtered, so this is not a failure of the
+            # server.
             with self._lock:
                 self.counts["endpoint/refused"] += 1
             return None
-        except Exception as error:  # a server can make the client stumble in any way
-            self._failed(self._describe(error), pauses)
+        except Exception as error:  # a faulty server can cause any exception in the client
+            self._count_failure(self._describe(error), pauses)
             return None
         self._cache.put(key, text)
         with self._lock:
@@ -171,17 +174,24 @@ class Endpoint:
         return text
 
     def _text(self, completion: Any) -> str | None:
-        """The answer, None if it was cut off. Raises whatever it may where there is none."""
+        """Return the answer's text, None if it was cut off.
+
+        Raises an exception of any type if there is no text.
+        """
         choice = completion.choices[0]
         if choice.finish_reason == "length":
             return None
         text = _clean(choice.message.content)
         if not text.strip():
             raise ValueError("it is empty")
-        return self._masked(text) if len(self._key) >= SHORTEST_SECRET else text
+        return self._mask(text) if len(self._key) >= SHORTEST_SECRET else text
 
     def _create(self, messages: list[Message], max_tokens: int, temperature: float) -> Any:
-        """One completion. Some models refuse ``max_tokens`` for its newer name, or any temperature but their own; that is remembered."""
+        """Request one completion.
+
+        Some models accept only the newer name of ``max_tokens``, or only their default temperature; refused
+        parameters are remembered and not sent again.
+        """
         create: Any = self._client.chat.completions.create
         while True:
             settings = {
@@ -211,7 +221,8 @@ class Endpoint:
         return any(limit is not None and used >= limit for used, limit in limits)
 
     def _spend(self, completion: Any, messages: list[Message]) -> None:
-        """Books what the server says it used; one that does not say is taken to use a token for every three bytes."""
+        """Add the usage that the server reports to what is spent; without a report, assume one token per
+        three bytes."""
         usage = getattr(completion, "usage", None)
         prompt, answer = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
         if type(prompt) is not int or type(answer) is not int or min(prompt, answer) < 0:
@@ -223,7 +234,7 @@ class Endpoint:
             ) / 1e6
             self.counts["endpoint/tokens"] += prompt + answer
 
-    def _failed(self, reason: str, pauses: int) -> None:
+    def _count_failure(self, reason: str, pauses: int) -> None:
         with self._lock:
             self.counts["endpoint/failed"] += 1
             if self._pauses == pauses:
@@ -233,15 +244,14 @@ class Endpoint:
                     self._pauses, self._failed_in_row = self._pauses + 1, 0
 
     def _describe(self, error: Exception) -> str:
-        """One line on what went wrong, without the key."""
+        """Describe an error in one line, without the key."""
         line = " ".join(str(part) for part in (error, error.__cause__) if part)
         if not isinstance(error, openai.OpenAIError):
             line = f"no usable answer, {type(error).__name__}: {line}"
-        return "".join(letter if letter.isprintable() else " " for letter in self._masked(line))[
-            :LONGEST_REASON
-        ]
+        printable = (letter if letter.isprintable() else " " for letter in self._mask(line))
+        return "".join(printable)[:LONGEST_REASON]
 
-    def _masked(self, text: str) -> str:
+    def _mask(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
     def _cache_broke(self) -> None:
@@ -250,5 +260,5 @@ class Endpoint:
 
 
 def _clean(text: str) -> str:
-    """Without lone surrogates, which neither a request nor the cache can hold."""
+    """Replace lone surrogates, which neither a request nor the cache can encode."""
     return text.encode("utf-8", "replace").decode()

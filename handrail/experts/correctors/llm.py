@@ -1,4 +1,4 @@
-"""A language model as corrector."""
+"""A language model behind an endpoint as corrector."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from handrail.experts.steps import split_steps
 
 
 class EndpointCorrector:
-    """Asks for the next step, or the rest; with the reference before its eyes if ``shown``."""
+    """Ask for the next step or the rest, showing the reference if ``shown``."""
 
     def __init__(
         self, endpoint: Endpoint, shown: bool, step_end: str | None = None, max_tokens: int = 2048
     ) -> None:
-        """``max_tokens`` is for the answer with its reasoning."""
+        """``max_tokens``: limit of the answer, including reasoning."""
         self.endpoint, self.shown, self.step_end, self.max_tokens = endpoint, shown, step_end, max_tokens
 
     def correct(
@@ -26,7 +26,7 @@ class EndpointCorrector:
             correction_conversation(draft.problem, draft.kept, draft.reference if self.shown else None, whole)
             for draft in drafts
         ]
-        # The first answer is the likeliest; further ones are drawn, to differ.
+        # The first attempt is greedy; further ones are sampled, so that they differ.
         answers = self.endpoint.ask(asked, self.max_tokens, 1.0 if attempt else 0.0, attempt)
         return [
             None if answer is None else self._read(answer, draft, whole)
@@ -38,7 +38,7 @@ class EndpointCorrector:
         if found is None:
             return None
         text, done = found
-        steps = split_steps(text, self.step_end)  # a model asked for one step may write several
+        steps = split_steps(text, self.step_end)  # a model that is asked for one step may write several
         if whole or done and len(steps) == 1:
             return Correction(text, complete=True)
         return Correction(bare(steps[0]) + draft.ending, complete=False)

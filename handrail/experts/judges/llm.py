@@ -1,19 +1,20 @@
-"""A language model as step judge."""
+"""A language model behind an endpoint as step judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from handrail.experts.conversations import judge_conversation, right_steps
+from handrail.experts.conversations import count_right_steps, judge_conversation
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.judges import Scores
 from handrail.types.problem import Problem
 
 
 class LlmJudge:
-    """Asks for the first wrong step: 1 before it, 0 at it, None after it.
+    """Ask for the first wrong step; steps score 1 before it, 0 at it, None after it.
 
-    ``max_tokens`` is for the answer with its reasoning. An answer that names no step is counted as ``endpoint/unreadable``.
+    ``max_tokens``: limit of the answer, including reasoning. Answers that name no step are counted as
+    ``endpoint/unreadable``.
     """
 
     def __init__(self, endpoint: Endpoint, max_tokens: int = 2048) -> None:
@@ -30,7 +31,7 @@ class LlmJudge:
     def _scores(self, answer: str | None, steps: int) -> Scores | None:
         if answer is None:
             return None
-        right = right_steps(answer, steps)
+        right = count_right_steps(answer, steps)
         if right is None:
             self.endpoint.counts["endpoint/unreadable"] += 1
             return None
