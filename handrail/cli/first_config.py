@@ -18,7 +18,7 @@ from handrail.methods import build
 from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config, parse_config
-from handrail.training.lengths import TooLong, fitting
+from handrail.training.lengths import TooLong, split_by_length
 from handrail.training.policies import load_policy
 from handrail.types.problem import Problem
 from handrail.verifiers.audit import TOLERATED
@@ -65,8 +65,8 @@ def first_config(
         rollout=RolloutConfig(max_tokens=1),
     )
     policy = load_policy(config, Accelerator(cpu=True))
-    problems, long = fitting(policy, problems, "skip")
-    tested, long_tested = fitting(
+    problems, long = split_by_length(policy, problems, "skip")
+    tested, long_tested = split_by_length(
         policy, load_problems(held_out, columns) if held_out else [], "skip", references=False
     )
     prompts = [*problems, *tested]

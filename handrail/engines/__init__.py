@@ -1,1 +1,1 @@
-"""Engines answer what methods ask for: they decide what runs together, and where."""
+"""Engines answer the requests of methods: they decide how requests are batched and where they run."""

@@ -1,4 +1,4 @@
-"""The engine of this process: its policy generates and scores, a pool of processes verifies."""
+"""Local engine: the policy in this process generates and scores, a process pool verifies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ Places = Sequence[int] | None
 
 
 class LocalEngine:
-    """Answers requests with a policy, a verifier and experts. Completions depend on the seed, the step and the problem alone."""
+    """Answer requests with a policy, a verifier and experts.
+
+    Completions depend only on the seed, the step, the problem and its place in the step.
+    """
 
     def __init__(
         self,
@@ -37,16 +40,16 @@ class LocalEngine:
         seed: int = 0,
         require_end: bool = True,
     ) -> None:
-        """``require_end``: a completion that is cut off is wrong, whatever it says."""
+        """``require_end``: True if a truncated completion counts as wrong, whatever it says."""
         self.policy, self.verifier, self.seed, self.require_end = policy, verifier, seed, require_end
         self.experts = experts or Experts(policy=policy)
         self.step = 0
         self.counts: Counter[str] = Counter()
         self.unverified: dict[str, str] = {}
-        """Reason -> the first completion without a verdict for that reason, in one line."""
+        """Reason -> one line about the first completion that got no verdict for that reason."""
 
     def begin(self, step: int) -> None:
-        """Start a step with new counts."""
+        """Start a step and reset the counts."""
         self.step, self.counts, self.unverified = step, Counter(), {}
 
     def context(self, place: int, problem: Problem, verb: str, number: int = 0) -> Context:
@@ -59,14 +62,15 @@ class LocalEngine:
     # The verbs, over all groups of a step
 
     def groups(self, method: Method[Any], problems: Sequence[Problem]) -> list[Group]:
-        """Sample, grade, guide and credit one step's problems: what an update would learn from."""
+        """Sample, grade, guide and credit problems; return the groups that an update would learn from."""
         graded = self.reward(method, self.rollout(method, problems))
         return self.credit(method, [each for found in self.guide(method, graded) for each in found])
 
     def rollout(self, method: Method[Any], problems: Sequence[Problem], places: Places = None) -> list[Group]:
-        """Sample every problem as often as the method wants, ungraded.
+        """Sample the method's number of rollouts for every problem, ungraded.
 
-        ``places``, here and below: the place of each problem in the step, over all processes, on which depends what is sampled for it.
+        ``places``, here and below: the index of each problem in the step, over all processes; samples depend
+        on it.
         """
 
         async def sample(problem: Problem) -> Group:
@@ -83,7 +87,7 @@ class LocalEngine:
         return self._verb("reward", method.reward, groups, places)
 
     def guide(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[list[Group]]:
-        """The groups that each group becomes."""
+        """Guide every group; return the list of groups that each one becomes."""
         guided = self._verb("guide", method.guide, groups, places)
         return [each if isinstance(each, list) else [each] for each in guided]
 
@@ -115,13 +119,13 @@ class LocalEngine:
         return (verb, self.step, place, problem.id)
 
     def run(self, flows: Sequence[tuple[tuple[object, ...], Flow]]) -> list[Any]:
-        """Run coroutines that await requests, each with a key that no other has in this step."""
+        """Run coroutines that await requests, each with a key that is unique within the step."""
         return drive(flows, self.answer)
 
     # Answers
 
     def answer(self, pending: list[Pending]) -> Sequence[Any]:
-        """One answer for each request; all are of one kind."""
+        """Answer each request; all are of the same kind."""
         requests = [each.request for each in pending]
         match requests[0]:
             case Generate():
@@ -173,9 +177,9 @@ class LocalEngine:
         )
 
     def verify(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
-        """The trajectories with the verifier's verdict, and its reward: NaN if there is no verdict.
+        """Set ``correct`` and ``reward`` from the verifier's verdicts; the reward is NaN without a verdict.
 
-        One that was cut off is wrong if ``require_end``, and earns nothing.
+        With ``require_end``, a truncated trajectory is wrong and earns nothing.
         """
         complete = [member.finished or not self.require_end for _, member in pairs]
         asked = [pair for pair, ok in zip(pairs, complete, strict=True) if ok]

@@ -16,7 +16,7 @@ from handrail._util.memory import enough_memory
 from handrail._util.seeds import derive
 from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
-from handrail.training.contents import changed, code_digest, model_digest, read_object
+from handrail.training.contents import code_digest, find_changes, model_digest, read_object
 from handrail.training.resuming import differences, held_by
 from handrail.types.problem import Problem, digest
 from handrail.types.trajectory import Trajectory
@@ -232,7 +232,7 @@ def claim(
         there = read_object(file)
         if other := differences({key: there.get(key) for key in settings}, settings):
             raise UserError(f"{directory} holds another measurement: {other}; choose another --output")
-        if changed_since := changed(there.get("contents", {}), made_from):
+        if changed_since := find_changes(there.get("contents", {}), made_from):
             raise UserError(
                 f"{directory} holds a measurement from before {' and '.join(changed_since)} changed; "
                 "choose another --output"

@@ -144,7 +144,7 @@ def preview(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
     # Imported here, because importing torch takes longer than all checks that need no model.
     from accelerate import Accelerator
 
-    from handrail.training.lengths import fitting
+    from handrail.training.lengths import split_by_length
     from handrail.training.policies import load_policy
 
     policy = load_policy(config, Accelerator(cpu=True))
@@ -157,7 +157,7 @@ def preview(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
     for reference in first.references[:1]:
         tokens = policy.encode_reference(first, reference)
         yield f"its reference, {len(tokens)} tokens:", policy.tokenizer.decode(tokens)
-    problems, skipped = fitting(policy, problems, config.data.too_long)
+    problems, skipped = split_by_length(policy, problems, config.data.too_long)
     if skipped:
         yield f"warning: {len(skipped)} problems are too long and will be left out, first {skipped[0]}", ""
     if policy.context:

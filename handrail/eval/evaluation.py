@@ -16,7 +16,7 @@ from handrail.eval.attempts import Attempts, AttemptSampler, claim
 from handrail.eval.estimators import interval, ks, maj_at_k, pass_at_k, votes
 from handrail.training.config import Config
 from handrail.training.diversity import diversity, measures_of
-from handrail.training.lengths import fitting
+from handrail.training.lengths import split_by_length
 from handrail.training.policies import load_policy
 from handrail.verifiers.pool import VerifierPool
 
@@ -37,7 +37,7 @@ def evaluate_sets(
     problems = {name: load_problems(source, config.data.columns)[:limit] for name, source in sets.items()}
     policy = load_policy(config, accelerator(config.model.device))
     for name, each in problems.items():
-        problems[name], left_out = fitting(policy, each, config.data.too_long, references=False)
+        problems[name], left_out = split_by_length(policy, each, config.data.too_long, references=False)
         if left_out:
             show(f"{name}: {len(left_out)} problems are too long and are left out, first {left_out[0]}")
     with VerifierPool(config.verifier) as verifier:

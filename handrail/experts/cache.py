@@ -1,4 +1,4 @@
-"""Answers that were paid for once, kept for all runs."""
+"""Cache of an endpoint's answers, shared by all runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ LOCK_LIMIT = 10.0
 
 
 class AnswerCache:
-    """Answers by question in one SQLite file, for many threads and processes; None is the answer that was cut off.
+    """Map from question to answer in one SQLite file, for many threads and processes; a cut-off answer is
+    None.
 
-    A file that turns out damaged, or locked for too long, is used no more, which ``on_break`` is told once. Raises UserError if
-    there can be no such file.
+    If the file turns out to be damaged, or stays locked too long, the cache disables itself and calls
+    ``on_break`` once. Raises UserError if the file cannot be created.
     """
 
     def __init__(self, path: Path, on_break: Callable[[], None]) -> None:

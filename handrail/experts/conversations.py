@@ -1,6 +1,6 @@
-"""Conversations that ask a language model for plans, verdicts and corrections, and how its answers are read.
+"""Conversations that ask a language model for plans, verdicts and corrections, and parsers of its answers.
 
-An answer is hostile text: its reasoning is left out, and no more of it is kept than could make sense.
+Answers are untrusted text: reasoning is stripped, and their length is limited.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NUMBER = re.compile(r"[0-9]{1,6}")
 
 
 def plan_conversation(problem: Problem, reference: str) -> list[Message]:
-    """Asks for how to go about a problem, given its worked solution."""
+    """Ask for a plan for a problem, given its worked solution."""
     return _user(prompts.PLAN.format(problem=_text(problem), reference=reference))
 
 
 def judge_conversation(problem: Problem, steps: Sequence[str]) -> list[Message]:
-    """Asks for the first wrong step of an attempt; ``right_steps`` reads the answer."""
+    """Ask for the first wrong step of an attempt; ``count_right_steps`` parses the answer."""
     shown = "\n".join(
         prompts.STEP.format(number=number, step=step.strip()) for number, step in enumerate(steps, 1)
     )
@@ -34,7 +34,10 @@ def judge_conversation(problem: Problem, steps: Sequence[str]) -> list[Message]:
 def correction_conversation(
     problem: Problem, kept: Sequence[str], reference: str | None = None, whole: bool = False
 ) -> list[Message]:
-    """Asks for the step after the ``kept`` ones, or with ``whole`` for all that follow; ``read_correction`` reads the answer."""
+    """Ask for the step after the ``kept`` ones, or for all remaining ones if ``whole``.
+
+    ``read_correction`` parses the answer.
+    """
     return _user(
         prompts.CORRECTION.format(
             problem=_text(problem),
@@ -45,9 +48,10 @@ def correction_conversation(
     )
 
 
-def right_steps(answer: str, steps: int) -> int | None:
-    """How many of ``steps`` steps come before the first wrong one; all if none is wrong, None if the answer names no single step."""
-    text = spoken(answer)[-LONGEST:]
+def count_right_steps(answer: str, steps: int) -> int | None:
+    """Number of steps before the first wrong one; ``steps`` if none is wrong, None if the verdict is
+    unreadable."""
+    text = strip_reasoning(answer)[-LONGEST:]
     verdicts = {verdict.strip(" \t\r\"'`").lower() for verdict in VERDICT.findall(text) or [text]}
     if len(verdicts) != 1:
         return None
@@ -58,13 +62,13 @@ def right_steps(answer: str, steps: int) -> int | None:
 
 
 def read_correction(answer: str) -> tuple[str, bool] | None:
-    """What to go on with, and whether it was said to finish the solution; None if there is nothing."""
-    text, done, _ = spoken(answer)[:LONGEST].partition(DONE)
+    """Return the continuation, and True if it is marked as finishing the solution; None if it is empty."""
+    text, done, _ = strip_reasoning(answer)[:LONGEST].partition(DONE)
     return (text.strip(), bool(done)) if text.strip() else None
 
 
-def spoken(answer: str) -> str:
-    """An answer without its ``<think>`` blocks, also where one has lost its beginning or its end, and without a fence around it."""
+def strip_reasoning(answer: str) -> str:
+    """Strip ``<think>`` blocks, also ones without an opening or closing tag, and an enclosing code fence."""
     first, *others = answer.split("<think>")
     text = first + "".join(other.partition("</think>")[2] for other in others)
     text = text.rpartition("</think>")[2].strip()
@@ -73,7 +77,7 @@ def spoken(answer: str) -> str:
 
 
 def _user(text: str) -> list[Message]:
-    """One user message, since not every model knows a system role."""
+    """Make a single user message, because not every model supports a system role."""
     return [{"role": "user", "content": text}]
 
 

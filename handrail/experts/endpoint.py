@@ -1,4 +1,4 @@
-"""A language model behind the OpenAI chat-completions protocol: answers are cached, calls have a budget, and a failure costs one answer."""
+"""Client for the OpenAI chat-completions protocol, with a cache and a budget; a failure costs one answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ log = logging.getLogger("handrail")
 
 @dataclass
 class Spent:
-    """What an endpoint has used of its budget; ``cost`` in the currency of the prices."""
+    """Used part of an endpoint's budget; ``cost`` is in the currency of the prices."""
 
     calls: int = 0
     tokens: int = 0
@@ -60,9 +60,10 @@ class EmptyAnswer(Exception):
 
 
 class Endpoint:
-    """Asks a chat-completions server, many questions at a time. Raises UserError if the configuration or its key cannot work.
+    """Client that asks a chat-completions server many questions concurrently.
 
-    A call is one question with all its retries. ``counts`` are for the step's metrics, ``spent`` is what the budget compares with.
+    A call is one question with all its retries. ``counts`` are for the step's metrics; ``spent`` is compared
+    with the budget. Raises UserError if the configuration or the key cannot work.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -84,7 +85,7 @@ class Endpoint:
                 timeout=config.timeout,
                 max_retries=config.retries,
             )
-        except Exception as error:  # InvalidURL, of whichever httpx the client uses
+        except Exception as error:  # InvalidURL, from whichever httpx the client uses
             raise UserError(f"endpoint.base_url cannot be used: {error}") from None
         self._lock = threading.Lock()
         self._refused: set[str] = set()
@@ -99,7 +100,7 @@ class Endpoint:
         self._cache.close()
 
     def take_counts(self) -> Counter[str]:
-        """The counts since the last time they were taken."""
+        """Return the counts since the last call."""
         with self._lock:
             taken, self.counts = self.counts, Counter()
         return taken
@@ -247,10 +248,14 @@ class Endpoint:
         text = _clean(choice.message.content or "")
         if not text.strip():
             raise EmptyAnswer
-        return self._masked(text) if len(self._key) >= SHORTEST_SECRET else text
+        return self._mask(text) if len(self._key) >= SHORTEST_SECRET else text
 
     def _create(self, messages: list[Message], max_tokens: int, temperature: float) -> Any:
-        """One completion. Some models refuse ``max_tokens`` for its newer name, or any temperature but their own; that is remembered."""
+        """Request one completion.
+
+        Some models accept only the newer name of ``max_tokens``, or only their default temperature; refused
+        parameters are remembered and not sent again.
+        """
         create: Any = self._client.chat.completions.create
         while True:
             settings = {
@@ -280,7 +285,8 @@ class Endpoint:
         return any(limit is not None and used >= limit for used, limit in limits)
 
     def _spend(self, completion: Any, messages: list[Message]) -> None:
-        """Books what the server says it used; one that does not say is taken to use a token for every three bytes."""
+        """Add the usage that the server reports to what is spent; without a report, assume one token per
+        three bytes."""
         usage = getattr(completion, "usage", None)
         prompt, answer = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
         if type(prompt) is not int or type(answer) is not int or min(prompt, answer) < 0:
@@ -324,10 +330,10 @@ class Endpoint:
 
     def _line(self, text: str) -> str:
         """A server's text as one line for the user, without the key and not too long."""
-        line = "".join(letter if letter.isprintable() else " " for letter in self._masked(text))
+        line = "".join(letter if letter.isprintable() else " " for letter in self._mask(text))
         return line[:LONGEST_REASON]
 
-    def _masked(self, text: str) -> str:
+    def _mask(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
     def _cache_broke(self) -> None:
@@ -340,5 +346,5 @@ class Endpoint:
 
 
 def _clean(text: str) -> str:
-    """Without lone surrogates, which neither a request nor the cache can hold."""
+    """Replace lone surrogates, which neither a request nor the cache can encode."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""What can be asked of an expert. Whoever asks need not know where the expert runs."""
+"""Questions for experts. A method that asks one need not know where the expert runs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from handrail.types.problem import Problem
 
 @dataclass(frozen=True)
 class JudgeQuestion:
-    """Which steps of an attempt are right? Answer: see ``StepJudge``."""
+    """Ask which steps of an attempt are right. Answer: see ``StepJudge``."""
 
     problem: Problem
     steps: list[str]
-    step_end: str | None = None  # regular expression; None for the usual ends of steps
+    step_end: str | None = None  # regular expression; None for the default step endings
 
 
 @dataclass(frozen=True)
 class CorrectionQuestion:
-    """What follows the steps that are kept? Answer: see ``Corrector``."""
+    """Ask for the continuation of the kept steps. Answer: see ``Corrector``."""
 
     draft: Draft
-    whole: bool  # everything to the end, instead of one step
+    whole: bool  # True for everything up to the end, False for one step
     attempt: int
-    shown: bool  # the corrector sees the reference
-    max_tokens: int  # longest step
+    shown: bool  # True if the corrector sees the reference
+    max_tokens: int  # maximum length of a step
     step_end: str | None = None
 
 
 @dataclass(frozen=True)
 class PlanQuestion:
-    """How does a worked solution proceed? Answer: a plan, or None if there is none that gives nothing away.
+    """Ask for a plan of a worked solution. Answer: the plan, or None if there is none that leaks no values.
 
-    Two ablations answer with something else: the whole solution, or the plan of another question that is asked at the same time.
+    Two ablations return something else: the whole solution, or the plan of another question in the same
+    batch.
     """
 
     problem: Problem

@@ -1,6 +1,7 @@
-"""The experts by name: step judges, correctors and planners, opened when they are asked for.
+"""Registry of experts: step judges, correctors and planners, loaded on first use.
 
-Yours can be anywhere: ``my_file.py:MyJudge``, a class without arguments that has the one method of its protocol.
+Your own can be anywhere: ``my_file.py:MyJudge``, a class without constructor arguments that implements its
+protocol's only method.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ BUILT_IN: dict[Role, tuple[str, ...]] = {
 }
 VERBS: dict[Role, str] = {"judge": "judge", "corrector": "correct", "planner": "plans"}
 RENAMED = {"rule": "arithmetic"}
-"""Old names of judges."""
+"""Old names of judges, for error messages."""
 
 
 class Experts:
-    """The experts of one run. Every method raises UserError if the configuration lacks what an expert needs."""
+    """Experts of one run.
+
+    Every method raises UserError if the configuration lacks something that an expert needs.
+    """
 
     def __init__(
         self,
@@ -48,16 +52,18 @@ class Experts:
         policy: Policy | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """``load`` opens the model of a path as a policy, and names a setting if it cannot; ``policy`` is the one in training.
+        """``load(path, setting)`` loads a model as a policy; its errors name the setting. ``policy``: the one
+        in training.
 
-        Without ``policy``, an expert that asks it loads the model of the configuration: the path "".
+        Without ``policy``, experts that need it call ``load`` with the path "", which is the configured
+        model.
         """
         self.config, self.server, self.load, self.trained = config or ExpertsConfig(), endpoint, load, policy
         self.device = device or torch.device("cpu")
         self.counts: Counter[str] = Counter()
 
     def check(self, role: Role, name: str, setting: str) -> None:
-        """Raise UserError, naming ``setting``, unless the expert can be opened."""
+        """Raise UserError, naming ``setting``, if the expert cannot be loaded."""
         if ":" not in name and name not in BUILT_IN[role]:
             new = RENAMED.get(name) if role == "judge" else None
             near = [new] if new else difflib.get_close_matches(name, BUILT_IN[role], 1)
@@ -74,9 +80,9 @@ class Experts:
                     planner.check(setting)
 
     def answer(self, name: str, questions: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
-        """The answers of the expert ``name`` to questions of one kind; ``seeds`` are for those that sample.
+        """Ask the expert ``name`` questions of one kind; ``seeds`` are for experts that sample.
 
-        Raises UserError if an expert of the user's own fails.
+        Raises UserError if a user's own expert fails.
         """
         kind = type(questions[0])
         role: Role = (
@@ -94,7 +100,8 @@ class Experts:
             for question, scores in zip(questions, answers, strict=True):
                 if scores is not None and len(scores) != len(question.steps):
                     raise UserError(
-                        f"the judge {name} gives {len(scores)} scores to {len(question.steps)} steps; return one for each"
+                        f"the judge {name} gives {len(scores)} scores to {len(question.steps)} steps; "
+                        "return one for each"
                     )
         self.counts[f"{role}/asked"] += len(questions)
         self.counts[f"{role}/no_answer"] += sum(answer is None for answer in answers)
@@ -123,7 +130,7 @@ class Experts:
         return out
 
     def _plans(self, name: str, questions: Sequence[PlanQuestion], seeds: Sequence[int]) -> list[Any]:
-        """Plans that give nothing away, or what an ablation puts in their place."""
+        """Make plans that leak no values, or their replacements in an ablation."""
         if questions[0].ablation == "solution":
             return [question.reference for question in questions]
         pairs = [(question.problem, question.reference) for question in questions]
@@ -132,7 +139,7 @@ class Experts:
             if plan is not None and leaks(plan, problem):
                 self.counts.update({"planner/leaking": 1, "planner/no_answer": -1})
                 plans[place] = None
-        if questions[0].ablation == "shuffled-plan":  # a lone question has no other's plan to take
+        if questions[0].ablation == "shuffled-plan":  # with a single question, there is no other plan
             return [*plans[1:], *plans[:1]] if len(plans) > 1 else [None]
         return plans
 
@@ -151,10 +158,10 @@ class Experts:
 
                 return LlmJudge(self.endpoint, self.endpoint.config.answer_tokens)
             case _:
-                return cast(StepJudge, self._own("judge", name))
+                return cast(StepJudge, self._load_own("judge", name))
 
     def corrector(self, name: str, shown: bool, max_tokens: int, step_end: str | None) -> Corrector:
-        """``shown``: the corrector sees the reference. The reference itself, and the policy, always do."""
+        """``shown``: True if the corrector sees the reference; "reference" and "policy" always do."""
         match name:
             case "reference":
                 return ReferenceCorrector(step_end)
@@ -167,7 +174,7 @@ class Experts:
 
                 return EndpointCorrector(self.endpoint, shown, step_end, self.endpoint.config.answer_tokens)
             case _:
-                return cast(Corrector, self._own("corrector", name))
+                return cast(Corrector, self._load_own("corrector", name))
 
     def planner(self, name: str, max_tokens: int) -> Planner:
         match name:
@@ -180,10 +187,10 @@ class Experts:
             case "auto" | "column" | "rule" | "outline":
                 return DataPlanner(name)
             case _:
-                return cast(Planner, self._own("planner", name))
+                return cast(Planner, self._load_own("planner", name))
 
-    def _own(self, role: Role, name: str) -> Any:
-        """An expert of the user's own, made once."""
+    def _load_own(self, role: Role, name: str) -> Any:
+        """Return a user's own expert, instantiated once."""
         if name not in self._opened:
             made = load_attribute(name, role)
             try:
@@ -234,13 +241,13 @@ class Experts:
         return Endpoint(self.server)
 
     def take_counts(self) -> Counter[str]:
-        """What has been counted since the last call, by the endpoint too."""
+        """Return the counts since the last call, including the endpoint's."""
         counts, self.counts = self.counts, Counter()
         return counts + (self.endpoint.take_counts() if "endpoint" in self.__dict__ else Counter())
 
 
 def by_options(questions: Sequence[Any]) -> dict[tuple[object, ...], list[int]]:
-    """The places of questions that can be answered in one call."""
+    """Group the indices of questions that can be answered in one call."""
     out: dict[tuple[object, ...], list[int]] = {}
     for place, question in enumerate(questions):
         options = {

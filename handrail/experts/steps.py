@@ -1,4 +1,4 @@
-"""A solution as steps: the unit that judges score and correctors replace."""
+"""Steps of solutions: the unit that judges score and correctors replace."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from bisect import bisect_right
 
 from handrail.models.renderer import Renderer
 
-# The first of these that a solution contains ends its steps: a blank line, a line, a semicolon, a sentence.
+# The first of these patterns that occurs in a solution ends its steps: blank line, line, semicolon, sentence.
 ENDS = (r"\n[ \t]*\n\s*", r"\n\s*", r" ?;\s+", r"(?<=[^\d\s])[.!?]\s+|(?<=\d)\.\s+(?=[A-Z])")
 
 
 def split_steps(text: str, end: str | None = None) -> list[str]:
-    """The steps of ``text``, each with what ends it, so that they join to ``text`` again; ``end`` is a regular expression."""
+    """Split ``text`` into steps that include their endings, so that they join to ``text`` again.
+
+    ``end``: regular expression of step endings.
+    """
     for pattern in [end] if end else ENDS:
         places = [match.end() for match in re.finditer(pattern, text) if match.end() > match.start()]
         if any(text[place:].strip() for place in places):
@@ -21,7 +24,7 @@ def split_steps(text: str, end: str | None = None) -> list[str]:
 
 
 def _merge_empty(pieces: list[str]) -> list[str]:
-    """White space alone is no step: it belongs to the step before it, or to the first."""
+    """Merge pieces of whitespace into the preceding step, or into the first one."""
     steps: list[str] = []
     lead = ""
     for piece in pieces:
@@ -35,9 +38,10 @@ def _merge_empty(pieces: list[str]) -> list[str]:
     return steps
 
 
-def spelt(tokens: list[int], text: str, renderer: Renderer) -> int:
-    """How many of ``tokens`` spell a beginning of ``text``; a token that reaches beyond it is not counted."""
+def count_prefix_tokens(tokens: list[int], text: str, renderer: Renderer) -> int:
+    """Number of leading ``tokens`` whose text is a prefix of ``text``; excludes a token that extends beyond
+    it."""
     count = bisect_right(range(len(tokens) + 1), len(text), key=lambda n: len(renderer.text(tokens[:n]))) - 1
-    while not text.startswith(renderer.text(tokens[:count])):  # a character may be spelt by several tokens
+    while not text.startswith(renderer.text(tokens[:count])):  # one character can consist of several tokens
         count -= 1
     return count

@@ -1,4 +1,7 @@
-"""The methods by name. A paper is one file here; yours can be anywhere: ``name = "my_file.py:MyMethod"``."""
+"""Registry of methods.
+
+A paper is one file here; your own can be anywhere: ``name = "my_file.py:MyMethod"``.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ METHODS: dict[str, type[Method[Any]]] = {
 
 
 def find(name: str) -> type[Method[Any]]:
-    """The class of a method. Raises UserError if there is none."""
+    """Return the class of a method. Raises UserError if there is no such method."""
     if name in METHODS:
         return METHODS[name]
     if ":" in name:
@@ -42,15 +45,16 @@ def find(name: str) -> type[Method[Any]]:
 def build(
     settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method[Any]] | None = None
 ) -> Method[Any]:
-    """The method that a configuration's ``[method]`` section describes, or ``cls`` with its settings.
+    """Build the method that a ``[method]`` section describes; ``cls``, if given, replaces the class it names.
 
-    Raises UserError for unknown names and settings, and for groups that are too small for the method.
+    Raises UserError if a name or setting is unknown, or if groups are too small for the method.
     """
     cls = cls or find(str(settings.get("name", "grpo")))
     if rollout.group_size < cls.smallest_group:
+        name = cls.name or cls.__name__
         raise UserError(
-            f"rollout.group_size is {rollout.group_size}, and {cls.name or cls.__name__} compares the members of a group with each other; "
-            f"set it to {cls.smallest_group} or more"
+            f"rollout.group_size is {rollout.group_size}, and {name} compares the members of a group with "
+            f"each other; set it to {cls.smallest_group} or more"
         )
     try:
         parsed: MethodSettings = cls.Settings.model_validate(settings)

@@ -1,4 +1,4 @@
-"""What a method is: five verbs. This base class holds GRPO's version of each; a paper overrides those it changes."""
+"""Base class of methods: five verbs, as GRPO defines them; a paper overrides those it changes."""
 
 from __future__ import annotations
 
@@ -38,34 +38,35 @@ class MethodSettings(Section):
 
 class GrpoSettings(MethodSettings):
     normalise_std: bool = True
-    """Divide the advantage by the standard deviation of the group's rewards + 1e-4; Dr.GRPO does not."""
+    """Divide advantages by (standard deviation of the group's rewards + 1e-4); Dr.GRPO does not."""
     clip: bool = True
     """Clip the importance ratio."""
     clip_low: float = Field(0.2, ge=0, le=1)
     """Lower bound of the clipped ratio: 1 − clip_low."""
     clip_high: float = Field(0.2, ge=0)
-    """Upper bound of the clipped ratio: 1 + clip_high; DAPO takes 0.28."""
+    """Upper bound of the clipped ratio: 1 + clip_high; DAPO uses 0.28."""
     ratio: Ratio = "token"
     """One importance ratio per token, or one per sequence (GSPO, with clips near 3e-4 and 4e-4)."""
     loss_normalizer: LossNormalizer = "sequence"
     """How token losses are averaged: mean of sequence means (GRPO), mean over all tokens of the update
     (DAPO), or divided by the constant ``rollout.max_tokens`` (Dr.GRPO)."""
     skip_dead_groups: bool = False
-    """Leave groups without signal out of the average too (DAPO); otherwise they count as zeros."""
+    """Exclude groups without signal from the loss normalizers (DAPO); otherwise they count as zeros."""
     kl: float = Field(0.0, ge=0)
-    """β, the coefficient of the KL divergence from the starting model. If it is not 0, that model is kept in
-    memory too (with ``[lora]``, the model without its adapter), and no trajectory can be dropped."""
+    """β, the coefficient of the KL divergence from the starting model. If nonzero, that model stays in memory
+    (with ``[lora]``, the model without its adapter), and no trajectory can be dropped."""
     entropy_bonus: float = Field(0.0, ge=0)
-    """Coefficient of the tokens' entropy in the objective; if it is not 0, no trajectory can be dropped."""
+    """Coefficient of the token entropy in the objective; if nonzero, no trajectory can be dropped."""
 
 
 S = TypeVar("S", bound=MethodSettings)
 
 
 class CreditTerm(Section):
-    """A change to credited groups that works under any method; its fields are its settings.
+    """An adjustment of a group's advantages that works under any method; its fields are its settings.
 
-    ``models`` names the models that it scores tokens with besides the policy: {"reference"} for the model before training.
+    ``models`` names the models besides the policy that it scores tokens with; "reference" is the model before
+    training.
     """
 
     source: ClassVar[str] = "your own"
@@ -76,15 +77,17 @@ class CreditTerm(Section):
     """Name of the term, or ``file.py:Name`` for one of your own."""
 
     async def __call__(self, group: Group, ctx: Context) -> Group:
-        """The group with other advantages."""
+        """Return the group with adjusted advantages."""
         raise NotImplementedError
 
 
 class Method(Generic[S]):
-    """rollout: G samples of each problem. guide: nothing. credit: (R − mean)/(std + 1e-4). surrogate: min(rA, clip(r)A).
+    """rollout: G samples of each problem. guide: nothing. credit: (R − mean)/(std + 1e-4). surrogate: min(rA,
+    clip(r)A).
 
-    A method holds its settings and its state, and no models, threads or files, so that it can be pickled. Each verb but the last works
-    on one group and awaits what it needs (``handrail.methods.requests``); an engine answers, and decides what runs together.
+    A method holds its settings and its state, but no models, threads or files, so it can be pickled. Each
+    verb except ``surrogate`` works on one group and awaits requests (``handrail.methods.requests``); an
+    engine answers them and decides how they are batched.
     """
 
     name: ClassVar[str] = ""
@@ -94,7 +97,7 @@ class Method(Generic[S]):
     uses_advantages: ClassVar[bool] = True
     """True if the surrogate reads advantages, so that credit terms can act on it."""
     smallest_group: ClassVar[int] = 2
-    """Least ``rollout.group_size``: the only rollout of its group has none to be compared with, so its advantage is always 0."""
+    """Minimum ``rollout.group_size``: the advantage of a group's only rollout is always 0."""
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class Method(Generic[S]):
         max_tokens: int = 256,
         terms: Sequence[CreditTerm] = (),
     ) -> None:
-        """``max_tokens``: the longest rollout, for the constant normalizer."""
+        """``max_tokens``: length limit of a rollout, used by the constant normalizer."""
         self.settings: S = settings or self.Settings()  # type: ignore[assignment]  # a subclass names its own settings
         self.group_size, self.max_tokens, self.terms = group_size, max_tokens, tuple(terms)
 
@@ -114,19 +117,19 @@ class Method(Generic[S]):
 
     @property
     def experts(self) -> Mapping[Role, str]:
-        """The experts that it asks, by role: they are opened before anything is sampled."""
+        """Names of the experts that the method asks, by role. They are loaded before sampling starts."""
         return {}
 
     @property
     def models(self) -> frozenset[str]:
-        """The models that it scores tokens with besides the policy; "reference" is the model before training."""
+        """Models besides the policy that the method scores with; "reference" is the model before training."""
         needed = frozenset({"reference"} if self.kl else ())
         return needed.union(*(term.models for term in self.terms))
 
     # The verbs
 
     def samples(self, problem: Problem) -> int:
-        """The number of rollouts of a problem."""
+        """Number of rollouts to sample for ``problem``."""
         return self.group_size
 
     async def reward(self, group: Group, ctx: Context) -> Group:
@@ -135,13 +138,14 @@ class Method(Generic[S]):
         return replace(group, trajectories=graded)
 
     async def guide(self, group: Group, ctx: Context) -> Group | list[Group]:
-        """Add to a graded group, or replace or repair what is in it."""
+        """Add trajectories to a graded group, or replace or repair those in it."""
         return group
 
     async def credit(self, group: Group, ctx: Context) -> Group | None:
-        """Set the advantage or the imitation weight of every token; called right before the update that the group is for.
+        """Set the advantage or imitation weight of every token; called right before the update that uses the
+        group.
 
-        None leaves the group out of the update and of its normalizers.
+        Return None to exclude the group from the update and its normalizers.
         """
         group = self.advantages(group)
         for term in self.terms:
@@ -149,34 +153,33 @@ class Method(Generic[S]):
         return group
 
     def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
-        """The objective of every token [B, T] from the current log-probabilities [B, T]; its sum is maximized."""
+        """Objective of every token [B, T], given current log-probabilities [B, T]; its sum is maximized."""
         return self.policy_gradient(logp, batch) + losses.imitation(logp, batch)
 
-    # What the verbs are made of
+    # Building blocks of the verbs
 
     def setting(self, name: str, default: Any) -> Any:
-        """A setting that not all methods have."""
+        """Return a setting, or ``default`` if this method does not have it."""
         return getattr(self.settings, name, default)
 
     def advantages(self, group: Group) -> Group:
-        """Equal rewards give exactly zero, by comparison of the rewards and not of a rounded deviation.
+        """Set GRPO's advantages in the baseline.
 
-        A trajectory whose reward is unknown gets zero and enters no statistic.
+        Equal rewards give exactly zero: rewards are compared, not a standard deviation with its rounding
+        error. A trajectory with an unknown reward gets zero and enters no statistic.
         """
         if group.dead:
             return group.map(lambda member: member.with_advantage(0.0) if member.in_baseline else member)
         base = mean(group.rewards)
         scale = 1 / (stdev(group.rewards) + STD_EPSILON) if self.setting("normalise_std", True) else 1.0
 
-        def credited(member: Trajectory) -> Trajectory:
-            known = member.reward == member.reward  # false for NaN
-            return (
-                member.with_advantage((member.reward - base) * scale if known else 0.0)
-                if member.in_baseline
-                else member
-            )
+        def set_advantage(member: Trajectory) -> Trajectory:
+            if not member.in_baseline:
+                return member
+            known = member.reward == member.reward  # False for NaN
+            return member.with_advantage((member.reward - base) * scale if known else 0.0)
 
-        return group.map(credited)
+        return group.map(set_advantage)
 
     def policy_gradient(self, logp: Tensor, batch: TokenBatch) -> Tensor:
         bounds = (
@@ -187,7 +190,7 @@ class Method(Generic[S]):
         return losses.policy_gradient(logp, batch, self.setting("ratio", "token"), bounds)
 
     async def verified_reference(self, group: Group, ctx: Context) -> Trajectory | None:
-        """A reference of the group's problem, graded; None, and counted, if it has none."""
+        """Pick and grade a reference of the group's problem; count and return None if it has none."""
         reference = ctx.reference(group.problem)
         if reference is None:
             return None
@@ -207,7 +210,7 @@ class Method(Generic[S]):
         return float(self.setting("kl", 0.0))
 
     def advantage_scale(self, trajectory: Trajectory, normalizers: Normalizers) -> float:
-        """The factor of the advantage of each token of ``trajectory``."""
+        """Factor applied to the advantage of each token of ``trajectory``."""
         match self.setting("loss_normalizer", "sequence"):
             case "sequence":
                 return 1 / (normalizers.trajectories * trajectory.trained_tokens)
@@ -217,13 +220,14 @@ class Method(Generic[S]):
                 return 1 / (normalizers.trajectories * self.max_tokens)
 
     def imitation_scale(self, trajectory: Trajectory, normalizers: Normalizers) -> float:
-        """The factor of the imitation weight of each token of ``trajectory``: a mean over its tokens and all problems."""
+        """Factor applied to the imitation weight of each token: a mean over its trajectory and all
+        problems."""
         return 1 / (normalizers.problems * trajectory.trained_tokens)
 
-    # What outlives a step
+    # State that outlives a step
 
     def state(self) -> dict[str, object]:
-        """JSON-able state that a checkpoint keeps; it must be the same in every process."""
+        """JSON-serializable state for the checkpoint; must be identical in every process."""
         return {}
 
     def load_state(self, state: dict[str, object]) -> None:

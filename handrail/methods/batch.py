@@ -1,4 +1,4 @@
-"""Credited trajectories as padded columns: what every engine's loss reads."""
+"""Trajectories with credit as padded columns: the input of every engine's loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handrail.types.trajectory import Trajectory, default
 
 @dataclass(frozen=True)
 class Sample:
-    """A trajectory with what its columns are multiplied by, and the coefficients of its entropy and divergence."""
+    """A trajectory with the scales of its columns and the coefficients of its entropy and KL terms."""
 
     trajectory: Trajectory
     advantage_scale: float = 0.0
@@ -26,16 +26,16 @@ class Sample:
 
     @property
     def is_live(self) -> bool:
-        """True if any of its tokens has a gradient."""
+        """True if any of the trajectory's tokens contributes to the gradient."""
         return self.trajectory.has_signal or self.entropy_coef != 0 or self.kl_coef != 0
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """The columns of B trajectories, padded on the right to [B, T]; 0 in the padding.
+    """Columns of B trajectories, right-padded with zeros to [B, T].
 
-    ``mask`` is 1 on the tokens that are trained, and 0 on the environment's and in the padding. Advantages and imitation weights are
-    already divided by their normalizers, so that the loss of an update is minus the plain sum over its tokens.
+    ``mask`` is 1 on trained tokens, 0 on environment tokens and padding. Advantages and imitation weights are
+    already divided by their normalizers, so the loss of an update is minus the plain sum over its tokens.
     """
 
     mask: Tensor
@@ -80,7 +80,7 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Trajectories that go through the model together."""
+    """Trajectories of one forward and backward pass."""
 
     inputs: Inputs
     tokens: TokenBatch
@@ -95,32 +95,29 @@ NOT_TRAINED = {"entropy"}
 
 
 def token_batch(samples: Sequence[Sample]) -> TokenBatch:
-    """The columns of ``samples``, scaled and padded."""
+    """Scale and pad the columns of ``samples``."""
     trajectories = [sample.trajectory for sample in samples]
     scales = {
         "advantage": [sample.advantage_scale for sample in samples],
         "imitation_weight": [sample.imitation_scale for sample in samples],
         "linear_weight": [sample.linear_scale for sample in samples],
     }
-    mask = padded([trajectory.trained.float() for trajectory in trajectories])
+    mask = pad([trajectory.trained.float() for trajectory in trajectories])
     columns = {}
-    for name in {
-        *ALWAYS,
-        *(name for trajectory in trajectories for name in trajectory.columns),
-    } - NOT_TRAINED:
-        column = padded([trajectory.column(name) for trajectory in trajectories])
+    for name in {*ALWAYS, *(name for each in trajectories for name in each.columns)} - NOT_TRAINED:
+        column = pad([trajectory.column(name) for trajectory in trajectories])
         columns[name] = column * torch.tensor(scales[name])[:, None] if name in scales else column
     return TokenBatch(
         mask,
-        padded([trajectory.author for trajectory in trajectories]),
+        pad([trajectory.author for trajectory in trajectories]),
         columns,
         mask * torch.tensor([sample.entropy_coef for sample in samples])[:, None],
         mask * torch.tensor([sample.kl_coef for sample in samples])[:, None],
     )
 
 
-def padded(rows: Sequence[Tensor]) -> Tensor:
-    """[len(rows), longest]."""
+def pad(rows: Sequence[Tensor]) -> Tensor:
+    """Right-pad rows with zeros to [len(rows), longest]."""
     return pad_sequence(list(rows), batch_first=True)
 
 
@@ -131,7 +128,10 @@ def micro_batch(samples: Sequence[Sample]) -> MicroBatch:
 
 
 def pack(samples: Sequence[Sample], budget: int, shared: bool = True) -> Iterator[MicroBatch]:
-    """Micro-batches of at most ``budget`` padded tokens; ``shared`` if a prompt is read once for all its completions."""
+    """Yield micro-batches of at most ``budget`` tokens, padding included.
+
+    ``shared``: True if the model reads a prompt once for all its completions.
+    """
     prompts = [sample.trajectory.prompt_ids for sample in samples]
     for part in by_budget(prompts, [len(sample.trajectory) for sample in samples], budget, shared):
         yield micro_batch([samples[index] for index in part])

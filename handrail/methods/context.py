@@ -1,4 +1,4 @@
-"""What a method has at hand without waiting."""
+"""Context of a verb: everything a method can use without awaiting a request."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from handrail.types.trajectory import Author, Trajectory
 
 @dataclass(frozen=True)
 class Context:
-    """Text and tokens, the number of the step, randomness that resumes exactly, and named counts for the step's metrics.
+    """Renderer (text ↔ tokens), step number, randomness that resumes exactly, and named counts for the
+    metrics.
 
-    ``max_tokens`` is the longest completion (``rollout.max_tokens``); ``longest`` the longest sequence that the model reads, None if it
-    does not say.
+    ``max_tokens`` is the length limit of a completion (``rollout.max_tokens``); ``longest`` is the model's
+    context length, None if unknown.
     """
 
     renderer: Renderer
@@ -27,7 +28,8 @@ class Context:
     counts: Counter[str] = field(default_factory=Counter)
 
     def reference(self, problem: Problem) -> Trajectory | None:
-        """One of the problem's references as a completion of its prompt, ungraded; None, and counted, if it has none."""
+        """Pick one of the problem's references as an ungraded completion; count and return None if it has
+        none."""
         if not problem.references:
             self.counts["guide/no_reference"] += 1
             return None

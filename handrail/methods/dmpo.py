@@ -16,20 +16,21 @@ class DmpoSettings(GrpoSettings):
     temperature: float = Field(1 / 15, gt=0)
     """α: the group's target distribution is softmax(R/α)."""
     matching_coef: float = Field(2.0, ge=0)
-    """λ, the factor of the distance between the target and the policy's own distribution."""
+    """λ, the coefficient of the distance between the target distribution and the policy's own."""
     mask_uniform: bool = True
-    """Leave groups with equal rewards alone, instead of making their trajectories equally likely."""
+    """Skip groups with equal rewards instead of making their trajectories equally likely."""
 
 
 class Dmpo(Method[DmpoSettings]):
-    """DMPO: the policy's distribution over a group is drawn to the one that its rewards ask for.
+    """DMPO: match the policy's distribution over a group to the target distribution defined by its rewards.
 
     rollout: G samples of each problem.
     guide: nothing.
-    credit: GRPO's, and ∂/∂log π of −λ·mean (p − q)², q = softmax(mean log π of each trajectory), p = softmax(R/α), within the group.
+    credit: GRPO's, and ∂/∂log π of −λ·mean (p − q)² as imitation weights; p = softmax(R/α) and
+        q = softmax(mean log π of each trajectory), both within the group.
     surrogate: GRPO's, plus w·log π, a mean over problems.
 
-    The formulas are from two notes made from the paper; there is no published code.
+    The formulas come from two sets of notes on the paper; no code was published.
     """
 
     name = "dmpo"
@@ -39,17 +40,17 @@ class Dmpo(Method[DmpoSettings]):
 
     async def credit(self, group: Group, ctx: Context) -> Group | None:
         credited = await super().credit(group, ctx)
-        if credited is None or (group.dead and self.settings.mask_uniform) or not self.compared(group):
+        if credited is None or (group.dead and self.settings.mask_uniform) or not self.comparable(group):
             return credited
         return await linearised(credited, self.matching)
 
     def matching(self, group: Group, logps: Sequence[Tensor]) -> Tensor:
-        """−λ·mean (p − q)² of the group; ``logps`` [T] for each of its trajectories."""
-        compared = self.compared(group)
+        """Compute −λ·mean (p − q)² of the group; ``logps`` [T] for each of its trajectories."""
+        comparable = self.comparable(group)
         pairs = [
             (member, logp)
             for member, logp in zip(group.trajectories, logps, strict=True)
-            if member in compared
+            if member in comparable
         ]
         likelihood = torch.stack([logp[member.trained].mean() for member, logp in pairs])
         rewards = torch.tensor([member.reward for member, _ in pairs])
@@ -57,8 +58,8 @@ class Dmpo(Method[DmpoSettings]):
         return -self.settings.matching_coef * ((target - torch.softmax(likelihood, 0)) ** 2).mean()
 
     @staticmethod
-    def compared(group: Group) -> list[Trajectory]:
-        """The trajectories of the baseline with a known reward and a trained token."""
+    def comparable(group: Group) -> list[Trajectory]:
+        """Trajectories of the baseline with a known reward and at least one trained token."""
         return [
             member for member in group.baseline if member.reward == member.reward and member.trained_tokens
         ]

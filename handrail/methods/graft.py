@@ -1,11 +1,11 @@
-"""Going on from the middle of a rollout with somebody else's text."""
+"""Repair of a rollout: keep its beginning, insert a correction, and let the policy continue."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from handrail.experts.correctors import Correction
-from handrail.experts.steps import spelt
+from handrail.experts.steps import count_prefix_tokens
 from handrail.methods.context import Context
 from handrail.methods.requests import Generate, Verify
 from handrail.types.problem import Problem
@@ -15,15 +15,17 @@ from handrail.types.trajectory import Author, Trajectory
 async def graft(
     rollout: Trajectory, kept: str, correction: Correction, problem: Problem, ctx: Context
 ) -> Trajectory | None:
-    """The beginning ``kept`` of a rollout, a correction, and the policy's end if the correction has none, graded.
+    """Join the beginning ``kept`` of a rollout, a correction and, unless that is complete, the policy's
+    continuation.
 
-    The longest run of the rollout's tokens that spells a beginning of ``kept`` stays as it was sampled; what is
-    left of ``kept`` is written anew together with the correction. None if the policy has no room to go on.
+    The longest prefix of the rollout's tokens whose text is a prefix of ``kept`` stays as sampled; the rest
+    of ``kept`` is tokenized together with the correction. Returns the graded trajectory, None if the policy
+    has no room to continue.
     """
     renderer = ctx.renderer
-    cut = spelt(rollout.tokens, kept, renderer)
+    cut = count_prefix_tokens(rollout.tokens, kept, renderer)
     rest = kept[len(renderer.text(rollout.tokens[:cut])) :]
-    # References are the user's own text; anybody else could end the turn by writing special tokens.
+    # A reference is the user's own text. Any other author could end the turn by writing special tokens.
     plain = correction.author is not Author.REFERENCE
     written = renderer.completion(rest + correction.text, end=correction.complete, plain=plain)
     solution = rollout.truncate(cut).append(written, correction.author, finished=correction.complete)

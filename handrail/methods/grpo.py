@@ -4,7 +4,7 @@ from handrail.methods.base import GrpoSettings, Method
 
 
 class Grpo(Method[GrpoSettings]):
-    """GRPO, the baseline without guidance.
+    """GRPO, the unguided baseline.
 
     rollout: G samples of each problem.
     guide: nothing.

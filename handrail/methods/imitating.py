@@ -1,4 +1,4 @@
-"""What methods share that imitate references beside the group: the normalizer of their weights."""
+"""Base class of methods that imitate references outside the group: the normalizer of their weights."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ Divisor = Literal["all", "failed"]
 
 class ImitationSettings(MethodSettings):
     imitation_coef: float = Field(1.0, ge=0)
-    """λ, the factor of the imitation loss."""
+    """λ, the coefficient of the imitation loss."""
     mean: Mean = "token"
-    """Weigh all reference tokens alike, or all references."""
+    """``token`` weights all reference tokens equally, ``sequence`` all references."""
     divide_by: Divisor = "failed"
-    """Divide the imitation loss by all problems of the update, or only by those that imitate a reference."""
+    """Divide the imitation loss by the number of all problems of the update, or only of those that imitate a
+    reference."""
 
 
 class GrpoSftSettings(GrpoSettings, ImitationSettings):
     mean: Mean = "sequence"
-    """Weigh all reference tokens alike, or all references."""
+    """``token`` weights all reference tokens equally, ``sequence`` all references."""
     divide_by: Divisor = "all"
-    """Divide the imitation loss by all problems of the update, so that it fades as failures become rare, or
-    only by those that imitate a reference."""
+    """Divide the imitation loss by the number of all problems of the update, so that it fades as failures
+    become rare, or only of those that imitate a reference."""
 
 
 S = TypeVar("S", bound=ImitationSettings)
 
 
 class Imitating(Method[S]):
-    """References are imitated beside the group: they enter none of its statistics."""
+    """A method that imitates references outside the group's baseline: they enter none of its statistics."""
 
     @property
     def needs_references(self) -> bool:
@@ -53,11 +54,11 @@ class Imitating(Method[S]):
 
 
 def imitate(group: Group, ctx: Context) -> Group:
-    """Add a reference, with weight 1 on every token, if the problem has one."""
+    """Add a reference with imitation weight 1 on every token, if the problem has one."""
     reference = ctx.reference(group.problem)
     return group if reference is None else group.add(imitated(reference))
 
 
 def imitated(reference: Trajectory) -> Trajectory:
-    """The trajectory outside the baseline, with imitation weight 1 on every token."""
+    """Return the trajectory outside the baseline, with imitation weight 1 on every token."""
     return replace(reference, in_baseline=False).with_columns(imitation_weight=torch.ones(len(reference)))

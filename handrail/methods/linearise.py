@@ -1,4 +1,4 @@
-"""Objectives that couple trajectories, such as preferences and distributions over a group, as a weight on every token."""
+"""Linearization of objectives that couple trajectories, such as preferences or distributions over a group."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The one loss of every engine, and the per-token objectives that it is made of: pure functions of the current log-probabilities.
+"""The loss that all engines share, and its per-token objectives: pure functions of current log-probabilities.
 
-All tensors are float32 [B, T]. Objectives are to be maximized; the loss of an update is minus their plain sum, however its
-trajectories were split into micro-batches.
+All tensors are float32 [B, T]. Objectives are maximized; the loss of an update is minus their plain sum,
+however its trajectories are split into micro-batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Shape = Literal["p/(p+c)", "p", "p^e", "sqrt", "log"]
 Surrogate = Callable[[Tensor, TokenBatch], Tensor]
 
 SHAPES: dict[Shape, Callable[[Tensor, float], Tensor]] = {
-    # p/(p+c) as a sigmoid of log(p/c): exact even if p underflows
+    # p/(p+c) as a sigmoid of log(p/c) stays accurate even if p underflows.
     "p/(p+c)": lambda logp, c: torch.sigmoid(logp - torch.log(torch.tensor(c))),
     "p": lambda logp, c: logp.exp(),
     "p^e": lambda logp, c: (c * logp).exp(),
@@ -44,9 +44,9 @@ def token_loss(
 ) -> Tensor:
     """Minus the sum over trained tokens of surrogate + linear_weight·log π + entropy_coef·H − kl_coef·KL; a scalar.
 
-    ``logp``: current log-probabilities, with gradient. ``entropy``: of the current distributions, if there is a bonus.
-    ``reference_logp``: of the model before training, if the divergence from it counts. ``importance_weight_cap``: see
-    ``importance_weight``; 0 turns it off.
+    ``logp``: current log-probabilities, with gradient. ``entropy``: of the current distributions; None
+    without an entropy bonus. ``reference_logp``: log-probabilities under the model before training; None
+    without a KL term. ``importance_weight_cap``: see ``importance_weight``; 0 turns the weights off.
     """
     if importance_weight_cap:
         weighted = batch.advantage * importance_weight(logp.detach(), batch, importance_weight_cap)
@@ -60,14 +60,15 @@ def token_loss(
 
 
 def old(logp: Tensor, batch: TokenBatch) -> Tensor:
-    """log π_old, without gradient; the current log-probability if it is unknown."""
+    """log π_old, without gradient; if it is unknown, the current log-probability."""
     return torch.where(batch.old_logp.isnan(), logp.detach(), batch.old_logp)
 
 
 def log_ratio(logp: Tensor, batch: TokenBatch, ratio: Ratio) -> Tensor:
-    """log(π/π_old): of each token, or its mean over the trajectory's sampled tokens (GSPO, arXiv 2507.18071 eq. 7).
+    """log(π/π_old) per token, or its mean over the trajectory's sampled tokens (GSPO, arXiv 2507.18071 eq.
+    7).
 
-    A token whose old log-probability is unknown counts as on-policy: ratio 1, and the gradient of log π.
+    A token with unknown old log-probability counts as on-policy: its ratio is 1, with the gradient of log π.
     """
     per_token = (logp - old(logp, batch)) * batch.mask
     if ratio == "token":
@@ -78,18 +79,19 @@ def log_ratio(logp: Tensor, batch: TokenBatch, ratio: Ratio) -> Tensor:
 
 
 def importance_weight(logp: Tensor, batch: TokenBatch, cap: float) -> Tensor:
-    """min(π_old/μ, cap) of tokens that were sampled with likelihood μ, 1 of others, without gradient.
+    """min(π_old/μ, cap) for tokens sampled with known probability μ, 1 for all others; without gradient.
 
-    Truncated importance sampling, as in "Your efficient RL framework secretly brings you off-policy RL training" (Yao et al., 2025).
+    Truncated importance sampling, as in "Your efficient RL framework secretly brings you off-policy RL
+    training" (Yao et al., 2025).
     """
     weight = (old(logp, batch) - batch.sampling_logp).exp().clamp(max=cap)
     return torch.where(batch.sampling_logp.isnan(), 1.0, weight)
 
 
 def divergence(logp: Tensor, reference_logp: Tensor, batch: TokenBatch) -> Tensor:
-    """exp(log π_ref − log π) − (log π_ref − log π) − 1 on tokens that the policy sampled, times its coefficient.
+    """kl_coef · (exp(log π_ref − log π) − (log π_ref − log π) − 1) on the policy's own tokens, 0 elsewhere.
 
-    The estimator k3 (GRPO, arXiv 2402.03300 eq. 4).
+    The k3 estimator of the KL divergence (GRPO, arXiv 2402.03300 eq. 4).
     """
     log_ratio = (reference_logp - logp) * (batch.author == Author.POLICY) * batch.mask
     return batch.kl_coef * (log_ratio.exp() - log_ratio - 1)
@@ -98,7 +100,7 @@ def divergence(logp: Tensor, reference_logp: Tensor, batch: TokenBatch) -> Tenso
 def policy_gradient(
     logp: Tensor, batch: TokenBatch, ratio: Ratio = "token", clip: tuple[float, float] | None = None
 ) -> Tensor:
-    """r·A, or with ``clip`` = (low, high) min(r·A, clip(r, 1−low, 1+high)·A) (GRPO, arXiv 2402.03300 eq. 3)."""
+    """r·A; with ``clip`` = (low, high), min(r·A, clip(r, 1−low, 1+high)·A) (GRPO, arXiv 2402.03300 eq. 3)."""
     r = log_ratio(logp, batch, ratio).exp()
     if clip is None:
         return r * batch.advantage
@@ -106,17 +108,17 @@ def policy_gradient(
 
 
 def shaped(logp: Tensor, batch: TokenBatch, shape: Shape, constant: float) -> Tensor:
-    """f(π)·A with the gradient through f (LUFFY, arXiv 2504.14945 eq. 8): rare tokens of a reference weigh more."""
+    """f(π)·A with gradient through f (LUFFY, arXiv 2504.14945 eq. 8): rare reference tokens weigh more."""
     return SHAPES[shape](logp, constant) * batch.advantage
 
 
 def imitation(logp: Tensor, batch: TokenBatch) -> Tensor:
-    """w·log π with w held constant."""
+    """w·log π, with w constant."""
     return batch.imitation_weight * logp
 
 
 def by_author(surrogates: Mapping[Author, Surrogate]) -> Surrogate:
-    """One surrogate for the tokens of each author; 0 for authors without one."""
+    """Combine one surrogate per author; tokens of other authors get 0."""
 
     def surrogate(logp: Tensor, batch: TokenBatch) -> Tensor:
         out = torch.zeros_like(logp)

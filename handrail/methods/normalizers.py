@@ -1,4 +1,4 @@
-"""What the losses of an update are divided by."""
+"""Loss normalizers of an update."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from handrail.types.trajectory import Group
 
 @dataclass(frozen=True)
 class Normalizers:
-    """Totals of one optimizer update, over all its micro-batches and all processes; tokens of the environment are not counted.
+    """Totals over all micro-batches and processes of one optimizer update; environment tokens are not
+    counted.
 
-    Trajectories that are dropped later for having no credit are counted: dropping must not change the gradient.
+    Trajectories that are later dropped because they have no credit do count: dropping must not change the
+    gradient.
     """
 
     problems: int
     trajectories: int  # in the baseline
-    tokens: int  # of those
+    tokens: int  # of trajectories in the baseline
     imitating: int  # problems with an imitated trajectory
     imitated: int  # trajectories outside the baseline
     imitated_tokens: int
@@ -26,7 +28,7 @@ class Normalizers:
     def of(
         cls, groups: Sequence[Group], total: Callable[[list[int]], list[int]] = lambda local: local
     ) -> Normalizers:
-        """``total`` sums a list of integers over the processes."""
+        """Count ``groups``; ``total`` sums a list of integers over all processes."""
         baseline = [member for group in groups for member in group.baseline]
         imitated = [member for group in groups for member in group.imitated]
         local = [

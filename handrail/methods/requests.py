@@ -1,6 +1,6 @@
-"""What a method asks for, and the driver that lets many methods ask at once.
+"""Requests that methods await, and the driver that runs many verbs concurrently.
 
-A verb of a method awaits requests. An engine answers them, and it alone decides how they are batched and where they run.
+An engine answers the requests; it alone decides how they are batched and where they run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Generate(Request):
-    """``n`` completions of a prompt, by default as long as a rollout may be. Answer: a list of ungraded trajectories."""
+    """Sample ``n`` completions of a prompt. Answer: a list of ungraded trajectories.
+
+    ``max_tokens`` defaults to ``rollout.max_tokens``.
+    """
 
     prompt_ids: list[int]
     n: int = 1
@@ -34,7 +37,8 @@ class Generate(Request):
 
 @dataclass(frozen=True, eq=False)
 class Score(Request):
-    """Log-probabilities of tokens (int64 [T]) behind a prompt. Answer: float32 [T], without gradient.
+    """Score tokens (int64 [T]) that follow a prompt. Answer: log-probabilities, float32 [T], without
+    gradient.
 
     ``model`` is "policy", or "reference" for the model before training (declared in ``Method.models``).
     """
@@ -46,7 +50,7 @@ class Score(Request):
 
 @dataclass(frozen=True, eq=False)
 class Verify(Request):
-    """The verifier's verdict. Answer: the trajectory with ``correct`` and ``reward``."""
+    """Grade a trajectory with the verifier. Answer: the trajectory with ``correct`` and ``reward`` set."""
 
     problem: Problem
     trajectory: Trajectory
@@ -54,7 +58,10 @@ class Verify(Request):
 
 @dataclass(frozen=True, eq=False)
 class Ask(Request):
-    """A question (``handrail.experts.questions``) for an expert, by name or ``file.py:Name``. Answer: as the question says."""
+    """Ask an expert, by name or ``file.py:Name``, a question from ``handrail.experts.questions``.
+
+    Answer: as documented by the question's class.
+    """
 
     expert: str
     question: Any
@@ -66,7 +73,7 @@ class Gather(Request):
 
 
 async def gather(*flows: Flow | Request) -> list[Any]:
-    """Wait for several requests or coroutines side by side, so that they can be answered together."""
+    """Await several requests or coroutines concurrently, so that an engine can batch them."""
     return list(await Gather([_answer(flow) if isinstance(flow, Request) else flow for flow in flows]))
 
 
@@ -75,12 +82,12 @@ async def _answer(request: Request) -> Any:
 
 
 ANSWERED_FIRST: tuple[type[Request], ...] = (Verify, Ask, Score, Generate)
-"""Cheap requests before expensive ones: until then, more flows may have come to ask for the expensive ones."""
+"""Cheap requests come first: answering them lets more flows join the batches of expensive requests."""
 
 
 @dataclass
 class Pending:
-    """A request that waits for its answer. ``key`` is different for every request of a step, and the same in every run."""
+    """A request that waits for its answer. ``key`` is unique within a step and identical in every run."""
 
     request: Any
     key: tuple[object, ...]
@@ -89,7 +96,7 @@ class Pending:
 
 @dataclass
 class _Running:
-    """A flow on its way, with the flows that it waits for."""
+    """A started flow, with the results of the flows that it waits for."""
 
     coroutine: Flow
     key: tuple[object, ...]
@@ -103,10 +110,10 @@ class _Running:
 def drive(
     flows: Sequence[tuple[tuple[object, ...], Flow]], answer: Callable[[list[Pending]], Sequence[Any]]
 ) -> list[Any]:
-    """Run every (key, coroutine) to its end and return their results in order.
+    """Run every (key, coroutine) to completion and return the results in order.
 
-    All flows advance to their next request. ``answer`` then gets all waiting requests of one kind, and returns as many answers.
-    No clock decides what is answered together, so runs resume exactly.
+    All flows advance to their next request; ``answer`` then receives all waiting requests of one kind and
+    returns one answer for each. Batches never depend on timing, so runs resume exactly.
     """
     root = _Running(_nothing(), (), 0, results=[None] * len(flows), unfinished=len(flows))
     waiting: list[Pending] = []
@@ -152,7 +159,7 @@ def drive(
             waiting = [each for each in waiting if not isinstance(each.request, kind)]
             for each, value in zip(batch, answer(batch), strict=True):
                 advance(each.flow, value)
-    finally:  # an engine that stops halfway leaves flows behind
+    finally:  # flows are left open if the engine raises
         root.coroutine.close()
         for coroutine in children:
             coroutine.close()
@@ -160,4 +167,4 @@ def drive(
 
 
 async def _nothing() -> None:
-    """The root's coroutine, which is never run."""
+    """Placeholder coroutine of the root flow; never run."""

@@ -1,4 +1,4 @@
-"""Imitation of the references, alone or beside GRPO."""
+"""Imitation of the references, alone or combined with GRPO."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Sft(Imitating[ImitationSettings]):
 
 
 class Dft(Sft):
-    """Dynamic fine-tuning: SFT with every token weighted by its probability, so that unlikely tokens do not dominate.
+    """Dynamic fine-tuning: SFT weighted by each token's probability, so that unlikely tokens do not dominate.
 
     rollout: nothing is sampled.
     guide: the reference of every problem is imitated.
     credit: weight 1 on every reference token.
-    surrogate: sg π · log π, with the probability that the loss computes anyway.
+    surrogate: sg(π) · log π, with the probability that the loss computes anyway.
     """
 
     name = "dft"
@@ -60,9 +60,9 @@ class Dft(Sft):
 class SftOnFailures(Sft):
     """SFT on failed prompts only.
 
-    rollout: G samples of each problem, which only decide who has failed.
-    guide: the reference of an all-wrong group is imitated.
-    credit: weight 1 on every reference token, nothing on the rollouts.
+    rollout: G samples of each problem, used only to find the failed problems.
+    guide: if all rollouts are wrong, the reference is imitated.
+    credit: weight 1 on every reference token, 0 on the rollouts.
     surrogate: log π.
     """
 
@@ -76,10 +76,10 @@ class SftOnFailures(Sft):
 
 
 class GrpoSft(Imitating[GrpoSftSettings]):
-    """GRPO with an SFT loss beside it in every group.
+    """GRPO plus an SFT loss in every group.
 
     rollout: G samples of each problem.
-    guide: the reference is imitated; it takes no part in the group's mean.
+    guide: the reference is imitated; it does not enter the group's mean.
     credit: GRPO's for the rollouts, weight 1 (times imitation_coef λ) on every reference token.
     surrogate: GRPO's, plus log π on the reference.
     """

@@ -1,1 +1,1 @@
-"""Language models: text and tokens, generating, scoring, training."""
+"""Language models: rendering, generation, scoring and trainable weights."""

@@ -1,7 +1,8 @@
-"""Attention for a CPU: PyTorch's own kernel, with the keys and values of grouped queries shared instead of copied.
+"""CPU attention: PyTorch's own kernel, with keys and values of grouped queries shared instead of copied.
 
-transformers repeats keys and values for every query head wherever there is a padding mask, because CUDA's fast kernels want it so.
-The CPU's kernel does not, and while sampling the copy costs more than all else in a layer.
+If there is a padding mask, transformers repeats keys and values for every query head, because CUDA's fast
+kernels need it. The CPU kernel does not, and during sampling the copy costs more than everything else in a
+layer.
 """
 
 from __future__ import annotations
@@ -18,10 +19,18 @@ NAME = "sdpa_shared"
 
 
 def shared_sdpa(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    dropout: float = 0.0, scaling: float | None = None, position_bias: Tensor | None = None, **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """As transformers' ``sdpa``: query is [B, H, Q, D], key and value [B, H / groups, K, D], the result [B, Q, H, D]."""
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Like transformers' ``sdpa``: query [B, H, Q, D], key and value [B, H / groups, K, D], result [B, Q, H,
+    D]."""
     if attention_mask is None or position_bias is not None:
         whole: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, position_bias=position_bias, **others
@@ -34,7 +43,7 @@ def shared_sdpa(
 
 
 def share_on_cpu(model: Any) -> None:
-    """Lets ``model`` use it in place of ``sdpa``; one that attends in another way is left alone."""
+    """Make ``model`` use ``shared_sdpa`` instead of ``sdpa``; other attention implementations stay."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 

@@ -1,4 +1,4 @@
-"""Rows of tokens as padded tensors, and rows in groups of at most so many tokens."""
+"""Padding rows of tokens to tensors, and splitting rows into batches by a token budget."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model reads: completions [B, T] padded right, and their U distinct prompts [U, P] padded left."""
+    """Model inputs: right-padded completions [B, T] and their U distinct left-padded prompts [U, P]."""
 
     prompt: Tensor
     prompt_mask: Tensor
-    prompt_of: Tensor  # [B], which of the prompts each completion follows
+    prompt_of: Tensor  # [B], index of the prompt of each completion
     completion: Tensor
     completion_mask: Tensor
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int] | Tensor]) -> Inputs:
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-        prompt, prompt_mask = padded([*distinct], side="left")
-        completion, completion_mask = padded(completions)
+        prompt, prompt_mask = pad([*distinct], side="left")
+        completion, completion_mask = pad(completions)
         return cls(
             prompt,
             prompt_mask,
@@ -39,20 +39,20 @@ class Inputs:
 
     @property
     def whole_mask(self) -> Tensor:
-        """[B, P + T], prompt and completion."""
+        """Mask of prompt and completion, [B, P + T]."""
         return torch.cat([self.prompt_mask[self.prompt_of], self.completion_mask], 1)
 
     @property
     def whole(self) -> Tensor:
-        """[B, P + T], prompt and completion."""
+        """Tokens of prompt and completion, [B, P + T]."""
         return torch.cat([self.prompt[self.prompt_of], self.completion], 1)
 
     def to(self, device: torch.device) -> Inputs:
         return Inputs(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def padded(rows: Sequence[Sequence[int] | Tensor], side: str = "right") -> tuple[Tensor, Tensor]:
-    """(tokens, mask), int64 [len(rows), longest] each, padded with 0 on one ``side``."""
+def pad(rows: Sequence[Sequence[int] | Tensor], side: str = "right") -> tuple[Tensor, Tensor]:
+    """Pad rows with 0 on one ``side``; return (tokens, mask), int64 [len(rows), longest] each."""
     tokens = [torch.as_tensor(row, dtype=torch.long) for row in rows]
     masks = [torch.ones_like(row) for row in tokens]
     return (
@@ -64,10 +64,11 @@ def padded(rows: Sequence[Sequence[int] | Tensor], side: str = "right") -> tuple
 def by_budget(
     prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: bool = True
 ) -> list[list[int]]:
-    """Indices of rows in groups of at most ``budget`` tokens with their padding, one row at least.
+    """Split rows into batches of at most ``budget`` tokens, padding included, or of a single row; return
+    indices.
 
-    ``prompts`` and the ``lengths`` of completions are those of each row. Rows of one prompt stay together, since a prompt is read once
-    for all of them where prompts can be ``shared``; beside them stand rows of like lengths.
+    ``prompts`` and ``lengths``: the prompt and the completion length of each row. ``shared``: True if a
+    prompt is read once for all its rows, which then stay together. Batches consist of rows of similar length.
     """
     number: dict[tuple[int, ...], int] = {}
     group = [

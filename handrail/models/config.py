@@ -16,7 +16,7 @@ class ModelConfig(Section):
     """A Hugging Face model directory or hub name, a GGUF file, an adapter's directory, or ``builtin:NAME``
     (``handrail model list``)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type for computing; trained weights are always kept and saved in float32, because bfloat16
+    """Number type of computations; trained weights are always kept and saved in float32, because bfloat16
     rounds small updates away."""
     device: Literal["auto", "cpu"] = "auto"
     """``auto`` uses a GPU if there is one; ``cpu`` never does."""
@@ -26,23 +26,23 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, which takes less memory and more time."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model; turn this on only if you trust the model's author."""
+    """Run Python code that comes with the model; enable it only if you trust the model's author."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (LoRA, arXiv 2106.09685), by peft. If this section is present, only the adapters are trained; the model's own
-    weights stay in ``model.dtype``."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685) through peft. If this section is present, only the adapters
+    are trained; the model's own weights stay in ``model.dtype``."""
 
     rank: int = Field(16, ge=1)
     """Rank of each adapter."""
     alpha: float = Field(32.0, gt=0)
     """Scale of the adapters: their output is multiplied by alpha / rank."""
     targets: str | list[str] = "all-linear"
-    """Layers that get an adapter, by the ends of their names; ``all-linear`` means every linear layer except
-    the output layer."""
+    """Layers that get an adapter, by the suffixes of their names; ``all-linear`` means every linear layer
+    except the output layer."""
     save: Literal["adapter", "merged"] = "adapter"
-    """What ``model/`` holds after training: the adapter alone, or the whole model with the adapter merged
-    in."""
+    """What ``model/`` contains after training: only the adapter, or the whole model with the adapter merged
+    into it."""
 
 
 class SamplerConfig(Section):
@@ -56,19 +56,19 @@ class SamplerConfig(Section):
     cache_gib: float = Field(2.0, gt=0)
     """Memory for vLLM's KV cache, in GiB."""
     importance_weight_cap: float = Field(2.0, ge=0)
-    """Cap of the importance weights (trainer's over sampler's probability of a token) that correct for a
-    sampler that differs from the trainer; 0 turns the correction off, and a float32 model that samples for
-    itself needs none."""
+    """Cap on the importance weights (the trainer's probability of a token divided by the sampler's), which
+    correct for a sampler that differs from the trainer; 0 turns the correction off. A float32 model that does
+    its own sampling needs none."""
     max_mismatch: float | None = Field(None, gt=0)
-    """Stop the run if the sampler's and the trainer's log-probabilities differ by more than this, in nats, as
-    a mean over tokens; the default is 0.01 if both compute in float32, else 0.5."""
+    """Stop the run if the mean difference per token between the sampler's and the trainer's log-probabilities
+    exceeds this many nats; the default is 0.01 if both compute in float32, else 0.5."""
 
     def computes_in(self, model: ModelConfig) -> str:
-        """The number type that the sampler of ``model`` computes in."""
+        """Return the number type that the sampler of ``model`` computes in."""
         return model.dtype if self.dtype == "auto" else self.dtype
 
     def largest_mismatch(self, model: ModelConfig) -> float:
-        """``max_mismatch``, or its default for ``model``."""
+        """Return ``max_mismatch`` or its default for ``model``."""
         exact = model.dtype == self.computes_in(model) == "float32"
         return self.max_mismatch or (0.01 if exact else 0.5)
 
@@ -79,10 +79,10 @@ class RolloutConfig(Section):
     group_size: int = Field(8, ge=1)
     """Completions in the group of each problem; LUFFY counts the reference as one of them."""
     max_tokens: int = Field(256, ge=1)
-    """Longest completion in tokens; a longer one is cut off."""
+    """Maximum length of a completion in tokens; longer ones are cut off."""
     temperature: float = Field(1.0, ge=0)
-    """Sampling temperature; 0 always takes the likeliest token, which suits evaluation but not training."""
+    """Sampling temperature; 0 always picks the likeliest token, which suits evaluation but not training."""
     require_end: bool = True
-    """A completion that is cut off at ``max_tokens`` earns nothing, whatever it says."""
+    """Give no reward to a completion that is cut off at ``max_tokens``, whatever it says."""
     batch_size: int = Field(256, ge=1)
-    """Sequences sampled at once; lower it if memory runs out."""
+    """Number of sequences sampled at once; lower it if memory runs out."""

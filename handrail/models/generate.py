@@ -1,4 +1,5 @@
-"""Sampling from a transformers model. Every distinct prompt is read once, and completions leave the batch when they end."""
+"""Sampling from a transformers model: distinct prompts are read once, and ended completions leave the
+batch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from transformers.cache_utils import DynamicLayer
 from handrail.models.batching import Inputs
 
 LEAVE_TOGETHER = 8
-"""Ended completions leave once they are an eighth of the batch: to leave costs a copy of the others' cache."""
+"""Ended completions leave once they make up 1/8 of the batch: removing them copies the cache of all
+others."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,18 @@ class Completion:
 
     tokens: Tensor  # int64 [T]
     logp: Tensor  # float32 [T], log-probability of each token
-    entropy: Tensor  # float32 [T], of the distribution that each token was sampled from; NaN if unknown
+    entropy: Tensor  # float32 [T], entropy of each token's distribution; NaN if unknown
     finished: bool
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Each token's place in its row, whatever is padded before it: [B, L] as ``mask``."""
+    """Position of each token in its row, not counting left padding; [B, L], like ``mask``."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
-    """KV cache with preallocated space: appending a token copies nothing, where transformers' own layer copies all keys and values."""
+    """KV cache with preallocated space: appending a token copies nothing; transformers' layer copies
+    everything."""
 
     ROOM = 64
     keys: Tensor
@@ -71,7 +74,7 @@ class CachedModel:
     """A model with its KV cache, one row for each sequence."""
 
     def __init__(self, model: Any, prompts: Sequence[list[int]]) -> None:
-        """``logits`` [B, V] are those of the token behind each of the B prompts, of which equal ones are read together."""
+        """Read the prompts, equal ones only once. ``logits`` [B, V] predict the token after each prompt."""
         self.model = model
         self.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         self.cache.layers = [
@@ -84,36 +87,40 @@ class CachedModel:
         self.keep(inputs.prompt_of)
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with these rows, in their order; one may be taken several times."""
+        """Continue with these rows, in this order; a row may occur several times."""
         self.cache.reorder_cache(rows)
         self.logits, self.mask, self.positions = self.logits[rows], self.mask[rows], self.positions[rows, -1:]
 
     def follow(self, tokens: Tensor) -> None:
-        """Reads one more token of every row [B]."""
+        """Append one token to every row [B]."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
         self.positions = self.positions[:, -1:] + 1
         self.logits = self._read(tokens.unsqueeze(1))
 
     def _read(self, ids: Tensor) -> Tensor:
         out = self.model(
-            input_ids=ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache, use_cache=True,
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
             logits_to_keep=1,
-        )  # fmt: skip
+        )
         return torch.as_tensor(out.logits)[:, -1]
 
 
 class Uniforms:
-    """A stream of random numbers in [0, 1) for each completion, which depends on its seed alone."""
+    """One stream of random numbers in [0, 1) per completion; each stream depends only on its seed."""
 
     BLOCK = 64
-    """Numbers drawn at a time."""
+    """Number of random numbers drawn at a time."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.streams = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
         self.device, self.at = device, 0
 
     def next(self) -> Tensor:
-        """The next number of every stream, float64 [B]."""
+        """Return the next number of every stream, float64 [B]."""
         if self.at % self.BLOCK == 0:
             block = np.stack([stream.random(self.BLOCK) for stream in self.streams])
             self.block = torch.from_numpy(block).to(self.device)
@@ -131,14 +138,16 @@ def generate(
     ends: set[int],
     poll: Callable[[], None] = lambda: None,
 ) -> list[Completion]:
-    """One completion of each prompt, each at most its ``max_tokens`` long; temperature 0 always takes the likeliest token.
+    """Sample one completion per prompt, of at most its ``max_tokens``; temperature 0 always picks the
+    likeliest token.
 
-    A completion depends on its prompt and its seed, not on what is generated beside it. ``poll`` is called before every token.
+    A completion depends only on its prompt and its seed, not on the rest of the batch. ``poll`` is called
+    before every token.
     """
     cached, device = CachedModel(model, prompts), model.device
     uniforms = Uniforms(seeds, device)
     end_tokens = torch.tensor(sorted(ends), device=device)
-    rows = torch.arange(len(prompts), device=device)  # the place of each that is still in the batch
+    rows = torch.arange(len(prompts), device=device)  # indices of the completions still in the batch
     lengths, longest = torch.tensor(max_tokens, device=device), max(max_tokens)
     finished, stopped = torch.zeros(2, len(prompts), dtype=torch.bool, device=device)
     tokens = rows.new_zeros(len(prompts), longest)
@@ -166,16 +175,17 @@ def generate(
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(token, its log-probability, the entropy) of each row of ``logits`` [B, V], by inversion of the distribution at ``uniform`` [B].
+    """Sample a token per row of ``logits`` [B, V] by inverting the cumulative distribution at ``uniform``
+    [B].
 
-    One random number a row where the Gumbel trick takes V of them. Temperature 0 takes the likeliest, with log-probabilities at 1.
+    Returns (token, its log-probability, entropy). Needs one random number per row; the Gumbel trick would
+    need V. Temperature 0 picks the likeliest token, with the log-probabilities of temperature 1.
     """
     logits = logits.float() / (temperature or 1.0)
     logits = logits - logits.amax(-1, keepdim=True)
     weights = logits.exp()
-    summed = weights.cumsum(
-        -1, dtype=torch.float64
-    )  # in float32, a large vocabulary's rare tokens would round away
+    # In float32, rare tokens of a large vocabulary would round away.
+    summed = weights.cumsum(-1, dtype=torch.float64)
     total = summed[:, -1:]
     if temperature == 0:
         token = logits.argmax(-1, keepdim=True)
@@ -191,19 +201,18 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
 
 
 class CopySampler:
-    """Samples from a bfloat16 copy of a float32 model: to cast all weights anew for every token would cost more than the token."""
+    """Sample from a bfloat16 copy of a float32 model, because casting all weights costs more than a token."""
 
     def __init__(self, model: Any, temperature: float, ends: set[int], device: torch.device) -> None:
         self.model = copy.deepcopy(model).to(device).requires_grad_(False).eval()
-        for (
-            parameter
-        ) in self.model.parameters():  # not the buffers: positions need all digits of the rotary frequencies
+        # Buffers stay in float32: positions need the full precision of the rotary frequencies.
+        for parameter in self.model.parameters():
             parameter.data = parameter.data.bfloat16()
         self.temperature, self.ends = temperature, ends
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Sample from these weights from now on, named as in the model."""
-        self.model.load_state_dict(dict(weights), strict=False)  # tied ones come once
+        self.model.load_state_dict(dict(weights), strict=False)  # tied weights come only once
 
     def generate(
         self,
@@ -212,5 +221,5 @@ class CopySampler:
         max_tokens: Sequence[int],
         poll: Callable[[], None],
     ) -> list[Completion]:
-        """One completion of each prompt, see ``generate``."""
+        """Sample one completion per prompt; see ``generate``."""
         return generate(self.model, prompts, seeds, max_tokens, self.temperature, self.ends, poll)

@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model as a policy: it samples, and it scores."""
+"""A Hugging Face causal language model as a policy that samples and scores."""
 
 from __future__ import annotations
 
@@ -27,13 +27,19 @@ log = logging.getLogger("handrail")
 
 
 def can_share_prompts(model: Any) -> bool:
-    """Whether completions can be read behind a prompt that was read before: attention can, a recurrent state goes on by one token only."""
+    """True if the model can read completions after a cached prompt.
+
+    Attention can; a recurrent state can only advance by one token at a time.
+    """
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
 class TransformersPolicy:
-    """Implements ``handrail.models.Policy``. Probabilities are those of the sampling temperature throughout, or of 1 where it is 0."""
+    """Implementation of ``Policy``.
+
+    All probabilities are at the sampling temperature, or at 1 if that is 0.
+    """
 
     def __init__(
         self,
@@ -44,7 +50,7 @@ class TransformersPolicy:
         micro_batch_tokens: int = 8192,
         field: str = "model.path",
     ) -> None:
-        """``micro_batch_tokens``: most tokens of one forward pass, padding included.
+        """``micro_batch_tokens``: maximum number of tokens per forward pass, padding included.
 
         Raises UserError, naming ``field``, if the model cannot be loaded.
         """
@@ -53,7 +59,7 @@ class TransformersPolicy:
         self.accelerator = accelerator or Accelerator(cpu=model.device == "cpu")
         self.micro_batch_tokens = micro_batch_tokens
         self.poll: Callable[[], None] = lambda: None
-        """Called between the tokens of what is sampled; what it raises ends the sampling."""
+        """Called before every sampled token; an exception that it raises ends the sampling."""
         loaded, self.tokenizer = load_model(model, field, self.param_dtype)
         ends = loaded.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends]) - {None}
@@ -68,15 +74,15 @@ class TransformersPolicy:
             share_on_cpu(loaded)
         self.shares_prompts = can_share_prompts(loaded)
         with enough_memory("load"):
-            self.model = self._prepared(loaded)
+            self.model = self._prepare(loaded)
         self.temperature = self.rollout.temperature or 1.0
 
     @property
     def param_dtype(self) -> str:
-        """The precision of the weights."""
+        """Number type of the weights."""
         return self.config.dtype
 
-    def _prepared(self, model: Any) -> Any:
+    def _prepare(self, model: Any) -> Any:
         return model.to(self.accelerator.device).requires_grad_(False)
 
     @property
@@ -102,7 +108,7 @@ class TransformersPolicy:
 
     @property
     def generation_batch(self) -> int:
-        """Most sequences to generate at once."""
+        """Maximum number of sequences to generate at once."""
         return self.rollout.batch_size
 
     def generate(
@@ -138,9 +144,9 @@ class TransformersPolicy:
     def forward(
         self, inputs: Inputs, with_entropy: bool = False, model: Any = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(log π [B, T], entropy [B, T] or None), float32, of the completions' tokens, with gradient.
+        """Compute log π [B, T] and the entropy ([B, T] or None) of completion tokens, float32, with gradient.
 
-        ``model`` stands in for the one that synchronises gradients between processes.
+        ``model`` replaces the wrapped model, which synchronizes gradients between processes.
         """
         pieces, at, found = self._logits(inputs, model or self.model), 0, []
         for logits in pieces:
@@ -152,7 +158,7 @@ class TransformersPolicy:
         return logp, torch.cat([piece[1] for piece in found], 1) if with_entropy else None
 
     def _logits(self, inputs: Inputs, model: Any) -> list[Tensor]:
-        """Those that predict the completions' tokens, [B, T, V] in pieces of T. Only these are ever computed."""
+        """Compute only the logits that predict completion tokens: [B, T, V], in pieces along T."""
         mask, width = inputs.whole_mask, inputs.completion.shape[1]
         if width == 1 or not (self.shares_prompts and inputs.share_prompts):
             out = model(
@@ -164,16 +170,23 @@ class TransformersPolicy:
             )
             return [out.logits[:, :-1]]
         cache = DynamicCache(config=self.bare_model.config.get_text_config(decoder=True))
-        # Through the bare model: the one that synchronises must be called as often in every process.
+        # The bare model, because every process must call the wrapped (synchronizing) one equally often.
         first = self.bare_model(
-            input_ids=inputs.prompt, attention_mask=inputs.prompt_mask, position_ids=positions(inputs.prompt_mask),
-            past_key_values=cache, use_cache=True, logits_to_keep=1,
-        ).logits[inputs.prompt_of]  # fmt: skip
+            input_ids=inputs.prompt,
+            attention_mask=inputs.prompt_mask,
+            position_ids=positions(inputs.prompt_mask),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[inputs.prompt_of]
         cache.reorder_cache(inputs.prompt_of)
         rest = model(
-            input_ids=inputs.completion[:, :-1], attention_mask=mask[:, :-1],
-            position_ids=positions(mask)[:, inputs.prompt.shape[1] : -1], past_key_values=cache, use_cache=True,
-        ).logits  # fmt: skip
+            input_ids=inputs.completion[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions(mask)[:, inputs.prompt.shape[1] : -1],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
         return [first, rest]
 
     def _log_probs(self, logits: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
@@ -189,15 +202,15 @@ class TransformersPolicy:
         self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
     ) -> list[Tensor]:
         model = self.bare_model.eval()  # processes may score different numbers of batches
-        return self._scored(prompts, completions, lambda inputs: self.forward(inputs, model=model)[0])
+        return self._score(prompts, completions, lambda inputs: self.forward(inputs, model=model)[0])
 
-    def _scored(
+    def _score(
         self,
         prompts: Sequence[list[int]],
         completions: Sequence[Sequence[int] | Tensor],
         logprobs: Callable[[Inputs], Tensor],
     ) -> list[Tensor]:
-        """The log-probabilities of every completion's tokens, computed in micro-batches."""
+        """Compute the log-probabilities of all completions' tokens in micro-batches."""
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = list(map(len, completions))
         for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.shares_prompts):

@@ -1,4 +1,4 @@
-"""Models and tokenizers from directories, names, GGUF files and adapters; safetensors only."""
+"""Loading models and tokenizers from directories, the hub, GGUF files and adapters; no pickles."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "float32") -> tuple[Any, Any]:
-    """(model, tokenizer) from a directory, a hub name, a GGUF file, an adapter's directory (merged into its model) or ``builtin:NAME``.
+    """Load (model, tokenizer) from a directory, a hub name, a GGUF file, an adapter's directory or
+    ``builtin:NAME``.
 
-    Raises UserError, naming ``field``, where there is no such model.
+    An adapter is merged into its base model. Raises UserError, naming ``field``, if the model cannot be
+    loaded.
     """
     path = Path(locate(config.path))
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", ADAPTER)):
@@ -40,7 +42,7 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
         look_up(str(path), "model", field)
     try:
         with enough_memory("load"):
-            model, tokenizer = _reader(path)(config, dtype)
+            model, tokenizer = _loader(path)(config, dtype)
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -53,12 +55,13 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
         raise UserError(f"{field}: {config.path} is a reward model, not a causal language model")
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion could end"
+            f"{field}: the tokenizer of {config.path} has no end-of-sequence token, so no completion "
+            "could end"
         )
     return model, tokenizer
 
 
-def _reader(path: Path) -> Callable[[ModelConfig, str], tuple[Any, Any]]:
+def _loader(path: Path) -> Callable[[ModelConfig, str], tuple[Any, Any]]:
     if path.suffix == ".gguf":
         return _from_gguf
     return _from_adapter if (path / ADAPTER).is_file() else _from_directory
@@ -75,7 +78,7 @@ def _from_directory(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
 
 
 def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
-    """The file's quantised weights as plain ones, which can be trained and saved."""
+    """Load a GGUF file, dequantized so that the weights can be trained and saved."""
     file = Path(locate(config.path))
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
@@ -92,7 +95,7 @@ def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
     from peft import PeftModel
 
     directory = Path(locate(config.path))
-    if not (directory / ADAPTER_WEIGHTS).is_file():  # peft would go on to unpickle another file
+    if not (directory / ADAPTER_WEIGHTS).is_file():  # peft would fall back to a pickle
         raise UserError(
             f"model.path: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors"
         )
@@ -100,29 +103,27 @@ def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
     model, tokenizer = load_model(
         config.model_copy(update=changes), f"the adapter {config.path} needs its model", dtype
     )
-    if (directory / "tokenizer_config.json").is_file():  # peft alone writes none
+    if (directory / "tokenizer_config.json").is_file():  # peft itself does not write one
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=config.trust_remote_code)
     return PeftModel.from_pretrained(model, directory).merge_and_unload(), tokenizer
 
 
 def base_of(adapter: Path) -> str:
-    """The model that an adapter changes: a path, or else a name on the hub. Raises UserError for a path to nothing."""
+    """Find an adapter's base model: a path or a hub name. Raises UserError if the path does not exist."""
     named = str(json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
-    for path in (
-        adapter / named,
-        Path(named),
-    ):  # an absolute one stays as it is; a relative one begins at the adapter, or here
+    # A relative path starts at the adapter or here; joining leaves an absolute one unchanged.
+    for path in (adapter / named, Path(named)):
         if path.exists():
             return str(path)
     if not HUB_NAME.fullmatch(named):
         raise UserError(
-            f"the adapter {adapter} was trained on {named}, which is not there; write where that model is now as "
-            f"base_model_name_or_path into {adapter / ADAPTER}"
+            f"the adapter {adapter} was trained on {named}, which does not exist; set "
+            f"base_model_name_or_path in {adapter / ADAPTER} to where that model is now"
         )
     return named
 
 
 def absolute(path: str) -> str:
-    """A model's path in a form that holds in any working directory; a name on the hub stays as it is."""
+    """Make a model's path independent of the working directory; a hub name stays as it is."""
     located = locate(path)
     return os.path.abspath(located) if Path(located).exists() else located

@@ -1,4 +1,4 @@
-"""LoRA through peft: a few added weights are trained, the model's own stay as they are."""
+"""LoRA through peft: small added matrices are trained, the model's own weights stay frozen."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from handrail.models.loading import ADAPTER_WEIGHTS
 
 
 def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
-    """``model`` with new adapters in float32, the same for the same ``seed``.
+    """Add new float32 adapters to ``model``, initialized from ``seed``.
 
-    Raises UserError if ``lora.targets`` names no layer, or one whose weights are another's too: merged, the adapter would change both.
+    Raises UserError if ``lora.targets`` names no layer, or a layer with tied weights: merging the adapter
+    would change both layers.
     """
     torch.manual_seed(derive(seed, "lora") % 2**32)
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
@@ -37,14 +38,18 @@ def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and name in tied:
             raise UserError(
-                f"lora.targets = {config.targets!r}: {name} shares its weights with another layer; leave it out"
+                f"lora.targets = {config.targets!r}: {name} shares its weights with another layer; "
+                "leave it out"
             )
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 
 
 def load_adapter(model: Any, directory: Path) -> None:
-    """Takes back the weights that ``save_pretrained`` wrote. Raises UserError if they are those of other layers."""
+    """Load the adapter weights that ``save_pretrained`` wrote.
+
+    Raises UserError if they do not fit the layers.
+    """
     try:
         result = set_peft_model_state_dict(model, load_file(directory / ADAPTER_WEIGHTS))
     except RuntimeError as error:
@@ -55,8 +60,9 @@ def load_adapter(model: Any, directory: Path) -> None:
         raise UserError(f"{directory} holds an adapter of other layers; resume with the run's own [lora]")
 
 
-def merged(base: Any) -> Iterator[tuple[str, Tensor]]:
-    """Name and weight of each of the model's own tensors, with its adapter's change added; ``base`` stays as it is."""
+def merge_weights(base: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of each of the model's own tensors with its adapter merged in; ``base`` stays
+    unchanged."""
     changed = {
         f"{name}.base_layer.weight": layer
         for name, layer in base.named_modules()

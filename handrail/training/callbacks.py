@@ -1,4 +1,5 @@
-"""What happens around a step: learning rate, stopping, evaluation, warnings, samples, checkpoints, trackers, and what users add."""
+"""Callbacks around each step: learning rate, stopping, evaluation, warnings, samples, checkpoints,
+trackers."""
 
 from __future__ import annotations
 
@@ -23,32 +24,37 @@ Progress = Callable[[int, int, dict[str, Any], dict[str, float]], None]
 
 
 class Callback:
-    """Hooks that the loop calls in every process, callback by callback in their order. Override those that you need.
+    """Hooks that the loop calls in every process, in the order of the callbacks. Override those that you
+    need.
 
-    ``run`` has the run's ``config``, ``method``, ``policy``, ``engine``, ``optimizer``, ``accelerator`` and ``directory``;
-    ``run.stop(reason)`` ends it after the step, with a last evaluation and checkpoint.
+    ``run`` has the attributes ``config``, ``method``, ``policy``, ``engine``, ``optimizer``, ``accelerator``
+    and ``directory``; ``run.stop(reason)`` ends the run after the current step, with a last evaluation and
+    checkpoint.
     """
 
     def on_start(self, run: Run, step: int) -> None:
-        """Called once, after ``step``: 0, or the step that the run goes on from."""
+        """Called once before the first step; ``step`` is 0, or the step that the run resumes from."""
 
     def before_step(self, run: Run, step: int) -> None: ...
 
     def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
-        """Called with the credited groups of each update, this process's share."""
+        """Called before each update with this process's share of its groups, after credit."""
 
     def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
-        """Called before the step is logged: what is added to ``metrics``, alike in every process, is logged too."""
+        """Called before the step is logged.
+
+        Entries added to ``metrics`` are logged; add the same in every process.
+        """
 
     def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
-        """Called after the step was logged; ``seconds`` by part."""
+        """Called after the step is logged, with the ``seconds`` that each part took."""
 
     def on_end(self, run: Run, summary: Mapping[str, Any]) -> None:
-        """Called with what the run came to, after the model was written."""
+        """Called with the summary of the run, after the model is written."""
 
 
 class LearningRate(Callback):
-    """Sets the optimizer's learning rate: a warm-up, then a constant rate or a fall to 0."""
+    """Set the optimizer's learning rate: warm-up, then a constant rate or a decay to 0."""
 
     def __init__(self, criteria: StopCriteria) -> None:
         self.criteria = criteria
@@ -64,7 +70,7 @@ class LearningRate(Callback):
 
 
 class Stop(Callback):
-    """Ends the run when a budget is spent."""
+    """End the run when a budget is spent."""
 
     def __init__(self, criteria: StopCriteria) -> None:
         self.criteria = criteria
@@ -76,7 +82,8 @@ class Stop(Callback):
 
 
 class Evaluation(Callback):
-    """Measures every held-out set before the first step, after the last and every ``eval.every`` steps."""
+    """Evaluate every held-out set before the first step, after the last one and every ``eval.every``
+    steps."""
 
     def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
         every = run.config.eval.every
@@ -86,14 +93,16 @@ class Evaluation(Callback):
 
     @staticmethod
     def measure(run: Run, step: int, clock: Clock) -> dict[str, Any]:
-        """Accuracy on every set, with its interval; that on each problem goes to evaluations.jsonl."""
+        """Return the accuracy on every set with its interval; per-problem accuracies go to
+        evaluations.jsonl."""
         result: dict[str, Any] = {}
         samples = run.config.eval.samples
         for name, problems in run.data.held_out.items():
             run.evaluator.begin(step)
             with clock("evaluate"):
                 groups = evaluate(run.evaluator, run.accelerator, problems, samples, name)
-            run.out.evaluated(step, name, {group.problem.id: share_correct(group) for group in groups})
+            shares = {group.problem.id: share_correct(group) for group in groups}
+            run.out.write_evaluation(step, name, shares)
             result = first_unverified(run.evaluator.unverified) | result
             result |= {f"eval/{name}/{key}": value for key, value in figures(groups).items()}
             if samples > 1:
@@ -105,10 +114,10 @@ class Evaluation(Callback):
 
 
 class Monitor(Callback):
-    """Warns of what looks wrong in the metrics."""
+    """Add a warning to the metrics if they show signs of collapse."""
 
     def __init__(self, before: Iterable[Mapping[str, Any]]) -> None:
-        """``before``: the metrics of the steps there have been."""
+        """``before``: the metrics of all previous steps."""
         self.said = CollapseMonitor(before)
 
     def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
@@ -117,7 +126,7 @@ class Monitor(Callback):
 
 
 class Samples(Callback):
-    """Writes the trajectories of every ``train.samples_every``-th step to samples.jsonl."""
+    """Write the trajectories of every ``train.samples_every``-th step to samples.jsonl."""
 
     def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
         every = run.config.train.samples_every
@@ -126,7 +135,7 @@ class Samples(Callback):
 
 
 class Checkpoints(Callback):
-    """Writes a checkpoint every ``train.checkpoint_every`` steps and after the last one."""
+    """Write a checkpoint every ``train.checkpoint_every`` steps and after the last one."""
 
     def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
         every = run.config.train.checkpoint_every
@@ -135,7 +144,7 @@ class Checkpoints(Callback):
 
     @staticmethod
     def write(run: Run, step: int) -> None:
-        """Written by the main process; the others wait for it."""
+        """Write a checkpoint in the main process while the others wait."""
         if run.accelerator.is_main_process and step != run.checkpointed:
             run.out.sync()
             checkpoint.save(
@@ -146,7 +155,8 @@ class Checkpoints(Callback):
 
 
 class Report(Callback):
-    """Tells a function of every step: its number, the last one's as far as it is known, its metrics and its seconds by part."""
+    """Call ``progress`` with every step's number, the expected last step, its metrics and its seconds by
+    part."""
 
     def __init__(self, progress: Progress, criteria: StopCriteria) -> None:
         self.progress, self.criteria = progress, criteria
@@ -156,7 +166,8 @@ class Report(Callback):
 
 
 class Trackers(Callback):
-    """Logs every finite number to ``train.trackers`` (Weights & Biases, trackio, MLflow, ...) through Accelerate."""
+    """Log every finite number to ``train.trackers`` (Weights & Biases, trackio, MLflow, ...) through
+    Accelerate."""
 
     def on_start(self, run: Run, step: int) -> None:
         config = run.config.model_dump(mode="json", exclude_none=True, exclude={"compare"})

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on as if it had never stopped, in safetensors and JSON only."""
+"""Checkpoints: everything needed to resume a run exactly, in safetensors and JSON only."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger("handrail")
 def save(
     root: Path, step: int, config: TrainConfig, policy: TrainablePolicy, optimizer: Any, method: Method[Any]
 ) -> None:
-    """Writes ``root/step-NNNNNN``, whole or not at all, then deletes those that ``config`` does not keep.
+    """Write ``root/step-NNNNNN`` atomically, then delete the checkpoints that ``config`` does not keep.
 
-    Raises Paused if the disk is full, and UserError if a weight is not finite; what was
-    checkpointed before is then still there.
+    Raises Paused if the disk is full, and UserError if a weight is not finite; earlier checkpoints then
+    remain.
     """
     require_finite(root, step, policy)
     try:
@@ -51,37 +51,39 @@ def save(
 
 
 def require_finite(root: Path, step: int, policy: TrainablePolicy) -> None:
-    """Raises UserError if a weight that is trained is not finite."""
+    """Raise UserError if a trainable weight is not finite."""
     if not all(
         bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad
     ):
-        raise UserError(f"a weight is not finite after step {step}, so it is not kept; {anew(root)}")
+        raise UserError(
+            f"a weight is not finite after step {step}, so the step is not kept; {restart_advice(root)}"
+        )
 
 
 def no_room_for(root: Path, step: int, policy: TrainablePolicy) -> str:
     free = shutil.disk_usage(root).free
-    takes = 3 * sum(
-        p.numel() * p.element_size() for p in policy.model.parameters() if p.requires_grad
-    )  # weights and two moments
+    trained = (p for p in policy.model.parameters() if p.requires_grad)
+    takes = 3 * sum(p.numel() * p.element_size() for p in trained)  # weights and Adam's two moments
     there = checkpoints(root)
     kept = f"{there[-1]} is whole" if there else "there is none before it"
     return (
-        f"no room for the checkpoint of step {step}: it takes about {decimal(takes)}, and {root} has {decimal(free)} left; {kept}; "
-        "make room, then go on with --resume"
+        f"no room for the checkpoint of step {step}: it takes about {decimal(takes)}, and {root} has "
+        f"{decimal(free)} left; {kept}; make room, then go on with --resume"
     )
 
 
-def anew(root: Path) -> str:
-    """What to do where going on as before leads nowhere."""
+def restart_advice(root: Path) -> str:
+    """Advice for a run that cannot usefully continue."""
     there = checkpoints(root)
-    keep = f' with model.path = "{there[-1] / "model"}", to keep what was learnt' if there else ""
+    keep = f' with model.path = "{there[-1] / "model"}", to keep what was learned' if there else ""
     return f"lower train.learning_rate in a new run{keep}"
 
 
 def prune(root: Path, step: int, config: TrainConfig) -> None:
-    """Deletes all but the newest ``keep_last`` checkpoints up to ``step`` and those at multiples of ``keep_every``.
+    """Delete all but the newest ``keep_last`` checkpoints up to ``step`` and those at multiples of
+    ``keep_every``.
 
-    Later ones could not be used when the run went on from before them.
+    Checkpoints after ``step`` are deleted too: the run resumed from an earlier one, so they are obsolete.
     """
     there = checkpoints(root)
     for old in [path for path in there if step_of(path) <= step][: -config.keep_last]:
@@ -92,43 +94,47 @@ def prune(root: Path, step: int, config: TrainConfig) -> None:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """List complete checkpoints, oldest first."""
     return sorted(
         (path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()), key=step_of
     )
 
 
 def step_of(path: Path) -> int:
-    """The step after which it was written."""
+    """Step after which the checkpoint was written."""
     return int(path.name.removeprefix("step-"))
 
 
 def newest_intact(root: Path, until: int, every: int) -> Path | None:
-    """The newest undamaged checkpoint of a step up to ``until``; None if there never was one. Says which it skips, and why.
+    """Find the newest intact checkpoint of a step up to ``until``; None if there never was one.
 
-    Raises UserError if there are checkpoints but none that can be used, or none at all where one was written ``every`` so many steps.
+    Warns about every checkpoint that it skips. Raises UserError if none of the checkpoints can be used, or if
+    none exists although one should have been written every ``every`` steps.
     """
     skipped: list[str] = []
     for path in reversed(checkpoints(root)):
-        what = (
-            damage(path) if step_of(path) <= until else f"metrics.jsonl has nothing of it after step {until}"
-        )
+        later = f"metrics.jsonl ends before it, at step {until}"
+        what = damage(path) if step_of(path) <= until else later
         if not what:
             if skipped:
                 log.warning("%s; going on from %s", "; ".join(skipped), path)
             return path
         skipped.append(f"{path} cannot be used: {what}")
     if skipped:
-        raise UserError(f"{'; '.join(skipped)}; restore one from a copy, or begin anew with another --output")
+        raise UserError(f"{'; '.join(skipped)}; restore one from a copy, or start over with another --output")
     if 0 < every < until:
         raise UserError(
-            f"{root} has no checkpoint of the {until} steps there were; restore one, or begin anew with another --output"
+            f"{root} has no checkpoint of the run's {until} steps; restore one, or start over with another "
+            "--output"
         )
     return None
 
 
 def load(path: Path, policy: TrainablePolicy, optimizer: Any, method: Method[Any]) -> int:
-    """Restores what ``save`` wrote and returns the step it was written after. Raises UserError if the model is another one."""
+    """Restore from what ``save`` wrote and return its step.
+
+    Raises UserError if it is of a different model.
+    """
     policy.load_state(path / "model")
     state = json.loads((path / "state.json").read_text())
     entries: dict[int, dict[str, torch.Tensor]] = {}

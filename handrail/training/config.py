@@ -1,4 +1,4 @@
-"""The configuration of a run: one TOML file, typed. The defaults are what we would start with ourselves."""
+"""Configuration of a run: one typed TOML file. The defaults are what we would start with ourselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EvalConfig(Section):
     every: int = Field(0, ge=0)
     """Steps between evaluations; 0 evaluates only before and after training."""
     limit: int = Field(256, ge=1)
-    """Most problems to evaluate of each set, from its beginning."""
+    """Maximum number of problems to evaluate per set, taken from its beginning."""
     samples: int = Field(1, ge=1)
     """Completions of each held-out problem."""
 
@@ -36,33 +36,34 @@ class TrainConfig(Section):
     steps: int = Field(200, ge=1)
     """Number of steps; a budget may end the run earlier."""
     token_budget: int | None = Field(None, ge=1)
-    """End the run after the step in which the number of sampled tokens reaches this."""
+    """End the run after the step in which the total number of sampled tokens reaches this."""
     seconds_budget: float | None = Field(None, gt=0)
-    """End the run after the step in which the seconds of training, without evaluation, reach this."""
+    """End the run after the step in which the seconds spent training, evaluation excluded, reach this."""
     problems_per_step: int = Field(16, ge=1)
-    """Problems of each step, one group of completions each."""
+    """Problems per step, with one group of completions each."""
     updates_per_step: int = Field(1, ge=1)
-    """Optimizer updates of each step, each on an equal part of the step's problems."""
+    """Optimizer updates per step, each on an equal share of the step's problems."""
     learning_rate: float = Field(1e-6, gt=0, le=10)
-    """Highest learning rate, which follows the warm-up."""
+    """Peak learning rate, reached after the warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls to 0 as steps or token_budget are used up, whichever is further;
-    ``constant`` does not fall."""
+    """How the learning rate decays to 0 as steps or token_budget are used up, whichever is further along;
+    ``constant`` does not decay."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises from 0; the first of them has rate 0 and changes nothing."""
+    """Number of steps over which the learning rate rises from 0; the first has rate 0 and changes nothing."""
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
     """AdamW's β1 and β2."""
     epsilon: float = Field(1e-8, gt=0)
-    """AdamW's ε; a larger one slows down the weights with small gradients."""
+    """AdamW's ε; a larger value slows down weights with small gradients."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's weight decay."""
     grad_clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient; a larger gradient is scaled down to it."""
+    """Maximum gradient norm; a larger gradient is scaled down to it."""
     max_skipped_updates: int = Field(5, ge=1)
-    """End the run after this many skipped updates in a row; an update is skipped if its gradient is not
+    """End the run after this many consecutive skipped updates; an update is skipped if its gradient is not
     finite."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Most tokens of one forward and backward pass, padding included; lower it if memory runs out."""
+    """Maximum number of tokens per forward and backward pass, padding included; lower it if memory runs
+    out."""
     seed: int = 0
     """Seed of all randomness in the run."""
     checkpoint_every: int = Field(50, ge=0)
@@ -70,16 +71,16 @@ class TrainConfig(Section):
     keep_last: int = Field(2, ge=1)
     """Number of newest checkpoints to keep."""
     keep_every: int = Field(0, ge=0)
-    """Keep also the checkpoints of every step that is a multiple of this; 0 keeps no others."""
+    """Also keep the checkpoints of steps that are multiples of this; 0 keeps no others."""
     trackers: list[
         Literal["wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
     ] = []
-    """Experiment trackers to log to besides TensorBoard, through Accelerate: ``["wandb"]``; each is a package of
-    its own."""
+    """Experiment trackers to log to besides TensorBoard, through Accelerate: ``["wandb"]``; each needs its
+    own package."""
     tracker_project: str = Field("handrail", min_length=1)
-    """Project's name in the trackers."""
+    """Project name in the trackers."""
     samples_every: int = Field(10, ge=0)
-    """Steps between those whose trajectories are written to ``samples.jsonl``; 0 writes none."""
+    """Write the trajectories of every N-th step to ``samples.jsonl``; 0 writes none."""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainConfig:
@@ -93,7 +94,8 @@ class TrainConfig(Section):
             raise ValueError("token_budget and seconds_budget are both set; choose one")
         if self.schedule != "constant" and self.seconds_budget:
             raise ValueError(
-                f'the schedule {self.schedule} goes by steps or tokens, not by seconds; set token_budget, or schedule = "constant"'
+                f"the schedule {self.schedule} goes by steps or tokens, not by seconds; set token_budget, or "
+                'schedule = "constant"'
             )
         return self
 
@@ -102,9 +104,10 @@ class CompareConfig(Section):
     """The runs of ``handrail compare``."""
 
     seeds: list[int] = Field([0], min_length=1)
-    """Seeds; every run is trained once with each."""
+    """Seeds; each run is trained once with every seed."""
     runs: dict[str, dict[str, Any]] = {}
-    """Runs by name; each changes some settings of this file: ``LUFFY = {method = {name = "luffy"}}``."""
+    """Runs by name, each with its changes to the settings of this file: ``LUFFY = {method = {name =
+    "luffy"}}``."""
 
 
 class Config(Section):
@@ -123,7 +126,7 @@ class Config(Section):
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
-    def _samples_as_kept(self) -> Config:
+    def _sampler_dtype(self) -> Config:
         if (
             self.lora
             and self.sampler.name == "transformers"
@@ -136,9 +139,10 @@ class Config(Section):
 
 
 def set_value(tree: dict[str, Any], assignment: str) -> None:
-    """Apply one ``section.key=value``; the value is TOML or, if it does not begin as TOML does, plain text.
+    """Apply one assignment ``section.key=value``; a value that is not TOML is plain text.
 
-    Raises UserError if it is no assignment, or if the value begins with a quote, bracket or brace and is not TOML.
+    Raises UserError if it is not an assignment, or if the value starts with a quote, bracket or brace but is
+    not TOML.
     """
     name, equals, text = assignment.partition("=")
     if not equals or not name.strip():
@@ -147,7 +151,7 @@ def set_value(tree: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         if text.lstrip()[:1] in set("\"'[{"):
-            reason = str(error).partition(" (at ")[0]  # the column counts from what we put before the value
+            reason = str(error).partition(" (at ")[0]  # the column would include our "value = "
             raise UserError(
                 f"--set {name.strip()}: the value begins with {text.lstrip()[0]} and is not TOML ({reason}); "
                 "write text as \"...\" with backslashes doubled, or as '...' to keep them as they are"
@@ -162,7 +166,10 @@ def set_value(tree: dict[str, Any], assignment: str) -> None:
 
 
 def load_config(path: str | Path, assignments: list[str] | None = None) -> Config:
-    """Reads a TOML file, with ``section.key=value`` assignments applied over it. Raises UserError for whatever is wrong in it."""
+    """Read a TOML file and apply ``section.key=value`` assignments to it.
+
+    Raises UserError for any error in it.
+    """
     try:
         tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -179,7 +186,7 @@ def load_config(path: str | Path, assignments: list[str] | None = None) -> Confi
 
 
 def parse_config(tree: dict[str, Any], where: str = "the configuration") -> Config:
-    """Raises UserError, naming ``where``, if ``tree`` is not a configuration."""
+    """Validate a configuration. Raises UserError, naming ``where``, if it is invalid."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

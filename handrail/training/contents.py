@@ -1,4 +1,4 @@
-"""Digests of what a configuration names, so that contents that have changed under the same path are noticed."""
+"""Digests of the files that a configuration names, to notice contents that changed under the same path."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from handrail.training.config import Config
 from handrail.types.problem import Problem, digest
 
 READ_WHOLE = 64 * 2**20
-"""Bytes up to which a file is read whole."""
+"""Maximum size in bytes of files that are hashed whole."""
 BLOCKS, BLOCK = 256, 2**16
-"""Number and size of the blocks read from a larger file, instead of all of it: training changes all weights, or all
-of some layers."""
+"""Number and size of the blocks that are hashed of a larger file. A sample suffices: training changes all
+weights, or all weights of some layers."""
 KINDS = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-"""The files that make a model and its tokenizer."""
+"""Suffixes of the files that make up a model and its tokenizer."""
 
 
 def contents(
     config: Config, sources: Sequence[Sequence[Problem]], held_out: Mapping[str, Sequence[Problem]]
 ) -> dict[str, str]:
-    """Setting and value, as in ``model.path = "x"`` -> digest of what is there; nothing for what has no contents of its own."""
+    """Map each setting with its value, as in ``model.path = "x"``, to the digest of the contents that it
+    names.
+
+    Settings that name no local contents are left out.
+    """
     found: dict[str, tuple[str, str]] = {}
     for number, (source, problems) in enumerate(zip(config.data.train, sources, strict=True), 1):
         found[f"data.train[{number}].path"] = source.path, digest(problems)
@@ -47,13 +51,16 @@ def contents(
     }
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
-    """What is named in both and has changed."""
+def find_changes(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """Keys that are in both and whose digests differ."""
     return [key for key, value in now.items() if before.get(key, value) != value]
 
 
 def model_digest(path: str) -> str:
-    """Of a model's weights, settings and tokenizer, and of the model that an adapter is for; empty if it is no local directory or file."""
+    """Digest of a model's weights, settings and tokenizer, and of an adapter's base model.
+
+    Empty if ``path`` is not a local directory or file.
+    """
     place = Path(locate(path)) if path else Path("/nowhere")
     if place.is_file():
         return file_digest(place)
@@ -84,21 +91,21 @@ def file_digest(file: Path) -> str:
 
 
 def code_digest(name: str) -> str:
-    """Of the user's file in ``file.py:Name`` or ``module:Name``; empty for what is built in."""
+    """Digest of the user's file in ``file.py:Name`` or ``module:Name``; empty for built-in names."""
     where, colon, _ = name.rpartition(":")
     if not colon:
         return ""
     if not where.endswith(".py"):
         try:
             spec = importlib.util.find_spec(where)
-        except (ImportError, ValueError):  # whoever needs it says so
+        except (ImportError, ValueError):  # reported when the module is loaded
             spec = None
         where = str(spec.origin) if spec else ""
     return file_digest(Path(where)) if Path(where).is_file() else ""
 
 
 def probed_with_another_model(source: Source, model: str) -> str:
-    """A warning if the probe of ``source`` was of another model than ``model``; nothing if it was not, or nobody knows."""
+    """Warning if ``source`` was probed with a model other than ``model``; empty if not, or if unknown."""
     settings = read_object(Path(source.probe).with_name("settings.json")) if source.probe else {}
     if not settings:
         return ""
@@ -107,17 +114,15 @@ def probed_with_another_model(source: Source, model: str) -> str:
         settings.get("contents", {}).get("the model"),
         model_digest(model),
     )
-    same = before == now if before and now else path == model
-    another = "as it was before it changed" if path == model else f"and this run starts from {model}"
-    return (
-        ""
-        if same
-        else f"{source.probe} says what {path} got right and wrong, {another}; probe {source.path} with the run's model"
-    )
+    if before == now if before and now else path == model:
+        return ""
+    another = "which has changed since" if path == model else f"but this run starts from {model}"
+    return f"{source.probe} is a probe of {path}, {another}; probe {source.path} with the run's model"
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in ``file``; an empty one if there is none, or it was being written when the process died."""
+    """Read a JSON object; empty if the file is missing or incomplete because the process died while
+    writing."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

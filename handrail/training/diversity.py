@@ -1,4 +1,5 @@
-"""How different the completions of one group are: each measure a pure function, None where it has no meaning."""
+"""Diversity of a group's completions: each measure is a pure function that returns None if it is
+undefined."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from handrail.experts.steps import split_steps
 from handrail.types.trajectory import Group
 
 ORDERS = range(1, 5)
-# What a step says when its words are left out: a lone letter is a variable.
+# The symbols of a step, that is, all but its words; a lone letter is a variable.
 SYMBOL = re.compile(rf"{NUMBER.pattern}|\\[a-z]+|(?<![a-z'’])[a-z](?![a-z])|[-−+*×·/÷^!%=<>≤≥≠()]")
 NAMES = ("distinct_4", "one_minus_self_bleu", "distinct_first_steps", "correct_derivations")
 
 
 def diversity(measured: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """The mean of each measure over the groups in which it has a meaning, None where there is no such group."""
+    """Mean of each measure over the groups in which it is defined; None if there is no such group."""
     out: dict[str, float | None] = {}
     for name in NAMES:
         values = [value for values in measured if (value := values[name]) is not None]
@@ -30,7 +31,8 @@ def diversity(measured: Sequence[Mapping[str, float | None]]) -> dict[str, float
 
 
 def measures(group: Group, step_end: str | None = None) -> dict[str, float | None]:
-    """Every measure of what the policy itself wrote in one group; ``step_end`` is the regular expression that ends a step."""
+    """Compute every measure on a group's rollouts; ``step_end`` is the regular expression that ends a
+    step."""
     return measures_of(
         [rollout.text for rollout in group.rollouts],
         [rollout.correct for rollout in group.rollouts],
@@ -41,7 +43,7 @@ def measures(group: Group, step_end: str | None = None) -> dict[str, float | Non
 def measures_of(
     texts: Sequence[str], correct: Sequence[bool | None], step_end: str | None = None
 ) -> dict[str, float | None]:
-    """The same of a model's completions of one problem."""
+    """Compute every measure on completions of one problem."""
     steps = [split_steps(text, step_end) for text in texts]
     values = (
         distinct_n(texts),
@@ -53,15 +55,17 @@ def measures_of(
 
 
 def distinct_n(texts: Sequence[str], n: int = 4) -> float | None:
-    """Distinct n-grams of words per n-gram of the group (arXiv 1510.03055); None also where no text has n words."""
+    """Ratio of distinct to all word n-grams of the group (arXiv 1510.03055); None also if no text has n
+    words."""
     grams = [gram for text in texts for gram in ngrams(text.split(), n)]
     return len(set(grams)) / len(grams) if len(texts) > 1 and grams else None
 
 
 def self_bleu_diversity(texts: Sequence[str]) -> float | None:
-    """1 − the mean sentence BLEU of every text against every other, after self-BLEU (arXiv 1802.01886).
+    """1 − mean sentence BLEU of every text against every other, after self-BLEU (arXiv 1802.01886).
 
-    sacrebleu's BLEU on words between white space, with effective order and exponential smoothing; equal texts count as 1.
+    Uses sacrebleu's BLEU on whitespace-separated words, with effective order and exponential smoothing; the
+    BLEU of equal texts is 1.
     """
     if len(texts) < 2:
         return None
@@ -77,7 +81,7 @@ def self_bleu_diversity(texts: Sequence[str]) -> float | None:
 
 
 def distinct_prefixes(steps: Sequence[Sequence[str]], k: int = 1) -> float | None:
-    """Distinct beginnings of ``k`` steps per completion, white space and what ends a step aside."""
+    """Ratio of distinct first ``k`` steps to completions, ignoring whitespace and step endings."""
     prefixes = {tuple(map(normal, each[:k])) for each in steps}
     return len(prefixes) / len(steps) if len(steps) > 1 else None
 
@@ -85,7 +89,7 @@ def distinct_prefixes(steps: Sequence[Sequence[str]], k: int = 1) -> float | Non
 def distinct_derivations(
     texts: Sequence[str], correct: Sequence[bool | None], step_end: str | None = None
 ) -> int | None:
-    """The number of distinct derivations among the correct completions."""
+    """Number of distinct derivations among the correct completions."""
     right = {
         derivation(text, step_end) for text, is_correct in zip(texts, correct, strict=True) if is_correct
     }
@@ -93,9 +97,11 @@ def distinct_derivations(
 
 
 def derivation(text: str, step_end: str | None = None) -> tuple[str, ...]:
-    """The numbers, variables and signs of the steps that hold an equals sign; where none does, all steps as they are.
+    """Numbers, variables and signs of the steps with an equals sign; if no step has one, all normalized
+    steps.
 
-    So neither words, case, layout nor an answer in a step of its own tells two derivations apart.
+    Two derivations are thus equal if they differ only in words, case, layout or a separate step for the
+    answer.
     """
     steps = [step.casefold() for step in split_steps(CALCULATOR_NOTE.sub("", text), step_end)]
     said = [symbol.replace(",", "") for step in steps if "=" in step for symbol in SYMBOL.findall(step)]
@@ -111,7 +117,7 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def multiset(grams: Sequence[tuple[str, ...]]) -> set[object]:
-    """A set whose intersections count every n-gram as often as both sides have it: repetitions are numbered."""
+    """Number repeated n-grams, so that set intersection counts each as often as both sides contain it."""
     distinct: set[object] = set(grams)
     if len(distinct) == len(grams):
         return distinct
@@ -119,7 +125,7 @@ def multiset(grams: Sequence[tuple[str, ...]]) -> set[object]:
 
 
 def bleu(shared: Sequence[int], length: int, reference_length: int) -> float:
-    """Sentence BLEU in [0, 1] from the number of n-grams that a text and its only reference share."""
+    """Sentence BLEU in [0, 1], given the number of shared n-grams of a text and its single reference."""
     possible = [max(0, length + 1 - n) for n in ORDERS]
     score = BLEU.compute_bleu(
         [*shared], possible, length, reference_length, smooth_method="exp", effective_order=True

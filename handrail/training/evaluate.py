@@ -1,4 +1,4 @@
-"""How good a policy is on held-out problems, and how sure we are."""
+"""Accuracy of a policy on held-out problems, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from handrail.types.trajectory import Group
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share with its 95 % Wilson interval over ``n`` independent shares: problems, not samples of one problem."""
+    """Mean accuracy with its 95 % Wilson interval over ``n`` independent units: problems, not samples of
+    one."""
 
     mean: float
     low: float
@@ -32,23 +33,23 @@ class Accuracy:
 
     @classmethod
     def over_problems(cls, groups: Sequence[Group]) -> Accuracy:
-        """The mean share of correct completions over the problems with a verdict, of which there must be one."""
+        """Mean share of correct completions over the problems with a verdict; there must be at least one."""
         return cls.of([share for share in map(share_correct, groups) if share is not None])
 
 
 def share_correct(group: Group) -> float | None:
-    """The share of correct completions among those with a verdict; None if there is none."""
+    """Share of correct completions among those with a verdict; None if there is none."""
     verdicts = [member.correct for member in group.trajectories if member.correct is not None]
     return sum(verdicts) / len(verdicts) if verdicts else None
 
 
 def mean_reward(group: Group) -> float | None:
-    """The mean of the known rewards; None if there is none."""
+    """Mean of the known rewards; None if there is none."""
     return sum(group.rewards) / len(group.rewards) if group.rewards else None
 
 
 def figures(groups: Sequence[Group]) -> dict[str, float]:
-    """Accuracy with its interval, if there is any verdict; the mean reward, if some are paid in part; the number of unverified."""
+    """Accuracy with its interval if there is any verdict, mean reward if it differs, number of unverified."""
     members = [member for group in groups for member in group.trajectories]
     verified = [member for member in members if member.correct is not None]
     out: dict[str, float] = vars(Accuracy.over_problems(groups)) if verified else {"n": 0}
@@ -61,7 +62,7 @@ def figures(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share among ``n`` trials; sensible at 0 and 1 too."""
+    """Wilson score interval of a proportion in ``n`` trials; valid at 0 and 1 too."""
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -70,9 +71,10 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 def evaluate(
     engine: LocalEngine, accelerator: Accelerator, problems: Sequence[Problem], samples: int, name: str
 ) -> list[Group]:
-    """Graded groups of ``samples`` completions of every problem, with the same random numbers at every call of one ``name``.
+    """Sample and grade ``samples`` completions of every problem, with the same random numbers at each call
+    for ``name``.
 
-    Several processes share the work; what is sampled does not depend on how many they are.
+    Processes share the work; the samples do not depend on the number of processes.
     """
 
     async def attempt(problem: Problem) -> Group:

@@ -1,4 +1,4 @@
-"""The loop: problems → rollout → verify → guide → credit → drop and pack → surrogate → optimiser."""
+"""The training loop: problems → rollout → verify → guide → credit → drop and pack → surrogate → optimizer."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from handrail.training.policies import load_experts, load_trainable_policy
 from handrail.training.resources import Clock
 from handrail.training.resuming import require_unchanged, run_directory
 from handrail.training.run_data import fit, load_data
-from handrail.training.run_directory import RunDirectory, explained, last_step, newest_checkpoint
+from handrail.training.run_directory import RunDirectory, explain_errors, last_step, newest_checkpoint
 from handrail.training.samples import batch_rows
 from handrail.training.stopping import StopCriteria
 from handrail.training.trained import keep_settings
-from handrail.training.update import Outcome, Update, taken_apart
+from handrail.training.update import Outcome, Update, logs_authors
 from handrail.types.trajectory import Group
 from handrail.verifiers.audit import refusal
 from handrail.verifiers.pool import VerifierPool
 
 log = logging.getLogger("handrail")
 LOOKED_AT = 64
-"""How many answers and references of each source are graded before training begins."""
+"""Number of problems per source whose answers and references are graded before training starts."""
 
 T = TypeVar("T")
 
@@ -63,13 +63,15 @@ def train(
     progress: Progress = lambda step, steps, metrics, seconds: None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
-    """Train as ``config`` says, write the run directory ``output`` and return its summary.
+    """Train as configured, write the run directory ``output`` and return its summary.
 
-    ``method`` replaces the configured one, with its own settings unless the configuration names it. ``progress`` is called after every
-    step with its number, the expected last step, its metrics and its seconds by part; first with step 0 or, if a run goes on, with the
-    step that it goes on from and the last evaluation. ``callbacks`` run beside the loop's own.
-    SIGINT or SIGTERM stops the run with a checkpoint; a second one stops it at once.
-    Raises UserError, before anything is written, for whatever cannot be used, and Paused if the run was stopped to be resumed.
+    ``method`` replaces the configured one; the configured method settings apply only if they name that
+    method. ``progress`` is called after every step with its number, the expected last step, its metrics and
+    its seconds by part. The first call is for step 0 or, on resumption, for the step that the run resumes
+    from, with the latest evaluation. ``callbacks`` run in addition to the loop's own.
+
+    SIGINT or SIGTERM stops the run with a checkpoint; a second signal stops it immediately. Raises UserError
+    for unusable input, before anything is written, and Paused if the run was stopped and can be resumed.
     """
     if not isinstance(config, Config):
         output = output or run_directory(config)
@@ -83,10 +85,11 @@ def train(
     RunDirectory.claim(directory, config, resume)
     with Interrupts("stopping with a checkpoint") as interrupts, VerifierPool(config.verifier) as verifier:
         run = Run(config, method, verifier, interrupts, callbacks)
-        # One process alone: another may get here only when the first one has begun to write.
+        # Only the main process takes the lock and looks again at the directory, which another run may have
+        # taken.
         with (
-            explained(directory),
-            RunDirectory.owned(directory, config, resume)
+            explain_errors(directory),
+            RunDirectory.lock(directory, config, resume)
             if run.accelerator.is_main_process
             else nullcontext(),
         ):
@@ -94,7 +97,7 @@ def train(
 
 
 class Run:
-    """One training run: what is loaded once, and the step."""
+    """One training run: loads everything once, then runs the steps."""
 
     def __init__(
         self,
@@ -106,21 +109,20 @@ class Run:
     ) -> None:
         if config.rollout.temperature == 0:
             raise UserError(
-                "rollout.temperature is 0, so all rollouts of a group would be the same; train with one above 0"
+                "rollout.temperature is 0, so all rollouts of a group would be the same; set it above 0"
             )
         self.config = config
         self.method = build(config.method, config.rollout, method)
         data = load_data(config)
         if self.method.needs_references and not any(problem.references for problem in data.training):
             raise UserError(
-                f"{config.method['name']} learns from references, and no training problem has one; name their column in data.columns, "
-                "or take a method without them"
+                f"{config.method['name']} learns from references, and no training problem has one; name "
+                "their column in data.columns, or choose a method that needs none"
             )
         self.contents = contents(config, data.sources, data.held_out)
-        for warning in filter(
-            None, (probed_with_another_model(source, config.model.path) for source in config.data.train)
-        ):
-            log.warning("data.train: %s", warning)
+        for source in config.data.train:
+            if warning := probed_with_another_model(source, config.model.path):
+                log.warning("data.train: %s", warning)
         self.accelerator = accelerator(config.model.device, config.train.trackers)
         self.verifier, self.interrupts = verifier, interrupts
         self.policy = load_trainable_policy(
@@ -132,9 +134,8 @@ class Run:
             experts.check(role, name, f"method.{role}")
         seed, require_end = config.train.seed, config.rollout.require_end
         self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
-        self.evaluator = LocalEngine(
-            self.policy, verifier, experts, 0, require_end
-        )  # the same draws whatever the run's seed
+        # A fixed seed: evaluations of different runs sample with the same random numbers.
+        self.evaluator = LocalEngine(self.policy, verifier, experts, 0, require_end)
         self.data = fit(data, self.policy, config)
         shares = [source.share for source in config.data.train]
         self.sampler = ProblemSampler(
@@ -161,31 +162,30 @@ class Run:
             require_unchanged(directory, self.contents)
         done = checkpoint.load(newest, self.policy, self.optimizer, self.method) if newest else None
         self.checkpointed = done
-        # Without a summary, the run was stopped between its last checkpoint and its end: it has to be ended only.
+        # Without a summary, a run at its last step was stopped before its end: it only has to be finished.
         complete = (directory / "summary.json").exists()
         if complete and (done or 0) >= c.steps:
             raise UserError(
-                f"{newest} is at step {done} already, and train.steps is {c.steps}; raise train.steps to go on"
+                f"{newest} is already at step {done}, and train.steps is {c.steps}; raise it to go on"
             )
         with RunDirectory(directory, self.config, done, writes=self.accelerator.is_main_process) as out:
             self.out, self.directory = out, directory
-            out.made_from(self.contents)
+            out.write_contents(self.contents)
             rows, timings = self.broadcast((out.read(out.metrics), out.read(out.timings)[1:]))
             before = rows[1:]
             criteria = StopCriteria(c, before, timings)
             if complete and criteria.spent:
                 raise UserError(
-                    f"{directory} has spent its budget of {criteria.spent} already; raise it to go on"
+                    f"{directory} has already spent its budget of {criteria.spent}; raise it to go on"
                 )
             stopped = "" if complete or not rows else rows[-1].get("stopped", "")
             self.stop_reason = criteria.spent or stopped
             if self.accelerator.is_main_process:
                 out.reopen()
             report = Report(progress, criteria)
-            self.callbacks = [
-                LearningRate(criteria), Samples(), Stop(criteria), *self.added, Evaluation(), Monitor(rows), report, Checkpoints(),
-                *([Trackers()] if c.trackers else []),
-            ]  # fmt: skip
+            self.callbacks = [LearningRate(criteria), Samples(), Stop(criteria), *self.added]
+            self.callbacks += [Evaluation(), Monitor(rows), report, Checkpoints()]
+            self.callbacks += [Trackers()] if c.trackers else []
             for callback in self.callbacks:
                 callback.on_start(self, done or 0)
             if done is None:
@@ -199,7 +199,7 @@ class Run:
             return self.finish(directory)
 
     def finish(self, directory: Path) -> dict[str, Any]:
-        """Write the model and the summary, and return the latter in every process."""
+        """Write the model and the summary; return the summary in every process."""
         result: dict[str, Any] = {}
         if self.accelerator.is_main_process:
             checkpoint.require_finite(self.out.checkpoints, self.config.train.steps, self.policy)
@@ -207,14 +207,17 @@ class Run:
                 self.policy.save(aside)
                 keep_settings(aside, self.config)
             result = summary(self.out, self.config, self.method, self.stop_reason)
-            self.out.summarise(result)
+            self.out.write_summary(result)
         result = dict(self.broadcast(result))
         for callback in self.callbacks:
             callback.on_end(self, result)
         return result
 
     def start(self) -> None:
-        """Step 0: held-out accuracy, and what the verifier makes of the data. Raises UserError for a verifier that only fails."""
+        """Run step 0: evaluate, and check the verifier on the data.
+
+        Raises UserError if the verifier always fails.
+        """
         clock = Clock()
         metrics = Evaluation.measure(self, 0, clock) | self.data.skipped
         warnings = list(self.data.notes)
@@ -222,7 +225,7 @@ class Run:
             looked_at = [problem for source in self.data.sources for problem in source[:LOOKED_AT]]
             warnings.append(refusal(looked_at, self.config.verifier, self.verifier) or "")
         if failing := next(filter(None, gather_object([self.verifier.failing])), None):
-            raise UserError(f"{failing}; mend the verifier, for nothing has been trained yet")
+            raise UserError(f"{failing}; fix the verifier (nothing has been trained yet)")
         if warning := "\n".join(filter(None, warnings)):
             metrics["warning"] = warning
         for callback in self.callbacks:
@@ -231,7 +234,7 @@ class Run:
         self.log(0, metrics, clock)
 
     def steps(self, numbers: range) -> None:
-        """These steps, or fewer if a callback stops the run."""
+        """Run these steps, or fewer if a callback stops the run."""
         for step in numbers:
             for callback in self.callbacks:
                 callback.before_step(self, step)
@@ -261,11 +264,11 @@ class Run:
         return step == self.config.train.steps or bool(self.stop_reason)
 
     def broadcast(self, value: Any) -> Any:
-        """The main process's ``value``, in every process."""
+        """Return the main process's ``value`` in every process."""
         return broadcast_object_list([value])[0]
 
     def step(self, number: int, out: RunDirectory) -> tuple[dict[str, Any], Clock]:
-        """One step, from problems to updated weights: its metrics, and what took how long."""
+        """Run one step, from problems to updated weights; return its metrics and its timings."""
         clock, engine, method = Clock(), self.engine, self.method
         engine.begin(number)
         problems = self.sampler.problems(number)
@@ -279,7 +282,7 @@ class Run:
             with clock("verify"):
                 groups = engine.reward(method, groups, places)
             if failing := self.verifier.failing:
-                raise UserError(f"{failing}; mend the verifier")
+                raise UserError(f"{failing}; fix the verifier")
             metrics = StepMetrics(groups)
             with clock("guide"):
                 guided = engine.guide(method, groups, places)
@@ -293,8 +296,8 @@ class Run:
             for callback in self.callbacks:
                 callback.before_update(self, number, credited)
             with clock("update"):
-                outcome = self.update(credited, taken_apart(number))
-            metrics.updated(credited, outcome)
+                outcome = self.update(credited, logs_authors(number))
+            metrics.add_update(credited, outcome)
             self.watch_skips(number, credited, outcome, out)
 
         engine.counts.update(engine.experts.take_counts())
@@ -303,7 +306,7 @@ class Run:
     def parts(
         self, guided: Sequence[list[Group]], places: Sequence[int]
     ) -> list[tuple[list[Group], list[int]]]:
-        """The groups of each of the step's updates, with their places, however many processes share the step."""
+        """Groups and their places for each of the step's updates, independent of the number of processes."""
         updates, problems = self.config.train.updates_per_step, self.config.train.problems_per_step
         out: list[tuple[list[Group], list[int]]] = [([], []) for _ in range(updates)]
         for groups, place in zip(guided, places, strict=True):
@@ -313,7 +316,7 @@ class Run:
         return out
 
     def watch_skips(self, step: int, groups: list[Group], outcome: Outcome, out: RunDirectory) -> None:
-        """Keeps the batch of a skipped update. Raises UserError after too many in a row."""
+        """Log the batch of a skipped update. Raises UserError after too many consecutive ones."""
         self.skipped = self.skipped + 1 if outcome.skipped else 0
         if not outcome.skipped:
             return
@@ -321,8 +324,8 @@ class Run:
             out.skip(batch_rows(step, groups, self.policy))
         if self.skipped == self.config.train.max_skipped_updates:
             raise UserError(
-                f"no finite gradient in {self.skipped} updates in a row, the last in step {step}; their batches are in {out.skipped}; "
-                f"{checkpoint.anew(out.checkpoints)}"
+                f"no finite gradient in {self.skipped} updates in a row, the last in step {step}; "
+                f"their batches are in {out.skipped}; {checkpoint.restart_advice(out.checkpoints)}"
             )
 
     @contextmanager
@@ -349,5 +352,5 @@ class Run:
             raise failed
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share."""
+        """Return this process's share."""
         return items[self.accelerator.process_index :: self.accelerator.num_processes]

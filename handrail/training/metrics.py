@@ -1,4 +1,4 @@
-"""What a step looked like, in numbers that say plainly whether there was anything to learn from."""
+"""Metrics of a step, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TRAINING_PARTS = ("sample", "verify", "guide", "update")
 
 
 class StepMetrics:
-    """Collects sums on one process; ``result`` adds the processes up."""
+    """Collect sums in one process; ``result`` adds up all processes."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
-        """``groups`` as the verifier left them, before any guidance."""
+        """``groups``: graded, before any guidance."""
         rollouts = [member for group in groups for member in group.rollouts]
         entropies = [known(member.column("entropy")) for member in rollouts]
         self.sums: Counter[str] = Counter({
@@ -53,8 +53,8 @@ class StepMetrics:
         self.diversity = [measures(group) for group in groups]
         self.updates: list[dict[str, float]] = []
 
-    def updated(self, groups: Sequence[Group], outcome: Outcome) -> None:
-        """``groups`` as they were credited."""
+    def add_update(self, groups: Sequence[Group], outcome: Outcome) -> None:
+        """Add one update; ``groups`` after credit."""
         self.sums["guided"] += sum(
             group.problem.id in self.all_wrong and learns_from_others(group) for group in groups
         )
@@ -65,7 +65,8 @@ class StepMetrics:
             self.updates.append(outcome.figures)
 
     def result(self, engine: LocalEngine) -> dict[str, Any]:
-        """The step's line: counts over all processes, the engine's included, and means over its updates."""
+        """Metrics of the step: counts over all processes, including the engine's, and means over its
+        updates."""
         parts = gather_object([(self.sums, self.reward, self.entropy, engine.counts, self.diversity)])
         sums: Counter[str] = sum((part[0] for part in parts), Counter())
         own: Counter[str] = sum((part[3] for part in parts), Counter())
@@ -99,12 +100,12 @@ class StepMetrics:
 
 
 def known(column: Tensor) -> Tensor:
-    """The values that are not NaN."""
+    """Return the values that are not NaN."""
     return column[~column.isnan()]
 
 
 def first_unverified(unverified: dict[str, str]) -> dict[str, str]:
-    """For each reason of ``unverified``, in any process, the first completion without a verdict."""
+    """For each reason in any process's ``unverified``, the first completion without a verdict."""
     found = reversed(gather_object([unverified]))
     return {f"verifier/first_{reason}": said for process in found for reason, said in process.items()}
 
@@ -119,7 +120,7 @@ def ratio(total: float, n: int) -> float | None:
 
 
 def no_signal(sums: Counter[str]) -> str:
-    """Why nothing was learnt, in words."""
+    """Explain why nothing was learned."""
     if not sums["graded"]:
         return f"no signal: {sums['groups']} groups without a rollout or a usable reference"
     kinds = {"mixed": sums["mixed"], "all right": sums["all_right"]}
@@ -129,9 +130,13 @@ def no_signal(sums: Counter[str]) -> str:
 
 
 def summary(out: RunDirectory, config: Config, method: Method[Any], spent: str) -> dict[str, Any]:
-    """What a run came to: held-out accuracy, and diversity if it was measured, before and after; groups at both ends; all-wrong groups
-    that were guided; the share of trained tokens that the policy did not sample; of partly right failures, the share repaired; training
-    seconds. ``spent`` is the budget that ended the run, if one did."""
+    """Summary of a run. ``spent`` is the budget that ended the run; empty if none did.
+
+    ``eval``: accuracy and, if measured, diversity before and after training. ``all_wrong``: share of
+    all-wrong groups in the first and the last tenth of the steps. ``guided``: number of all-wrong groups that
+    were guided. ``off_policy``: share of trained tokens that the policy did not sample. ``salvaged``: share
+    of partly correct failures that were repaired.
+    """
     lines = out.read(out.metrics)
     steps, timings = lines[1:], out.read(out.timings)
     tenth = max(1, len(steps) // 10)
@@ -166,6 +171,6 @@ def total(lines: Sequence[Mapping[str, Any]], key: str) -> int:
 
 
 def share(lines: Sequence[dict[str, Any]], kind: str) -> float | None:
-    """The share of groups of one kind among those with rollouts."""
+    """Share of groups of one kind among those with rollouts."""
     graded = sum(line[f"groups/{name}"] for line in lines for name in ("all_wrong", "mixed", "all_right"))
     return ratio(sum(line[f"groups/{kind}"] for line in lines), graded)

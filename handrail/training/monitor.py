@@ -1,4 +1,4 @@
-"""Says in words when a run seems to collapse, from its metrics alone."""
+"""Warnings about signs of collapse in a run's metrics."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from statistics import fmean
 from typing import Any
 
 WINDOW = 10
-"""Steps over which figures are averaged: the first so many with rollouts are held against the last so many."""
+"""Number of steps to average over: the first N steps with rollouts are compared with the last N."""
 FEWEST_QUESTIONS = 8
-"""Questions without an answer from which on an expert is called silent."""
+"""Minimum number of unanswered questions before an expert is called silent."""
 BETTER = 0.1
-"""A share of correct rollouts higher by this excuses low entropy and short completions: whoever knows the answer need not search. A
-reward or share that never reached it cannot fall."""
+"""Gain in the share of correct rollouts that justifies low entropy and short completions, because a policy
+that knows the answer need not search. Also the level that a reward or share must have reached before a fall
+counts."""
 
 
 class CollapseMonitor:
-    """Called with every step's metrics; returns what is newly wrong, each thing once."""
+    """Callable with every step's metrics; returns new warnings, each only once."""
 
     def __init__(self, before: Iterable[Mapping[str, Any]] = ()) -> None:
-        """``before``: the metrics of the steps there have been."""
+        """``before``: the metrics of all previous steps."""
         self.first: list[Mapping[str, Any]] = []
         self.last: list[Mapping[str, Any]] = []
         self.best: dict[str, float] = {}
@@ -45,7 +46,7 @@ class CollapseMonitor:
         return self.wrong() if len(self.last) == WINDOW else {}
 
     def silent_experts(self, metrics: Mapping[str, Any]) -> dict[str, str]:
-        """The experts that have not answered a single question so far."""
+        """Warnings about experts that have not answered any question so far."""
         out = {}
         for role in ("judge", "corrector", "planner"):
             for key in (f"{role}/asked", f"{role}/no_answer"):
@@ -58,7 +59,7 @@ class CollapseMonitor:
         return out
 
     def wrong(self) -> dict[str, str]:
-        """What is wrong with the last steps, by kind."""
+        """Warnings about the last steps, by kind."""
         entropy, entropy_at_first = mean(self.last, "entropy"), mean(self.first, "entropy")
         length, length_at_first = mean(self.last, "length"), mean(self.first, "length")
         unverified = mean(self.last, "verifier/unverified") / max(1.0, mean(self.last, "rollouts"))
@@ -66,11 +67,13 @@ class CollapseMonitor:
         out = {}
         if entropy < entropy_at_first / 10 and not learnt:
             out["entropy"] = (
-                f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in accuracy"
+                f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in "
+                "accuracy"
             )
         if length < length_at_first / 4 and not learnt:
             out["short"] = (
-                f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain in accuracy"
+                f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain "
+                "in accuracy"
             )
         if mean(self.last, "truncated") > 0.5 > 2 * mean(self.first, "truncated"):
             out["long"] = (
@@ -83,13 +86,14 @@ class CollapseMonitor:
                 out["fallen"] = f"{words} has fallen from {best:.2f} to {now:.2f}"
         if unverified > 0.1:
             out["verifier"] = (
-                f"{unverified:.0%} of the completions are unverified; metrics.jsonl names the first, under verifier/first_…"
+                f"{unverified:.0%} of the completions are unverified; metrics.jsonl names the first, under "
+                "verifier/first_…"
             )
         return {kind: f"the last {WINDOW} steps: {text}" for kind, text in out.items()}
 
 
 def unverified(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """For each reason, the first completion of a step that the verifier reached no verdict on."""
+    """For each reason, a warning about the first completion without a verdict."""
     first = "verifier/first_"
     return {
         key: f"unverified, and neither right nor wrong: {text}"

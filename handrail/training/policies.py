@@ -1,4 +1,4 @@
-"""The policies and experts that a configuration names."""
+"""Load the policies and experts that a configuration names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from handrail.training.config import Config
 def load_policy(
     config: Config, accelerator: Accelerator, path: str = "", field: str = "model.path"
 ) -> TransformersPolicy:
-    """The configured model, or the one at ``path``, to sample and to score. Raises UserError, naming ``field``, if it cannot be loaded."""
+    """Load the configured model, or the one at ``path``, for sampling and scoring.
+
+    Raises UserError, naming ``field``, if it cannot be loaded.
+    """
     model = config.model.model_copy(update={"path": path or config.model.path})
     return TransformersPolicy(
         model, config.rollout, config.data, accelerator, config.train.micro_batch_tokens, field
@@ -24,15 +27,25 @@ def load_policy(
 def load_trainable_policy(
     config: Config, accelerator: Accelerator, keep_start: bool = False
 ) -> TrainablePolicy:
-    """The configured model, to be trained; ``keep_start`` as for TrainablePolicy. Raises UserError if it cannot be loaded."""
+    """Load the configured model for training; ``keep_start`` as for TrainablePolicy.
+
+    Raises UserError if it cannot be loaded.
+    """
     return TrainablePolicy(
-        config.model, config.rollout, config.data, accelerator, config.train.micro_batch_tokens, config.lora, config.sampler,
-        config.train.seed, keep_start,
-    )  # fmt: skip
+        config.model,
+        config.rollout,
+        config.data,
+        accelerator,
+        config.train.micro_batch_tokens,
+        config.lora,
+        config.sampler,
+        config.train.seed,
+        keep_start,
+    )
 
 
 def load_experts(config: Config, accelerator: Accelerator, policy: Policy | None = None) -> Experts:
-    """The experts of ``[experts]`` and ``[endpoint]``; ``policy`` is the one in training, if there is one."""
+    """Set up the experts of ``[experts]`` and ``[endpoint]``; ``policy`` is the one in training, if any."""
 
     def load(path: str, field: str) -> Policy:
         return load_policy(config, accelerator, path, field)

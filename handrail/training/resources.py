@@ -1,4 +1,4 @@
-"""What a run takes of the machine: measured, forecast after the first step, and explained where it was too much."""
+"""Time and memory of a run: measured, forecast after the first step, and explained if memory runs out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from handrail.training.stopping import training_seconds
 
 
 class Clock:
-    """Seconds by name."""
+    """Accumulate seconds by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Raises UserError, with what to lower, where the block runs out of memory."""
+        """Time a block. Raises UserError, naming what to lower, if the block runs out of memory."""
         started = time.perf_counter()
         with enough_memory(name):
             yield
@@ -30,7 +30,8 @@ class Clock:
 
 
 class Forecast:
-    """Called after every step as ``train`` calls ``progress``; says once how long the rest will take."""
+    """Callable with the arguments of ``progress``; after the first step, returns a forecast of the remaining
+    time."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.evaluation = config, 0.0 if not config.eval.sets else None
@@ -40,9 +41,8 @@ class Forecast:
         self, step: int, steps: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]
     ) -> str | None:
         self.evaluation = seconds.get("evaluate", self.evaluation)
-        if self.said or not (
-            each := training_seconds(seconds)
-        ):  # nothing was trained: before the first step, or the resumed one
+        each = training_seconds(seconds)
+        if self.said or not each:  # nothing has been trained yet since the start or the resumption
             return None
         self.said = True
         every, left = self.config.eval.every, steps - step
@@ -50,21 +50,22 @@ class Forecast:
             return None
         total = left * each + ((left // every if every else 0) + 1) * (self.evaluation or 0.0)
         parts = ", ".join(f"{part} {seconds[part]:.1f}" for part in ("sample", "update") if part in seconds)
-        aside = ", evaluation aside" if self.evaluation is None else ""  # resumed: none was seen yet
+        # After a resumption, no evaluation has been timed yet.
+        aside = ", without evaluation" if self.evaluation is None else ""
         return (
             f"first step: {each:.1f} s ({parts}), at most {peak_memory() / 2**30:.1f} GiB; "
-            f"about {spoken(total)} for the {left} steps left{aside}"
+            f"about {format_duration(total)} for the {left} steps left{aside}"
         )
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had on its GPU, or without one at all, in bytes."""
+    """Peak memory of this process in bytes: on its GPU or, without one, in main memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
         return torch.cuda.max_memory_reserved()
     return peak_resident()
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"

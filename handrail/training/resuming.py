@@ -1,4 +1,5 @@
-"""What has to be as it was for a run or a measurement to go on: its settings, and the contents of what they name."""
+"""Conditions for resuming a run or a measurement: the same settings, and the same contents of what they
+name."""
 
 from __future__ import annotations
 
@@ -12,24 +13,25 @@ from typing import Any
 from handrail._util.errors import UserError
 from handrail.experts.config import EndpointConfig
 from handrail.training.config import Config
-from handrail.training.contents import changed, read_object
+from handrail.training.contents import find_changes, read_object
 
 CONTENTS = "contents.json"
-"""The file in a run directory with the digests of what the run was made from."""
+"""File in a run directory with the digests of the contents that the run was made from."""
 log = logging.getLogger("handrail")
 
 SHOWN = 3
-"""How many differing settings are shown with both values."""
+"""Number of differing settings that are shown with both values."""
 
 
 def run_directory(config: str | Path) -> Path:
-    """Where a run of this configuration file is written by default: in ``runs/``, or where it is if a run has written it."""
+    """Default directory for a run of this file: in ``runs/``, or the file's own directory if a run wrote
+    it."""
     file = Path(config)
     return file.parent if written_by_a_run(file) else Path("runs") / file.stem
 
 
 def compare_directory(config: str | Path) -> Path:
-    """Where a comparison of this configuration file is written by default; never into the run that has written it."""
+    """Default directory for a comparison of this file; never inside the run that wrote the file."""
     file = Path(config)
     return Path("runs") / (f"compare-{file.absolute().parent.name}" if written_by_a_run(file) else file.stem)
 
@@ -51,7 +53,7 @@ def held_by(directory: Path) -> str | None:
 
 
 def no_run_in(path: Path) -> str:
-    """What to say if there is nothing to resume in ``path``: with the runs of a similar name nearby."""
+    """Message if there is no run to resume in ``path``; suggests nearby runs with similar names."""
     runs = [
         str(file.parent)
         for file in [*path.parent.glob("*/metrics.jsonl"), *Path("runs").glob("*/metrics.jsonl")]
@@ -62,7 +64,8 @@ def no_run_in(path: Path) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The settings that differ, with both values, as in ``train.seed is 0 there and 5 here``; nothing if none does."""
+    """List the settings that differ with both values, as in ``train.seed is 0 there and 5 here``; may be
+    empty."""
     there, here = flat(before), flat(now)
     keys = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
     shown = [
@@ -73,7 +76,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every value by its dotted key; lists of tables are numbered from 1, as in ``data.train[1].path``."""
+    """Flatten to dotted keys; items of lists of tables are numbered from 1, as in ``data.train[1].path``."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -92,16 +95,18 @@ def as_text(value: Any) -> str:
 
 
 def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = False) -> None:
-    """Warns, or raises UserError, if contents that the run in ``directory`` was made from have changed since it began.
+    """Raise UserError if contents that the run in ``directory`` was made from have changed since it started.
 
-    Held-out sets and the user's own code may change while a run goes on, unless ``every`` change makes it another run.
+    Changes of held-out sets and of the user's own code only cause a warning, unless ``every`` change is an
+    error.
     """
     before = read_object(directory / CONTENTS)
-    found = changed(before, now)
+    found = find_changes(before, now)
     fatal = [key for key in found if every or not key.startswith(("eval.", "verifier.", "method."))]
     if fatal:
         raise UserError(
-            f"{directory} was made from other contents of {', '.join(fatal)}, which changed since; restore them, or choose another --output"
+            f"{directory} was made from other contents of {', '.join(fatal)}, which changed since; "
+            "restore them, or choose another --output"
         )
     if found:
         log.warning(
@@ -110,8 +115,11 @@ def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = Fal
 
 
 def what_is_learnt(config: Config) -> dict[str, Any]:
-    """The configuration without what may change between a run and its resumption: its length, evaluation, book-keeping, how much
-    is computed at once, and where and how a server is asked."""
+    """The configuration without the settings that may change on resumption.
+
+    These are the run's length, its evaluation, book-keeping, batch sizes of computations, and the address of
+    a server and how it is queried.
+    """
     book_keeping = {
         "steps",
         "token_budget",

@@ -1,4 +1,4 @@
-"""The problems that a run trains on and is evaluated on, and what its user should know about them."""
+"""Training and held-out problems of a run, with notes about them for the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from handrail.data.contamination import overlap
 from handrail.data.filter import kept
 from handrail.data.load import load
 from handrail.training.config import Config
-from handrail.training.lengths import TooLong, fitting
+from handrail.training.lengths import TooLong, split_by_length
 from handrail.types.problem import Problem
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunData:
-    """The training problems source by source, the held-out problems by the name of their set."""
+    """Training problems by source, and held-out problems by the name of their set."""
 
     sources: list[list[Problem]]
     held_out: dict[str, list[Problem]]
     notes: list[str]
-    """Sentences to be said before the first step."""
+    """Sentences to show before the first step."""
     skipped: dict[str, int]
-    """The number of problems left out, as metrics; empty if none may be."""
+    """Number of problems left out, as metrics; empty if leaving out problems is not allowed."""
 
     @property
     def training(self) -> list[Problem]:
@@ -59,7 +59,7 @@ def load_data(config: Config) -> RunData:
 
 
 def with_distinct_ids(sources: list[list[Problem]], names: list[str]) -> list[list[Problem]]:
-    """The sources as they are, unless two use one id for different problems: then with each source's name before its ids."""
+    """Prefix every id with its source's name if any two different problems share an id."""
     first: dict[str, Problem] = {}
     if all(first.setdefault(problem.id, problem) == problem for source in sources for problem in source):
         return sources
@@ -70,23 +70,26 @@ def with_distinct_ids(sources: list[list[Problem]], names: list[str]) -> list[li
 
 
 def fit(data: RunData, policy: TransformersPolicy, config: Config) -> RunData:
-    """``data`` with clean references, without what exceeds the model's context if that may be left out; it is noted and counted.
+    """Clean the references, and leave out, note and count problems that exceed the model's context, if
+    allowed.
 
-    Raises UserError.
+    Raises UserError if a problem is unusable.
     """
     setting = config.data.too_long
     data = replace(
-        data, sources=[[policy.renderer.cleaned(problem) for problem in source] for source in data.sources]
+        data, sources=[[policy.renderer.clean_references(each) for each in source] for source in data.sources]
     )
-    _, long = fitting(policy, data.training, setting)
+    _, long = split_by_length(policy, data.training, setting)
     held_out = {
-        name: fitting(policy, problems, setting, references=False) for name, problems in data.held_out.items()
+        name: split_by_length(policy, problems, setting, references=False)
+        for name, problems in data.held_out.items()
     }
     gone = {id(each.problem) for each in long}
     sources = [[problem for problem in source if id(problem) not in gone] for source in data.sources]
     if not all(sources):
+        empty = sources.index([]) + 1
         raise UserError(
-            f"data.train: no problem of source {sources.index([]) + 1} fits the model's context of {policy.context} tokens"
+            f"data.train: no problem of source {empty} fits the model's context of {policy.context} tokens"
         )
     skipped = {
         "data/too_long": long,
@@ -95,11 +98,12 @@ def fit(data: RunData, policy: TransformersPolicy, config: Config) -> RunData:
     return RunData(
         sources,
         {name: problems for name, (problems, _) in held_out.items()},
-        data.notes + [_said(name, found) for name, found in skipped.items() if found],
+        data.notes + [_note(name, found) for name, found in skipped.items() if found],
         {name: len(found) for name, found in skipped.items()} if setting == "skip" else {},
     )
 
 
-def _said(name: str, found: list[TooLong]) -> str:
-    where = name.removeprefix("data/too_long").removeprefix("/")
-    return f"{len(found)} problems of {f'eval.sets.{where}' if where else 'data.train'} are too long and left out, first {found[0]}"
+def _note(name: str, found: list[TooLong]) -> str:
+    held_out = name.removeprefix("data/too_long").removeprefix("/")
+    where = f"eval.sets.{held_out}" if held_out else "data.train"
+    return f"{len(found)} problems of {where} are too long and left out, first {found[0]}"

@@ -1,4 +1,4 @@
-"""What a run leaves behind: configuration, versions, metrics, timings, samples, TensorBoard events and the summary."""
+"""Run directory: configuration, versions, metrics, timings, samples, TensorBoard events and the summary."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ log = logging.getLogger("handrail")
 
 
 class RunDirectory:
-    """``metrics.jsonl`` holds only what is a function of the configuration, so that two equal runs write equal bytes;
-    what the clock says stands in ``timings.jsonl``."""
+    """Writer of a run directory.
+
+    ``metrics.jsonl`` depends only on the configuration, so identical runs write identical bytes; everything
+    measured with a clock goes to ``timings.jsonl``.
+    """
 
     def __init__(self, path: Path, config: Config, resume_from: int | None, writes: bool = True) -> None:
-        """``resume_from`` is the step after which to go on; lines of later steps are cut off. None starts anew.
+        """``resume_from``: the step to resume after, whose later lines are deleted; None for a new run.
 
-        Of several processes one ``writes``; for the others every method does nothing.
+        ``writes``: True in exactly one process; in all others, every method does nothing.
         """
         self.path, self.writes, self.checkpoints = path, writes, path / "checkpoints"
         self.files = [
@@ -65,14 +68,14 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.writes:
-            with suppress(OSError):  # what stands in the way has been said already
+            with suppress(OSError):  # the cause has been reported already
                 self.board.close()
                 if isinstance(error, UserError | Paused) and not (self.path / "summary.json").exists():
                     write_whole(self.path / "stopped.txt", f"{error}\n")
 
     @staticmethod
     def claim(path: Path, config: Config, resume: bool) -> None:
-        """Raises UserError if ``path`` is no directory, holds no run to resume, one that is not to be resumed, or anything else."""
+        """Raise UserError if a run cannot be written to ``path`` or, with ``resume``, resumed from it."""
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; choose another --output")
         if not (path / "metrics.jsonl").exists():
@@ -84,7 +87,9 @@ class RunDirectory:
                 raise UserError(
                     f"{path} has no metrics.jsonl and holds something else; choose another --output"
                 )
-            if resume and not (path / ".lock").exists():  # which a run killed at its very start leaves behind
+            if (
+                resume and not (path / ".lock").exists()
+            ):  # a run killed at its very start leaves only the lock
                 raise UserError(no_run_in(path))
             return
         if not resume:
@@ -98,13 +103,17 @@ class RunDirectory:
         own = path / "config.toml"
         if changed := differences(what_is_learnt(load_config(own)), what_is_learnt(config)):
             raise UserError(
-                f"{path} holds a run of another configuration: {changed}; resume it with its own, {own}, or choose another --output"
+                f"{path} holds a run of another configuration: {changed}; resume it with its own, {own}, "
+                "or choose another --output"
             )
 
     @classmethod
     @contextmanager
-    def owned(cls, path: Path, config: Config, resume: bool) -> Iterator[None]:
-        """Keeps other runs out, with one look more at what has become of ``path`` since it was claimed. Raises UserError as ``claim``."""
+    def lock(cls, path: Path, config: Config, resume: bool) -> Iterator[None]:
+        """Keep other runs out, and check again that none took ``path`` meanwhile.
+
+        Raises UserError as ``claim``.
+        """
         with locked(path):
             cls.claim(path, config, resume)
             yield
@@ -129,12 +138,12 @@ class RunDirectory:
             append(self.samples, row)
 
     def skip(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Keeps the batch of an update that was skipped."""
+        """Write the batch of a skipped update."""
         for row in rows:
             append(self.skipped, row)
 
-    def evaluated(self, step: int, name: str, correct: Mapping[str, float | None]) -> None:
-        """The share of correct completions of every problem of a held-out set, by its id; None without a verdict."""
+    def write_evaluation(self, step: int, name: str, correct: Mapping[str, float | None]) -> None:
+        """Write the share of correct completions of each held-out problem, by id; None without a verdict."""
         if self.writes:
             append(self.evaluations, {"step": step, "set": name, "correct": correct})
 
@@ -144,25 +153,25 @@ class RunDirectory:
         return whole_lines(file)
 
     def reopen(self) -> None:
-        """A run that goes on has not ended: what an earlier end wrote is void."""
+        """Delete the files that mark the run as ended, because it is resumed."""
         (self.path / "summary.json").unlink(missing_ok=True)
         (self.path / "stopped.txt").unlink(missing_ok=True)
 
-    def made_from(self, contents: Mapping[str, str]) -> None:
+    def write_contents(self, contents: Mapping[str, str]) -> None:
         if self.writes:
             write_whole(self.path / CONTENTS, json.dumps(contents, indent=1) + "\n")
 
-    def summarise(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def sync(self) -> None:
-        """Has the lines written so far on the disk, before a checkpoint that belongs to them."""
+        """Flush all lines to disk, before the checkpoint that belongs to them is written."""
         for file in filter(Path.exists, [*self.files, self.skipped]):
             sync(file)
 
 
 def versions() -> dict[str, str]:
-    """What computes: Python and the packages whose releases may change a figure."""
+    """Versions of Python and of the packages whose releases may change a figure."""
     packages = (
         "torch",
         "transformers",
@@ -186,7 +195,10 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file without one that was being written when the run died. Raises UserError, with its place, for a damaged one."""
+    """Read the rows of a file, except a last one that is incomplete because the run died while writing.
+
+    Raises UserError, with the line number, if a row is damaged.
+    """
     rows = []
     lines = file.read_bytes().split(b"\n") if file.exists() else []
     for number, line in enumerate(lines[:-1], 1):
@@ -202,20 +214,20 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def last_step(path: Path) -> int:
-    """The last step that the metrics of the run in ``path`` know; -1 if they know none."""
+    """Last step in the metrics of the run in ``path``; -1 if there is none."""
     rows = whole_lines(path / "metrics.jsonl")
     return int(rows[-1]["step"]) if rows else -1
 
 
 def newest_checkpoint(path: Path) -> Path | None:
-    """The newest intact checkpoint of the run in ``path``; None, which it says, if the run was stopped before its first one.
+    """Find the newest intact checkpoint of the run in ``path``; warn and return None if it never wrote one.
 
     Raises UserError as ``newest_intact``.
     """
     done = last_step(path)
     if done < 0:
         return None
-    # Every so many steps one was written, whatever a resumption now asks for.
+    # Use the run's own checkpoint_every; the configuration of the resumption may differ.
     newest = newest_intact(
         path / "checkpoints", done, load_config(path / "config.toml").train.checkpoint_every
     )
@@ -229,16 +241,17 @@ def newest_checkpoint(path: Path) -> Path | None:
 
 
 def keep_until(file: Path, step: int | None) -> None:
-    """Keeps the rows of steps up to ``step``, none if that is None."""
+    """Delete the rows of steps after ``step``; all rows if it is None."""
     kept = [] if step is None else [row for row in whole_lines(file) if row["step"] <= step]
     write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """A block that writes the run directory ``path``. Raises Paused where its disk is full, UserError where it cannot be written."""
+def explain_errors(path: Path) -> Iterator[None]:
+    """Enclose a block that writes to ``path``: raises Paused if the disk is full, UserError if writing
+    fails."""
     before = threading.excepthook
-    # TensorBoard's thread fails where this one does.
+    # TensorBoard's thread fails for the same reason as this one; one message is enough.
     threading.excepthook = lambda thread: None if isinstance(thread.exc_value, OSError) else before(thread)
     try:
         yield
@@ -247,7 +260,7 @@ def explained(path: Path) -> Iterator[None]:
     except Exception as error:
         if no_room(error):
             raise Paused(
-                f"no room left in {path}; what was checkpointed is whole: make room, then go on with --resume"
+                f"no room left in {path}; its checkpoints are intact: make room, then go on with --resume"
             ) from error
         if not isinstance(error, OSError | SafetensorError):
             raise

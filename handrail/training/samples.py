@@ -1,4 +1,4 @@
-"""Trajectories as lines of samples.jsonl: every token with its origin and how hard the objective pulls on it."""
+"""Trajectories as lines of samples.jsonl: every token with its author and its weight in the objective."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from handrail.experts.steps import spelt
+from handrail.experts.steps import count_prefix_tokens
 from handrail.methods.base import Method
 from handrail.methods.batch import Sample, token_batch
 from handrail.models.hf import TransformersPolicy
@@ -19,7 +19,7 @@ from handrail.types.trajectory import Author, Group, Trajectory
 def sample_rows(
     step: int, groups: Sequence[Group], method: Method[Any], policy: TransformersPolicy
 ) -> Iterator[dict[str, Any]]:
-    """One line for each trajectory. To be called before the update, so that weights are those of the model that sampled."""
+    """Yield one line per trajectory. Call it before the update, so that weights are the sampling model's."""
     for group in groups:
         for member in group.trajectories:
             yield {
@@ -42,7 +42,8 @@ def sample_rows(
 
 
 def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -> Iterator[dict[str, Any]]:
-    """All that an update was given, one line for each trajectory, with log π of its tokens; None for what is not finite."""
+    """Yield an update's input, one line per trajectory, with log π of its tokens; None for nonfinite
+    numbers."""
     for group in groups:
         for member in group.trajectories:
             (logp,) = policy.score([member.prompt_ids], [member.token_ids])
@@ -62,9 +63,11 @@ def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -
 
 
 def token_weights(member: Trajectory, method: Method[Any], policy: TransformersPolicy) -> list[float]:
-    """What multiplies ∇ log π of each token, advantage aside: ∂ objective / ∂ log π, divided by the advantage if there is one.
+    """Coefficient of ∇ log π of each token: ∂ objective / ∂ log π, divided by the advantage if that is
+    nonzero.
 
-    For GRPO the ratio (0 if clipped), for LUFFY's references γp/(p+γ)², for SORT's w; empty without any signal.
+    GRPO: the ratio (0 if clipped). LUFFY's references: γp/(p+γ)². SORT's references: w. Empty without any
+    signal.
     """
     if not member.has_signal:
         return []
@@ -76,13 +79,13 @@ def token_weights(member: Trajectory, method: Method[Any], policy: TransformersP
 
 
 def judged_tokens(member: Trajectory, renderer: Renderer) -> list[float | None]:
-    """The score of the step that each token belongs to; None if no judge could tell."""
+    """Score of the step that each token belongs to; None if the judge could not tell or did not reach it."""
     scores: list[float | None] = []
     text, tokens = "", member.tokens
     for step, score in member.judged or []:
         text += step
         rounded_score = None if score is None else float(f"{score:.5g}")
-        scores += [rounded_score] * (spelt(tokens, text, renderer) - len(scores))
+        scores += [rounded_score] * (count_prefix_tokens(tokens, text, renderer) - len(scores))
     return scores + [None] * (len(member) - len(scores))
 
 

@@ -1,4 +1,4 @@
-"""When a run ends: after its steps, sampled tokens or seconds; and the learning rate, which falls with them."""
+"""When a run ends (steps, sampled tokens or seconds), and the learning rate, which depends on it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from handrail.training.metrics import TRAINING_PARTS, total
 
 
 class StopCriteria:
-    """``train.steps``, ``train.token_budget`` and ``train.seconds_budget``; a step that exceeds a budget is still finished."""
+    """``train.steps``, ``train.token_budget`` and ``train.seconds_budget``; a step that exceeds a budget
+    still completes."""
 
     def __init__(
         self, config: TrainConfig, steps: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]
     ) -> None:
-        """``steps`` and ``timings`` are the lines of the steps that the run has done already."""
+        """``steps`` and ``timings``: the lines of the steps that the run has already completed."""
         self.config = config
         self.tokens = total(steps, "tokens/sampled")
         self.seconds = sum(map(training_seconds, timings))
 
     def spend(self, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-        """Count one step."""
+        """Add one step to what is used."""
         self.tokens += metrics["tokens/sampled"]
         self.seconds += training_seconds(seconds)
 
     def last_step(self, step: int) -> int:
-        """The expected last step, given the budget and what the steps up to ``step`` used of it."""
+        """Expected last step, given the budgets and what the steps up to ``step`` used of them."""
         uses = ((self.config.token_budget, self.tokens), (self.config.seconds_budget, self.seconds))
         return min(
             [
@@ -37,10 +38,10 @@ class StopCriteria:
         )
 
     def learning_rate(self, step: int) -> float:
-        """The rate of ``step``.
+        """Learning rate of ``step``.
 
-        It rises from 0 over the warm-up's steps, and falls with the share that is used of the steps after the warm-up or of the token
-        budget, whichever is larger.
+        It rises from 0 over the warm-up, then decays with the used share of the remaining steps or of the
+        token budget, whichever is larger.
         """
         c = self.config
         before = step - 1
@@ -53,7 +54,7 @@ class StopCriteria:
 
     @property
     def spent(self) -> Literal["", "tokens", "seconds"]:
-        """The budget that is spent; empty if none is."""
+        """Name of the spent budget; empty if none is spent."""
         if self.config.token_budget is not None and self.tokens >= self.config.token_budget:
             return "tokens"
         if self.config.seconds_budget is not None and self.seconds >= self.config.seconds_budget:
@@ -62,5 +63,5 @@ class StopCriteria:
 
 
 def training_seconds(seconds: Mapping[str, float]) -> float:
-    """The seconds of one step, without evaluation."""
+    """Seconds of one step, without evaluation."""
     return sum(seconds.get(part, 0.0) for part in TRAINING_PARTS)

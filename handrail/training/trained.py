@@ -1,4 +1,4 @@
-"""Models that a run has trained: where they are, and the settings that they were trained with."""
+"""Trained models: their location, and the settings that they were trained with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from handrail._util.errors import UserError
 from handrail.training.config import Config, load_config
 
 KEPT = "handrail.toml"
-"""The run's configuration, in the directory of the model, so that a model that was moved or copied keeps it."""
+"""The run's configuration in the model's directory, so that it stays with a model that is moved or copied."""
 
 
 def keep_settings(directory: Path, config: Config) -> None:
@@ -26,7 +26,10 @@ def is_run(directory: Path) -> bool:
 
 
 def model_of(path: str) -> str:
-    """The model's own directory if ``path`` is that of a run, else ``path``. Raises UserError if the run has no model yet."""
+    """Return the model directory if ``path`` is a run, else ``path``.
+
+    Raises UserError if the run has no model yet.
+    """
     directory = Path(path)
     if not is_run(directory):
         return path
@@ -38,7 +41,8 @@ def model_of(path: str) -> str:
 
 
 def settings_file(path: str) -> Path | None:
-    """The configuration of the run that trained the model in ``path``; None if no run did. Checkpoints are models of a run too."""
+    """Find the configuration of the run that trained the model or checkpoint in ``path``; None if no run
+    did."""
     model = Path(path).absolute()
     if (model / KEPT).is_file():
         return Path(path) / KEPT
@@ -49,10 +53,10 @@ def settings_file(path: str) -> Path | None:
 
 
 def settings_to_use(file: Path, sources: Sequence[str], kind: Any) -> dict[str, Any]:
-    """What a run's configuration says of prompts, sampling, grading and held-out sets, without defaults.
+    """Extract a run's settings for prompts, sampling, grading and held-out sets, without defaults.
 
-    ``sources`` are the data that the model is used with; none stands for the run's own. Data of another ``kind`` (a function of
-    sources) than the run's are not graded by its verifier.
+    ``sources``: the data that the model is used with; the run's own if empty. The run's verifier is dropped
+    if their ``kind`` (a function of sources) differs from that of the run's data.
     """
     run = load_config(file)
     model = {"path", "gradient_checkpointing"}

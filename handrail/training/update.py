@@ -1,4 +1,4 @@
-"""One optimizer update: credited groups → live samples → micro-batches → gradient → step."""
+"""One optimizer update: groups with credit → live samples → micro-batches → gradient → step."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
 from handrail.types.trajectory import Author, Group, Trajectory
 
-APART_EVERY = 10
-"""Log gradient norms per writer every N steps: prompts are then read again, and a second gradient is kept."""
+AUTHORS_EVERY = 10
+"""Log gradient norms per author every N steps. Such a step reads prompts again and keeps a second
+gradient."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an update did: loss and gradient norms over all processes (none if nothing had a gradient), and this process's tokens."""
+    """Result of an update.
+
+    ``figures``: loss and gradient norms over all processes; empty if nothing had a gradient. Token counts are
+    this process's.
+    """
 
     figures: dict[str, float]
     tokens_trained: int
-    tokens_off_policy: int  # of those trained, the ones that the policy did not sample
+    tokens_off_policy: int  # trained tokens that the policy did not sample
     tokens_dropped: int
 
     @property
     def skipped(self) -> bool:
-        """True if a loss or gradient was not finite, so that nothing was updated."""
+        """True if nothing was updated because the loss or gradient was not finite."""
         return "update/skipped" in self.figures
 
 
 class Update:
-    """Callable with the groups of one update."""
+    """Callable that performs one update on the given groups."""
 
     def __init__(
         self,
@@ -49,44 +54,37 @@ class Update:
         optimizer: Any,
         config: TrainConfig,
     ) -> None:
-        self.method, self.policy, self.accelerator, self.optimizer, self.config = (
-            method,
-            policy,
-            accelerator,
-            optimizer,
-            config,
-        )
+        self.method, self.policy, self.accelerator = method, policy, accelerator
+        self.optimizer, self.config = optimizer, config
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
 
-    def __call__(self, groups: Sequence[Group], apart: bool = False) -> Outcome:
-        """``apart``: samples go through the model by who wrote them, for the gradient norm of each kind."""
+    def __call__(self, groups: Sequence[Group], per_author: bool = False) -> Outcome:
+        """``per_author``: True to measure gradient norms per author, which needs separate backward passes."""
         samples = self.samples(groups)
         live = [sample for sample in samples if sample.is_live]
         figures: dict[str, float] = {}
-        together = by_writers(live) if apart else {"all": live}
+        together = by_authors(live) if per_author else {"all": live}
         shared, budget = self.policy.shares_prompts, self.config.micro_batch_tokens
-        parts = {writer: list(pack(part, budget, shared)) for writer, part in together.items()}
-        passes = {writer: int(max(self.gathered(len(batches)))) for writer, batches in parts.items()}
-        active = [writer for writer in parts if passes[writer]]
+        parts = {author: list(pack(part, budget, shared)) for author, part in together.items()}
+        passes = {author: int(max(self.gather(len(batches)))) for author, batches in parts.items()}
+        active = [author for author in parts if passes[author]]
         before: list[torch.Tensor] = []
-        for writer in active:
-            loss = self.backward(parts[writer], passes[writer])
+        for author in active:
+            loss = self.backward(parts[author], passes[author])
             figures["loss"] = figures.get("loss", 0.0) + loss
-            if apart:
+            if per_author:
                 gradients = [p.grad for p in self.parameters if p.grad is not None]
-                figures[f"grad_norm/{writer}"] = distance(gradients, before)
-                # Kept on the CPU: for a metric alone, a GPU should not have to hold a second gradient.
-                before = (
-                    [gradient.to("cpu", copy=True) for gradient in gradients] if writer != active[-1] else []
-                )
+                figures[f"grad_norm/{author}"] = distance(gradients, before)
+                # On the CPU, because a metric should not cost the GPU the memory of a second gradient.
+                before = [each.to("cpu", copy=True) for each in gradients] if author != active[-1] else []
         if active:
             figures["grad_norm/all"] = float(
                 self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
             )
             if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
                 self.optimizer.step()
-                self.policy.changed()
-            else:  # one bad batch must not end in a model of NaN
+                self.policy.mark_updated()
+            else:  # one bad batch must not turn the weights into NaN
                 figures = {"update/skipped": 1.0}
             self.optimizer.zero_grad()
         trained = sum(sample.trajectory.trained_tokens for sample in live)
@@ -99,7 +97,8 @@ class Update:
         )
 
     def samples(self, groups: Sequence[Group]) -> list[Sample]:
-        """Every trajectory with its normalizers, which count those that will be dropped."""
+        """Scale every trajectory by its normalizers, which also count the trajectories that will be
+        dropped."""
         normalizers = Normalizers.of(groups, self.total)
         return [
             self.sample(member, normalizers)
@@ -120,8 +119,11 @@ class Update:
         )
 
     def backward(self, batches: list[MicroBatch], passes: int) -> float:
-        """Add the batches' gradient, over all processes, in as many passes on each; the last one sums the gradients."""
-        batches = batches + [micro_batch([nothing(self.policy)])] * (passes - len(batches))
+        """Add the batches' gradient and return their loss, over all processes.
+
+        Every process makes the same number of passes; gradients are synchronized in the last one.
+        """
+        batches = batches + [micro_batch([empty_sample(self.policy)])] * (passes - len(batches))
         total = 0.0
         for index, batch in enumerate(batches):
             synchronize = (
@@ -129,11 +131,10 @@ class Update:
             )
             with synchronize:
                 loss = self.loss(batch.to(self.accelerator.device))
-                self.accelerator.backward(
-                    loss * self.accelerator.num_processes
-                )  # which averages over processes
+                # Synchronization averages over the processes; the loss is a sum.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.item()
-        return sum(self.gathered(total))
+        return sum(self.gather(total))
 
     def loss(self, batch: MicroBatch) -> torch.Tensor:
         logp, entropy = self.policy.forward(batch.inputs, with_entropy=self.method.entropy_bonus != 0)
@@ -143,13 +144,13 @@ class Update:
         )
 
     def total(self, local: list[int]) -> list[int]:
-        """Sums over the processes, element by element."""
+        """Sum over the processes, element by element."""
         if self.accelerator.num_processes == 1:
             return local
         tensor = torch.tensor(local, device=self.accelerator.device)
         return [int(value) for value in self.accelerator.reduce(tensor, "sum").tolist()]
 
-    def gathered(self, value: float) -> list[float]:
+    def gather(self, value: float) -> list[float]:
         if self.accelerator.num_processes == 1:
             return [value]
         return list(
@@ -159,12 +160,13 @@ class Update:
         )
 
 
-def taken_apart(step: int) -> bool:
-    return (step - 1) % APART_EVERY == 0
+def logs_authors(step: int) -> bool:
+    """True if gradient norms per author are logged at ``step``."""
+    return (step - 1) % AUTHORS_EVERY == 0
 
 
-def by_writers(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Samples by who wrote their tokens, always the same keys in the same order."""
+def by_authors(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Split samples by the authors of their tokens; the keys and their order never change."""
     parts: dict[str, list[Sample]] = {"policy": [], "guided": [], "repaired": []}
     for sample in samples:
         sampled = (sample.trajectory.author == Author.POLICY)[sample.trajectory.trained]
@@ -172,14 +174,14 @@ def by_writers(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return parts
 
 
-def nothing(policy: TrainablePolicy) -> Sample:
-    """A sample without any credit, for a process that has run out of work."""
+def empty_sample(policy: TrainablePolicy) -> Sample:
+    """Make a sample without credit, for a process that has run out of work."""
     end = policy.tokenizer.eos_token_id
     return Sample(Trajectory.by(Author.REFERENCE, [end], [end]))
 
 
 def distance(gradients: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float:
-    """The norm of ``gradients``, less those of ``before`` if there are any, one tensor at a time."""
+    """Norm of the difference between ``gradients`` and ``before`` (zeros if empty), one tensor at a time."""
     earlier = before or [torch.zeros(())] * len(gradients)
     return math.sqrt(
         sum(

@@ -1,1 +1,1 @@
-"""The nouns that everything else works on. Problems load without torch: verifiers and checks of data need no tensors."""
+"""Basic types. Problems import without torch, because verifiers and data checks need no tensors."""

@@ -1,4 +1,4 @@
-"""The problem: what the policy is asked, what is accepted, and what the user already knows about solving it."""
+"""The problem: its prompt, its verified answer, and what the user already knows about solving it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to solve.
+    """One problem to solve.
 
-    ``prompt`` is text or chat messages, ``answer`` what the verifier compares with, ``references`` worked solutions that
-    end in the answer, ``plan`` how to go about it without giving values away, ``metadata`` everything else the user's row held,
-    ``where`` the file and line it came from.
+    ``prompt``: text or chat messages. ``answer``: what the verifier compares completions with.
+    ``references``: worked solutions that end in the answer. ``plan``: how to approach the problem, without
+    revealing values. ``metadata``: all other fields of the user's row. ``where``: the file and line that the
+    problem came from.
     """
 
     id: str
@@ -30,7 +31,7 @@ class Problem:
 
 
 def digest(problems: Sequence[Problem]) -> str:
-    """A checksum of all that problems hold; two data sets with the same one need no new attempts."""
+    """Checksum of the problems' contents; a data set with the same checksum needs no new attempts."""
     rows = [
         [problem.id, problem.prompt, problem.answer, problem.references, problem.plan, problem.metadata]
         for problem in problems
@@ -39,7 +40,7 @@ def digest(problems: Sequence[Problem]) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """Metadata that JSON does not know, the same in every process."""
+    """Serialize metadata that JSON does not support, identically in every process."""
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     return type(value).__name__ if repr(value).startswith("<") else str(value)

@@ -1,4 +1,4 @@
-"""Trajectories, and the groups that they form."""
+"""Trajectories and groups of trajectories."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from handrail.types.problem import Problem
 
 
 class Author(IntEnum):
-    """Who wrote a token.
+    """Author of a token.
 
-    ENVIRONMENT tokens (a tool's output, retrieved text) are read and never trained; they count in no normalizer.
+    ENVIRONMENT tokens (tool output, retrieved text) are read but never trained, and count in no normalizer.
     """
 
     POLICY = 0
@@ -34,25 +34,28 @@ def default(name: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A prompt and one completion of it, with a column for every fact about its tokens.
+    """A prompt and one completion, with per-token data in named columns.
 
-    ``prompt_ids`` [P] and ``token_ids`` (int64 [T]) are tokens, ``author`` (int64 [T]) says who wrote each of the latter.
-    ``columns`` (float32 [T] each, by name):
+    ``prompt_ids`` [P] and ``token_ids`` (int64 [T]) are tokens; ``author`` (int64 [T]) is the Author of each
+    completion token. ``columns`` (float32 [T] each, by name):
 
-    - ``sampling_logp``: log-probability under which the token was sampled; NaN if unknown.
-    - ``old_logp``: log-probability that the ratio is taken to; NaN if unknown, which makes the ratio 1.
-    - ``entropy``: of the distribution that the token was sampled from; NaN if unknown.
-    - ``advantage``: of the token in the policy gradient.
-    - ``imitation_weight``: how strongly the token's likelihood is raised.
+    - ``sampling_logp``: log-probability under the distribution that sampled the token; NaN if unknown.
+    - ``old_logp``: log-probability in the denominator of the ratio; NaN if unknown, which makes the ratio 1.
+    - ``entropy``: entropy of the distribution that the token was sampled from; NaN if unknown.
+    - ``advantage``: the token's advantage in the policy gradient.
+    - ``imitation_weight``: coefficient of the token's log-probability in the imitation objective.
     - ``linear_weight``: gradient of an objective that couples trajectories, see ``linearised``.
-    - whatever a method adds.
+    - any column that a method adds.
 
-    A trajectory whose advantages and imitation weights are all exactly zero never reaches the model.
-    ``correct`` is the verifier's verdict (``verifier.correct_from``), whatever the ``reward``; None if ungraded or unverified.
-    ``reward`` is what credit starts from, and a method may change it; NaN if the verifier reached no verdict.
-    A trajectory with ``in_baseline=False`` is imitated and enters no statistic of its group.
-    ``judged`` holds the steps that a judge scored, from the first on, with their scores; None if it was not judged.
-    ``plan`` is the plan that its imitation weights depend on, if there is one.
+    A trajectory whose advantages and imitation weights are all exactly zero is dropped before the forward
+    pass, unless the objective has an entropy or KL term.
+
+    - ``correct``: the verifier's verdict (``verifier.correct_from``), independent of ``reward``; None if
+      ungraded or unverified.
+    - ``reward``: the value that credit starts from, which a method may change; NaN if there is no verdict.
+    - ``in_baseline``: if False, the trajectory is imitated and enters no statistic of its group.
+    - ``judged``: the leading steps that a judge scored, with their scores; None if no judge scored it.
+    - ``plan``: the plan that its imitation weights depend on, if any.
     """
 
     prompt_ids: list[int]
@@ -76,7 +79,7 @@ class Trajectory:
         text: str = "",
         finished: bool = True,
     ) -> Trajectory:
-        """A completion by one ``author``, of unknown likelihood."""
+        """Make a completion by a single ``author``, with unknown log-probabilities."""
         token_ids = torch.tensor(tokens, dtype=torch.long)
         return cls(prompt_ids, token_ids, torch.full_like(token_ids, author), text=text, finished=finished)
 
@@ -89,7 +92,7 @@ class Trajectory:
 
     @cached_property
     def trained(self) -> Tensor:
-        """True for every token but the environment's, bool [T]."""
+        """Mask of trained tokens, bool [T]: all except the environment's."""
         return self.author != Author.ENVIRONMENT
 
     @cached_property
@@ -98,7 +101,8 @@ class Trajectory:
 
     @cached_property
     def is_rollout(self) -> bool:
-        """True if it counts in its group's statistics and the policy wrote it, with the environment's answers in between."""
+        """True if the trajectory is in the baseline and all its tokens are the policy's or the
+        environment's."""
         return self.in_baseline and bool(((self.author == Author.POLICY) | ~self.trained).all())
 
     @cached_property
@@ -108,7 +112,7 @@ class Trajectory:
         )
 
     def column(self, name: str) -> Tensor:
-        """float32 [T]; the column's default if the trajectory has none of that name."""
+        """Return a column, float32 [T]; its default (``default``) if the trajectory lacks it."""
         found = self.columns.get(name)
         return torch.full((len(self),), default(name)) if found is None else found
 
@@ -116,7 +120,7 @@ class Trajectory:
         return replace(self, columns={**self.columns, **columns})
 
     def with_advantage(self, advantage: float) -> Trajectory:
-        """One advantage on every trained token."""
+        """Set the same advantage on every trained token."""
         return self.with_columns(advantage=self.trained * advantage)
 
     def truncate(self, length: int) -> Trajectory:
@@ -134,11 +138,11 @@ class Trajectory:
         )
 
     def append(self, tokens: Sequence[int], author: Author, finished: bool) -> Trajectory:
-        """More tokens behind its own, all by one author and of unknown likelihood."""
+        """Append tokens by one author, with unknown log-probabilities."""
         return self.extend(Trajectory.by(author, self.prompt_ids, tokens, finished=finished))
 
     def extend(self, more: Trajectory) -> Trajectory:
-        """The completion of ``more`` behind its own."""
+        """Append the completion of ``more``, with its columns."""
         names = self.columns.keys() | more.columns.keys()
         return replace(
             self,
@@ -151,14 +155,14 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The trajectories of one problem in one step; those with ``in_baseline=False`` are imitated beside the others."""
+    """The trajectories of one problem in one step; those with ``in_baseline=False`` are only imitated."""
 
     problem: Problem
     trajectories: list[Trajectory] = field(default_factory=list)
 
     @property
     def baseline(self) -> list[Trajectory]:
-        """The trajectories that share the group's statistics."""
+        """Trajectories that enter the group's statistics."""
         return [trajectory for trajectory in self.trajectories if trajectory.in_baseline]
 
     @property
@@ -171,29 +175,29 @@ class Group:
 
     @property
     def all_wrong(self) -> bool:
-        """True if a rollout is known to be wrong and none to be correct, whatever they are paid."""
+        """True if at least one rollout is known to be wrong and none to be correct, whatever the rewards."""
         verdicts = {rollout.correct for rollout in self.rollouts}
         return False in verdicts and True not in verdicts
 
     @property
     def all_right(self) -> bool:
-        """True if a rollout is known to be correct and none to be wrong."""
+        """True if at least one rollout is known to be correct and none to be wrong."""
         verdicts = {rollout.correct for rollout in self.rollouts}
         return True in verdicts and False not in verdicts
 
     @property
     def mixed(self) -> bool:
-        """True if a rollout is known to be correct and another to be wrong."""
+        """True if at least one rollout is known to be correct and another to be wrong."""
         return {True, False} <= {rollout.correct for rollout in self.rollouts}
 
     @property
     def rewards(self) -> list[float]:
-        """The known rewards of the baseline."""
+        """Known rewards of the trajectories in the baseline."""
         return [trajectory.reward for trajectory in self.baseline if not math.isnan(trajectory.reward)]
 
     @property
     def dead(self) -> bool:
-        """True if all known rewards are equal, so that rewards alone (GRPO) give no signal, whether the rollouts are wrong or correct."""
+        """True if all known rewards are equal, so that rewards alone (GRPO) give no signal."""
         return len(set(self.rewards)) <= 1
 
     @property
@@ -201,11 +205,11 @@ class Group:
         return any(trajectory.has_signal for trajectory in self.trajectories)
 
     def map(self, change: Callable[[Trajectory], Trajectory]) -> Group:
-        """The group with every trajectory changed."""
+        """Return the group with ``change`` applied to every trajectory."""
         return replace(self, trajectories=[change(trajectory) for trajectory in self.trajectories])
 
     def swap(self, old: Trajectory, new: Trajectory) -> Group:
-        """The group with ``new`` in the place of ``old``."""
+        """Return the group with ``new`` in place of ``old``."""
         return self.map(lambda trajectory: new if trajectory is old else trajectory)
 
     def add(self, *more: Trajectory) -> Group:

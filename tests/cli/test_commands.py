@@ -180,7 +180,7 @@ def test_set_needs_an_assignment(assignment: str, handrail: Handrail, tmp_path: 
         ("model.path=builtin:house-prm", ["model.path: builtin:house-prm is a reward model"]),
         (
             "model.path=builtin:huge",
-            ["model.path: there is no built-in backbone 'huge'; there are: house-prm, house-tiny"],
+            ["model.path: there is no built-in model 'huge'; there are: house-prm, house-tiny"],
         ),
         ("model.path=./nowhere", ["model.path: ./nowhere"]),
         ("model.path=.", ["model.path: . is not a Hugging Face model directory (it has no config.json)"]),

@@ -13,10 +13,10 @@ from handrail._util.errors import Paused
 from handrail.experts.config import EndpointConfig
 from handrail.experts.conversations import (
     correction_conversation,
+    count_right_steps,
     judge_conversation,
     read_correction,
-    right_steps,
-    spoken,
+    strip_reasoning,
 )
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.judges import StepJudge, first_error
@@ -134,7 +134,7 @@ def test_a_judge_whose_verdicts_cannot_be_read_is_named_and_stops_the_run(
     ],
 )
 def test_a_verdict_is_read_however_it_is_dressed_and_never_guessed(answer: str, right: int | None) -> None:
-    assert right_steps(answer, 5) == right
+    assert count_right_steps(answer, 5) == right
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_verdict_is_read_however_it_is_dressed_and_never_guessed(answer: str, 
     ],
 )
 def test_reasoning_is_not_what_was_said(answer: str, text: str) -> None:
-    assert spoken(answer) == text
+    assert strip_reasoning(answer) == text
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_reasoning_is_not_what_was_said(answer: str, text: str) -> None:
 )
 def test_an_absurd_answer_is_read_in_no_time(unit: str) -> None:
     start = time.monotonic()
-    right_steps(unit * (1_000_000 // len(unit)), 3)
+    count_right_steps(unit * (1_000_000 // len(unit)), 3)
     read = read_correction(unit * (1_000_000 // len(unit)))
     assert read is None or len(read[0]) <= 20_000
     assert time.monotonic() - start < 2

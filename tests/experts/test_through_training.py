@@ -146,7 +146,7 @@ def test_a_plan_that_leaks_weighs_nothing(tmp_path: Path) -> None:
 def test_scope_repairs_with_a_judge_and_a_corrector_behind_a_server(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handrail.training.update.APART_EVERY", 1)
+    monkeypatch.setattr("handrail.training.update.AUTHORS_EVERY", 1)
     method = {
         "name": "scope",
         "judge": "llm",

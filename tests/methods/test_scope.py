@@ -18,7 +18,7 @@ from handrail._util.errors import UserError
 from handrail.data.load import load_problems
 from handrail.engines.local import LocalEngine
 from handrail.experts.judges import Scores
-from handrail.experts.steps import spelt, split_steps
+from handrail.experts.steps import count_prefix_tokens, split_steps
 from handrail.methods import build
 from handrail.methods.batch import Sample, token_batch
 from handrail.methods.normalizers import Normalizers
@@ -304,13 +304,18 @@ def test_tokens_that_reach_beyond_the_kept_text_are_not_kept(tmp_path: Path) -> 
     assert len(tokens) < len("what is two and three")
     for length in range(len("what is two and three") + 1):
         text = "what is two and three"[:length]
-        count = spelt(tokens, text, policy.renderer)
+        count = count_prefix_tokens(tokens, text, policy.renderer)
         assert (
             text.startswith(policy.decode(tokens[:count]))
             and len(policy.decode(tokens[: count + 1])) >= length
         )
     emoji = policy.encode_completion("a😀b", end=False)
-    assert [spelt(emoji, text, policy.renderer) for text in ("", "a", "a😀", "a😀b")] == [0, 1, 5, 6]
+    assert [count_prefix_tokens(emoji, text, policy.renderer) for text in ("", "a", "a😀", "a😀b")] == [
+        0,
+        1,
+        5,
+        6,
+    ]
 
 
 def test_a_process_reward_model_finds_the_misapplied_rule(tmp_path: Path) -> None:
@@ -338,7 +343,7 @@ def test_a_process_reward_model_finds_the_misapplied_rule(tmp_path: Path) -> Non
 
 def test_scope_learns_through_the_real_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule judge on the backbone's own arithmetic, where 85 * 2 = 70 is an error to it: repairs, metrics, samples."""
-    monkeypatch.setattr("handrail.training.update.APART_EVERY", 1)
+    monkeypatch.setattr("handrail.training.update.AUTHORS_EVERY", 1)
     summary = train(
         config(
             data={"train": f"{EASY}&n=64"},

@@ -28,7 +28,7 @@ from handrail.methods.terms import build_term
 from handrail.methods.terms.arm import confidence
 from handrail.models.config import RolloutConfig
 from handrail.models.trainable import TrainablePolicy
-from handrail.training.update import nothing
+from handrail.training.update import empty_sample
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 from tests.conftest import EASY, config
@@ -318,7 +318,7 @@ def test_a_coupled_objective_is_exact_beside_imitation_under_any_method(
 def test_a_surrogate_finds_the_default_of_a_column_that_no_trajectory_of_its_batch_has(
     policy: TrainablePolicy,
 ) -> None:
-    batch = micro_batch([nothing(policy)]).tokens
+    batch = micro_batch([empty_sample(policy)]).tokens
     assert batch["mine"].tolist() == [[0.0]] and batch["plan_logp"].isnan().all()
 
 

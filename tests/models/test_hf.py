@@ -16,7 +16,7 @@ from transformers import (
 
 from handrail import UserError
 from handrail.models.hf import TransformersPolicy
-from handrail.training.lengths import fitting
+from handrail.training.lengths import split_by_length
 from handrail.training.policies import load_policy
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author
@@ -244,4 +244,4 @@ def test_prompts_are_checked_even_where_the_model_names_no_context(chat_model: P
     policy = policy_of(chat_model, data={"chat": False})
     policy.bare_model.config.max_position_embeddings = 0
     with pytest.raises(UserError, match="chat.jsonl, line 3, field prompt"):
-        fitting(policy, [PROBLEM, CHAT])
+        split_by_length(policy, [PROBLEM, CHAT])

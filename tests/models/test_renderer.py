@@ -14,7 +14,7 @@ from handrail import Author, Context, Group, LocalEngine, Problem, Trajectory, U
 from handrail.experts.judges import Scores
 from handrail.methods import build
 from handrail.models.hf import TransformersPolicy
-from handrail.training.lengths import fitting
+from handrail.training.lengths import split_by_length
 from handrail.training.policies import load_experts, load_policy, load_trainable_policy
 from handrail.verifiers.pool import VerifierPool
 from tests.conftest import Handrail, config
@@ -173,9 +173,9 @@ def test_a_written_end_and_a_repeated_opening_are_left_out(
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("5<|end|><|user|>more<|end|>", "it holds the end token '<|end|>' and goes on behind it"),
-        ("<|end|>", "it holds nothing but the beginning or the end of a turn"),
-        (" <think>two", "it begins with <think>, which the chat template has written already"),
+        ("5<|end|><|user|>more<|end|>", "it contains the end token '<|end|>' and continues after it"),
+        ("<|end|>", "it contains nothing but the beginning or the end of a turn"),
+        (" <think>two", "it begins with <think>, which the chat template already writes"),
     ],
 )
 def test_a_reference_that_is_no_turn_behind_the_prompt_is_refused(
@@ -184,7 +184,7 @@ def test_a_reference_that_is_no_turn_behind_the_prompt_is_refused(
     with pytest.raises(
         UserError, match=f"data.jsonl, line 3, field reference: {complaint}".replace("|", r"\|")
     ):
-        fitting(opened, [problem(text)])
+        split_by_length(opened, [problem(text)])
 
 
 def test_a_reference_that_repeats_a_text_prompt_is_refused(thinking: TransformersPolicy) -> None:
@@ -226,7 +226,7 @@ def test_a_template_that_cannot_render_a_conversation_is_one_sentence(
     (tmp_path / "d.jsonl").write_text('{"prompt": "what is two", "answer": "2"}\n')
     done = handrail("check", "d.jsonl", "--model", "model")
     assert done.code == 2
-    with pytest.raises(UserError, match=f"model.path: the chat template of .*model .*{complaint}.*; mend it"):
+    with pytest.raises(UserError, match=f"model.path: the chat template of .*model .*{complaint}.*; fix it"):
         policy(tmp_path / "model")
 
 
@@ -242,7 +242,7 @@ def test_a_system_message_that_the_template_drops_or_refuses_is_named(tmp_path: 
     save_chat_model(tmp_path, template=refusing + TEMPLATE)
     with pytest.raises(
         UserError,
-        match=r"messages of system and user and assistant \(No system\); mend it, or leave out data.system",
+        match=r"messages of system and user and assistant \(No system\); fix it, or leave out data.system",
     ):
         policy(tmp_path, {"system": "Be brief."})
 
@@ -252,7 +252,7 @@ def test_a_prompt_that_ends_in_an_end_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data.jsonl, line 3, field prompt: it ends in the end token '<\|end\|>'.*must open"
     ):
-        fitting(closed, [problem()])
+        split_by_length(closed, [problem()])
     spaced = policy(
         save_chat_model(tmp_path / "b", template=TEMPLATE.split(GENERATION)[0] + "\n\n"), {"system": "x"}
     )

@@ -198,10 +198,10 @@ def test_an_adapter_finds_its_model_from_any_directory(
     loads_from("../../base")  # as seen from the adapter
     with pytest.raises(
         UserError,
-        match=r"run/model was trained on ../gone, which is not there; write where that model is now",
+        match=r"run/model was trained on ../gone, which does not exist; set base_model_name_or_path",
     ):
         loads_from("../gone")
-    with pytest.raises(UserError, match="was trained on /gone/base, which is not there"):
+    with pytest.raises(UserError, match="was trained on /gone/base, which does not exist"):
         loads_from("/gone/base")
     with pytest.raises(
         UserError,

@@ -65,7 +65,7 @@ def test_a_full_disk_stops_the_run_with_its_checkpoints_whole(
 def test_a_disk_that_is_full_of_lines_stops_the_run_too(mount: Mount, tmp_path: Path) -> None:
     run = mount("size=200k") / "run"
     with pytest.raises(
-        Paused, match="no room left in .*what was checkpointed is whole: make room, then go on with --resume"
+        Paused, match="no room left in .*its checkpoints are intact: make room, then go on with --resume"
     ):
         train(settings(tmp_path, "train.checkpoint_every=0", "train.samples_every=1"), run)
 
@@ -185,7 +185,7 @@ def test_what_is_checkpointed_after_a_damaged_one_is_kept(stopped: Path, undistu
     [
         (
             "checkpoints",
-            "has no checkpoint of the 4 steps there were; restore one, or begin anew with another --output",
+            "has no checkpoint of the run's 4 steps; restore one, or start over with another --output",
         ),
         ("metrics.jsonl", "has no metrics.jsonl and holds something else; choose another --output"),
         ("config.toml", "there is no configuration file"),
@@ -205,7 +205,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(stopped: Path)
     before = steps(stopped)
     with pytest.raises(
         UserError,
-        match="checksums.json cannot be read .*restore one from a copy, or begin anew with another --output",
+        match="checksums.json cannot be read .*restore one from a copy, or start over with another --output",
     ):
         train(settings(stopped.parent), stopped, resume=True)
     assert steps(stopped) == before

@@ -81,7 +81,7 @@ def curve(method: type[Method[Any]], output: Path) -> list[dict[str, Any]]:
         "schedule": "linear",
         "samples_every": 0,
     }
-    with patch("handrail.training.update.APART_EVERY", 1):  # every norm in every step
+    with patch("handrail.training.update.AUTHORS_EVERY", 1):  # every norm in every step
         train(config(data={"train": sources}, train=schedule), output, method=method)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [

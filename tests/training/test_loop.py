@@ -109,7 +109,7 @@ def test_a_run_ends_with_its_budget_of_tokens(tmp_path: Path) -> None:
             sum(sampled[:3]),
         )
         assert "eval/hard/mean" in lines(tmp_path / str(budget) / "metrics.jsonl")[-1]
-    with pytest.raises(UserError, match="has spent its budget of tokens already"):
+    with pytest.raises(UserError, match="has already spent its budget of tokens"):
         train(small(train={**steps, "token_budget": budget}), tmp_path / str(budget), resume=True)
     more = train(
         small(train={**steps, "token_budget": sum(sampled[:4]) + 1}), tmp_path / str(budget), resume=True
@@ -251,7 +251,7 @@ def test_a_run_is_resumed_with_its_own_configuration_only_but_may_be_made_longer
     train(small(train={"steps": 2, "checkpoint_every": 1}), tmp_path / "run")
     with pytest.raises(UserError, match="holds a run of another configuration"):
         train(small(train={"steps": 3, "checkpoint_every": 1, "seed": 5}), tmp_path / "run", resume=True)
-    with pytest.raises(UserError, match="is at step 2 already"):
+    with pytest.raises(UserError, match="is already at step 2"):
         train(small(train={"steps": 2, "checkpoint_every": 1}), tmp_path / "run", resume=True)
     assert (
         train(small(train={"steps": 3, "checkpoint_every": 1}), tmp_path / "run", resume=True)["steps"] == 3

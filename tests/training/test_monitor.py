@@ -54,7 +54,7 @@ def test_each_collapse_is_said_once(changes: dict[str, Any], words: str) -> None
     "changes",
     [
         {},
-        {"entropy": 0.05, "reward": 0.9, "correct": 0.9},  # it has learnt the answer
+        {"entropy": 0.05, "reward": 0.9, "correct": 0.9},  # it has learned the answer
         {"length": 5.0, "reward": 0.9, "correct": 0.9},
         {"entropy": 0.2, "length": 15.0, "truncated": 0.4, "reward": 0.2, "verifier/unverified": 6},
         {
@@ -180,7 +180,7 @@ def test_too_many_in_a_row_end_the_run_with_a_sentence(tmp_path: Path) -> None:
         in str(caught.value)
     )
     assert str(caught.value).endswith(
-        f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learnt'
+        f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learned'
     )
     assert newest.is_dir()
 
@@ -193,7 +193,7 @@ def test_weights_that_are_not_finite_are_not_kept(
         self.param_groups[0]["params"][0].data.fill_(torch.inf)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
-    with pytest.raises(UserError, match="a weight is not finite after step 1, so it is not kept"):
+    with pytest.raises(UserError, match="a weight is not finite after step 1, so the step is not kept"):
         train(
             config(method={"name": "sft"}, train={"steps": 1, "checkpoint_every": every, "samples_every": 0}),
             tmp_path,

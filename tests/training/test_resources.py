@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers import get_scheduler
 
 from handrail import UserError, train
-from handrail.training.resources import Clock, Forecast, spoken
+from handrail.training.resources import Clock, Forecast, format_duration
 from handrail.training.stopping import StopCriteria
 from tests.cli.test_commands import configured
 from tests.conftest import Handrail, config
@@ -30,7 +30,7 @@ def test_the_forecast_counts_steps_and_evaluations() -> None:
     )
     assert forecast(2, 31, {}, SECONDS) is None  # 30·4 + (3 + 1)·30 = 240 s
     resumed = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))(1, 31, {}, SECONDS)
-    assert resumed and resumed.endswith("about 2 min for the 30 steps left, evaluation aside")
+    assert resumed and resumed.endswith("about 2 min for the 30 steps left, without evaluation")
     assert Forecast(config())(31, 31, {}, SECONDS) is None  # nothing is left
     bare = Forecast(config())(1, 31, {}, SECONDS)
     assert bare and bare.endswith("about 2 min for the 30 steps left")
@@ -90,7 +90,11 @@ def test_the_last_step_under_a_budget_is_foretold_from_all_steps_so_far() -> Non
 
 
 def test_durations_are_spoken() -> None:
-    assert [spoken(seconds) for seconds in (59.6, 200, 5 * 3600 + 120)] == ["60 s", "3 min", "5 h 2 min"]
+    assert [format_duration(seconds) for seconds in (59.6, 200, 5 * 3600 + 120)] == [
+        "60 s",
+        "3 min",
+        "5 h 2 min",
+    ]
 
 
 @pytest.mark.parametrize(

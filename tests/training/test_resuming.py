@@ -97,7 +97,7 @@ def test_lost_checkpoints_are_missed_whatever_a_resumption_asks_for(tmp_path: Pa
     shutil.rmtree(tmp_path / "run/checkpoints")
     (tmp_path / "run/summary.json").unlink()
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="has no checkpoint of the 2 steps there were"):
+    with pytest.raises(UserError, match="has no checkpoint of the run.s 2 steps"):
         train(short(train={"steps": 3, "checkpoint_every": 0}), tmp_path / "run", resume=True)
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
@@ -241,7 +241,7 @@ def test_a_probe_of_another_model_is_said(
     assert probed_with_another_model(source, "model") == probed_with_another_model(source, "moved") == ""
     with caplog.at_level(logging.WARNING, "handrail"):
         train(short(data={"train": [source.model_dump()]}), tmp_path / "run")
-    said = "probe/problems.jsonl says what model got right and wrong, and this run starts from builtin:house-tiny; probe d.jsonl with"
+    said = "probe/problems.jsonl is a probe of model, but this run starts from builtin:house-tiny; probe d.jsonl with"
     assert said in caplog.text
 
 

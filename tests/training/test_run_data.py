@@ -13,7 +13,7 @@ import pytest
 from handrail._util.errors import UserError
 from handrail.models.hf import TransformersPolicy
 from handrail.training import lengths
-from handrail.training.lengths import reference_lengths, too_long
+from handrail.training.lengths import find_too_long, reference_lengths
 from handrail.training.run_data import with_distinct_ids
 from handrail.types.problem import Problem
 from tests.cli.test_commands import ROWS, assert_refused, configured, jsonl
@@ -190,7 +190,7 @@ def test_lengths_are_those_of_the_references(chat_policy: TransformersPolicy) ->
 
 
 def test_references_that_cannot_be_used_are_refused(chat_policy: TransformersPolicy) -> None:
-    with pytest.raises(UserError, match="field reference: it holds the end token"):
+    with pytest.raises(UserError, match="field reference: it contains the end token"):
         reference_lengths(chat_policy.renderer, [*REFERENCES, (REFERENCES[0][0], "5<|end|> so 5")])
 
 
@@ -207,9 +207,9 @@ def test_the_longest_reference_that_fits_is_kept(chat_policy: TransformersPolicy
     ]
     assert [
         each.problem.id
-        for each in too_long(chat_policy, [*problems, Problem("nor", "1 + 1?", "2", (exceeds,))])
+        for each in find_too_long(chat_policy, [*problems, Problem("nor", "1 + 1?", "2", (exceeds,))])
     ] == ["not", "nor"]
-    assert not too_long(chat_policy, problems, references=False)
+    assert not find_too_long(chat_policy, problems, references=False)
 
 
 def test_much_text_is_counted_once_and_aloud(

@@ -111,8 +111,8 @@ from handrail.methods import METHODS
 from handrail.models.trainable import TrainablePolicy
 
 if os.environ.get("IN_FLOAT64"):  # so that a wrong normalizer cannot hide in the rounding of batches of other shapes
-    prepare = TrainablePolicy._prepared
-    TrainablePolicy._prepared = lambda self, model: prepare(self, model.double())
+    prepare = TrainablePolicy._prepare
+    TrainablePolicy._prepare = lambda self, model: prepare(self, model.double())
     torch.Tensor.float = torch.Tensor.double
     torch.set_default_dtype(torch.float64)
 

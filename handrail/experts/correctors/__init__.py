@@ -1,4 +1,4 @@
-"""Correctors: who writes the right step where a failed attempt went wrong."""
+"""Correctors write the right step at the point where a failed attempt went wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from handrail.types.trajectory import Author, Trajectory
 
 @dataclass(frozen=True)
 class Draft:
-    """A failed attempt up to its first wrong step: the ``kept`` steps with what ends each, and a worked solution if there is one."""
+    """A failed attempt up to its first wrong step.
+
+    ``kept``: the steps before it, with their endings. ``reference``: a worked solution, if there is one.
+    """
 
     problem: Problem
     kept: list[str]
@@ -23,13 +26,13 @@ class Draft:
 
     @property
     def ending(self) -> str:
-        """What ends a step in this attempt, without blanks behind it: they belong to the next word's token."""
+        """Step ending of this attempt, without trailing blanks, which belong to the next word's token."""
         return self.kept[-1][len(bare(self.kept[-1])) :].rstrip(" \t") if self.kept else ""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What follows the kept steps; ``complete`` if nothing comes after it."""
+    """Continuation of the kept steps; ``complete``: True if it finishes the solution."""
 
     text: str
     complete: bool
@@ -37,21 +40,22 @@ class Correction:
 
 
 class Corrector(Protocol):
-    """An expert that goes on from right steps."""
+    """An expert that continues from correct steps."""
 
     def correct(
         self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int]
     ) -> Sequence[Correction | None]:
-        """One step for each draft, or with ``whole`` everything to the end; None if the corrector has nothing to say.
+        """Continue each draft by one step, or up to the end if ``whole``; None if the corrector has no
+        answer.
 
-        ``attempt`` counts the attempts at one draft, from 0: answer each differently if you can. ``seeds``, one for each draft, are
-        for correctors that sample.
+        ``attempt``: number of the attempt at these drafts, from 0; answer each differently if possible.
+        ``seeds``: one for each draft, for correctors that sample.
         """
         ...
 
 
 class ReferenceCorrector:
-    """Copies the step of the reference that comes next after the last one whose result the kept steps reach."""
+    """Copy the reference's next step: the one after the last step whose result the kept steps reach."""
 
     def __init__(self, step_end: str | None = None) -> None:
         self.step_end = step_end
@@ -74,7 +78,8 @@ class ReferenceCorrector:
 
 
 class PolicyCorrector:
-    """A policy goes on from the kept steps; if ``shown``, with the reference in its prompt in place of a plan."""
+    """Let a policy continue from the kept steps; if ``shown``, with the reference in its prompt, as a plan
+    would be."""
 
     def __init__(self, policy: Policy, shown: bool, max_tokens: int, step_end: str | None = None) -> None:
         self.policy, self.shown, self.max_tokens, self.step_end = policy, shown, max_tokens, step_end
@@ -107,10 +112,9 @@ class PolicyCorrector:
 
 
 def bare(step: str) -> str:
-    """A step without what ends it."""
+    """Strip a step's ending."""
     end = len(step)
-    while end and (
-        step[end - 1].isspace() or step[end - 1] == ";"
-    ):  # a regular expression would be quadratic in inner white space
+    # A regular expression would take quadratic time on inner whitespace.
+    while end and (step[end - 1].isspace() or step[end - 1] == ";"):
         end -= 1
     return step[:end]

@@ -1,4 +1,4 @@
-"""A language model as corrector."""
+"""A language model behind an endpoint as corrector."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from handrail.experts.steps import split_steps
 
 
 class EndpointCorrector:
-    """Asks for the next step, or the rest; with the reference before its eyes if ``shown``."""
+    """Ask for the next step or the rest, showing the reference if ``shown``."""
 
     def __init__(
         self, endpoint: Endpoint, shown: bool, step_end: str | None = None, max_tokens: int = 2048
     ) -> None:
-        """``max_tokens`` is for the answer with its reasoning."""
+        """``max_tokens``: limit of the answer, including reasoning."""
         self.endpoint, self.shown, self.step_end, self.max_tokens = endpoint, shown, step_end, max_tokens
 
     def correct(

@@ -1,4 +1,5 @@
-"""The rule step judge: a step is wrong where an equality that it writes is false, and suspect where a number comes from nowhere."""
+"""Arithmetic step judge: a step is wrong if it contains a false equality, suspect if a number has no
+origin."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from fractions import Fraction
 
 from handrail.experts.judges import Scores
 from handrail.experts.judges.expressions import CLAUSE, Reader, Style, Unreadable, Value
-from handrail.experts.judges.math_text import NOTHING, Token, measure, tokenise
-from handrail.experts.judges.provenance import NOTE, unfounded
+from handrail.experts.judges.math_text import NOTHING, Token, measure, tokenize
+from handrail.experts.judges.provenance import NOTE, find_unfounded
 from handrail.types.problem import Problem
 
 MAX_LENGTH, MAX_TOKENS = 10_000, 60
@@ -20,20 +21,21 @@ OTHER_ARITHMETIC = re.compile(
     r"\b(?:in|to|from) bases?\b|\bbase-[0-9]|\\[pb]?mod\b|\bmod(?:ulo)?\b", re.IGNORECASE
 )
 ABOUT = {"about", "approximately", "around", "roughly", "nearly", "almost"}
-# Right after these an expression is only a part of what is calculated: twice 5 + 3, half of 4 + 6, 5 more than 3 * 2.
+# An expression right after one of these is only part of the calculation: twice 5 + 3, half of 4 + 6, 5 more
+# than 3 * 2.
 SCALING = {
-    "half", "third", "quarter", "fourth", "fifth", "sixth", "tenth", "twice", "thrice", "double", "triple",
-    "than", "by", "minus", "plus", "times", "root", "square", "cube",
+    "half", "third", "quarter", "fourth", "fifth", "sixth", "tenth", "twice", "thrice", "double",
+    "triple", "than", "by", "minus", "plus", "times", "root", "square", "cube",
 }  # fmt: skip
-# These join an expression to a number before it: 24 eggs in 1 tray * 2.
+# These connect an expression with a preceding number: 24 eggs in 1 tray * 2.
 JOINING = {"in", "per", "at", "from", "to", "with", "on"}
 
 
 class ArithmeticJudge:
-    """Checks what can be checked without understanding the problem, and makes no guesses.
+    """Check what can be checked without understanding the problem; never guess.
 
-    A step scores 0 if an equality in it is false, .25 if a number in it comes from nowhere (``origins=False`` leaves this
-    rule out), 1 if every equality that can be read for sure holds, None if there is none.
+    A step scores 0 if an equality in it is false, .25 if a number in it has no origin (rule disabled by
+    ``origins=False``), 1 if all its reliably parsed equalities hold, None if there are none.
     """
 
     def __init__(self, origins: bool = True) -> None:
@@ -48,25 +50,26 @@ class ArithmeticJudge:
             return scores
         return [
             0.25 if suspect and known != 0 else known
-            for known, suspect in zip(scores, unfounded(problem, steps), strict=True)
+            for known, suspect in zip(scores, find_unfounded(problem, steps), strict=True)
         ]
 
 
 def score(step: str) -> float | None:
-    """0 if an equality in a step is false, otherwise 1 if one holds, None if nothing can be said."""
+    """Score a step: 0 if any equality is false, else 1 if any holds, else None."""
     found = [] if len(step) > MAX_LENGTH or OTHER_ARITHMETIC.search(step) else list(equalities(step))
     return 0.0 if False in found else 1.0 if True in found else None
 
 
 def equalities(text: str) -> Iterator[bool | None]:
-    """For every equality in a text whether it holds; None where it cannot be read for sure.
+    """For every equality in a text, yield True if it holds; None if it cannot be parsed reliably.
 
-    In a chain each equals sign compares its neighbours. People also write chains as they would press the keys of a
-    calculator, ``3 + 4 = 7 * 2 = 14``: a pair is false only if the text up to an operator does not make it true either.
+    In a chain, each equals sign compares its neighbors. People also write chains the way they press the keys
+    of a calculator, ``3 + 4 = 7 * 2 = 14``, so a pair is false only if no truncation of its right side at an
+    operator makes it true either.
     """
     notes = NOTE.findall(text)
     for part in (*notes, NOTE.sub(" ", text) if notes else text):
-        tokens = tokenise(part)
+        tokens = tokenize(part)
         ends = [index for index, token in enumerate(tokens) if token.kind in ("equals", "about", "stop")]
         for before, here, after in zip([-1, *ends], ends, [*ends[1:], len(tokens)], strict=False):
             if tokens[here].kind != "stop":
@@ -75,9 +78,12 @@ def equalities(text: str) -> Iterator[bool | None]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of an equality; ``running`` are its values up to each operator, ``strict`` is None if there are no others.
+    """One side of an equality.
 
-    ``named`` if there are words: a lone number among words may only name a quantity. ``listed`` if its minus may mark a list.
+    ``strict``: its value; None if only beginnings of it can be parsed. ``running``: the values of the
+    beginnings that end before an operator. ``doubtful``: True if it may be meant differently. ``named``: True
+    if it contains words; a lone number among words may only name a quantity. ``listed``: True if its minus
+    may be a list marker.
     """
 
     tokens: Sequence[Token]
@@ -96,7 +102,7 @@ class Side:
             return None
 
     def readings(self, running: bool = True) -> Iterator[Value]:
-        """Every value that the side may have, but for units."""
+        """Yield every value that the side may have, ignoring units."""
         yield from self.running if running else ()
         for style in (STRICT, *OTHERWISE):
             if value := self.read(style):
@@ -135,7 +141,7 @@ def _holds(tokens: Sequence[Token], start: int, equals: int, end: int) -> bool |
 
 
 def _lone(side: Side) -> bool:
-    """A number or a proper fraction, such as 1/2, with nothing but words after it."""
+    """True for a number or a proper fraction, such as 1/2, followed only by words."""
     if side.strict is None or side.strict.digit is not None:
         return True
     share = (
@@ -145,7 +151,7 @@ def _lone(side: Side) -> bool:
 
 
 def _beginning(tokens: Sequence[Token], start: int, end: int) -> Side | None:
-    """The side that begins at ``start``."""
+    """Parse the side that begins at ``start``."""
     limit = min(end, start + MAX_TOKENS)
     reader = Reader(tokens, start, limit, STRICT)
     try:
@@ -162,7 +168,8 @@ def _beginning(tokens: Sequence[Token], start: int, end: int) -> Side | None:
 
 
 def _goes_on(read: Sequence[Token], rest: Sequence[Token], value: Value) -> bool:
-    """Whether what follows an expression may change it: 1 hour and 30 minutes, 1/2 of the cake, 5 to 6."""
+    """True if the text after an expression may change its meaning: 1 hour and 30 minutes, 1/2 of the cake, 5
+    to 6."""
     if not rest:
         return False
     if rest[0].text == "of":
@@ -178,12 +185,11 @@ def _goes_on(read: Sequence[Token], rest: Sequence[Token], value: Value) -> bool
 
 
 def _ending(tokens: Sequence[Token], start: int, end: int) -> Side | None:
-    """The side that ends at ``end``: the longest text before it that can be read as one expression."""
+    """Parse the side that ends at ``end``: the longest text before it that can be parsed as one
+    expression."""
     for begin in range(max(start, end - MAX_TOKENS), end):
-        if tokens[begin].kind not in ("number", "open", "frac", "sqrt") and tokens[begin].text not in (
-            "-",
-            "half",
-        ):
+        first = tokens[begin]
+        if first.kind not in ("number", "open", "frac", "sqrt") and first.text not in ("-", "half"):
             continue
         reader = Reader(tokens, begin, end, STRICT)
         try:
@@ -192,22 +198,14 @@ def _ending(tokens: Sequence[Token], start: int, end: int) -> Side | None:
             continue
         if reader.at == end:
             named = begin > start or any(token.kind == "word" for token in tokens[begin:end])
-            listed = begin == start and tokens[begin].text == "-" and not tokens[begin + 1].tight
-            return Side(
-                tokens,
-                begin,
-                end,
-                value,
-                (),
-                reader.doubtful or _continues(tokens, start, begin),
-                named,
-                listed,
-            )
+            listed = begin == start and first.text == "-" and not tokens[begin + 1].tight
+            doubtful = reader.doubtful or _continues(tokens, start, begin)
+            return Side(tokens, begin, end, value, (), doubtful, named, listed)
     return None
 
 
 def _continues(tokens: Sequence[Token], start: int, begin: int) -> bool:
-    """Whether an expression that begins at ``begin`` may belong to what stands before it."""
+    """True if an expression that begins at ``begin`` may belong to the text before it."""
     while begin > start and tokens[begin - 1].kind == "open":
         begin -= 1
         if begin > start and tokens[begin].tight:
@@ -244,17 +242,17 @@ def _continues(tokens: Sequence[Token], start: int, begin: int) -> bool:
 
 
 def _equal(a: Value, b: Value, about: bool) -> bool:
-    """Whether two values are equal up to the rounding that the decimals written allow, or ≈ any digits."""
+    """True if two values are equal up to rounding: of written decimals or, after ≈, of any digits."""
     gap = abs(a.number - b.number)
     allowed = max(_written(value, about) / 2 if value.decimals or about else Fraction(0) for value in (a, b))
     return gap <= allowed or (not _whole(a, b) and gap * 10**9 <= max(abs(a.number), abs(b.number)))
 
 
 def _near(a: Value, b: Value, about: bool, tokens: Sequence[Token]) -> bool:
-    """Whether two values that differ could be meant as equal.
+    """True if two values that differ could be meant as equal.
 
-    The decimals in them may have been rounded before. Where something is multiplied or divided, that can matter more, and a
-    whole number may be cut off or rounded up.
+    Their decimals may have been rounded earlier. If the expression multiplies or divides, such rounding
+    matters more, and a whole number may be truncated or rounded up.
     """
     gap, sizes = abs(a.number - b.number), sorted((abs(a.number), abs(b.number)))
     if any(token.text in "*/÷^" or token.kind in ("frac", "open") for token in tokens):
@@ -271,7 +269,8 @@ def _near(a: Value, b: Value, about: bool, tokens: Sequence[Token]) -> bool:
 
 
 def _other_units(a: Value, b: Value, tokens: Sequence[Token]) -> bool:
-    """Whether one value is a power of ten times the other, a thousand or more or with money a hundred: grams and kilograms."""
+    """True if the values differ by a power of ten, as grams and kilograms do: at least 1000, or 100 for
+    money."""
     small, large = sorted((abs(a.number), abs(b.number)))
     least = 2 if any(token.money for token in tokens) else 3
     return any(large == small * 10**power for power in range(least, 31))
@@ -282,7 +281,7 @@ def _whole(a: Value, b: Value) -> bool:
 
 
 def _written(value: Value, about: bool) -> Fraction:
-    """What the last digit written is worth; after ≈ the last that is not 0."""
+    """Place value of the last written digit; after ≈, of the last nonzero digit."""
     if value.digit is None or not about or value.number.denominator > 1 or not value.number:
         return value.digit or Fraction(0)
     digits = str(abs(value.number.numerator))

@@ -1,4 +1,4 @@
-"""Arithmetic expressions worked out exactly, within bounds on depth, exponents and the size of numbers."""
+"""Exact evaluation of arithmetic expressions, with limits on depth, exponents and the size of numbers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from handrail.experts.judges.math_text import NOTHING, Token, measure
 MAX_BITS, MAX_DEPTH, MAX_EXPONENT, MAX_UNIT_WORDS = 1 << 14, 20, 64, 6
 
 CLAUSE = {
-    "so", "then", "is", "are", "was", "were", "be", "because", "which", "that", "therefore", "thus", "hence", "since", "while", "but",
-    "if", "when", "means", "gives", "makes", "let",
+    "so", "then", "is", "are", "was", "were", "be", "because", "which", "that", "therefore", "thus",
+    "hence", "since", "while", "but", "if", "when", "means", "gives", "makes", "let",
 }  # fmt: skip
 NO_UNIT = CLAUSE | {"and", "or", "of", "to", "than"}
 
 
 class Unreadable(ValueError):
-    """What stands there is no arithmetic that can be worked out."""
+    """The text is not arithmetic that can be evaluated."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """What an expression comes to; ``digit`` is None unless it is a number as written, then what its last digit is worth.
+    """Value of an expression.
 
-    ``decimals`` if it is written with some, ``part`` if it can be taken of something, ``tens`` if it is a power of ten,
-    ``measured`` if a unit of known size has scaled it.
+    ``digit``: the place value of the last digit of a literal number; None for a calculated value.
+    ``decimals``: True if it is written with decimals. ``part``: True if it can be a share of something, as in
+    1/2 of. ``tens``: True if it is a power of ten. ``measured``: True if a unit of known size has scaled it.
     """
 
     number: Fraction
@@ -45,8 +46,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Style:
-    """A way to read: what a per cent is, whether ``+ 10%`` is of what it is added to, whether ``1/3`` is one number in
-    ``12 ÷ 1/3``, whether units scale the numbers."""
+    """A way to interpret expressions.
+
+    ``percent``: value of one percent. ``relative``: True if ``+ 10%`` means 10% of the number that it is
+    added to. ``fractions``: True if ``1/3`` is one number in ``12 ÷ 1/3``. ``measured``: True if units scale
+    the numbers.
+    """
 
     percent: Fraction = Fraction(1, 100)
     relative: bool = False
@@ -55,9 +60,9 @@ class Style:
 
 
 class Reader:
-    """Works out the expression that begins at ``start``, as far as it goes; ``at`` is then where it ends.
+    """Parser that evaluates the longest expression that begins at ``start``; afterwards ``at`` is its end.
 
-    ``cuts`` are its values up to each of its operators, ``doubtful`` says that it could be meant in another way.
+    ``cuts``: its values up to each of its operators. ``doubtful``: True if it may be meant differently.
     """
 
     def __init__(self, tokens: Sequence[Token], start: int, end: int, style: Style) -> None:
@@ -66,7 +71,7 @@ class Reader:
         self.doubtful = False
 
     def read(self) -> Value:
-        """Raises Unreadable."""
+        """Evaluate the expression. Raises Unreadable."""
         return self._sum(0)
 
     def _peek(self, ahead: int = 0) -> Token:
@@ -87,7 +92,7 @@ class Reader:
         return total
 
     def _product(self, depth: int, before: Fraction, sign: int) -> Value:
-        """A product; ``before`` and ``sign`` are what it is added to and how."""
+        """Evaluate a product, which is added to ``before`` with ``sign``."""
         total = self._signed(depth)
         while True:
             token, adjacent = self._peek(), self.tokens[self.at - 1].kind in ("number", "close", "percent")
@@ -122,7 +127,7 @@ class Reader:
             _bounded(total.number)
 
     def _amount(self) -> int:
-        """How far ahead the number stands in ``of 20``, ``of the 20``; 0 if there is none."""
+        """Number of tokens before the number in ``of 20`` or ``of the 20``; 0 if there is no number."""
         ahead = 2 if self._peek(1).kind == "word" else 1
         return ahead if self._peek(ahead).kind in ("number", "open", "frac") else 0
 
@@ -182,7 +187,7 @@ class Reader:
         return value
 
     def _number(self, token: Token) -> Value:
-        """A number as written, 2 1/2 and 2½ among them."""
+        """Evaluate a number as written, including 2 1/2 and 2½."""
         whole, next_, slash, below = token.value, self._peek(), self._peek(1), self._peek(2)
         if next_.kind == "number" and not next_.digit and token.digit == 1:
             self.at += 1
@@ -208,7 +213,7 @@ class Reader:
         return value
 
     def _with_unit(self, value: Value, money: str) -> Value:
-        """Goes over the words after a number; scales it by the units of known size among them if the style says so."""
+        """Skip the words after a number; if the style says so, scale it by units of known size among them."""
         units, words = [money] if money else [], 0
         while True:
             token, following = self._peek(), self._peek(1)
@@ -230,7 +235,7 @@ class Reader:
             else:
                 break
             self.at += 1
-        # A lone letter may as well be a variable.
+        # A lone letter may also be a variable.
         self.doubtful |= any(
             len(unit) == 1 and unit.isalpha() and measure(unit) is not None for unit in units
         )
@@ -239,11 +244,11 @@ class Reader:
         return replace(value.times(_size(units)), measured=any(measure(unit) for unit in units))
 
     def _names_more(self, words: int) -> bool:
-        """The ``of`` in 5 pairs of socks."""
+        """True at the ``of`` in 5 pairs of socks."""
         return words > 0 and self._peek().text == "of" and self._peek(1).kind == "word"
 
     def _remark(self) -> int:
-        """How many tokens a parenthesis of nothing but words takes before its end; 0 if this is none."""
+        """Number of tokens before the end of a parenthesis that contains only words; 0 if this is not one."""
         for ahead in range(1, 10):
             if self._peek(ahead).kind != "word":
                 return ahead if self._peek(ahead).kind == "close" else 0
@@ -251,7 +256,8 @@ class Reader:
 
 
 def _size(units: Sequence[str]) -> Fraction:
-    """What 6 pounds/week or $5 per hour are to be multiplied by: the first unit of known size above and the first below."""
+    """Scale of 6 pounds/week or $5 per hour: the first unit of known size in the numerator over the
+    denominator's."""
     size, sign, counted = Fraction(1), 1, False
     for unit in units:
         if unit in ("/", "per", "a", "each", "every"):

@@ -1,18 +1,18 @@
-"""A language model as step judge."""
+"""A language model behind an endpoint as step judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 
-from handrail.experts.conversations import judge_conversation, right_steps
+from handrail.experts.conversations import count_right_steps, judge_conversation
 from handrail.experts.endpoint import Endpoint
 from handrail.experts.judges import Scores
 from handrail.types.problem import Problem
 
 
 class LlmJudge:
-    """Asks for the first wrong step: 1 before it, 0 at it, None after it.
+    """Ask for the first wrong step; steps score 1 before it, 0 at it, None after it.
 
     ``max_tokens`` is for the answer with its reasoning. An answer that names no step is unreadable.
     """
@@ -23,7 +23,7 @@ class LlmJudge:
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
         asked = [attempt for attempt in attempts if attempt[1]]
         questions = [judge_conversation(*attempt) for attempt in asked]
-        readers = [partial(right_steps, steps=len(steps)) for _, steps in asked]
+        readers = [partial(count_right_steps, steps=len(steps)) for _, steps in asked]
         right = iter(self.endpoint.ask_and_read(questions, readers, self.max_tokens))
         return [_scores(next(right), len(steps)) if steps else [] for _, steps in attempts]
 

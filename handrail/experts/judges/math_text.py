@@ -1,4 +1,7 @@
-"""Text with arithmetic in it, plain or LaTeX, as tokens. Made for hostile text: every pattern is linear, every number short."""
+"""Tokenizer for arithmetic in plain text or LaTeX.
+
+Safe for hostile text: every pattern takes linear time, and the length of numbers is limited.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ PLAIN = [
         (r"\{,\}|\\,(?=[0-9]{3})|,\\!", ","),
         (r"\.(?=[0-9]*\\(?:overline|bar|dot))", " "),
         (
-            r"\\(?:left|right|[bB]igg?[lr]?|boxed|fbox|displaystyle|quad|qquad)(?![A-Za-z])|\\[,;:! ()]|\\[\[\]]|[~&`\"“”]",
+            r"\\(?:left|right|[bB]igg?[lr]?|boxed|fbox|displaystyle|quad|qquad)(?![A-Za-z])"
+            r"|\\[,;:! ()]|\\[\[\]]|[~&`\"“”]",
             " ",
         ),
         (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"),
@@ -38,16 +42,17 @@ PLAIN = [
         (r"\\(?:approx|simeq|cong)(?![A-Za-z])", "≈"),
         (r"\\(?:leq?|geq?|neq?|implies|iff|to|[Rr]ightarrow|Leftrightarrow|equiv)(?![A-Za-z])", "⇒"),
         (r"\^\s*(?:\{\s*)?\\circ\s*\}?|°", " degrees "),
-        (r"(?<=[0-9)])\*\*(?=[0-9(-])", "^"),  # 5**2; other double stars are bold type
+        (r"(?<=[0-9)])\*\*(?=[0-9(-])", "^"),  # 5**2; other double asterisks mark bold text
         (r"\*\*|__", ""),
-        (r"(?m)^[ \t]*(?:\(?[0-9]{1,2}[.)]|[*#]+)(?=[ \t])", " "),  # the marks of lists and headings
+        (r"(?m)^[ \t]*(?:\(?[0-9]{1,2}[.)]|[*#]+)(?=[ \t])", " "),  # markers of lists and headings
         (r"\bRs\.?|\b(?:US|AU|CA)(?=\$)", ""),
         (r"(?<=[0-9])-(?=[^\W\d_]{2})", " "),  # a 5-day trip
     )
 ]
 TOKEN = re.compile(
     r"""(?P<times>(?<![^\W\d])[xX](?=\s*[$€£¥₹]?\s*[0-9(.])|(?<=\s)[xX](?=\s+-[0-9]))
-    |(?P<unknown>[0-9]+(?::[0-9]+)+|[^\W\d_]+[0-9_]\w*|[0-9]+_\w*|\\(?!frac|sqrt)(?:[A-Za-z]+|.)|(?<=[0-9)])!|(?<=[0-9])(?:\.{3}|…)|[|@_\[\]⌊⌋⌈⌉])
+    |(?P<unknown>[0-9]+(?::[0-9]+)+|[^\W\d_]+[0-9_]\w*|[0-9]+_\w*|\\(?!frac|sqrt)(?:[A-Za-z]+|.)
+        |(?<=[0-9)])!|(?<=[0-9])(?:\.{3}|…)|[|@_\[\]⌊⌋⌈⌉])
     |(?P<vulgar>[¼-¾⅐-⅞])
     |(?P<odd>[0-9]{1,3}(?:,[0-9]{3})*,[0-9]{4,})
     |(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)
@@ -62,8 +67,8 @@ TOKEN = re.compile(
 )
 WORD_OPERATORS = {"times": "*", "plus": "+", "minus": "-", "multiplied": "*", "divided": "/"}
 CALCULATIONS = {
-    "squared", "cubed", "factorial", "mod", "modulo", "choose", "remainder",
-    "log", "ln", "sin", "cos", "tan", "gcd", "lcm", "max", "floor", "ceil", "abs",
+    "squared", "cubed", "factorial", "mod", "modulo", "choose", "remainder", "log", "ln", "sin", "cos",
+    "tan", "gcd", "lcm", "max", "floor", "ceil", "abs",
 }  # fmt: skip
 MEASURES = {
     unit: Fraction(size)
@@ -125,7 +130,10 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Token:
-    """``tight`` if nothing stands between it and the token before; ``digit`` is what a number's last digit is worth."""
+    """A token.
+
+    ``tight``: True if no space precedes it. ``digit``: the place value of a number's last digit.
+    """
 
     kind: str
     text: str
@@ -138,8 +146,8 @@ class Token:
 NOTHING = Token("stop", "")
 
 
-def tokenise(text: str) -> list[Token]:
-    """The tokens of a text without white space; a currency sign stays with its number."""
+def tokenize(text: str) -> list[Token]:
+    """Split a text into tokens, without whitespace; a currency sign is attached to its number."""
     text = text.translate(SIGNS)
     for pattern, plain in PLAIN:
         text = pattern.sub(plain, text)
@@ -158,7 +166,7 @@ def tokenise(text: str) -> list[Token]:
 
 
 def measure(unit: str) -> Fraction | None:
-    """The size of a unit, singular or plural, in some base unit of its kind."""
+    """Size of a unit, singular or plural, in a base unit of its kind; None if unknown."""
     return MEASURES.get(unit) or MEASURES.get(unit.removesuffix("s"))
 
 
@@ -177,7 +185,8 @@ def _token(kind: str, text: str, tight: bool, money: str) -> Token:
 
 
 def _in_context(tokens: Sequence[Token]) -> list[Token]:
-    """Words that calculate become operators, letters that may be variables unknowns; an equals sign may stand on the next line."""
+    """Turn words such as "plus" into operators and possible variables into unknowns; join "=" on a new
+    line."""
     found: list[Token] = []
     for index, token in enumerate(tokens):
         following = tokens[index + 1] if index + 1 < len(tokens) else NOTHING

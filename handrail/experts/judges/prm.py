@@ -1,4 +1,4 @@
-"""A process reward model as step judge: Qwen2.5-Math-PRM's layout, or that of a token classifier trained with TRL."""
+"""A process reward model as step judge, in the layout of Qwen2.5-Math-PRM or of TRL's PRMTrainer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}
 
 
 class ChatLayout:
-    """Qwen2.5-Math-PRM's: a chat whose last turn is the steps, each followed by ``<extra_0>``, which carries the step's score."""
+    """Layout of Qwen2.5-Math-PRM: the steps are the last turn of a chat.
+
+    Each step is followed by ``<extra_0>``, the token that carries its score.
+    """
 
     def __init__(self, tokenizer: Any, system: str = SYSTEM) -> None:
         self.tokenizer, self.system = tokenizer, system
@@ -36,12 +39,13 @@ class ChatLayout:
         self._around(Problem("the trial prompt", "x", ""))
 
     def encode(self, problem: Problem, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-        """The tokens of an attempt, and the places of those that carry the scores of its steps."""
+        """Encode an attempt; return its tokens and the indices of those that carry the scores of its
+        steps."""
         before, after = self._around(problem)
         return _chain(self.tokenizer, before, steps, [self.separator], after)
 
     def _around(self, problem: Problem) -> tuple[list[int], list[int]]:
-        """What stands before and behind the steps."""
+        """Tokens before and after the steps."""
         prompt = problem.prompt
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if messages[0]["role"] != "system":
@@ -50,20 +54,20 @@ class ChatLayout:
             text = self.tokenizer.apply_chat_template(
                 [*messages, {"role": "assistant", "content": SEPARATOR}], tokenize=False
             )
-        except Exception as error:  # a template is a program, and may raise anything
+        except Exception as error:  # a template is a program and can raise anything
             raise UserError(
                 f"{problem.where or problem.id}: the process reward model's chat template refuses it: {error}"
             ) from error
         before, found, after = text.rpartition(SEPARATOR)
         if not found:
             raise UserError("its chat template leaves out the assistant's words")
-        return self.tokenizer.encode(before, add_special_tokens=False), self.tokenizer.encode(
-            after, add_special_tokens=False
-        )
+        around = [self.tokenizer.encode(part, add_special_tokens=False) for part in (before, after)]
+        return around[0], around[1]
 
 
 class PlainLayout:
-    """That of TRL's PRMTrainer: the prompt's text, then the steps, each followed by a line break, which carries the step's score."""
+    """Layout of TRL's PRMTrainer: the prompt, then the steps, each followed by a line break with its
+    score."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -82,7 +86,11 @@ class PlainLayout:
 def _chain(
     tokenizer: Any, before: list[int], steps: Sequence[str], separator: list[int], after: list[int]
 ) -> tuple[list[int], list[int]]:
-    """Steps come from a model: special tokens spelt out in them are read as text, and dropped where they cannot be."""
+    """Chain tokens around and between steps.
+
+    Steps come from a model, so special tokens written in them are encoded as text, or dropped if that is
+    impossible.
+    """
     special = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(SEPARATOR)} - {
         tokenizer.unk_token_id
     }
@@ -97,14 +105,14 @@ def _chain(
 class PrmJudge:
     """A Hugging Face process reward model, from a directory or ``builtin:NAME``; implements ``StepJudge``.
 
-    Only safetensors are read, and none of the code that a checkpoint brings along is run: the body is the library's own
-    model of that type, the head is read from the weights ``score.*``. Attention is causal, as in the released code.
+    Only safetensors are read, and no code from the checkpoint is run: the body is transformers' own model of
+    that type, the head comes from the weights ``score.*``. Attention is causal, as in the released code.
     """
 
     def __init__(
         self, path: str, device: str | torch.device = "cpu", dtype: str = "float32", batch_tokens: int = 8192
     ) -> None:
-        """``batch_tokens`` are the padded tokens of one forward pass."""
+        """``batch_tokens``: maximum number of tokens per forward pass, padding included."""
         self.device, self.batch_tokens = torch.device(device), batch_tokens
         directory = Path(locate(path))
         if not (directory / "config.json").is_file():
@@ -112,9 +120,8 @@ class PrmJudge:
                 f"experts.prm: {path} is not a Hugging Face model directory (it has no config.json)"
             )
         try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(
-                directory
-            )  # AutoTokenizer reads any as Qwen's, by the model's type
+            # AutoTokenizer would load any tokenizer as Qwen's, because of the model's type.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
             self.model, report = AutoModel.from_pretrained(
                 directory,
                 dtype=dtype,
@@ -156,14 +163,15 @@ class PrmJudge:
         return out
 
     def _encode(self, problem: Problem, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-        """As the layout's ``encode``. Raises UserError if the model has no embedding for one of the tokens."""
+        """Encode an attempt with the layout. Raises UserError if a token has no embedding."""
         tokens, ends = self.layout.encode(problem, steps)
         embeddings = len(self.model.get_input_embeddings().weight)
         if max(tokens) >= embeddings:
             token = self.layout.tokenizer.convert_ids_to_tokens(max(tokens))
             raise UserError(
-                f"{problem.where or problem.id}: the token {token!r} has the id {max(tokens)}, but the process reward model has "
-                f"embeddings for {embeddings} tokens only; take the tokenizer that belongs to it"
+                f"{problem.where or problem.id}: the token {token!r} has the id {max(tokens)}, but the "
+                f"process reward model has embeddings for {embeddings} tokens only; use the tokenizer that "
+                "belongs to it"
             )
         return tokens, ends
 
@@ -179,7 +187,8 @@ class PrmJudge:
 
 
 def _head(directory: Path, config: Any) -> nn.Module:
-    """Two layers (``score.0``, ``score.2``), or the one of a token classifier (``score``)."""
+    """Load the head: two layers (``score.0``, ``score.2``), or the single layer of a token classifier
+    (``score``)."""
     index = directory / "model.safetensors.index.json"
     files = (
         json.loads(index.read_text(encoding="utf-8"))["weight_map"]

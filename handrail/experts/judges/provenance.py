@@ -1,4 +1,4 @@
-"""Where the numbers of a solution come from: the problem, earlier steps, a calculation, or nowhere."""
+"""Origin of the numbers in a solution: the problem, earlier steps, a calculation, or none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from handrail.experts.judges.math_text import MAX_DIGITS, Token, tokenise
+from handrail.experts.judges.math_text import MAX_DIGITS, Token, tokenize
 from handrail.experts.planners import NUMBER
 from handrail.types.problem import Problem
 
@@ -37,13 +37,13 @@ WORDS |= {
 }
 
 
-def unfounded(problem: Problem, steps: Sequence[str]) -> list[bool]:
-    """For every step whether it has a number from nowhere.
+def find_unfounded(problem: Problem, steps: Sequence[str]) -> list[bool]:
+    """For every step, True if it contains a number without an origin.
 
-    Such a number stands neither in the problem nor in an earlier step, no equality of its step results in it, it is no everyday
-    constant, and no two of these give it by one multiplication or division, nor two that are no constants by one addition or
-    subtraction. What is only stated as the answer must stand before it. Mathematics in LaTeX has numbers from too many places;
-    there nothing is unfounded.
+    A number has an origin if it occurs in the problem or an earlier step, is the result of an equality in its
+    step, or is an everyday constant; if it is the product or quotient of two such numbers; or the sum or
+    difference of two such numbers that are not constants. A number that is only stated as the answer must
+    occur before. With LaTeX, numbers have too many possible origins, so no step is reported.
     """
     prompt = (
         problem.prompt
@@ -56,7 +56,7 @@ def unfounded(problem: Problem, steps: Sequence[str]) -> list[bool]:
     stated = numbers(prompt)
     for index, step in enumerate(steps):
         for line in NOTE.sub(" ", step).splitlines():
-            results, others = _claims(tokenise(line))
+            results, others = _claims(tokenize(line))
             if len(stated) + len(others) > MAX_NUMBERS:
                 return found
             if ANSWER.match(line) and len(others) == 1 and not results:
@@ -68,7 +68,7 @@ def unfounded(problem: Problem, steps: Sequence[str]) -> list[bool]:
 
 
 def numbers(text: str) -> set[Fraction]:
-    """The numbers of a text, in digits or words, and with those that are shares or per cent what they leave or add up to."""
+    """Numbers in a text, in digits or words; for shares and percentages p, also 1 − p and 1 + p."""
     found = {
         Fraction(number.replace(",", "")) for number in NUMBER.findall(text) if len(number) <= MAX_DIGITS
     }
@@ -84,7 +84,10 @@ def numbers(text: str) -> set[Fraction]:
 
 
 def _claims(tokens: Sequence[Token]) -> tuple[set[Fraction], set[Fraction]]:
-    """The numbers right of an equals sign which has a number or an unknown on its left, up to the next word; and all others."""
+    """Split numbers into results and others.
+
+    Results follow an equals sign that has a number or an unknown on its left, up to the next word.
+    """
     results: set[Fraction] = set()
     others: set[Fraction] = set()
     seen = result = False
@@ -111,7 +114,7 @@ def _founded(number: Fraction, stated: set[Fraction]) -> bool:
 
 
 def _answers(number: Fraction, stated: set[Fraction]) -> bool:
-    """Whether an answer is a number stated before, perhaps as cents, as per cent or as a whole number."""
+    """True if an answer was stated before, possibly in cents, in percent, or rounded to a whole number."""
     if any(_stands_in(number * scale, stated) for scale in (Fraction(1), Fraction(100), Fraction(1, 100))):
         return True
     return number.denominator == 1 and any(
@@ -120,7 +123,7 @@ def _answers(number: Fraction, stated: set[Fraction]) -> bool:
 
 
 def _stands_in(number: Fraction, stated: set[Fraction]) -> bool:
-    """Whether a number is one of those stated, or one of them rounded."""
+    """True if a number is one of ``stated``, or one of them rounded."""
     return number in stated or any(
         abs(number - other) * 1000 <= other and number.denominator + other.denominator > 2 for other in stated
     )

@@ -1,4 +1,4 @@
-"""Where an attempt stands against a reference: steps are matched by the number they end in."""
+"""Comparison of an attempt with a reference: steps are matched by their last number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONGEST = 100
 
 
 def result(step: str) -> Fraction | None:
-    """The last number of a step, however it is written; a minus counts where nothing stands before it to be subtracted from."""
+    """Last number of a step in any notation; a minus sign counts unless it can be a subtraction."""
     found = list(NUMBER.finditer(step))
     if not found or len(found[-1].group()) > LONGEST:
         return None
@@ -25,7 +25,8 @@ def result(step: str) -> Fraction | None:
 
 
 def aligned(kept: Sequence[str], reference: Sequence[str]) -> int:
-    """The index of the reference's step that comes after the kept ones: each is matched by its result, in order."""
+    """Index of the reference step that follows the kept steps, which are matched in order by their
+    results."""
     results = [result(step) for step in reference]
     position = 0
     for found in map(result, kept):
@@ -35,16 +36,18 @@ def aligned(kept: Sequence[str], reference: Sequence[str]) -> int:
 
 
 class ReferenceJudge:
-    """A step is right if the number it ends in comes next in a reference, later steps included, and wrong if not.
+    """Judge a step as right if its last number is the result of a later reference step, else as wrong.
 
-    It takes any other way to the answer for wrong, which costs little where the verifier decides on the repair.
+    Other ways to the answer are judged wrong, which costs little because the verifier decides about each
+    repair.
     """
 
     def __init__(self, step_end: str | None = None) -> None:
         self.step_end = step_end
 
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
-        """The scores by that reference under which most steps are right before the first wrong one; None without a reference."""
+        """Score by the reference that gives the most right steps before the first wrong one; None without a
+        reference."""
         return [
             max(
                 (

@@ -1,4 +1,4 @@
-"""Planners: from a problem with a worked solution to a plan that says how, and gives no value away."""
+"""Planners turn a worked solution into a plan that describes the procedure without revealing values."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from handrail._util.errors import UserError
-from handrail.experts.conversations import plan_conversation, spoken
+from handrail.experts.conversations import plan_conversation, strip_reasoning
 from handrail.models.policy import Policy
 from handrail.types.problem import Problem
 
 DataPlannerName = Literal["auto", "column", "rule", "outline"]
 
 NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?")
-# A 5-day trip and 7 days/week hold no operator.
+# "A 5-day trip" and "7 days/week" contain no operator.
 TOKEN = re.compile(
-    rf"(?P<number>{NUMBER.pattern})|(?P<operator>\\times|\\cdot|\\div|[+*×·÷−]|(?<![A-Za-z])[-/](?![A-Za-z])|(?<=[\d\s])x(?=[\d\s]))"
+    rf"(?P<number>{NUMBER.pattern})|(?P<operator>\\times|\\cdot|\\div|[+*×·÷−]"
+    r"|(?<![A-Za-z])[-/](?![A-Za-z])|(?<=[\d\s])x(?=[\d\s]))"
 )
 VERBS = {
-    "+": "add", "-": "subtract", "−": "subtract", "/": "divide", "÷": "divide", "\\div": "divide",
-    "*": "multiply", "×": "multiply", "·": "multiply", "x": "multiply", "\\times": "multiply", "\\cdot": "multiply",
-}  # fmt: skip
+    "+": "add",
+    **dict.fromkeys(("-", "−"), "subtract"),
+    **dict.fromkeys(("/", "÷", "\\div"), "divide"),
+    **dict.fromkeys(("*", "×", "·", "x", "\\times", "\\cdot"), "multiply"),
+}
 TWOFOLD = {"multiply": "double", "divide": "halve"}
 STEP_END = re.compile(r"\n|;|(?<=[^\d\s])\.\s|(?<=\d)\.\s+(?=[A-Z])")
 CALCULATOR_NOTE = re.compile(r"<<[^>]*>>")
@@ -30,7 +33,8 @@ LIST_MARK = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
 
 
 def operations(expression: str) -> list[str]:
-    """The operations of the arithmetic that ``expression`` ends in, in order: ``so 35 × 3 + 1`` → multiply, add."""
+    """List the operations of the arithmetic at the end of ``expression``: ``so 35 × 3 + 1`` → multiply,
+    add."""
     found: list[str] = []
     awaits_operator, operand = False, ""
     for token in reversed(list(TOKEN.finditer(expression))):
@@ -44,7 +48,7 @@ def operations(expression: str) -> list[str]:
 
 
 def skeleton(solution: str) -> str | None:
-    """A worked solution's operations, a line for each step that calculates; None if nothing is calculated."""
+    """List a worked solution's operations, one line per step that calculates; None if no step does."""
     lines = []
     for step in STEP_END.split(CALCULATOR_NOTE.sub("", solution)):
         sides = step.split("=")[:-1]
@@ -55,21 +59,27 @@ def skeleton(solution: str) -> str | None:
 
 
 def outline(solution: str) -> str | None:
-    """A worked solution in its own words, with ``...`` for every number; None if it has none to leave out."""
+    """Replace every number in a worked solution by ``...``; None if it has no numbers."""
     blanked, numbers_left_out = NUMBER.subn("...", CALCULATOR_NOTE.sub("", solution))
     return blanked if numbers_left_out else None
 
 
 class Planner(Protocol):
-    """Whoever can say how a worked solution proceeds. A plan may give the answer away: whoever uses one asks ``leaks`` first."""
+    """An expert that describes how a worked solution proceeds.
+
+    Plans may leak the answer: check them with ``leaks``.
+    """
 
     def plans(self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int]) -> Sequence[str | None]:
-        """A plan for each problem with its reference, None if there is none. ``seeds``, one for each, are for planners that sample."""
+        """Make a plan for each (problem, reference), or None.
+
+        ``seeds``: one for each, for planners that sample.
+        """
         ...
 
 
 class DataPlanner:
-    """Plans that the data hold, or that follow from the reference by rule."""
+    """Take plans from the data, or derive them from the reference by a rule."""
 
     def __init__(self, name: DataPlannerName) -> None:
         self.name = name
@@ -79,7 +89,7 @@ class DataPlanner:
 
 
 class PolicyPlanner:
-    """The policy writes the plans, as it is now; its plans are not kept."""
+    """Let the current policy write the plans; they are not stored."""
 
     def __init__(self, policy: Policy, max_tokens: int) -> None:
         self.policy, self.max_tokens = policy, max_tokens
@@ -102,11 +112,15 @@ class PolicyPlanner:
         written = self.policy.generate(
             [self.policy.renderer.prompt(problem) for problem in asked], seeds, self.max_tokens
         )
-        return [spoken(plan.text) or None if plan.finished else None for plan in written]
+        return [strip_reasoning(plan.text) or None if plan.finished else None for plan in written]
 
 
 def make_plan(problem: Problem, reference: str, planner: DataPlannerName) -> str | None:
-    """A problem's own plan (``column``), its reference's ``skeleton`` (``rule``) or ``outline``, its own or else the rule's (``auto``)."""
+    """Make a plan without a model.
+
+    ``column``: the problem's own plan. ``rule``: the reference's ``skeleton``. ``auto``: the own plan if
+    there is one, else the rule's. ``outline``: the reference's ``outline``.
+    """
     if planner == "outline":
         return outline(reference)
     plan = problem.plan if planner != "rule" else None
@@ -120,14 +134,14 @@ def numbers(text: str) -> set[float]:
 
 
 def names_answer(text: str, problem: Problem) -> bool:
-    """Whether a text holds the problem's answer, as it is written or as a number."""
+    """True if a text contains the problem's answer, literally or as a number."""
     case = re.IGNORECASE if len(problem.answer) > 2 else re.NOFLAG
     written = re.search(rf"(?<!\w){re.escape(problem.answer.strip())}(?!\w)", text, case)
     return bool(written) or bool(numbers(problem.answer)) and numbers(problem.answer) <= numbers(text)
 
 
 def leaks(plan: str, problem: Problem) -> bool:
-    """Whether a plan gives the answer away, or a value that only the references know."""
+    """True if a plan reveals the answer, or a value that occurs only in the references."""
     plan = LIST_MARK.sub("", plan)
     prompt = (
         problem.prompt

@@ -1,10 +1,10 @@
-"""A language model as planner."""
+"""A language model behind an endpoint as planner."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from handrail.experts.conversations import plan_conversation, spoken
+from handrail.experts.conversations import plan_conversation, strip_reasoning
 from handrail.experts.endpoint import Endpoint
 from handrail.types.problem import Problem
 
@@ -12,7 +12,7 @@ LONGEST_PLAN = 4000
 
 
 class EndpointPlanner:
-    """Asks for plans. What comes back may give the answer away: whoever uses a plan asks ``planner.leaks`` first."""
+    """Ask for plans. They may leak the answer: check them with ``planners.leaks``."""
 
     def __init__(self, endpoint: Endpoint, max_tokens: int = 2048) -> None:
         self.endpoint, self.max_tokens = endpoint, max_tokens
@@ -20,7 +20,10 @@ class EndpointPlanner:
     def plans(
         self, pairs: Sequence[tuple[Problem, str]], seeds: Sequence[int] = (), attempt: int = 0
     ) -> list[str | None]:
-        """A plan for each problem with its reference, None where there is none. Further attempts are sampled, to differ."""
+        """Make a plan for each (problem, reference), or None.
+
+        Further attempts are sampled, so that they differ.
+        """
         temperature = 1.0 if attempt else 0.0
         asked = [plan_conversation(*pair) for pair in pairs]
         readers = [_read_plan] * len(asked)
@@ -29,4 +32,4 @@ class EndpointPlanner:
 
 def _read_plan(answer: str) -> str | None:
     """The plan, cut to LONGEST_PLAN; None if the answer has nothing besides its reasoning."""
-    return spoken(answer)[:LONGEST_PLAN].strip() or None
+    return strip_reasoning(answer)[:LONGEST_PLAN].strip() or None

@@ -1,4 +1,4 @@
-"""Plans for a whole data set, derived once and written as data that ``train`` reads."""
+"""Plans for a whole data set, made once and written as data that ``train`` reads."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def derive(
     progress: Callable[[int, int], None],
     replace: bool = False,
 ) -> Counter[str]:
-    """Write the problems with a plan each to ``output`` (JSONL) and count plans, leaks and failures. ``by`` is the planner's name.
+    """Write problems with plans to ``output`` (JSONL); count plans, leaks and failures. ``by``: the planner's
+    name.
 
-    A problem's own plan is kept; with ``replace``, only if the planner has none for it. Plans that this planner wrote to ``output``, or to
-    ``output`` + ``.partial``, before are kept too, so that a stopped run continues where it was. Raises UserError if ``output`` holds
-    other planners' plans.
+    A problem's own plan is kept; with ``replace``, only if the planner makes none. Plans that this planner
+    previously wrote to ``output`` or ``output`` + ``.partial`` are kept too, so that a stopped run continues
+    where it left off. Raises UserError if ``output`` contains another planner's plans.
     """
     partial = writable(output).with_name(output.name + ".partial")
     own = {key(problem): problem.plan for problem in problems}
@@ -69,7 +70,7 @@ def derive(
 
 
 def seed(problem: Problem) -> int:
-    """The same whenever a plan for this problem is sampled."""
+    """Seed for sampling this problem's plan; always the same."""
     return seeds.derive("plan", problem.prompt, problem.references)
 
 
@@ -80,14 +81,15 @@ def batches(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
 
 
 def key(problem: Problem) -> str:
-    """What a plan depends on."""
+    """Key of a plan: everything it depends on."""
     return json.dumps([problem.prompt, problem.references])
 
 
 def line(problem: Problem, plan: str | None, by: str) -> str:
-    """The problem as a line of JSONL that is read back as the same problem, with the ``plan`` that a planner has made in place of its own.
+    """Serialize a problem as a line of JSONL that loads as the same problem; ``plan``, if any, replaces its
+    own.
 
-    Metadata that JSON does not know, such as fractions, become text, as they do on the way to a verifier.
+    Metadata that JSON does not support, such as fractions, becomes text, as it does when sent to a verifier.
     """
     planned = {"plan": plan, "planner": by} if plan else {"plan": problem.plan}
     own = {
@@ -106,9 +108,10 @@ def line(problem: Problem, plan: str | None, by: str) -> str:
 
 
 def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
-    """The plans that one planner has written to a file before; there may be the problems' ``own`` too.
+    """Read the plans that one planner previously wrote to a file, which may also contain the problems'
+    ``own``.
 
-    Raises UserError if the file holds anything else.
+    Raises UserError if the file contains anything else.
     """
     if not file.exists():
         return {}
@@ -122,7 +125,7 @@ def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
             if file.suffix == ".partial":  # a line that was being written when the run died
                 continue
             raise UserError(
-                f"{file}, line {number}: this is no problem with a plan; choose another --output"
+                f"{file}, line {number}: this is not a problem with a plan; choose another --output"
             ) from None
         if plan and planner == by:
             plans[asked] = plan

@@ -1,6 +1,6 @@
-"""Credit terms by name: small changes to advantages that work under any method.
+"""Registry of credit terms: small adjustments of advantages that work under any method.
 
-Yours can be anywhere: ``terms = [{ name = "my_file.py:MyTerm" }]``, a class that extends CreditTerm.
+Your own subclass of CreditTerm can be anywhere: ``terms = [{ name = "my_file.py:MyTerm" }]``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ TERMS: dict[str, type[CreditTerm]] = {"ace": Ace, "arm": Arm}
 
 
 def build_term(settings: Mapping[str, Any], place: int) -> CreditTerm:
-    """The term that an item of ``method.terms`` describes. Raises UserError for unknown names and settings."""
+    """Build the term that an item of ``method.terms`` describes.
+
+    Raises UserError for unknown names and settings.
+    """
     where = f"method.terms[{place}]"
     name = str(settings.get("name", ""))
     if ":" in name:

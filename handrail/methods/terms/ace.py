@@ -13,10 +13,10 @@ from handrail.types.trajectory import Author, Group, Trajectory
 
 
 class Ace(CreditTerm):
-    """ACE: confident errors are punished harder.
+    """ACE: penalize confident errors more.
 
-    A · (1 + α·softplus(c)) if A < 0, c = mean over the policy's own tokens of log π − log π_ref, both without gradient; π_ref is the
-    model before training. Only rollouts change; advantages no longer sum to zero.
+    A · (1 + α·softplus(c)) if A < 0; c is the mean of log π − log π_ref over the policy's own tokens, without
+    gradient; π_ref is the model before training. Only rollouts change; advantages no longer sum to zero.
     """
 
     source: ClassVar[str] = "arXiv 2602.21420"
@@ -27,7 +27,7 @@ class Ace(CreditTerm):
     """Strength α of the penalty (not published)."""
 
     async def __call__(self, group: Group, ctx: Context) -> Group:
-        async def penalized(member: Trajectory) -> Trajectory:
+        async def penalize(member: Trajectory) -> Trajectory:
             advantage = member.column("advantage")
             if not member.is_rollout or not (advantage < 0).any():
                 return member
@@ -37,5 +37,5 @@ class Ace(CreditTerm):
             factor = torch.where(advantage < 0, 1 + self.alpha * softplus(confidence), 1.0)
             return member.with_columns(advantage=advantage * factor)
 
-        members = await gather(*(penalized(member) for member in group.trajectories))
+        members = await gather(*(penalize(member) for member in group.trajectories))
         return Group(group.problem, members)

@@ -14,10 +14,11 @@ from handrail.types.trajectory import Author, Group, Trajectory
 
 
 class Arm(CreditTerm):
-    """ARM (ProGRPO): answers that the policy is sure of anyway earn less.
+    """ARM (ProGRPO): reduce the advantage of completions that the policy is already confident in.
 
-    A + α·(conf(prompt) − conf(completion)) on the policy's own tokens, conf = exp of the mean log-probability of the least likely share
-    of tokens, without gradient. Groups that are all right or all wrong stay as they are. A prompt of one token has confidence 1.
+    A + α·(conf(prompt) − conf(completion)) on the policy's own tokens; conf = exp of the mean log-probability
+    of the least likely share of tokens, without gradient. Groups that are all correct or all wrong stay
+    unchanged. A prompt of one token has confidence 1.
     """
 
     source: ClassVar[str] = "arXiv 2602.05281"
@@ -26,7 +27,7 @@ class Arm(CreditTerm):
     alpha: float = Field(0.1, ge=0)
     """Strength α of the shift (not published)."""
     share: float = Field(0.2, gt=0, le=1)
-    """Share of the tokens, the least likely, that confidence is measured on."""
+    """Confidence is measured on this share of the tokens, the least likely ones."""
 
     async def __call__(self, group: Group, ctx: Context) -> Group:
         if not group.mixed:
@@ -50,5 +51,5 @@ class Arm(CreditTerm):
 
 
 def confidence(logp: Tensor, share: float) -> float:
-    """exp of the mean of the lowest ``share`` of log-probabilities [T], at least one."""
+    """exp of the mean over the lowest ``share`` of log-probabilities [T], at least one of them."""
     return float(logp.sort().values[: max(1, math.ceil(share * len(logp)))].mean().exp())

@@ -1,4 +1,4 @@
-"""Built-in models small enough to ship: see ``benchmarks.backbones.make`` for how they were made."""
+"""Built-in models that are small enough to ship; made by ``benchmarks.backbones.make``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ def names() -> list[str]:
 
 
 def locate(path: str) -> str:
-    """The directory of ``builtin:NAME``; any other path with ``~`` written out. Raises UserError for an unknown name."""
+    """Return the directory of ``builtin:NAME``, or any other path with ``~`` expanded.
+
+    Raises UserError for an unknown name.
+    """
     if not path.startswith("builtin:"):
         return os.path.expanduser(path)
     name = path.removeprefix("builtin:")
     if name not in names():
-        raise UserError(
-            f"model.path: there is no built-in backbone {name!r}; there are: {', '.join(names())}"
-        )
+        raise UserError(f"model.path: there is no built-in model {name!r}; there are: {', '.join(names())}")
     return str(HERE / name)
