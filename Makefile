@@ -28,7 +28,7 @@ test: setup lint
 	touch $@
 
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/pytest tests/test_vllm.py
+	.venv-vllm/bin/pytest tests/models/test_vllm.py
 
 lint: setup
 	$(BIN)/ruff check .
