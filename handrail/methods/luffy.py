@@ -17,11 +17,9 @@ class LuffySettings(GrpoSettings):
     """Divide the advantage by the standard deviation of the group's rewards + 1e-4, as eq. 4 does; the
     paper's experiments and released code do not."""
     clip: bool = False
-    """Clip the rollouts' importance ratio, as eq. 6 does; the paper's final configuration does not.
-    References are never clipped."""
+    """Clip the rollouts' importance ratio, as eq. 6 does; the paper's final configuration does not."""
     loss_normalizer: LossNormalizer = "constant"
-    """How token losses are averaged, as for grpo; the paper divides by the constant
-    ``rollout.max_tokens``."""
+    """How token losses are averaged; the paper divides by the constant ``rollout.max_tokens``."""
     entropy_bonus: float = Field(0.01, ge=0)
     """Coefficient of the tokens' entropy: 0.01 in the paper; 0.001, differently averaged, in its code. If it
     is not 0, no trajectory can be dropped."""
@@ -41,10 +39,7 @@ class Luffy(Method[LuffySettings]):
     surrogate: f(π)·A on reference tokens, f(p) = p/(p + γ); r·A on the policy's own, unclipped.
     """
 
-    name = "luffy"
-    source = "arXiv 2504.14945"
-    status = "published"
-    Settings = LuffySettings
+    name, source, status, Settings = "luffy", "arXiv 2504.14945", "published", LuffySettings
 
     @property
     def needs_references(self) -> bool:
