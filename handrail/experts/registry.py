@@ -17,7 +17,7 @@ import torch
 from handrail._util.errors import Paused, UserError
 from handrail._util.imports import load_attribute
 from handrail.experts.config import EndpointConfig, ExpertsConfig
-from handrail.experts.correctors import Corrector, PolicyCorrector, ReferenceCorrector
+from handrail.experts.correctors import Correction, Corrector, PolicyCorrector, ReferenceCorrector
 from handrail.experts.judges import StepJudge
 from handrail.experts.judges.reference import ReferenceJudge
 from handrail.experts.planners import DataPlanner, Planner, PolicyPlanner, leaks
@@ -96,13 +96,9 @@ class Experts:
             if ":" not in name:
                 raise
             raise UserError(f"the {role} {name} fails: {type(error).__name__}: {error}") from error
-        if role == "judge":
-            for question, scores in zip(questions, answers, strict=True):
-                if scores is not None and len(scores) != len(question.steps):
-                    raise UserError(
-                        f"the judge {name} gives {len(scores)} scores to {len(question.steps)} steps; "
-                        "return one for each"
-                    )
+        for question, answer in zip(questions, answers, strict=True):
+            if complaint := misshapen(question, answer):
+                raise UserError(f"the {role} {name} {complaint}")
         self.counts[f"{role}/asked"] += len(questions)
         self.counts[f"{role}/no_answer"] += sum(answer is None for answer in answers)
         return answers
@@ -136,7 +132,7 @@ class Experts:
         pairs = [(question.problem, question.reference) for question in questions]
         plans = list(self.planner(name, questions[0].max_tokens).plans(pairs, seeds))
         for place, ((problem, _), plan) in enumerate(zip(pairs, plans, strict=False)):
-            if plan is not None and leaks(plan, problem):
+            if isinstance(plan, str) and leaks(plan, problem):
                 self.counts.update({"planner/leaking": 1, "planner/no_answer": -1})
                 plans[place] = None
         if questions[0].ablation == "shuffled-plan":  # with a single question, there is no other plan
@@ -244,6 +240,24 @@ class Experts:
         """Return the counts since the last call, including the endpoint's."""
         counts, self.counts = self.counts, Counter()
         return counts + (self.endpoint.take_counts() if "endpoint" in self.__dict__ else Counter())
+
+
+def misshapen(question: Any, answer: Any) -> str:
+    """Describe what is wrong with the form of an expert's answer; empty if nothing is."""
+    if answer is None:
+        return ""
+    if isinstance(question, PlanQuestion):
+        return "" if isinstance(answer, str) else f"gives {answer!r:.60} for a plan; return a string or None"
+    if isinstance(question, CorrectionQuestion):
+        return "" if isinstance(answer, Correction) else f"gives {answer!r:.60}; return a Correction or None"
+    if not isinstance(answer, Sequence) or isinstance(answer, str):
+        return f"gives {answer!r:.60} for an attempt; return a list with a score for each step, or None"
+    if len(answer) != len(question.steps):
+        return f"gives {len(answer)} scores to {len(question.steps)} steps; return one for each"
+    wrong = next(
+        (score for score in answer if score is not None and not isinstance(score, int | float)), None
+    )
+    return f"gives the score {wrong!r:.60}; return numbers or None" if wrong is not None else ""
 
 
 def by_options(questions: Sequence[Any]) -> dict[tuple[object, ...], list[int]]:

@@ -204,3 +204,36 @@ def test_the_experts_that_need_nothing_can_be_opened_by_name() -> None:
     for role, names in BUILT_IN.items():
         for name in {*names} - {"prm", "llm", "policy", "model", "endpoint"}:
             Experts().check(role, name, f"method.{role}")
+
+
+@pytest.mark.parametrize(
+    ("role", "code", "sentence"),
+    [
+        (
+            "judge",
+            "def judge(self, attempts): return [0.5 for _ in attempts]",
+            "return a list with a score for each",
+        ),
+        (
+            "judge",
+            "def judge(self, attempts): return [['good'] * len(s) for _, s in attempts]",
+            "the score 'good'",
+        ),
+        (
+            "corrector",
+            "def correct(self, drafts, whole, attempt, seeds): return ['x' for _ in drafts]",
+            "Correction",
+        ),
+        (
+            "planner",
+            "def plans(self, pairs, seeds): return [7 for _ in pairs]",
+            "gives 7 for a plan; return a string",
+        ),
+    ],
+)
+def test_an_answer_of_the_wrong_form_is_one_sentence(
+    role: Role, code: str, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "odd.py").write_text(f"class Odd:\n    {code}\n")
+    with pytest.raises(UserError, match=rf"the {role} .*odd.py:Odd .*{sentence}"):
+        run(role, f"{tmp_path}/odd.py:Odd", tmp_path / "run")
