@@ -48,7 +48,7 @@ def test_all_settings_are_listed_with_values_default_and_meaning(handrail: Handr
     at = next(number for number, line in enumerate(lines) if "│ learning_rate" in line)
     assert (
         "number > 0, ≤ 10" in lines[at]
-        and "Highest learning rate" in lines[at]
+        and "Peak learning rate" in lines[at]
         and "default 1e-06" in lines[at + 1]
     )
     assert any('"constant", "linear", "cosine"' in line for line in lines)
