@@ -1,8 +1,9 @@
 """How many right answers a verifier refuses: ``python -m benchmarks.honest_answers FILE... --verifier math``.
 
-FILE is a JSONL file of a public benchmark: rows with ``answer``, or with a worked ``solution`` (also ``steps``, ``cot``) that boxes
-it, or both; GSM8K's ``answer`` ends in ``#### N``. Graded are the answer itself in a box, and the solution if there is one; and,
-as near misses that nobody should be paid for, the answers of the rows before, if they differ. Prints a line a file.
+FILE is a JSONL file of a public benchmark: rows with ``answer``, or with a worked ``solution`` (also
+``steps``, ``cot``) that boxes it, or both; GSM8K's ``answer`` ends in ``#### N``. Graded are the answer
+itself in a box, and the solution if there is one; and, as near misses that nobody should be paid for, the
+answers of the rows before, if they differ. Prints a line a file.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def measure(path: Path, pool: VerifierPool) -> str:
     }
     paid = sum(verdict.reward == 1 for verdict in pool.grade(others))
     return (
-        f"{path.name}: refused {refused['box']} of {len(boxed)} answers in a box, {refused['solution']} of {len(solved)} solutions; "
+        f"{path.name}: refused {refused['box']} of {len(boxed)} answers in a box, {refused['solution']} of "
+        f"{len(solved)} solutions; "
         f"paid {paid} of {len(others)} answers to other problems"
     )
 

@@ -1,7 +1,9 @@
-"""A run of thousands of steps, with its memory and open files read as it goes: ``python -m benchmarks.long_run --steps 5000``.
+"""A run of thousands of steps, with its memory and open files read as it goes: ``python -m
+benchmarks.long_run --steps 5000``.
 
-Prints both at every tenth of the run, and their growth from the first half's median to the second half's. LUFFY on the built-in backbone,
-with evaluations, checkpoints and samples, all of it in the process that is measured.
+Prints both at every tenth of the run, and their growth from the first half's median to the second half's.
+LUFFY on the built-in backbone, with evaluations, checkpoints and samples, all of it in the process that is
+measured.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def main() -> None:
         "verifier": {"name": "exact", "extract": r"# ([\d ]+)$", "workers": 1},
         "rollout": {"max_tokens": 48, "group_size": 4},
         "method": {"name": "luffy"},
-        "train": {"steps": steps, "problems_per_step": 4, "learning_rate": 1e-4, "checkpoint_every": 100, "samples_every": 20},
+        "train": {"steps": steps, "problems_per_step": 4, "learning_rate": 1e-4, "checkpoint_every": 100,
+        "samples_every": 20},
     })  # fmt: skip
     memory, files = [], []
 
@@ -54,7 +57,8 @@ def main() -> None:
     for name, values, unit in (("memory", memory, " MiB"), ("open files", files, "")):
         a, b = median(values[first]), median(values[second])
         print(
-            f"{name}: median {a:.0f}{unit} in the first half without its first tenth, {b:.0f}{unit} in the second, {b / a - 1:+.1%}"
+            f"{name}: median {a:.0f}{unit} in the first half without its first tenth, {b:.0f}{unit} in the "
+            f"second, {b / a - 1:+.1%}"
         )
 
 

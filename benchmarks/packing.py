@@ -1,4 +1,5 @@
-"""Nanoseconds a token that it takes to pack credited trajectories into micro-batches: ``python -m benchmarks.packing``."""
+"""Nanoseconds a token that it takes to pack credited trajectories into micro-batches: ``python -m
+benchmarks.packing``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """How likely a model finds references without a plan and with each planner's: ``python -m benchmarks.plans``.
 
-The mean probability of a token, apart for tokens with a digit and for the others, on the training problems of a configuration.
+The mean probability of a token, apart for tokens with a digit and for the others, on the training problems of
+a configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""How long a report with 10,000 trajectories takes to be written, and to be painted by Chromium: ``python -m benchmarks.report_paint``."""
+"""How long a report with 10,000 trajectories takes to be written, and to be painted by Chromium: ``python -m
+benchmarks.report_paint``."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ STEPS, PROBLEMS, ROLLOUTS = 25, 50, 8  # 10,000 trajectories
 
 
 def write_run(directory: Path, tokens: int) -> None:
-    """A run directory whose every step has all of its trajectories in samples.jsonl, each of ``tokens`` tokens."""
+    """A run directory whose every step has all of its trajectories in samples.jsonl, each of ``tokens``
+    tokens."""
     draw = random.Random(0)
     directory.mkdir(parents=True)
     (directory / "config.toml").write_text('[method]\nname = "grpo"\n')
@@ -54,9 +56,12 @@ def write_run(directory: Path, tokens: int) -> None:
 
 def trajectory(step: int, problem: str, tokens: int, draw: random.Random) -> dict[str, object]:
     return {
-        "step": step, "problem": problem, "prompt": "1 + 1 =", "answer": "2", "role": "trajectory", "reward": float(draw.random() < 0.5),
-        "finished": True, "text": "", "tokens": [str(draw.randrange(1000)) for _ in range(tokens)], "origin": ["policy"] * tokens,
-        "credit": [round(draw.uniform(-1, 1), 4)] * tokens, "weight": [round(draw.uniform(0.8, 1.2), 4) for _ in range(tokens)],
+        "step": step, "problem": problem, "prompt": "1 + 1 =", "answer": "2", "role": "trajectory",
+        "reward": float(draw.random() < 0.5),
+        "finished": True, "text": "", "tokens": [str(draw.randrange(1000)) for _ in range(tokens)],
+        "origin": ["policy"] * tokens,
+        "credit": [round(draw.uniform(-1, 1), 4)] * tokens,
+        "weight": [round(draw.uniform(0.8, 1.2), 4) for _ in range(tokens)],
     }  # fmt: skip
 
 
@@ -78,7 +83,8 @@ def main() -> None:
         started = time.perf_counter()
         file = write_report(Path(name) / "run")
         print(
-            f"{STEPS * PROBLEMS * ROLLOUTS} trajectories of {tokens} tokens: {file.stat().st_size / 1e6:.1f} MB,",
+            f"{STEPS * PROBLEMS * ROLLOUTS} trajectories of {tokens} tokens: "
+            f"{file.stat().st_size / 1e6:.1f} MB,",
             end=" ",
         )
         print(f"written in {time.perf_counter() - started:.1f} s")

@@ -1,4 +1,5 @@
-"""What docs/smollm2.md shows, from the comparison that it names: the metrics of every run, a picture of them, and the table on stdout.
+"""What docs/smollm2.md shows, from the comparison that it names: the metrics of every run, a picture of them,
+and the table on stdout.
 
 python -m benchmarks.smollm2 runs/smollm2-gsm     # without a directory: from the metrics kept before
 """
@@ -35,7 +36,8 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
     rows = [
-        "| run | new numbers | new templates | groups all wrong, first → last five steps | tokens sampled | steps |",
+        "| run | new numbers | new templates | groups all wrong, first → last five steps | tokens sampled | "
+        "steps |",
         "|---|---|---|---|---|---|",
     ]
     rows.append(
@@ -47,7 +49,8 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
             for part in (steps[:WINDOW], steps[-WINDOW:])
         ]
         rows.append(
-            f"| {name} | {' | '.join(figures(steps[-1], each) for each in SETS)} | {wrong[0]:.0%} → {wrong[1]:.0%} "
+            f"| {name} | {' | '.join(figures(steps[-1], each) for each in SETS)} | {wrong[0]:.0%} → "
+            f"{wrong[1]:.0%} "
             f"| {sum(s['tokens/sampled'] for s in steps):,} | {len(steps)} |"
         )
     return "\n".join(rows)

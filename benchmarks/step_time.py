@@ -1,8 +1,10 @@
-"""A training step of Handrail against one of TRL's GRPOTrainer, alternating in one process: ``python -m benchmarks.step_time``.
+"""A training step of Handrail against one of TRL's GRPOTrainer, alternating in one process: ``python -m
+benchmarks.step_time``.
 
-Same weights, prompts, group size and lengths: the models are copies whose end token is never sampled, so every completion has the full
-length. Same objective and optimiser. Whether a group is dead is decided by its problem, so the share of dead groups is exact.
-Times are medians over the rounds after the first; peak memory is that of a process of its own.
+Same weights, prompts, group size and lengths: the models are copies whose end token is never sampled, so
+every completion has the full length. Same objective and optimizer. Whether a group is dead is decided by its
+problem, so the share of dead groups is exact. Times are medians over the rounds after the first; peak memory
+is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def rewards(prompts: list[str], completions: list[str], answer: list[str], **_: 
 
 
 def endless(path: str, directory: Path) -> Path:
-    """A copy of a model that hardly ever ends a completion: its end token is a new one, as likely as a logit of zero makes it."""
+    """A copy of a model that hardly ever ends a completion: its end token is a new one, as likely as a logit
+    of zero makes it."""
     model, tokenizer = load_model(ModelConfig(path=path, device="cpu"))
     tokenizer.add_special_tokens({"eos_token": NEVER})
     tokenizer.chat_template = None  # its own end of a turn would end completions
@@ -95,7 +98,8 @@ def configuration(
         "verifier": {"name": "benchmarks.step_time:reward"},
         "rollout": {"group_size": group_size, "max_tokens": options.tokens, "require_end": False},
         "method": ours,
-        "train": {"problems_per_step": options.problems, "samples_every": 0, "micro_batch_tokens": options.micro_batch_tokens},
+        "train": {"problems_per_step": options.problems, "samples_every": 0,
+        "micro_batch_tokens": options.micro_batch_tokens},
     })  # fmt: skip
 
 
@@ -127,10 +131,13 @@ def trl_trainer(model: Path, problems: Path, options: argparse.Namespace, direct
     rows = [json.loads(line) for line in problems.read_text().splitlines()]
     loaded, tokenizer = load_model(ModelConfig(path=str(model), device="cpu"))
     arguments = GRPOConfig(
-        output_dir=str(directory), use_cpu=options.device == "cpu", bf16=False, gradient_checkpointing=False, report_to=[],
+        output_dir=str(directory), use_cpu=options.device == "cpu", bf16=False, gradient_checkpointing=False,
+        report_to=[],
         per_device_train_batch_size=options.problems * options.group_size, num_generations=options.group_size,
-        max_completion_length=options.tokens, loss_type="grpo", learning_rate=1e-6, max_grad_norm=1.0, max_steps=steps,
-        logging_strategy="no", save_strategy="no", disable_tqdm=True, weight_decay=0.01, lr_scheduler_type="constant",
+        max_completion_length=options.tokens, loss_type="grpo", learning_rate=1e-6, max_grad_norm=1.0,
+        max_steps=steps,
+        logging_strategy="no", save_strategy="no", disable_tqdm=True, weight_decay=0.01,
+        lr_scheduler_type="constant",
     )  # fmt: skip
     columns = Dataset.from_list([{"prompt": row["prompt"], "answer": row["answer"]} for row in rows])
     return GRPOTrainer(
@@ -245,7 +252,8 @@ def main(arguments: list[str]) -> None:
                 return peak_memory(options.memory_of, model, problems, options, root / f"memory-{share}")
             times = alternating(model, problems, options, root / f"{share}")
             print(
-                f"\n{options.model}, {options.problems} × {options.group_size} completions, {share:.0%} of groups dead"
+                f"\n{options.model}, {options.problems} × {options.group_size} completions, {share:.0%} of "
+                "groups dead"
             )
             print_table(times)
         peaks = {who: measured_apart(who, [*arguments, "--dead", str(shares[0])]) for who in ("TRL", "grpo")}

@@ -30,7 +30,8 @@ from handrail.verifiers.pool import VerifierPool
 HARD = "task:house-rules?level=hard&house=3"
 EASY = "task:house-rules?level=easy"
 
-# A shell starts what it puts into the background with SIGINT ignored, which the runs that tests interrupt would inherit.
+# A shell starts what it puts into the background with SIGINT ignored, which the runs that tests interrupt
+# would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

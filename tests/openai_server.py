@@ -66,7 +66,8 @@ class Request:
 class OpenAiServer:
     """Speaks POST /v1/chat/completions while its context lasts.
 
-    Requests take ``faults`` in the order they come, None being no fault; then ``answer`` makes a text, or a Reply, from the messages.
+    Requests take ``faults`` in the order they come, None being no fault; then ``answer`` makes a text, or a
+    Reply, from the messages.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """How the built-in backbones were made: tiny Llamas, warm-started from scratch.
 
-They learn arithmetic, the meaning of known names, and to *follow a plan* when one is given; the meaning of the names that the
-hard problems use is drawn anew for every training example, so it is spread over all there are and no particular one is known.
-See ``benchmarks.backbones.mixtures``.
+They learn arithmetic, the meaning of known names, and to *follow a plan* when one is given; the meaning of
+the names that the hard problems use is drawn anew for every training example, so it is spread over all there
+are and no particular one is known. See ``benchmarks.backbones.mixtures``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ SUITE_SHARES = {
 
 def suite_recipe(hidden: int, steps: int, learning_rate: float = 4e-3) -> Recipe:
     return Recipe(
-        SUITE_WORDS, suite_example, SUITE_SHARES, hidden=hidden, kv_heads=4, steps=steps, learning_rate=learning_rate, digits=True
+        SUITE_WORDS, suite_example, SUITE_SHARES, hidden=hidden, kv_heads=4, steps=steps,
+        learning_rate=learning_rate, digits=True
     )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ RECIPES = {
 
 
 def tokenizer(words: list[str], longest: int = 128, **special: Any) -> PreTrainedTokenizerFast:
-    """A token for each of ``words``, split at white space; ``special`` goes to the tokenizer as it is."""
+    """A token for each of ``words``, split at whitespace; ``special`` goes to the tokenizer as it is."""
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -85,7 +86,8 @@ def tokenizer(words: list[str], longest: int = 128, **special: Any) -> PreTraine
 def batches(
     recipe: Recipe, words: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (tokens, labels), both [batch, length], examples of like length together; prompts and padding carry no label."""
+    """Endless (tokens, labels), both [batch, length], examples of like length together; prompts and padding
+    carry no label."""
     while True:
         rows = []
         for _ in range(recipe.batch * 16):
@@ -106,7 +108,8 @@ def batches(
 
 @torch.no_grad()
 def embed_digits(weight: torch.Tensor, words: PreTrainedTokenizerFast) -> None:
-    """Makes a number's embedding the sum of one for its tens and one for its ones, from which sums are learnt much sooner."""
+    """Makes a number's embedding the sum of one for its tens and one for its ones, from which sums are
+    learned much sooner."""
     tens, ones = torch.randn(2, 10, weight.shape[1]) * 0.02
     for number in range(house.MODULUS):
         weight[words.convert_tokens_to_ids(str(number))] = tens[number // 10] + ones[number % 10]

@@ -1,7 +1,9 @@
-"""How the built-in process reward model was made: a tiny Qwen2 that knows the house rules, taught on corrupted solutions.
+"""How the built-in process reward model was made: a tiny Qwen2 that knows the house rules, taught on
+corrupted solutions.
 
-A house-rules problem has one right derivation, so a step is right if it is the reference's, lead-in words aside. Labels are
-those of Qwen2.5-Math-PRM: 1 up to the first wrong step, 0 for that one, none behind it, where right and wrong mean nothing.
+A house-rules problem has one right derivation, so a step is right if it is the reference's, lead-in words
+aside. Labels are those of Qwen2.5-Math-PRM: 1 up to the first wrong step, 0 for that one, none behind it,
+where right and wrong mean nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] 
 # One name for every program: what a rule can be mistaken for.
 MISTAKEN = [*{program: name for name, program in house.KNOWN_RULES.items()}.values(), *house.PRIMITIVES]
 
-# How a solution errs: a rule is mistaken for another, an operand for another, or an item is left out, added or moved. The arithmetic
-# is right throughout, as that of the built-in backbone nearly always is, and what follows an error is consistent with it.
+# How a solution errs: a rule is mistaken for another, an operand for another, or an item is left out, added
+# or moved. The arithmetic is right throughout, as that of the built-in backbone nearly always is, and what
+# follows an error is consistent with it.
 Kind = Literal["right", "program", "operand", "items"]
 KINDS: dict[Kind, float] = {"right": 0.35, "program": 0.45, "operand": 0.12, "items": 0.08}
 
@@ -50,8 +53,8 @@ class PrmRecipe:
     betas: tuple[float, float] = (0.9, 0.98)
     flat: float = 0.3  # share of the steps at full learning rate; a cosine to zero follows
     easy: float = 0.4  # share of easy problems
-    # Auxiliary losses after these layers: the next word of a right step, and whether a word of a step is right. A label a step
-    # alone teaches too slowly.
+    # Auxiliary losses after these layers: the next word of a right step, and whether a word of a step is
+    # right. A label a step alone teaches too slowly.
     guess_at: int = 2
     check_at: int = 3
 
@@ -86,7 +89,8 @@ def corrupt(kind: Kind, start: int, items: list[Item], rng: random.Random) -> st
 def draw(
     rng: random.Random, level: house.Level, kind: Kind, split: house.Split = "train", rules: int = 6
 ) -> tuple[str, str, list[str]]:
-    """(prompt, reference, steps of an attempt) of a random problem of one to three items; ``rules`` house rules are in use."""
+    """(prompt, reference, steps of an attempt) of a random problem of one to three items; ``rules`` house
+    rules are in use."""
     while True:
         start, items = (
             rng.randrange(house.MODULUS),
@@ -132,7 +136,8 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):  # type: ignore[misc]
 
 
 def row(recipe: PrmRecipe, layout: ChatLayout, rng: random.Random) -> tuple[list[int], list[int], list[int]]:
-    """(tokens, label of each separator, label of each word) of a random attempt: 1 right, 0 wrong, -1 no label."""
+    """(tokens, label of each separator, label of each word) of a random attempt: 1 right, 0 wrong, -1 no
+    label."""
     (kind,) = rng.choices([*KINDS], [*KINDS.values()])
     prompt, reference, steps = draw(rng, "easy" if rng.random() < recipe.easy else "hard", kind)
     tokens, ends = layout.encode(Problem("", prompt, ""), steps)
@@ -177,8 +182,10 @@ def make_prm(
     torch.manual_seed(seed)
     model = Qwen2ForProcessRewardModel(
         Qwen2Config(
-            vocab_size=len(words), hidden_size=recipe.hidden, intermediate_size=2 * recipe.hidden, num_hidden_layers=recipe.layers,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256, pad_token_id=words.pad_token_id,
+            vocab_size=len(words), hidden_size=recipe.hidden, intermediate_size=2 * recipe.hidden,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+            pad_token_id=words.pad_token_id,
             eos_token_id=words.eos_token_id, bos_token_id=None, initializer_range=0.1,
             rope_parameters={"rope_type": "default", "rope_theta": 50.0},  # attempts are short
         )

@@ -46,8 +46,9 @@ def measure(model: str, n: int) -> Iterator[str]:
 
 
 def measure_policy(model: str, n: int) -> Iterator[str]:
-    """For every benchmark whose words ``model`` knows: accuracy on ``n`` held-out problems or all there are, groups all wrong, completions
-    rewarded though their derivation is wrong, and what a plan adds to the probability of a reference's words."""
+    """For every benchmark whose words ``model`` knows: accuracy on ``n`` held-out problems or all there are,
+    groups all wrong, completions rewarded though their derivation is wrong, and what a plan adds to the
+    probability of a reference's words."""
     config = Config(
         model=ModelConfig(path=model), data=DataConfig(train=[Source(path="task:house-rules")]),
         verifier=VerifierConfig(name="task"), rollout=RolloutConfig(max_tokens=48),
@@ -70,7 +71,8 @@ def held_out(source: str, n: int) -> list[Problem]:
 
 
 def _plan_line(policy: TransformersPolicy, problems: list[Problem]) -> str:
-    """The geometric mean of the probabilities of words that are structure and of those that follow, without and with the plan."""
+    """The geometric mean of the probabilities of words that are structure and of those that follow, without
+    and with the plan."""
     completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
     shares = []
     for planned in (False, True):
@@ -81,9 +83,10 @@ def _plan_line(policy: TransformersPolicy, problems: list[Problem]) -> str:
             shares.append(
                 math.exp(mean(value for value, mark in zip(logp, marks, strict=True) if mark is wanted))
             )
-    return "  probability of a reference's words, without → with its plan: structure {0:.2f} → {2:.2f}, values {1:.2f} → {3:.2f}".format(
-        *shares
-    )
+    return (
+        "  probability of a reference's words, without → with its plan: structure {0:.2f} → {2:.2f}, values "
+        "{1:.2f} → {3:.2f}"
+    ).format(*shares)
 
 
 def _lines(level: str, groups: list[Group]) -> Iterator[str]:
@@ -92,13 +95,20 @@ def _lines(level: str, groups: list[Group]) -> Iterator[str]:
     dead = Accuracy.of([float(group.all_wrong) for group in groups])
     rewarded = [(problem, member) for problem, member in pairs if member.reward == 1]
     lucky = sum(not derivation_is_right(problem, member.text) for problem, member in rewarded)
-    yield f"{level}: pass@1 {accuracy.mean:.2%} [{accuracy.low:.2%}, {accuracy.high:.2%}] over {accuracy.n} problems"
+    yield (
+        f"{level}: pass@1 {accuracy.mean:.2%} [{accuracy.low:.2%}, {accuracy.high:.2%}] over {accuracy.n} "
+        "problems"
+    )
     yield f"  groups of {GROUP_SIZE} all wrong: {dead.mean:.1%} [{dead.low:.1%}, {dead.high:.1%}]"
-    yield f"  rewarded with a wrong derivation: {lucky} of {len(rewarded)}; by luck {lucky / len(pairs):.2%} of all completions"
+    yield (
+        f"  rewarded with a wrong derivation: {lucky} of {len(rewarded)}; by luck {lucky / len(pairs):.2%} "
+        "of all completions"
+    )
 
 
 def measure_prm(model: str, n: int) -> Iterator[str]:
-    """How well a process reward model finds the first wrong step of ``n`` held-out hard solutions, for each way to err."""
+    """How well a process reward model finds the first wrong step of ``n`` held-out hard solutions, for each
+    way to err."""
     judge, rng = PrmJudge(model), random.Random(1)
     for kind in KINDS:
         drawn = [draw(rng, "hard", kind, "test") for _ in range(n)]

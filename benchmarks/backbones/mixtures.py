@@ -1,7 +1,9 @@
-"""What the built-in backbones are warm-started on: examples (prompt, completion) of each mixture, drawn one at a time.
+"""What the built-in backbones are warm-started on: examples (prompt, completion) of each mixture, drawn one
+at a time.
 
-Both mixtures hold tasks whose names are known, and tasks whose name means something else in every example: with a plan in front,
-which says what to do, and without one, so that no particular meaning is learnt and the guesses spread over all of them.
+Both mixtures hold tasks whose names are known, and tasks whose name means something else in every example:
+with a plan in front, which says what to do, and without one, so that no particular meaning is learned and the
+guesses spread over all of them.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ Shares = Mapping[str, float]
 
 
 def house_example(shares: Shares, rng: random.Random) -> tuple[str, str]:
-    """An easy problem of house rules (``easy``), or house rules that mean anything (``planned``, ``bare``)."""
+    """An easy problem of house rules (``easy``), or house rules that mean anything (``planned``,
+    ``bare``)."""
     start = rng.randrange(house.MODULUS)
     (kind,) = rng.choices([*shares], [*shares.values()])
     if kind == "easy":
@@ -61,7 +64,8 @@ def house_example(shares: Shares, rng: random.Random) -> tuple[str, str]:
 
 
 def suite_example(shares: Shares, rng: random.Random) -> tuple[str, str]:
-    """The same of house rules; a ``sum``; a ``named`` procedure; one whose name means anything, with and without a plan."""
+    """The same of house rules; a ``sum``; a ``named`` procedure; one whose name means anything, with and
+    without a plan."""
     (kind,) = rng.choices([*shares], [*shares.values()])
     if kind in ("easy", "planned", "bare"):
         return house_example({kind: 1.0}, rng)

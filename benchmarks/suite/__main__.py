@@ -61,7 +61,8 @@ def suite_command(
             left = (time.monotonic() - started) / (done - finished) * (total - done) / 60
             accuracy = result.mean(what.in_domain)
             show(
-                f"{done}/{total} {result.cell.label}: in-domain {accuracy:.1%}, {result.figures['seconds']:.0f} s; {left:.0f} min left"
+                f"{done}/{total} {result.cell.label}: in-domain {accuracy:.1%}, "
+                f"{result.figures['seconds']:.0f} s; {left:.0f} min left"
             )
 
         run_suite(what, output, workers, report)

@@ -30,8 +30,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """``says`` is the papers' sentence, ``how`` what was measured, ``planned`` in how many settings it will be; ``average`` is over those
-    that there are, None of a single one."""
+    """``says`` is the papers' sentence, ``how`` what was measured, ``planned`` in how many settings it will
+    be; ``average`` is over those that there are, None of a single one."""
 
     says: str
     how: str
@@ -93,7 +93,8 @@ class Evidence:
 
 
 def claims(evidence: Evidence) -> list[Claim]:
-    """Those that the suite's methods and backbones can speak to, each interval at a level at which all of its claim hold with 95 %."""
+    """Those that the suite's methods and backbones can speak to, each interval at a level at which all of its
+    claim hold with 95 %."""
     made: list[Claim] = []
 
     def better(
@@ -170,7 +171,8 @@ def _average(pairs: Sequence[tuple[Rewards, Rewards]], a: str, b: str, most: flo
 
 
 def _largest_on_weakest(evidence: Evidence) -> Claim:
-    """A difference of differences: what SORT gains over GRPO on the weakest backbone, less what it gains on each other one."""
+    """A difference of differences: what SORT gains over GRPO on the weakest backbone, less what it gains on
+    each other one."""
     suite = evidence.suite
     weakest, *others = suite.backbones
 
@@ -197,7 +199,8 @@ def _largest_on_weakest(evidence: Evidence) -> Claim:
 
 
 def _diversity(evidence: Evidence) -> list[Claim]:
-    """Of the rollouts in the last tenth of training; a policy that has learnt nothing writes the most diverse ones."""
+    """Of the rollouts in the last tenth of training; a policy that has learned nothing writes the most
+    diverse ones."""
     made = []
     for other in ("LUFFY", "GRPO"):
         rows = []

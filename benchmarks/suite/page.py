@@ -17,7 +17,8 @@ Cells = list[str]
 
 
 def page(suite: Suite, results: Sequence[Result], weights: Mapping[str, Any], command: str, file: str) -> str:
-    """``weights`` is what ``structure_found`` says, by backbone and style; ``command`` writes this page from the results in ``file``."""
+    """``weights`` is what ``structure_found`` says, by backbone and style; ``command`` writes this page from
+    the results in ``file``."""
     evidence = Evidence(suite, results)
     made = [claim for claim in claims(evidence) if claim.rows]
     templates = Environment(
@@ -80,7 +81,8 @@ def weights_table(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def glance(evidence: Evidence) -> dict[str, Any]:
-    """What each method learned and kept: accuracy on each kind of benchmark, mean over all backbones and seeds."""
+    """What each method learned and kept: accuracy on each kind of benchmark, mean over all backbones and
+    seeds."""
     suite = evidence.suite
     columns = [
         (f"{style}: {kind}", style, sets)

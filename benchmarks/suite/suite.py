@@ -1,4 +1,5 @@
-"""``python -m benchmarks.suite``: backbones × reference styles × methods × seeds, with each method's learning rate searched for alike."""
+"""``python -m benchmarks.suite``: backbones × reference styles × methods × seeds, with each method's learning
+rate searched for alike."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ BUILTIN = Path(__file__).with_name("suite.toml")
 
 
 class Suite(Section):
-    """What is run, as read from a file. In ``base`` and ``methods``, {style}, {problems} stand for the run's own."""
+    """What is run, as read from a file.
+
+    In ``base`` and ``methods``, {style}, {problems} stand for the run's own.
+    """
 
     backbones: dict[str, str] = Field(min_length=1)
     """Name -> model path, weakest first."""
@@ -42,17 +46,20 @@ class Suite(Section):
     search_seed: int
     search_problems: int
     learning_rates: list[float] = Field(min_length=1)
-    """Tried for every method and style, on the search's backbone, seed and problems; with one there is no search."""
+    """Tried for every method and style, on the search's backbone, seed and problems; with one there is no
+    search."""
     in_domain: list[str] = Field(min_length=1)
     out_of_domain: list[str] = []
-    """Names of ``base.eval.sets``; training touches none of the problems, and of the latter sets none of the kind."""
+    """Names of ``base.eval.sets``; training touches none of the problems, and of the latter sets none of the
+    kind."""
     base: dict[str, Any]
 
     @model_validator(mode="after")
     def _named(self) -> Suite:
         if self.search_backbone not in self.backbones:
             raise ValueError(
-                f"search_backbone {self.search_backbone!r} is none of the backbones: {', '.join(self.backbones)}"
+                f"search_backbone {self.search_backbone!r} is none of the backbones: "
+                f"{', '.join(self.backbones)}"
             )
         sets = self.base.get("eval", {}).get("sets", {})
         for name in [*self.in_domain, *self.out_of_domain]:
@@ -80,14 +87,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: held-out accuracy before, every held-out problem's reward after, and what the summary says besides."""
+    """What a run came to: held-out accuracy before, every held-out problem's reward after, and what the
+    summary says besides."""
 
     cell: Cell
     settings: str
     """A checksum of the run's configuration."""
     start: dict[str, float]
     rewards: Mapping[str, Sequence[float | None]]
-    """Held-out set -> the share of correct completions of each of its problems, in their order; None without a verdict."""
+    """Held-out set -> the share of correct completions of each of its problems, in their order; None without
+    a verdict."""
     figures: dict[str, Any]
 
     def mean(self, sets: Sequence[str]) -> float:
@@ -96,7 +105,10 @@ class Result:
 
 
 def load_suite(path: Path = BUILTIN, quick: bool = False) -> Suite:
-    """The suite of a file, ``quick`` with the changes of its ``[quick]``. Raises UserError for a file that describes none."""
+    """The suite of a file, ``quick`` with the changes of its ``[quick]``.
+
+    Raises UserError for a file that describes none.
+    """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -139,7 +151,8 @@ def planned(suite: Suite) -> int:
 
 
 def chosen_rates(suite: Suite, results: Sequence[Result]) -> dict[tuple[str, str], float]:
-    """For every style and method the learning rate with the best mean over all benchmarks, the lower one of equals."""
+    """For every style and method the learning rate with the best mean over all benchmarks, the lower one of
+    equals."""
     if len(suite.learning_rates) == 1:
         return {
             (style, method): suite.learning_rates[0] for style in suite.styles for method in suite.methods
@@ -179,7 +192,8 @@ def filled(tree: Any, marks: Mapping[str, str]) -> Any:
 
 
 def checksum(config: Config) -> str:
-    """Of what a run's configuration sets, so that a setting added to Handrail voids no result, and of the weights that it starts from."""
+    """Of what a run's configuration sets, so that a setting added to Handrail voids no result, and of the
+    weights that it starts from."""
     return hashlib.sha256(
         (config.model_dump_json(exclude_defaults=True) + weights_checksum(config.model.path)).encode()
     ).hexdigest()[:16]
@@ -196,8 +210,8 @@ def run_suite(
 ) -> None:
     """Runs what ``output/results.jsonl`` does not hold yet, and appends it there.
 
-    ``report`` is called with the number of runs done, of all, and what came of the last one. Raises UserError if results of other
-    settings stand there.
+    ``report`` is called with the number of runs done, of all, and what came of the last one. Raises UserError
+    if results of other settings stand there.
     """
     for cell in search_cells(suite):
         job(suite, cell, output)  # whatever is wrong with any of them, is said before the first run
@@ -237,7 +251,8 @@ def run_suite(
 
 
 def current(suite: Suite, results: Sequence[Result]) -> list[Result]:
-    """Those that are results of this suite as it is: of a planned run, with just its configuration and weights."""
+    """Those that are results of this suite as it is: of a planned run, with just its configuration and
+    weights."""
     there = {result.cell: result for result in results}
 
     def of(cells: Iterator[Cell]) -> list[Result]:
@@ -277,7 +292,8 @@ def line(result: Result) -> str:
 
 
 def read_results(file: Path) -> list[Result]:
-    """Raises UserError for a line that is none; one that was being written when the suite was stopped is left out."""
+    """Raises UserError for a line that is none; one that was being written when the suite was stopped is left
+    out."""
     if not file.exists():
         return []
     results = []

@@ -25,11 +25,13 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "p1 (α = 1)": lambda logp0, logp1: logp1,
     "p1 / p0": lambda logp0, logp1: logp1 - logp0,
 }
-"""What a token is weighted by, as a logarithm, from its log-probability without and with the plan; the last is the plan's help alone."""
+"""What a token is weighted by, as a logarithm, from its log-probability without and with the plan; the last
+is the plan's help alone."""
 
 
 def auc(weights: Sequence[float], positive: Sequence[bool]) -> float | None:
-    """The chance that a positive token weighs more than another, ties counting half; None if there is but one kind."""
+    """The chance that a positive token weighs more than another, ties counting half; None if there is but one
+    kind."""
     ours = [weight for weight, is_positive in zip(weights, positive, strict=True) if is_positive]
     others = [weight for weight, is_positive in zip(weights, positive, strict=True) if not is_positive]
     return (
@@ -38,7 +40,8 @@ def auc(weights: Sequence[float], positive: Sequence[bool]) -> float | None:
 
 
 def weights_of(suite: Suite) -> dict[str, dict[str, dict[str, float]]]:
-    """``structure_found`` for every backbone and style of a suite, on its training problems; nothing if those are not our tasks'."""
+    """``structure_found`` for every backbone and style of a suite, on its training problems; nothing if those
+    are not our tasks'."""
     sources = suite.base["data"]["train"]
     if not all("task:" in str(source) for source in ([sources] if isinstance(sources, str) else sources)):
         return {}
@@ -60,7 +63,8 @@ def weights_of(suite: Suite) -> dict[str, dict[str, dict[str, float]]]:
 def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
     """Weight -> AUC of the model's weights against true structure, a mean over references with its interval.
 
-    The first ``n`` problems of each training source are scored. Words of a foreign style are left out: they are neither.
+    The first ``n`` problems of each training source are scored. Words of a foreign style are left out: they
+    are neither.
     """
     policy = load_policy(config, accelerator(config.model.device))
     problems = [problem for source in config.data.train for problem in load_problems(source.path)[:n]]

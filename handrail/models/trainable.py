@@ -140,7 +140,7 @@ class TrainablePolicy(TransformersPolicy):
 
     # Sampling with a separate engine
 
-    def mark_updated(self) -> None:
+    def changed(self) -> None:
         """Call this after changing weights."""
         self.sampler_is_current = False
 
@@ -233,7 +233,7 @@ class TrainablePolicy(TransformersPolicy):
 
     def load_state(self, directory: Path) -> None:
         """Load what ``save_state`` wrote. Raises UserError if it is of a different model."""
-        self.mark_updated()
+        self.changed()
         if self.lora:
             return load_adapter(self.bare_model, directory)
         weights = load_model(self.config.model_copy(update={"path": str(directory)}))[0].state_dict()

@@ -83,7 +83,7 @@ class Update:
             )
             if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
                 self.optimizer.step()
-                self.policy.mark_updated()
+                self.policy.changed()
             else:  # one bad batch must not turn the weights into NaN
                 figures = {"update/skipped": 1.0}
             self.optimizer.zero_grad()

@@ -1,4 +1,5 @@
-"""The built-in policies: what they were warm-started on, that a recipe makes a model, and what the shipped ones cannot do yet."""
+"""The built-in policies: what they were warm-started on, that a recipe makes a model, and what the shipped
+ones cannot do yet."""
 
 from __future__ import annotations
 

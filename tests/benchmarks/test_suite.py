@@ -1,4 +1,5 @@
-"""``python -m benchmarks.suite``: what is run, how settings are chosen, claims by hand, and a tiny suite from command to page."""
+"""``python -m benchmarks.suite``: what is run, how settings are chosen, claims by hand, and a tiny suite from
+command to page."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ data.train = "task:house-rules?level=hard&house=2&n=8&seed={problems}&style={sty
 verifier = { name = "task", workers = 1 }
 rollout = { max_tokens = 48, group_size = 2 }
 [base.eval]
-sets = { hard = "task:house-rules?split=test&n=4&seed={problems}", easy = "task:house-rules?level=easy&split=test&n=4&seed={problems}" }
+sets.hard = "task:house-rules?split=test&n=4&seed={problems}"
+sets.easy = "task:house-rules?level=easy&split=test&n=4&seed={problems}"
 [base.train]
 steps = 1
 problems_per_step = 2
@@ -182,7 +184,8 @@ def test_claims_by_hand(tiny: Path) -> None:
         update={"backbones": {"weak": "w", "strong": "s"}, "styles": ["clean"]}
     )
     evidence = made(suite, {
-        ("weak", "GRPO"): [0, 0], ("weak", "SORT"): [0.5, 0.5], ("strong", "GRPO"): [0.25, 0.25], ("strong", "SORT"): [0.5, 0.5],
+        ("weak", "GRPO"): [0, 0], ("weak", "SORT"): [0.5, 0.5], ("strong", "GRPO"): [0.25, 0.25],
+        ("strong", "SORT"): [0.5, 0.5],
     })  # fmt: skip
     stalls, largest = claims(evidence)
     assert [(row.setting, row.difference.mean) for row in stalls.rows] == [

@@ -1,4 +1,5 @@
-"""The endpoint against a real server on loopback: order, faults, retries, budget, cache, pauses, and that the key stays secret."""
+"""The endpoint against a real server on loopback: order, faults, retries, budget, cache, pauses, and that the
+key stays secret."""
 
 from __future__ import annotations
 
@@ -365,8 +366,10 @@ ASK = """
 import sys
 from handrail.experts.config import EndpointConfig
 from handrail.experts.endpoint import Endpoint
-endpoint = Endpoint(EndpointConfig(base_url=sys.argv[1], model="judge", cache=sys.argv[2], api_key_env="TEST_KEY"))
-assert endpoint.ask([[{"role": "user", "content": str(n)}] for n in range(40)], 7) == [f"re: {n}" for n in range(40)]
+config = EndpointConfig(base_url=sys.argv[1], model="judge", cache=sys.argv[2], api_key_env="TEST_KEY")
+endpoint = Endpoint(config)
+questions = [[{"role": "user", "content": str(n)}] for n in range(40)]
+assert endpoint.ask(questions, 7) == [f"re: {n}" for n in range(40)]
 assert "endpoint/cache_broken" not in endpoint.counts
 """
 

@@ -1,4 +1,5 @@
-"""The language-model judge, through a real server: what it is shown, how its verdict is read, and what is no verdict."""
+"""The language-model judge, through a real server: what it is shown, how its verdict is read, and what is no
+verdict."""
 
 from __future__ import annotations
 
@@ -171,13 +172,13 @@ def test_a_correction_is_asked_for_with_and_without_the_reference() -> None:
         and "<beginning>\n3 * 4 = 12\n</beginning>" in blind["content"]
     )
     assert (
-        "one step" in blind["content"]
+        "only the next step" in blind["content"]
         and "<done>" in blind["content"]
         and "<solution>" not in blind["content"]
     )
     (shown,) = correction_conversation(CHAT, [], reference="7 - 5 = {2}", whole=True)
     assert "<solution>\n7 - 5 = {2}\n</solution>" in shown["content"] and "(nothing yet)" in shown["content"]
-    assert "to the end" in shown["content"] and "<done>" not in shown["content"]
+    assert "the rest of the solution" in shown["content"] and "<done>" not in shown["content"]
 
 
 def test_a_correction_is_read_with_whether_it_is_the_last() -> None:

@@ -1,4 +1,5 @@
-"""The language-model planner, through a real server: what it is shown, what is kept of its answer, and that a leak is seen."""
+"""The language-model planner, through a real server: what it is shown, what is kept of its answer, and that a
+leak is seen."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ PLAN = "1. Find how many eggs the boxes hold, by multiplying.\n2. Subtract the b
 
 @pytest.fixture
 def server() -> Iterator[OpenAiServer]:
-    """Knows a plan for the first attempt at the problem, a better one for the second, and none for the chat."""
+    """Knows a plan for the first attempt at the problem, a better one for the second, and none for the
+    chat."""
     with OpenAiServer(answer) as running:
         yield running
 

@@ -1,4 +1,5 @@
-"""The user's own judge, corrector and planner, by ``file.py:Name``: they train, and where they fail, the run says so in one sentence."""
+"""The user's own judge, corrector and planner, by ``file.py:Name``: they train, and where they fail, the run
+says so in one sentence."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Corrector:
 
     def correct(self, drafts, whole, attempt, seeds):
         assert whole and len(seeds) == len(set(seeds)) == len(drafts)
-        return [Correction("".join(split_steps(draft.reference)[len(draft.kept):]), complete=True) for draft in drafts]
+        rest = ["".join(split_steps(draft.reference)[len(draft.kept):]) for draft in drafts]
+        return [Correction(text, complete=True) for text in rest]
 
 
 class Planner:

@@ -140,7 +140,8 @@ def test_chat_prompts_are_read_too() -> None:
 
 def test_auto_prefers_the_users_plan_and_falls_back_on_the_rule() -> None:
     own = Problem("p", "?", "24", ("4 * 6 = 24",), plan="think")
-    assert [make_plan(own, own.references[0], planner) for planner in ("auto", "column", "rule", "outline")] == [
+    assert [make_plan(own, own.references[0], planner) for planner in ("auto", "column", "rule",
+    "outline")] == [
         "think", "think", "multiply", "... * ... = ...",
     ]  # fmt: skip
     none = problem()

@@ -49,8 +49,10 @@ def text_tokenizer(
 def tiny(tokenizer: PreTrainedTokenizerFast, context: int = 512) -> Qwen2Config:
     torch.manual_seed(0)
     return Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=context, initializer_range=0.3, bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=context, initializer_range=0.3, bos_token_id=None, eos_token_id=0,
+        pad_token_id=0,
     )  # fmt: skip
 
 
@@ -93,7 +95,8 @@ def states(directory: Path, tokens: list[int]) -> Tensor:
 
 
 def expected(directory: Path, problem: Problem, steps: list[str]) -> list[float]:
-    """As the released model's page says: the whole conversation as one text, scored wherever ``<extra_0>`` stands."""
+    """As the released model's page says: the whole conversation as one text, scored wherever ``<extra_0>``
+    stands."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     prompt = problem.prompt
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -145,7 +148,7 @@ def test_tokens_that_the_model_has_no_embedding_for_are_refused_when_they_come(t
     assert judge.judge([(PROBLEM, STEPS)])[0]
     with pytest.raises(
         UserError,
-        match="d.jsonl, line 4: the token '<new>' has the id .*take the tokenizer that belongs to it",
+        match="d.jsonl, line 4: the token '<new>' has the id .*use the tokenizer that belongs to it",
     ):
         judge.judge([(Problem("p", "what is <new>", "5", where="d.jsonl, line 4"), STEPS)])
 

@@ -1,4 +1,5 @@
-"""Judges, correctors and planners behind a real server, in the real training loop: with faults, dead, paused and resumed."""
+"""Judges, correctors and planners behind a real server, in the real training loop: with faults, dead, paused
+and resumed."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_
 
 
 def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
-    """A random model's plans are not finished, or end in nothing usable, and such repairs are weighted by p0."""
+    """A random model's plans are not finished, or end in nothing usable, and such repairs are weighted by
+    p0."""
     model = save_chat_model(tmp_path / "model", context=2048)
     method = {"name": "sort", "planner": "policy", "plan_tokens": 8}
     train(config(model={"path": str(model)}, method=method), tmp_path / "run")

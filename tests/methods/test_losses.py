@@ -71,7 +71,8 @@ def test_luffys_shaping_has_slope_one_in_p_at_root_gamma_minus_gamma() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "constant", "value"),
-    [("p/(p+c)", 0.1, lambda p: p / (p + 0.1)), ("p/(p+c)", 0.5, lambda p: p / (p + 0.5)), ("p", 0.1, lambda p: p),
+    [("p/(p+c)", 0.1, lambda p: p / (p + 0.1)), ("p/(p+c)", 0.5, lambda p: p / (p + 0.5)),
+    ("p", 0.1, lambda p: p),
      ("p^e", 0.3, lambda p: p**0.3), ("sqrt", 0.1, math.sqrt), ("log", 0.1, math.log)],
 )  # fmt: skip
 def test_every_shape_of_the_released_code(
@@ -92,7 +93,8 @@ def test_luffy_never_clips_a_reference_and_clips_nothing_by_default() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "value", "slope"),
-    [(1.0, 2.0, 2.0, 2.0), (1.1, 2.0, 2.2, 2.2), (1.5, 2.0, 2.4, 0.0), (0.5, 2.0, 1.0, 1.0), (1.5, -2.0, -3.0, -3.0),
+    [(1.0, 2.0, 2.0, 2.0), (1.1, 2.0, 2.2, 2.2), (1.5, 2.0, 2.4, 0.0), (0.5, 2.0, 1.0, 1.0),
+    (1.5, -2.0, -3.0, -3.0),
      (0.5, -2.0, -1.6, 0.0)],
 )  # fmt: skip
 def test_grpos_clip_holds_back_only_what_has_already_moved_far_enough(
@@ -142,7 +144,8 @@ def test_dft_pulls_on_each_token_with_its_probability() -> None:
 
 
 def sort_batch(p1: list[float], **others: Any) -> TokenBatch:
-    """One reference whose tokens have the probabilities ``p1`` with the plan in the prompt; NaN without one."""
+    """One reference whose tokens have the probabilities ``p1`` with the plan in the prompt; NaN without
+    one."""
     length = len(p1)
     known = {
         "imitation_weight": [[1.0] * length],
@@ -156,7 +159,8 @@ def sort_batch(p1: list[float], **others: Any) -> TokenBatch:
 
 @pytest.mark.parametrize(
     ("p0", "p1", "weight"),
-    [(0.01, 0.01, 0.01), (0.01, 0.8, 0.0894), (0.05, 0.01, 0.0224), (0.05, 0.6, 0.1732), (0.5, 0.9, 0.6708), (0.9, 0.9, 0.9),
+    [(0.01, 0.01, 0.01), (0.01, 0.8, 0.0894), (0.05, 0.01, 0.0224), (0.05, 0.6, 0.1732), (0.5, 0.9, 0.6708),
+    (0.9, 0.9, 0.9),
      (0.9, 0.99, 0.9439), (0.3, NAN, 0.3)],
 )  # fmt: skip
 def test_sorts_weight_is_the_geometric_mean_of_both_scorings(p0: float, p1: float, weight: float) -> None:
@@ -193,7 +197,8 @@ def test_sorts_weights_can_be_those_of_the_rollout() -> None:
 def float64_objective(
     name: str, logp: np.ndarray, s: dict[str, np.ndarray], at: np.ndarray, gamma: float = 0.1
 ) -> np.ndarray:
-    """Written from the papers' formulas, without looking at the library's; ``at`` is what stop-gradients hold."""
+    """Written from the papers' formulas, without looking at the library's; ``at`` is what stop-gradients
+    hold."""
     ratio = np.exp(logp - np.where(np.isnan(s["sampling_logp"]), logp, s["sampling_logp"]))
     if name == "gspo":
         lengths = s["mask"].sum(1, keepdims=True)
@@ -279,7 +284,8 @@ def test_every_gradient_equals_finite_differences(variant: str) -> None:
 
 
 def test_importance_weights_by_hand() -> None:
-    """π_old/μ where both are known, at most the cap; π itself where the old one is not computed; 1 where nobody sampled the token."""
+    """π_old/μ where both are known, at most the cap; π itself where the old one is not computed; 1 where
+    nobody sampled the token."""
     probabilities = {"old_logp": [0.6, NAN, 0.9, 0.1], "sampling_logp": [0.5, 0.5, 0.1, NAN]}
     known = columns(
         [[1.0] * 4], **{name: [[math.log(value) for value in row]] for name, row in probabilities.items()}
@@ -313,7 +319,8 @@ def test_the_divergence_and_its_gradient_in_float64() -> None:
 def test_tokens_of_the_environment_have_no_share_in_the_loss() -> None:
     """The loss and its gradient are those of the trajectory without them."""
     tool = columns(
-        [[0.5, 0.0, 0.5]], author=[[0, int(Author.ENVIRONMENT), 0]], mask=[[1.0, 0.0, 1.0]], sampling_logp=[[-1.0, NAN, -2.0]],
+        [[0.5, 0.0, 0.5]], author=[[0, int(Author.ENVIRONMENT), 0]], mask=[[1.0, 0.0, 1.0]],
+        sampling_logp=[[-1.0, NAN, -2.0]],
         entropy_coef=[[0.1, 0.0, 0.1]], kl_coef=[[0.2, 0.0, 0.2]],
     )  # fmt: skip
     plain = columns(
@@ -333,9 +340,11 @@ def test_tokens_of_the_environment_have_no_share_in_the_loss() -> None:
 
 
 def test_the_whole_loss_by_hand() -> None:
-    """−(surrogate with the truncated importance weight + entropy_coef·H − kl_coef·k3), summed over two tokens."""
+    """−(surrogate with the truncated importance weight + entropy_coef·H − kl_coef·k3), summed over two
+    tokens."""
     batch = columns(
-        [[1.0, -1.0]], sampling_logp=[[math.log(0.25), math.log(0.5)]], old_logp=[[math.log(0.5), math.log(0.1)]],
+        [[1.0, -1.0]], sampling_logp=[[math.log(0.25), math.log(0.5)]],
+        old_logp=[[math.log(0.5), math.log(0.1)]],
         entropy_coef=[[0.01, 0.01]], kl_coef=[[0.1, 0.1]],
     )  # fmt: skip
     logp = torch.tensor([[0.5, 0.1]]).log()

@@ -11,7 +11,8 @@ from handrail.methods.requests import Ask, Generate, Pending, drive, gather
 
 
 def driven(*flows: Any) -> tuple[list[Any], list[list[Pending]]]:
-    """The results of the flows, and the batches that were answered: a question with its own text, a prompt with its length."""
+    """The results of the flows, and the batches that were answered: a question with its own text, a prompt
+    with its length."""
     batches: list[list[Pending]] = []
 
     def answer(pending: list[Pending]) -> Sequence[Any]:

@@ -1,4 +1,5 @@
-"""SCOPE: who is repaired from where, what every token of a repair is, and what credit and gradient it gets."""
+"""SCOPE: who is repaired from where, what every token of a repair is, and what credit and gradient it
+gets."""
 
 from __future__ import annotations
 
@@ -281,7 +282,8 @@ def test_credit_of_a_repaired_group_by_hand(engine: LocalEngine, problem: Proble
 
 
 def test_gradient_of_a_repair_that_begins_in_the_middle_by_hand(engine: LocalEngine) -> None:
-    """Two own tokens, two of the corrector, one own: the clipped ratio on its own, γp/(p+γ)² on the others."""
+    """Two own tokens, two of the corrector, one own: the clipped ratio on its own, γp/(p+γ)² on the
+    others."""
     author = [POLICY, POLICY, REFERENCE, REFERENCE, POLICY]
     old, new = [0.5, 0.2, torch.nan, torch.nan, 0.4], [0.75, 0.22, 0.1, 0.5, 0.4]
     bare = Trajectory([1], torch.tensor([2, 3, 4, 5, 6]), torch.tensor(author))
@@ -342,7 +344,8 @@ def test_a_process_reward_model_finds_the_misapplied_rule(tmp_path: Path) -> Non
 
 
 def test_scope_learns_through_the_real_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule judge on the backbone's own arithmetic, where 85 * 2 = 70 is an error to it: repairs, metrics, samples."""
+    """The rule judge on the backbone's own arithmetic, where 85 * 2 = 70 is an error to it: repairs, metrics,
+    samples."""
     monkeypatch.setattr("handrail.training.update.AUTHORS_EVERY", 1)
     summary = train(
         config(

@@ -139,7 +139,10 @@ class Half(CreditTerm):
 
     async def __call__(self, group: Group, ctx: Context) -> Group:
         ctx.counts["half/groups"] += 1
-        return group.map(lambda member: member.with_columns(advantage=member.column("advantage") * self.factor))
+        def scale(member):
+            return member.with_columns(advantage=member.column("advantage") * self.factor)
+
+        return group.map(scale)
 """
 
 
@@ -155,7 +158,8 @@ def trained(directory: Path, **method: Any) -> list[dict[str, Any]]:
 
 
 def test_sort_and_ace_by_configuration_through_the_real_loop(tmp_path: Path) -> None:
-    """Before the first update the policy is the model before training: every negative advantage is scaled by 1 + log 2."""
+    """Before the first update the policy is the model before training: every negative advantage is scaled by
+    1 + log 2."""
     plain = trained(tmp_path / "plain", name="sort")
     with_ace = trained(tmp_path / "ace", name="sort", terms=[{"name": "ace"}])
     changed = 0
@@ -220,7 +224,8 @@ def test_dmpos_objective_by_hand() -> None:
 def test_dmpos_gradient_is_that_of_direct_autograd(
     budget: int, policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
-    """GRPO's part is switched off by equal weights on both sides: DMPO's update minus GRPO's is autograd's of −λ·mean (p − q)²."""
+    """GRPO's part is switched off by equal weights on both sides: DMPO's update minus GRPO's is autograd's of
+    −λ·mean (p − q)²."""
     texts = ("# 70", "77 + 8 = 85 ; 85 * 2 = 70 # 70", "77 * 2 = 54 # 54", "85")
     groups = [
         Group(

@@ -55,8 +55,10 @@ def trl_gradient(groups: list[Group], loss_type: str, directory: Path) -> dict[s
     members = [member for group in groups for member in group.trajectories]
     model, tokenizer = load_model(config().model)
     arguments = GRPOConfig(
-        output_dir=str(directory), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], loss_type=loss_type,
-        per_device_train_batch_size=len(members), num_generations=len(groups[0].trajectories), max_completion_length=LENGTH,
+        output_dir=str(directory), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
+        loss_type=loss_type,
+        per_device_train_batch_size=len(members), num_generations=len(groups[0].trajectories),
+        max_completion_length=LENGTH,
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": "1 + 1 ?"}] * len(members))
     trainer = GRPOTrainer(

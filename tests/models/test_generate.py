@@ -27,7 +27,8 @@ from tests.conftest import policy_of
 from tests.tiny_models import save_chat_model
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 256, "initializer_range": 0.2,
 }  # fmt: skip
 ATTENTION = {
@@ -39,7 +40,8 @@ ATTENTION = {
     "counted positions": GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2),
 }
 RECURRENT = Qwen3NextConfig(
-    **SMALL, head_dim=8, layer_types=["linear_attention", "full_attention"], num_experts=0, linear_num_key_heads=2,
+    **SMALL, head_dim=8, layer_types=["linear_attention", "full_attention"], num_experts=0,
+    linear_num_key_heads=2,
     linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
 )  # fmt: skip
 
@@ -50,7 +52,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(config: Any, words: Path, directory: Path, **sections: Any) -> TransformersPolicy:
-    """A policy with a random model of ``config``; its end token is likely enough for completions of all lengths."""
+    """A policy with a random model of ``config``; its end token is likely enough for completions of all
+    lengths."""
     tokenizer = AutoTokenizer.from_pretrained(words)
     torch.manual_seed(0)
     config.vocab_size, config.eos_token_id, config.pad_token_id, config.bos_token_id = (
@@ -127,18 +130,18 @@ def test_the_gradient_is_that_of_rows_read_alone_whether_prompts_are_shared_or_n
 
 
 @pytest.mark.parametrize("length", [1, 2])
-def test_the_model_that_synchronises_is_called_once_whatever_the_length(
+def test_the_model_that_synchronizes_is_called_once_whatever_the_length(
     length: int, words: Path, tmp_path: Path
 ) -> None:
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
     calls = []
 
-    def synchronising(*arguments: Any, **named: Any) -> Any:
+    def synchronizing(*arguments: Any, **named: Any) -> Any:
         calls.append(arguments)
         return policy.bare_model(*arguments, **named)
 
     rows = [list(range(50, 50 + length)), list(range(60, 60 + length))]
-    logp, _ = policy.forward(Inputs.of([PROMPTS[1]] * 2, rows), model=synchronising)
+    logp, _ = policy.forward(Inputs.of([PROMPTS[1]] * 2, rows), model=synchronizing)
     assert len(calls) == 1
     for row, found in zip(rows, logp, strict=True):
         torch.testing.assert_close(found, alone(policy, PROMPTS[1], row))
@@ -166,7 +169,8 @@ def test_a_completion_does_not_depend_on_when_others_leave(
 def test_a_completion_depends_on_its_prompt_and_its_seed_alone(
     kind: str, words: Path, tmp_path: Path
 ) -> None:
-    """Not on its neighbours, its place, or how many are generated at once: so processes can share them out as they like."""
+    """Not on its neighbors, its place, or how many are generated at once: so processes can share them out as
+    they like."""
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20})
     policy.ends = ENDS
     asked = [(prompt, 1000 * place + number) for place, prompt in enumerate(PROMPTS) for number in range(8)]

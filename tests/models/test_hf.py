@@ -219,7 +219,10 @@ CHAT = Problem("p", [{"role": "user", "content": "2 + 3?"}], "5", where="chat.js
 def test_chat_messages_need_a_chat_template() -> None:
     with pytest.raises(
         UserError,
-        match="chat.jsonl, line 3, field prompt: it is chat messages, but builtin:house-tiny has no chat template",
+        match=(
+            "chat.jsonl, line 3, field prompt: it is chat messages, but builtin:house-tiny has no chat "
+            "template"
+        ),
     ):
         load_policy(config(), Accelerator(cpu=True)).encode_prompt(CHAT)
     with pytest.raises(

@@ -362,8 +362,8 @@ def test_arguments_reach_the_template_and_one_that_it_does_not_have_is_refused(t
 
 
 DATED = (
-    "{% set day = date_string if date_string is defined else strftime_now('%d %b %Y') %}<|system|>{{ day }}<|end|>"
-    + TEMPLATE
+    "{% set day = date_string if date_string is defined else strftime_now('%d %b %Y') %}<|system|>{{ day "
+    "}}<|end|>" + TEMPLATE
 )
 
 

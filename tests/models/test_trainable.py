@@ -1,4 +1,5 @@
-"""The policy that learns: adapters, GGUF files, checkpointed activations and the divergence, through the real loop."""
+"""The policy that learns: adapters, GGUF files, checkpointed activations and the divergence, through the real
+loop."""
 
 from __future__ import annotations
 
@@ -156,7 +157,8 @@ def test_a_model_whose_defaults_contradict_themselves_is_saved(chat_model: Path,
     )
     train(
         config(
-            model={"path": str(tmp_path / "model")}, lora={**LORA, "save": "merged"}, rollout={"max_tokens": 8},
+            model={"path": str(tmp_path / "model")}, lora={**LORA, "save": "merged"},
+            rollout={"max_tokens": 8},
             train={"steps": 1, "checkpoint_every": 0},
         ),
         tmp_path / "run",
@@ -178,7 +180,8 @@ def test_an_adapter_finds_its_model_from_any_directory(
     save_chat_model(tmp_path / "base")
     (tmp_path / "d.jsonl").write_text('{"prompt": "what is two", "answer": "2"}\n')
     (tmp_path / "run.toml").write_text(
-        'model = {path = "base", device = "cpu"}\ndata = {train = "d.jsonl"}\nlora = {rank = 2}\nrollout = {max_tokens = 2}\n'
+        'model = {path = "base", device = "cpu"}\ndata = {train = "d.jsonl"}\nlora = {rank = 2}\nrollout = '
+        "{max_tokens = 2}\n"
         "train = {steps = 1}\n"
     )
     assert handrail("train", "run.toml", "--output", "run").code == 0

@@ -1,4 +1,5 @@
-"""vLLM as the sampler, for real: ``make test-vllm`` runs these in an environment of their own; without vLLM they are skipped."""
+"""vLLM as the sampler, for real: ``make test-vllm`` runs these in an environment of their own; without vLLM
+they are skipped."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def test_experts_arrive_or_the_run_says_that_they_did_not(root: Path) -> None:
     """On a CPU, vLLM 0.32 packs experts when it is made, and goes on with these whatever it is handed."""
     words = AutoTokenizer.from_pretrained(root / "model")
     mixture = MixtralConfig(
-        vocab_size=len(words), hidden_size=128, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(words), hidden_size=128, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2,
         num_local_experts=4, max_position_embeddings=256, eos_token_id=words.eos_token_id, bos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -113,8 +115,10 @@ def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transform
     model = root / "saved/run/model"
     script = (
         "import sys, json\nfrom vllm import LLM, SamplingParams\n"
-        "llm = LLM(sys.argv[1], enforce_eager=True, dtype='float32', kv_cache_memory_bytes=2**28, max_model_len=64)\n"
-        "out = llm.generate([{'prompt_token_ids': [10, 11, 12]}], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))\n"
+        "llm = LLM(sys.argv[1], enforce_eager=True, dtype='float32', kv_cache_memory_bytes=2**28, "
+        "max_model_len=64)\n"
+        "out = llm.generate([{'prompt_token_ids': [10, 11, 12]}], SamplingParams(temperature=0, "
+        "max_tokens=8, ignore_eos=True))\n"
         "print(json.dumps(list(out[0].outputs[0].token_ids)))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -150,8 +154,10 @@ def test_adapters_are_handed_over_merged_for_several_updates_a_step_and_a_resume
 def test_weights_that_do_not_arrive_stop_the_run(root: Path) -> None:
     config = written(root / "stale", train={"steps": 1})
     script = (
-        "import sys\nfrom handrail.models import vllm\nvllm.VllmSampler.update_weights = lambda self, weights: None\n"
-        "from handrail.cli import main\nsys.argv = ['handrail', 'train', sys.argv[1], '--output', sys.argv[2]]\nmain()\n"
+        "import sys\nfrom handrail.models import vllm\nvllm.VllmSampler.update_weights = lambda self, "
+        "weights: None\n"
+        "from handrail.cli import main\nsys.argv = ['handrail', 'train', sys.argv[1], '--output', "
+        "sys.argv[2]]\nmain()\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
     command = [sys.executable, "-c", script, str(config), str(root / "stale/run")]

@@ -1,9 +1,9 @@
 """Completions written to break a verifier, and what came of them: ``python -m tests.reliability.hostile``.
 
-First asks every family of reasoning-gym for what it pays for constants. Then grades the corpus with every built-in verifier and some of
-these families, then as many generated completions as ``--fuzz`` says.
-None holds the answer, so none may earn anything. Prints a line a verifier: verdicts, how many were not reached and why, the slowest in
-seconds, the most memory a worker had in MiB, rewards paid.
+First asks every family of reasoning-gym for what it pays for constants. Then grades the corpus with every
+built-in verifier and some of these families, then as many generated completions as ``--fuzz`` says. None
+holds the answer, so none may earn anything. Prints a line a verifier: verdicts, how many were not reached and
+why, the slowest in seconds, the most memory a worker had in MiB, rewards paid.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ SHORT = [
     for text in kind
 ]
 REPEATED = [
-    ("0x", "f", 5000, ""), ("1", "0", 5000, ""), ("", "9", 20000, ""), ("0.", "3", 20000, ""), ("", "1/", 600, "1"), ("", "-", 3000, "1"),
-    ("", "\x07", 200, ""), ("Z", "\u0335", 3000, ""), ("", "\u2028", 500, ""), ("", "\U0001f469\u200d", 500, ""), ("", "\r\n", 2000, ""),
-    ("", "\t", 5000, ""), ("", "\u0130", 300, ""), ("", "\u00df", 300, ""), ("", "\u0661", 400, ""), ("", "x\u00b2", 500, ""),
+    ("0x", "f", 5000, ""), ("1", "0", 5000, ""), ("", "9", 20000, ""), ("0.", "3", 20000, ""),
+    ("", "1/", 600, "1"), ("", "-", 3000, "1"),
+    ("", "\x07", 200, ""), ("Z", "\u0335", 3000, ""), ("", "\u2028", 500, ""),
+    ("", "\U0001f469\u200d", 500, ""), ("", "\r\n", 2000, ""),
+    ("", "\t", 5000, ""), ("", "\u0130", 300, ""), ("", "\u00df", 300, ""), ("", "\u0661", 400, ""),
+    ("", "x\u00b2", 500, ""),
 ]  # fmt: skip
 
 
@@ -119,7 +122,10 @@ def corpus() -> list[str]:
 def fuzzed(n: int, seed: int) -> Iterator[str]:
     """Random runs of the pieces that parsers look for."""
     rng = random.Random(seed)
-    plain = r"0 1 2 7 9 10 + - * / ^ = ( ) [ ] { } , . ; : # #### $ $$ & | _ ! % ' ` ~ < > x y e i nan inf None True and or not lambda"
+    plain = (
+        r"0 1 2 7 9 10 + - * / ^ = ( ) [ ] { } , . ; : # #### $ $$ & | _ ! % ' ` ~ < > x y e i nan inf None "
+        r"True and or not lambda"
+    )
     latex = r"\boxed{ \frac{ \sqrt{ \int \sum \infty \pi \text{ \left( \right) \cdot \times \le \in \\"
     pieces = [
         *plain.split(),
@@ -179,7 +185,8 @@ def negated(answer: str) -> str:
 
 
 def overpaid(family: str, pool: VerifierPool, n: int = 4) -> list[str]:
-    """Constants that are paid in full for problems with different answers, and answers that are paid with the wrong sign."""
+    """Constants that are paid in full for problems with different answers, and answers that are paid with the
+    wrong sign."""
     found = load_problems(f"reasoning-gym:{family}?size={n}&seed=5")
     numeric = [each for each in found if re.fullmatch(r"-?\d*[1-9]\d*", each.answer)]
     asked = [(each, text) for text in CONSTANTS for each in found] + [
@@ -262,7 +269,10 @@ def grade_all(name: str, problem: Problem, completions: list[str], timeout: floa
                 paid.append(completion)
     said = ", ".join(f"{n} {status}" for status, n in statuses.most_common())
     examples = "".join(f"\n    {text[:200]!r}" for text in paid)
-    return f"{len(completions)} verdicts: {said}; slowest {slowest:.1f} s; memory {memory:.0f} MiB; paid {len(paid)}{examples}"
+    return (
+        f"{len(completions)} verdicts: {said}; slowest {slowest:.1f} s; memory {memory:.0f} MiB; paid "
+        f"{len(paid)}{examples}"
+    )
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Kills a running job at random moments, resumes it, and holds what it leaves behind against an undisturbed run:
-``python -m tests.reliability.kills --kills 100``.
+"""Kills a running job at random moments, resumes it, and holds what it leaves behind against an undisturbed
+run: ``python -m tests.reliability.kills --kills 100``.
 
-Half of the kills wait for a checkpoint to be written; the others come at a random moment of a process's life, its start included.
+Half of the kills wait for a checkpoint to be written; the others come at a random moment of a process's life,
+its start included.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def being_written(run: Path) -> bool:
 
 
 def kill_once(process: subprocess.Popen[str], run: Path, rng: random.Random, life: float) -> str:
-    """Waits for the moment, at most ``life`` seconds away, and kills; returns what was going on, or ``ended`` if the job was faster."""
+    """Waits for the moment, at most ``life`` seconds away, and kills; returns what was going on, or ``ended``
+    if the job was faster."""
     at_checkpoint = rng.random() < 0.5
     deadline = time.monotonic() + rng.uniform(0, life)
     while process.poll() is None:
@@ -58,7 +60,8 @@ def killed_and_resumed(
         if moment == "ended":
             code, said = finished(process)
             raise SystemExit(
-                f"the run ended with code {code} before it was killed {kills} times; give it more --steps\n{said}"
+                f"the run ended with code {code} before it was killed {kills} times; give it more "
+                f"--steps\n{said}"
             )
         moments[moment] += 1
     code, said = finished(start("train", file, "--output", run, "--resume"), 3600)

@@ -1,4 +1,5 @@
-"""Bad input of every kind: one sentence that says what is wrong, where, and what to do; exit code 2; nothing written."""
+"""Bad input of every kind: one sentence that says what is wrong, where, and what to do; exit code 2; nothing
+written."""
 
 from __future__ import annotations
 

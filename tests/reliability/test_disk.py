@@ -1,4 +1,5 @@
-"""Full and read-only disks, jumping clocks, deleted and damaged files: a defined end each, and nothing lost."""
+"""Full and read-only disks, jumping clocks, deleted and damaged files: a defined end each, and nothing
+lost."""
 
 from __future__ import annotations
 
@@ -224,7 +225,10 @@ def test_a_damaged_line_in_the_middle_is_named(stopped: Path) -> None:
     file.write_text("".join([*rows[:2], '{"step": 2, "rew\n', *rows[3:]]))
     with pytest.raises(
         UserError,
-        match=r"metrics.jsonl, line 3: it is damaged; restore it from a copy, or delete it to do without that step",
+        match=(
+            r"metrics.jsonl, line 3: it is damaged; restore it from a copy, or delete it to do without that "
+            r"step"
+        ),
     ):
         train(settings(stopped.parent), stopped, resume=True)
     file.write_text("".join([*rows[:2], *rows[3:]]))

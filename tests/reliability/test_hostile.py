@@ -1,4 +1,5 @@
-"""Hostile completions: a part of the corpus through every verifier, all kinds of it through a real run; ``hostile.py`` does all."""
+"""Hostile completions: a part of the corpus through every verifier, all kinds of it through a real run;
+``hostile.py`` does all."""
 
 from __future__ import annotations
 

@@ -57,7 +57,8 @@ def test_a_callback_of_ones_own_sees_every_step_adds_to_its_metrics_and_stops_th
     )
     summary = train(settings, tmp_path / "run", callbacks=[notes])
     assert notes.calls == [
-        "start 0", "logged 0", "before 1 0.0001", "update 1 2", "update 1 2", "logged 1", "before 2 0.0001", "update 2 2",
+        "start 0", "logged 0", "before 1 0.0001", "update 1 2", "update 1 2", "logged 1", "before 2 0.0001",
+        "update 2 2",
         "update 2 2", "logged 2", "end 2 True",
     ]  # fmt: skip
     assert (summary["ended_by"], summary["steps"]) == ("enough", 2)

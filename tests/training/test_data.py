@@ -24,7 +24,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(model: Path, source: str, output: Path, **verifier: Any) -> list[dict[str, Any]]:
     """One LUFFY step on ``source``; its samples."""
     settings = config(
-        model={"path": str(model)}, data={"train": source}, method={"name": "luffy"}, verifier={"extract": None, **verifier},
+        model={"path": str(model)}, data={"train": source}, method={"name": "luffy"},
+        verifier={"extract": None, **verifier},
         rollout={"group_size": 3, "max_tokens": 12}, train={"steps": 1, "problems_per_step": 2},
     )  # fmt: skip
     tree = settings.model_dump(exclude_none=True)
@@ -73,7 +74,8 @@ def test_luffys_own_layout_in_parquet(model: Path, tmp_path: Path) -> None:
         {
             "data_source": "openr1", "prompt": [{"role": "user", "content": f"What is {n} + 1?"}],
             "target": [{"role": "assistant", "content": f"It is \\boxed{{{n + 1}}}."}],
-            "ability": "math", "reward_model": {"ground_truth": str(n + 1), "style": "rule"}, "extra_info": {"index": n},
+            "ability": "math", "reward_model": {"ground_truth": str(n + 1), "style": "rule"},
+            "extra_info": {"index": n},
         }
         for n in range(4)
     ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""How different a group's completions are: hand-worked values, and self-BLEU against sacrebleu pair by pair."""
+"""How different a group's completions are: hand-worked values, and self-BLEU against sacrebleu pair by
+pair."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Metric curves as text: a change in numerics shows up as a diff.
 
-The rollouts are written down (see Scripted), so that no machine's arithmetic can flip a sampled token. To accept a change:
-``python -m tests.training.test_golden`` writes the files anew.
+The rollouts are written down (see Scripted), so that no machine's arithmetic can flip a sampled token. To
+accept a change: ``python -m tests.training.test_golden`` writes the files anew.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def small(**changes: Any) -> Config:
 def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> None:
     summary = train(small(train={"checkpoint_every": 1}, method={"name": "sort"}), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.toml", "contents.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "evaluations.jsonl", "summary.json",
+        "config.toml", "contents.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl",
+        "evaluations.jsonl", "summary.json",
         "checkpoints", "model", "tensorboard", "versions.jsonl", ".lock",
     }  # fmt: skip
     metrics = lines(tmp_path / "run/metrics.jsonl")
@@ -457,7 +458,8 @@ def test_the_share_of_easy_problems_is_kept_in_every_step(tmp_path: Path) -> Non
 
 
 async def written(group: Group, texts: Sequence[str], ctx: Context) -> Group:
-    """The group with rollouts that are written down, so that any number of processes, on any machine, sees the same ones."""
+    """The group with rollouts that are written down, so that any number of processes, on any machine, sees
+    the same ones."""
     rollouts = []
     for text in texts:
         rollout = Trajectory.by(

@@ -129,7 +129,10 @@ def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training
     }
     train(config(**settings, verifier={"name": name, "extract": extract}), tmp_path / "run")
     first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
-    said = f"the verifier refuses 1 of the first 4 answers as the answer to their own problem, first {tmp_path / 'data.jsonl'}, line 3"
+    said = (
+        "the verifier refuses 1 of the first 4 answers as the answer to their own problem, first "
+        f"{tmp_path / 'data.jsonl'}, line 3"
+    )
     assert said in first["warning"] if extract is None else "warning" not in first
 
 
@@ -176,8 +179,8 @@ def test_too_many_in_a_row_end_the_run_with_a_sentence(tmp_path: Path) -> None:
         run(tmp_path, set(range(2, 99)), max_skipped_updates=3)
     newest = tmp_path / "checkpoints/step-000003/model"
     assert (
-        f"no finite gradient in 3 updates in a row, the last in step 4; their batches are in {tmp_path / 'skipped.jsonl'}"
-        in str(caught.value)
+        "no finite gradient in 3 updates in a row, the last in step 4; their batches are in "
+        f"{tmp_path / 'skipped.jsonl'}" in str(caught.value)
     )
     assert str(caught.value).endswith(
         f'lower train.learning_rate in a new run with model.path = "{newest}", to keep what was learned'

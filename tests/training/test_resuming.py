@@ -139,7 +139,10 @@ def test_training_data_that_changed_under_the_same_path_are_refused(
     longer = short(data={"train": "d.jsonl"}, train={"steps": 2})
     with pytest.raises(
         UserError,
-        match=r'run was made from other contents of data.train\[1\].path = "d.jsonl", which changed since; restore',
+        match=(
+            r'run was made from other contents of data.train\[1\].path = "d.jsonl", which changed since; '
+            r"restore"
+        ),
     ):
         train(longer, tmp_path / "run", resume=True)
     assert {path: path.read_bytes() for path in before} == before
@@ -200,8 +203,8 @@ def test_other_held_out_problems_and_edited_code_are_said(
     with caplog.at_level(logging.WARNING, "handrail"):
         assert train(short(**settings, train={"steps": 2}), tmp_path / "run", resume=True)["steps"] == 2
     assert (
-        'run goes on with other contents of eval.sets.held = "held.jsonl", verifier.name = "mine.py:grade", which changed'
-        in caplog.text
+        'run goes on with other contents of eval.sets.held = "held.jsonl", verifier.name = "mine.py:grade", '
+        "which changed" in caplog.text
     )
     command = [
         "eval",
@@ -241,7 +244,10 @@ def test_a_probe_of_another_model_is_said(
     assert probed_with_another_model(source, "model") == probed_with_another_model(source, "moved") == ""
     with caplog.at_level(logging.WARNING, "handrail"):
         train(short(data={"train": [source.model_dump()]}), tmp_path / "run")
-    said = "probe/problems.jsonl is a probe of model, but this run starts from builtin:house-tiny; probe d.jsonl with"
+    said = (
+        "probe/problems.jsonl is a probe of model, but this run starts from builtin:house-tiny; probe "
+        "d.jsonl with"
+    )
     assert said in caplog.text
 
 
@@ -250,5 +256,6 @@ def test_differences_are_named_by_key_and_only_the_first_shown_with_values() -> 
     now = {"data": {"train": [{"path": "a"}, {"path": "c"}]}, "x": 2, "y": {"z": False}, "w": "new", "v": 1}
     assert differences(before, before) == ""
     assert differences(before, now) == (
-        'data.train[2].path is "b" there and "c" here, x is 1 there and 2 here, y.z is true there and false here, w differ too'
+        'data.train[2].path is "b" there and "c" here, x is 1 there and 2 here, y.z is true there and false '
+        "here, w differ too"
     )

@@ -1,4 +1,5 @@
-"""The data of a whole run: several sources, splits, held-out sets and the model's context, through the command line."""
+"""The data of a whole run: several sources, splits, held-out sets and the model's context, through the
+command line."""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ def test_held_out_problems_among_the_training_problems_are_warned_of(
     )
     file = configured(tmp_path, eval={"sets": {"held": str(held), "clean": "task:house-rules?n=2"}})
     warning = (
-        "1 of the 2 problems of eval.sets.held are among the training problems, up to case, spacing and punctuation, "
+        "1 of the 2 problems of eval.sets.held are among the training problems, up to case, spacing and "
+        "punctuation, "
         f"first {held}, line 2, which equals {tmp_path}/data.jsonl, line 2"
     )
     done = handrail("train", str(file), "--output", "out")
@@ -140,7 +142,8 @@ def test_rows_that_are_too_long_may_be_left_out(handrail: Handrail, tmp_path: Pa
     done = handrail("train", str(file), "--output", "out")
     assert done.code == 0, done.err
     for sentence in (
-        f"2 problems of data.train are too long and left out, first {tmp_path}/data.jsonl, line 3, field prompt: its 125 tokens",
+        f"2 problems of data.train are too long and left out, first {tmp_path}/data.jsonl, line 3, field "
+        "prompt: its 125 tokens",
         f"1 problems of eval.sets.held are too long and left out, first {held}, line 2",
     ):
         assert sentence in done.out and sentence in metrics()["warning"]

@@ -1,4 +1,5 @@
-"""A run's model is measured and shown as it was trained: with its prompt, length and verifier, wherever it stands."""
+"""A run's model is measured and shown as it was trained: with its prompt, length and verifier, wherever it
+stands."""
 
 from __future__ import annotations
 

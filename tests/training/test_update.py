@@ -1,4 +1,4 @@
-"""From credited groups to the gradient: normalisers, dropping, splitting, ends."""
+"""From credited groups to the gradient: normalizers, dropping, splitting, ends."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def gradients(
 
 
 def assert_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
-    """Equal up to float32 rounding (2e-5 of the gradient here); a wrong normaliser or a lost row is off by percents."""
+    """Equal up to float32 rounding (2e-5 of the gradient here); a wrong normalizer or a lost row is off by
+    percents."""
     assert left and len(left) == len(right)
     scale = torch.nn.utils.get_total_norm(right)
     difference = torch.nn.utils.get_total_norm([one - other for one, other in zip(left, right, strict=True)])
@@ -149,7 +150,8 @@ def test_dropping_rows_without_credit_leaves_the_gradient(
 def autograd_reference(
     policy: TrainablePolicy, terms: list[tuple[Trajectory, list[float], str]]
 ) -> list[torch.Tensor]:
-    """The gradient of minus a plain sum over tokens, one row at a time, in float64: (trajectory, coefficients, kind)."""
+    """The gradient of minus a plain sum over tokens, one row at a time, in float64: (trajectory,
+    coefficients, kind)."""
     model = copy.deepcopy(policy.model).double()
     for member, coefficients, kind in terms:
         ids = torch.tensor([member.prompt_ids + member.tokens])

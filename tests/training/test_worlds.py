@@ -21,7 +21,8 @@ from tests.training.test_loop import Scripted, lines
 def scripted(steps: int = 3) -> Config:
     return config(
         rollout={"group_size": 3, "max_tokens": 48}, data={"train": f"{HARD}&n=64"},
-        train={"steps": steps, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300, "updates_per_step": 1,
+        train={"steps": steps, "problems_per_step": 6, "learning_rate": 1e-4, "micro_batch_tokens": 300,
+        "updates_per_step": 1,
                "schedule": "linear", "token_budget": 800, "checkpoint_every": 1},
     )  # fmt: skip
 
@@ -87,7 +88,8 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_torchrun_as_documented_starts_where_one_process_does(tmp_path: Path) -> None:
-    """The batches are smaller than the held-out sets, and one is a single row, so that a process has nothing of it."""
+    """The batches are smaller than the held-out sets, and one is a single row, so that a process has nothing
+    of it."""
     command = [
         "train",
         "examples/quick.toml",
@@ -110,7 +112,8 @@ from handrail import Config, train
 from handrail.methods import METHODS
 from handrail.models.trainable import TrainablePolicy
 
-if os.environ.get("IN_FLOAT64"):  # so that a wrong normalizer cannot hide in the rounding of batches of other shapes
+# In float64, a wrong normalizer cannot hide in the rounding of batches of other shapes.
+if os.environ.get("IN_FLOAT64"):
     prepare = TrainablePolicy._prepare
     TrainablePolicy._prepare = lambda self, model: prepare(self, model.double())
     torch.Tensor.float = torch.Tensor.double
