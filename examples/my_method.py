@@ -1,7 +1,9 @@
-"""A method of your own: groups that all failed imitate their reference, the others do GRPO. Run: python examples/my_method.py
+"""A method of your own: groups that all failed imitate their reference, the others do GRPO.
 
-Of the five verbs (samples, reward, guide, credit, surrogate) it overrides two; Method has GRPO's version of each. A verb works on one
-group, and awaits what it needs: Generate, Score, Verify or Ask.
+Of the five verbs (samples, reward, guide, credit, surrogate) it overrides two; Method has GRPO's of each.
+A verb works on one group, and awaits what it needs: Generate, Score, Verify or Ask.
+
+Run: python examples/my_method.py
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Reinforcement learning on problems the policy cannot solve yet.
 
-The names below are the public interface; they are imported on first use, so that ``import handrail`` is quick.
+The names below are the public interface, imported on first use, so that ``import handrail`` is quick.
 """
 
 from __future__ import annotations

@@ -44,8 +44,10 @@ def save_chat_model(
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(words), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.2, eos_token_id=words.eos_token_id,
+            vocab_size=len(words), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.2,
+            eos_token_id=words.eos_token_id,
             pad_token_id=words.eos_token_id, bos_token_id=None,
         )
     )  # fmt: skip
@@ -87,9 +89,12 @@ def save_gguf(directory: Path, file: Path) -> Path:
     writer.add_bos_token_id(words.eos_token_id)
     writer.add_chat_template(words.chat_template)
     names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     }  # fmt: skip
     for name, value in model.state_dict().items():
         ours = name.removesuffix(".weight")

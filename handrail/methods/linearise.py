@@ -16,9 +16,9 @@ Objective = Callable[[Group, Sequence[Tensor]], Tensor]
 async def linearised(group: Group, objective: Objective) -> Group:
     """Add ∂J/∂log π of every trained token, at the current weights, to the column ``linear_weight``.
 
-    ``objective`` gives J, a scalar to be maximized, from the group and the log-probabilities [T] of each of its
-    trajectories. The loss adds Σ w·log π, divided by the update's problems, and its gradient is that of the mean
-    of J: exactly, for the update that follows, however trajectories are split into micro-batches. Costs one
+    ``objective`` returns J, a scalar to be maximized, given the group and the log-probabilities [T] of each
+    of its trajectories. The loss adds Σ w·log π, divided by the update's problems. Its gradient in the next
+    update is exactly that of the mean of J, however trajectories are split into micro-batches. Costs one
     forward pass.
     """
     scored = await gather(*(Score(member.prompt_ids, member.token_ids) for member in group.trajectories))

@@ -42,7 +42,7 @@ def token_loss(
     reference_logp: Tensor | None = None,
     importance_weight_cap: float = 0.0,
 ) -> Tensor:
-    """Minus the sum over trained tokens of surrogate + linear_weight·log π + entropy_coef·H − kl_coef·KL; a scalar.
+    """Compute −Σ (surrogate + linear_weight·log π + entropy_coef·H − kl_coef·KL) over trained tokens.
 
     ``logp``: current log-probabilities, with gradient. ``entropy``: of the current distributions; None
     without an entropy bonus. ``reference_logp``: log-probabilities under the model before training; None

@@ -33,8 +33,8 @@ class Luffy(Method[LuffySettings]):
     """LUFFY: the reference joins the group as its G-th trajectory.
 
     rollout: G − 1 samples of each problem (G if it has no reference).
-    guide: the reference joins the group, graded by the same verifier. If it is graded wrong, it gets a negative advantage; if it is
-        unverified, it stays out.
+    guide: the reference joins the group, graded by the same verifier. If it is graded wrong, it gets a
+        negative advantage; if it is unverified, it stays out.
     credit: R − mean R over all G, without the standard deviation.
     surrogate: f(π)·A on reference tokens, f(p) = p/(p + γ); r·A on the policy's own, unclipped.
     """

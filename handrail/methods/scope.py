@@ -34,8 +34,8 @@ class ScopeSettings(GrpoSettings):
     loss_normalizer: LossNormalizer = "token"
     """How token losses are averaged, as for grpo."""
     judge: str = "arithmetic"
-    """Judge that finds the first wrong step: ``arithmetic`` checks the arithmetic, ``reference`` compares with
-    the reference's results, ``prm`` is the model ``experts.prm``, ``llm`` asks the endpoint, or
+    """Judge that finds the first wrong step: ``arithmetic`` checks the arithmetic, ``reference`` compares
+    with the reference's results, ``prm`` is the model ``experts.prm``, ``llm`` asks the endpoint, or
     ``file.py:Name``; ``random`` is an ablation."""
     corrector: str = "reference"
     """Corrector that repairs it: ``reference`` takes the reference's step, ``policy`` is the policy with the
@@ -80,12 +80,12 @@ class Attempt:
 
 
 class Scope(Method[ScopeSettings]):
-    """SCOPE-style: failed rollouts are repaired from their first wrong step, and stay if the verifier accepts them.
+    """SCOPE-style: failed rollouts are repaired from their first wrong step and kept if the verifier accepts.
 
     rollout: G samples of each problem.
     guide: a step judge finds the first wrong step of the failed rollouts; of the M with the largest share of
-        right steps, at least ρ, a corrector replaces that step and the policy goes on, up to N times, until the
-        verifier accepts one; it takes the failed rollout's place.
+        right steps, at least ρ, a corrector replaces that step and the policy goes on, up to N times, until
+        the verifier accepts one; it takes the failed rollout's place.
     credit: R − mean R over the repaired group, without the standard deviation.
     surrogate: f(π)·A on the corrector's tokens, f(p) = p/(p + γ); the clipped ratio on the policy's own.
 

@@ -43,11 +43,11 @@ class SortSettings(GrpoSftSettings):
 
 
 class Sort(Imitating[SortSettings]):
-    """SORT-style: all-wrong groups get a repair update on the reference, weighted by what a plan helps to predict.
+    """SORT-style: all-wrong groups learn from the reference, weighted by what a plan helps to predict.
 
     rollout: G samples of each problem.
     guide: in all-wrong groups, the reference, if the verifier accepts it, is imitated.
-    credit: GRPO's for the rollouts; log p1 of the reference, with a plan that gives nothing away in the prompt.
+    credit: GRPO's for the rollouts; log p1 of the reference, with a plan that gives nothing away.
     surrogate: GRPO's, plus λ·w·log π on the reference, a mean over its tokens and all problems of the update;
         w = sg p0^(1−α)·p1^α with the p0 that the loss computes anyway, and w = p0 without a plan.
 

@@ -253,7 +253,7 @@ class Run:
             callback.after_log(self, step, metrics, clock.seconds)
 
     def stop(self, reason: str) -> None:
-        """End the run with a last evaluation and checkpoint: after this step or, if its evaluation is over, the next."""
+        """End the run, evaluated and checkpointed, after this step or, if it is evaluated, the next."""
         self.stop_requested = self.stop_requested or reason
 
     def is_last(self, step: int) -> bool:
@@ -330,7 +330,7 @@ class Run:
 
     @contextmanager
     def abortable(self, step: int) -> Iterator[None]:
-        """The part of a step that may be left halfway: a stop, or an error in any process, ends it after a checkpoint."""
+        """Enclose the part of a step that can be abandoned: a stop or an error ends it with a checkpoint."""
         try:
             with self.failing_together(), self.interrupts.abandonable():
                 yield

@@ -28,7 +28,7 @@ class Author(IntEnum):
 
 
 def default(name: str) -> float:
-    """What a column holds for a token that nobody gave a value: NaN if its name ends in ``logp`` or is entropy, else 0."""
+    """Return a column's value for tokens without one: NaN for ``entropy`` and ``...logp``, else 0."""
     return math.nan if name.endswith("logp") or name == "entropy" else 0.0
 
 

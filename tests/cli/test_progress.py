@@ -198,5 +198,6 @@ def test_a_warning_is_called_one() -> None:
     said = [line for line in console.file.getvalue().splitlines() if "held-out" not in line]
     assert said == [
         "warning: step 0: the verifier refuses 2 of 3", "warning: step 0: the split 'train' is taken",
-        "warning: A, seed 1 step 0: the verifier refuses 2 of 3", "warning: A, seed 1 step 0: the split 'train' is taken",
+        "warning: A, seed 1 step 0: the verifier refuses 2 of 3",
+        "warning: A, seed 1 step 0: the split 'train' is taken",
     ]  # fmt: skip

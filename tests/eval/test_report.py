@@ -64,7 +64,8 @@ def summary(accuracy: float, **more: Any) -> dict[str, Any]:
 
 def test_a_method_without_rollouts_has_none_rather_than_two_dashes(tmp_path: Path) -> None:
     figures = {
-        "hard": {"start": 0.0, "mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]}, "off_policy": 0.5, "salvaged": None,
+        "hard": {"start": 0.0, "mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]},
+        "off_policy": 0.5, "salvaged": None,
         "steps_without_signal": 3, "seconds": 9.0, "seeds": [1], "status": "published",
     }  # fmt: skip
     ends = {"SFT": {"first": None, "last": None}, "GRPO": {"first": 1.0, "last": 0.5}}

@@ -95,7 +95,7 @@ class PolicyPlanner:
         self.policy, self.max_tokens = policy, max_tokens
 
     def check(self, setting: str) -> None:
-        """Raise UserError, naming ``setting``, if the policy cannot read the question that asks for a plan."""
+        """Raise UserError, naming ``setting``, if the policy cannot read the question for a plan."""
         question = plan_conversation(Problem("example", "1 + 1 = ?", "2"), "1 + 1 = 2")[0]["content"]
         try:
             self.policy.renderer.prompt(Problem("the question that asks for a plan", question, ""))
