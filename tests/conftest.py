@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # read on import, and accelerate imports it
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # read on import: names of no model are not asked for, again and again, on the net
 )

@@ -158,7 +158,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
         "sampler.name: input should be 'transformers' or 'vllm', not 'tgi'",
     ),
     ((*RUN, "--set", "method.name=sort", "--set", "method.alpha=2.0"), "method.alpha"),
-    ((*RUN, "--set", "method.name=nowhere.py:Mine"), "method.name: nowhere.py cannot be imported"),
+    ((*RUN, "--set", "method.name=nowhere.py:Mine"), "method.name: there is no file nowhere.py"),
     ((*RUN, "--set", "method.name=mine.py:Mine"), "method.name: mine.py has no 'Mine'"),
     (
         (*RUN, "--set", "method.name=raises.py:Mine"),

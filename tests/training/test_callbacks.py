@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # read on import
-
 import trackio
 from trackio.sqlite_storage import SQLiteStorage
 
