@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from handrail.experts.correctors import Draft
 from handrail.types.problem import Problem
@@ -34,14 +33,14 @@ class CorrectionQuestion:
 class PlanQuestion:
     """Ask for a plan of a worked solution. Answer: the plan, or None if there is none that leaks no values.
 
-    Two ablations return something else: the whole solution, or the plan of another question in the same
-    batch.
+    Two ablations return something else: "solution" the whole solution, "shuffled-plan" the plan of another
+    question in the same batch.
     """
 
     problem: Problem
     reference: str
     max_tokens: int = 256
-    ablation: Literal["", "solution", "shuffled-plan"] = ""
+    ablation: str = ""
 
 
 Question = JudgeQuestion | CorrectionQuestion | PlanQuestion

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import mean, stdev
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import Field
 from torch import Tensor
@@ -45,6 +45,9 @@ class GrpoSettings(MethodSettings):
     """Lower bound of the clipped ratio: 1 − clip_low."""
     clip_high: float = Field(0.2, ge=0)
     """Upper bound of the clipped ratio: 1 + clip_high; DAPO uses 0.28."""
+    dual_clip: float = Field(0.0, ge=0)
+    """Least objective of a token with a negative advantage, as a multiple of it (dual-clip PPO, usually 3); 0
+    for none."""
     ratio: Ratio = "token"
     """One importance ratio per token, or one per sequence (GSPO, with clips near 3e-4 and 4e-4)."""
     loss_normalizer: LossNormalizer = "sequence"
@@ -117,8 +120,12 @@ class Method(Generic[S]):
 
     @property
     def experts(self) -> Mapping[Role, str]:
-        """Names of the experts that the method asks, by role. They are loaded before sampling starts."""
-        return {}
+        """Names of the experts that the method asks, by role; by default its settings of these names.
+
+        They are loaded before sampling starts. "random" is an ablation without an expert.
+        """
+        named = {role: getattr(self.settings, role, "random") for role in get_args(Role)}
+        return {role: name for role, name in named.items() if name != "random"}
 
     @property
     def models(self) -> frozenset[str]:
@@ -187,7 +194,9 @@ class Method(Generic[S]):
             if self.setting("clip", True)
             else None
         )
-        return losses.policy_gradient(logp, batch, self.setting("ratio", "token"), bounds)
+        return losses.policy_gradient(
+            logp, batch, self.setting("ratio", "token"), bounds, self.setting("dual_clip", 0.0)
+        )
 
     async def verified_reference(self, group: Group, ctx: Context) -> Trajectory | None:
         """Pick and grade a reference of the group's problem; count and return None if it has none."""

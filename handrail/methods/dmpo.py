@@ -40,20 +40,16 @@ class Dmpo(Method[DmpoSettings]):
 
     async def credit(self, group: Group, ctx: Context) -> Group | None:
         credited = await super().credit(group, ctx)
-        if credited is None or (group.dead and self.settings.mask_uniform) or not self.comparable(group):
+        if credited is None or (group.dead and self.settings.mask_uniform):
             return credited
-        return await linearised(credited, self.matching)
+        comparable = self.comparable(credited)
+        return await linearised(credited, comparable, self.matching) if comparable else credited
 
-    def matching(self, group: Group, logps: Sequence[Tensor]) -> Tensor:
-        """Compute −λ·mean (p − q)² of the group; ``logps`` [T] for each of its trajectories."""
-        comparable = self.comparable(group)
-        pairs = [
-            (member, logp)
-            for member, logp in zip(group.trajectories, logps, strict=True)
-            if member in comparable
-        ]
+    def matching(self, members: Sequence[Trajectory], logps: Sequence[Tensor]) -> Tensor:
+        """Compute −λ·mean (p − q)² of trajectories with log-probabilities ``logps`` [T] each."""
+        pairs = zip(members, logps, strict=True)
         likelihood = torch.stack([logp[member.trained].mean() for member, logp in pairs])
-        rewards = torch.tensor([member.reward for member, _ in pairs])
+        rewards = torch.tensor([member.reward for member in members])
         target = torch.softmax(rewards / self.settings.temperature, 0)
         return -self.settings.matching_coef * ((target - torch.softmax(likelihood, 0)) ** 2).mean()
 

@@ -7,34 +7,36 @@ from dataclasses import replace
 from handrail.experts.correctors import Correction
 from handrail.experts.steps import count_prefix_tokens
 from handrail.methods.context import Context
-from handrail.methods.requests import Generate, Verify
+from handrail.methods.requests import Generate, Verify, gather
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Trajectory
 
 
-async def graft(
-    rollout: Trajectory, kept: str, correction: Correction, problem: Problem, ctx: Context
-) -> Trajectory | None:
-    """Join the beginning ``kept`` of a rollout, a correction and, unless that is complete, the policy's
-    continuation.
+def splice(rollout: Trajectory, kept: str, correction: Correction, ctx: Context) -> Trajectory:
+    """Join the beginning ``kept`` of a rollout and a correction, without text and verdict.
 
     The longest prefix of the rollout's tokens whose text is a prefix of ``kept`` stays as sampled; the rest
-    of ``kept`` is tokenized together with the correction. Returns the graded trajectory, None if the policy
-    has no room to continue.
+    of ``kept`` is tokenized together with the correction.
     """
-    renderer = ctx.renderer
-    cut = count_prefix_tokens(rollout.tokens, kept, renderer)
-    rest = kept[len(renderer.text(rollout.tokens[:cut])) :]
+    cut = count_prefix_tokens(rollout.tokens, kept, ctx.renderer)
+    rest = kept[len(ctx.renderer.text(rollout.tokens[:cut])) :]
     # A reference is the user's own text. Any other author could end the turn by writing special tokens.
     plain = correction.author is not Author.REFERENCE
-    written = renderer.completion(rest + correction.text, end=correction.complete, plain=plain)
-    solution = rollout.truncate(cut).append(written, correction.author, finished=correction.complete)
-    room = ctx.max_tokens - len(solution)
+    written = ctx.renderer.completion(rest + correction.text, end=correction.complete, plain=plain)
+    return rollout.truncate(cut).append(written, correction.author, finished=correction.complete)
+
+
+async def complete(solution: Trajectory, problem: Problem, ctx: Context, n: int = 1) -> list[Trajectory]:
+    """Let the policy continue ``n`` times, unless the solution is finished; return graded trajectories.
+
+    Returns none if there is no room to continue.
+    """
+    solutions, room = [solution], ctx.max_tokens - len(solution)
     if room < (not solution.finished):
-        return None
+        return []
     if not solution.finished:
-        (more,) = await Generate(solution.prompt_ids + solution.tokens, 1, room)
-        ctx.counts["tokens/resampled"] += len(more)
-        solution = solution.extend(more)
-    graded: Trajectory = await Verify(problem, replace(solution, text=renderer.text(solution.tokens)))
-    return graded
+        continuations = await Generate(solution.prompt_ids + solution.tokens, n, room)
+        ctx.counts["tokens/resampled"] += sum(map(len, continuations))
+        solutions = [solution.extend(more) for more in continuations]
+    written = [replace(each, text=ctx.renderer.text(each.tokens)) for each in solutions]
+    return list(await gather(*(Verify(problem, each) for each in written)))

@@ -69,8 +69,9 @@ def log_ratio(logp: Tensor, batch: TokenBatch, ratio: Ratio) -> Tensor:
     7).
 
     A token with unknown old log-probability counts as on-policy: its ratio is 1, with the gradient of log π.
+    Bounded by ±20 a token, so that no ratio overflows.
     """
-    per_token = (logp - old(logp, batch)) * batch.mask
+    per_token = ((logp - old(logp, batch)) * batch.mask).clamp(-20, 20)
     if ratio == "token":
         return per_token
     sampled = batch.mask * (batch.author == Author.POLICY)
@@ -98,13 +99,24 @@ def divergence(logp: Tensor, reference_logp: Tensor, batch: TokenBatch) -> Tenso
 
 
 def policy_gradient(
-    logp: Tensor, batch: TokenBatch, ratio: Ratio = "token", clip: tuple[float, float] | None = None
+    logp: Tensor,
+    batch: TokenBatch,
+    ratio: Ratio = "token",
+    clip: tuple[float, float] | None = None,
+    dual_clip: float = 0.0,
 ) -> Tensor:
-    """r·A; with ``clip`` = (low, high), min(r·A, clip(r, 1−low, 1+high)·A) (GRPO, arXiv 2402.03300 eq. 3)."""
+    """r·A; with ``clip`` = (low, high), min(r·A, clip(r, 1−low, 1+high)·A) (GRPO, arXiv 2402.03300 eq. 3).
+
+    With ``dual_clip`` = c, at least c·A if A < 0 (arXiv 1912.09729 eq. 5).
+    """
     r = log_ratio(logp, batch, ratio).exp()
-    if clip is None:
-        return r * batch.advantage
-    return torch.minimum(r * batch.advantage, r.clamp(1 - clip[0], 1 + clip[1]) * batch.advantage)
+    objective = r * batch.advantage
+    if clip is not None:
+        objective = torch.minimum(objective, r.clamp(1 - clip[0], 1 + clip[1]) * batch.advantage)
+    if dual_clip:
+        bounded = torch.maximum(objective, dual_clip * batch.advantage)
+        objective = torch.where(batch.advantage < 0, bounded, objective)
+    return objective
 
 
 def shaped(logp: Tensor, batch: TokenBatch, shape: Shape, constant: float) -> Tensor:

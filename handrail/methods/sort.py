@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from handrail.experts.questions import PlanQuestion
-from handrail.experts.registry import Role
 from handrail.methods.batch import TokenBatch
 from handrail.methods.context import Context
 from handrail.methods.imitating import GrpoSftSettings, Imitating, imitated
@@ -21,12 +17,10 @@ from handrail.types.trajectory import Group
 
 class SortSettings(GrpoSftSettings):
     alpha: float = Field(0.5, ge=0, le=1)
-    """α in the weight w = p0^(1−α)·p1^α of a token, with p0 its probability and p1 that with the plan in the
-    prompt: 0 ignores the plan (DFT's weight), 1 uses p1 alone."""
+    """α in the weight p0^(1−α)·p1^α of a token; p1 is its probability with the plan in the prompt."""
     planner: str = "auto"
-    """Source of the plans: ``column``, the data's plan column; ``rule``, the operations in a reference;
-    ``auto``, the first of these two that there is; ``outline``, the reference's words without its numbers;
-    ``policy``, which writes a new one for every repair; ``endpoint``; or ``file.py:Name``."""
+    """Source of the plans: ``column``, the data's; ``rule``, a reference's operations; ``auto``, the first of
+    these that exists; ``outline``, its words without numbers; ``policy``; ``endpoint``; ``file.py:Name``."""
     plan_tokens: int = Field(256, ge=1)
     """Longest plan of the policy, in tokens."""
     normalise_weights: bool = False
@@ -36,8 +30,7 @@ class SortSettings(GrpoSftSettings):
     weights_at: Literal["update", "rollout"] = "update"
     """When to score the reference: right before each update, or once, when the groups are sampled."""
     weights: Literal["plan", "uniform", "shuffled-plan", "solution", "random"] = "plan"
-    """How tokens are weighted: ``plan`` is SORT; the ablations are equal weights, the plan of another
-    problem, the whole solution as plan, and SORT's weights in random order."""
+    """``plan`` is SORT; ablations: equal, by another problem's plan, by the whole solution, shuffled."""
     repair: Literal["all-wrong", "all"] = "all-wrong"
     """Groups that get the repair update; ``all`` is an ablation."""
 
@@ -48,56 +41,40 @@ class Sort(Imitating[SortSettings]):
     rollout: G samples of each problem.
     guide: in all-wrong groups, the reference, if the verifier accepts it, is imitated.
     credit: GRPO's for the rollouts; log p1 of the reference, with a plan that gives nothing away.
-    surrogate: GRPO's, plus λ·w·log π on the reference, a mean over its tokens and all problems of the update;
-        w = sg p0^(1−α)·p1^α with the p0 that the loss computes anyway, and w = p0 without a plan.
+    surrogate: GRPO's, plus λ·w·log π on the reference; w = sg p0^(1−α)·p1^α, or p0 if there is no plan.
 
     Trigger, scorings and geometric mean are from secondary sources; the rest is our reconstruction.
     """
 
     name, source, status, Settings = "sort", "arXiv 2605.11505", "reconstruction", SortSettings
 
-    @property
-    def experts(self) -> Mapping[Role, str]:
-        return {"planner": self.settings.planner}
-
     async def guide(self, group: Group, ctx: Context) -> Group:
-        s = self.settings
-        reference = (
-            await self.verified_reference(group, ctx) if group.all_wrong or s.repair == "all" else None
-        )
+        s, repaired = self.settings, group.all_wrong or self.settings.repair == "all"
+        reference = await self.verified_reference(group, ctx) if repaired else None
         if reference is None or not reference.correct:  # a repair must not teach a wrong solution
             return group
-        ablation = s.weights if s.weights in ("solution", "shuffled-plan") else ""
-        question = PlanQuestion(group.problem, reference.text, s.plan_tokens, ablation)
+        question = PlanQuestion(group.problem, reference.text, s.plan_tokens, ablation=s.weights)
         plan = None if s.weights == "uniform" else await Ask(s.planner, question)
-        repair = replace(imitated(reference), plan=plan)
-        if s.weights_at == "update":
-            return group.add(repair)
-        base_logp = await Score(repair.prompt_ids, repair.token_ids)
-        return await self.score_plans(group.add(repair.with_columns(base_logp=base_logp)), ctx)
+        group = group.add(replace(imitated(reference), plan=plan))
+        return group if s.weights_at == "update" else await self.scored(group, ctx)
 
     async def credit(self, group: Group, ctx: Context) -> Group | None:
-        scored = await self.score_plans(group, ctx) if self.settings.weights_at == "update" else group
+        scored = await self.scored(group, ctx) if self.settings.weights_at == "update" else group
         return await super().credit(scored, ctx)
 
-    async def score_plans(self, group: Group, ctx: Context) -> Group:
-        """Add log p1 of every repair, NaN without a plan, and an order in which to shuffle its weights."""
-        for repair in group.imitated:
-            logp = torch.full((len(repair),), math.nan)
-            if repair.plan is not None:
-                logp = await Score(ctx.renderer.prompt(group.problem, repair.plan), repair.token_ids)
-            order = torch.tensor(ctx.rng.sample(range(len(repair)), len(repair)), dtype=torch.float32)
-            group = group.swap(repair, repair.with_columns(plan_logp=logp, weight_order=order))
+    async def scored(self, group: Group, ctx: Context) -> Group:
+        """Add what the weights of every reference need: log p1 given a plan, log p0 if it is fixed now."""
+        for y in group.imitated:
+            columns = {"weight_order": torch.tensor(ctx.rng.sample(range(len(y)), len(y))).float()}
+            if self.settings.weights_at == "rollout":
+                columns["base_logp"] = await Score(y.prompt_ids, y.token_ids)
+            if y.plan is not None:
+                columns["plan_logp"] = await Score(ctx.renderer.prompt(group.problem, y.plan), y.token_ids)
+            group = group.swap(y, y.with_columns(**columns))
         return group
 
-    def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
-        s, base = self.settings, logp.detach()
-        if s.weights_at == "rollout":
-            base = torch.where(batch["base_logp"].isnan(), base, batch["base_logp"])
-        weights = plan_weights(
-            base, batch["plan_logp"], batch.mask, s.alpha, s.hard_mask, s.normalise_weights
-        )
-        if s.weights == "random":
-            weights = weights.gather(1, batch["weight_order"].long())
-        imitation = batch.imitation_weight * (1.0 if s.weights == "uniform" else weights) * logp
-        return self.policy_gradient(logp, batch) + imitation
+    def surrogate(self, logp: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+        s, base = self.settings, torch.where(batch["base_logp"].isnan(), logp.detach(), batch["base_logp"])
+        w = plan_weights(base, batch["plan_logp"], batch.mask, s.alpha, s.hard_mask, s.normalise_weights)
+        used = {"uniform": torch.ones_like(w), "random": w.gather(1, batch["weight_order"].long())}
+        return self.policy_gradient(logp, batch) + batch.imitation_weight * used.get(s.weights, w) * logp
