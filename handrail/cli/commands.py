@@ -15,7 +15,7 @@ from rich.console import Console
 from handrail._util.errors import Paused, UserError
 from handrail._util.progress import bars, console, quiet, reflowed, show
 from handrail._util.version import __version__
-from handrail.cli.evaluate import eval_command, probe_command
+from handrail.cli.evaluate import eval_command, harvest_command, probe_command
 from handrail.cli.experts import judge_command, plan_command
 from handrail.cli.init import init_command
 from handrail.cli.model import app as model
@@ -237,7 +237,9 @@ def handrail(
 
 
 PANELS: dict[str, dict[str, Callable[..., Any] | typer.Typer]] = {
-    "Before training": {"init": init_command, "check": check_command, "probe": probe_command},
+    "Before training": {
+        "init": init_command, "check": check_command, "probe": probe_command, "harvest": harvest_command,
+    },
     "Training and results": {
         "train": train_command, "compare": compare_command, "eval": eval_command, "report": report_command,
     },

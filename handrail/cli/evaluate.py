@@ -128,6 +128,34 @@ def probe_command(
         raise typer.Exit(1)
 
 
+def harvest_command(
+    model: Annotated[str, typer.Argument(help="Run directory, model directory, hub name or builtin:NAME.")],
+    data: Data,
+    output: Annotated[Path, typer.Option(help="File to write: the method npo's setting cache.")],
+    rollouts: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
+    keep: Annotated[int, typer.Option(min=1, help="Answers to keep per problem.")] = 1,
+    seed: Seed = 0,
+    limit: Limit = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Sample a later checkpoint's answers and keep the right ones, with their log-probabilities, for npo.
+
+    The same command continues a harvest that was stopped.
+    """
+    parsed, _ = load_settings_and_sets(model, [data], config, settings)
+    from handrail.eval.harvest import harvest
+
+    with Progress(console=console) as shown:
+        task = shown.add_task("problems")
+        solved, problems = harvest(
+            parsed, data, rollouts, keep, seed, limit, output,
+            lambda done, n: shown.update(task, completed=done, total=n),
+        )  # fmt: skip
+    show(f"{solved} of {problems} problems have an answer: {output}")
+    show(f'train with method.name = "npo" and method.cache = "{output}"')
+
+
 def warn_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> None:
     """Warn if some completions are unverified."""
     if n := figures["unverified"]:

@@ -13,10 +13,15 @@ from pydantic import ValidationError
 from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
 from handrail._util.section import explain
+from handrail.methods.actguide import ActGuide
 from handrail.methods.base import Method, MethodSettings
+from handrail.methods.calibrl import CalibRL
+from handrail.methods.cso import Cso
 from handrail.methods.dmpo import Dmpo
 from handrail.methods.grpo import Grpo
+from handrail.methods.int import InT
 from handrail.methods.luffy import Luffy
+from handrail.methods.npo import Npo
 from handrail.methods.scope import Scope
 from handrail.methods.sft import Dft, GrpoSft, Sft, SftOnFailures
 from handrail.methods.sort import Sort
@@ -24,7 +29,23 @@ from handrail.methods.terms import build_term
 from handrail.models.config import RolloutConfig
 
 METHODS: dict[str, type[Method[Any]]] = {
-    cls.name: cls for cls in (Grpo, Sft, GrpoSft, SftOnFailures, Dft, Luffy, Sort, Scope, Dmpo)
+    cls.name: cls
+    for cls in (
+        Grpo,
+        Sft,
+        GrpoSft,
+        SftOnFailures,
+        Dft,
+        Luffy,
+        Sort,
+        Scope,
+        Npo,
+        ActGuide,
+        InT,
+        Cso,
+        CalibRL,
+        Dmpo,
+    )  # fmt: skip
 }
 
 

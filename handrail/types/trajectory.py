@@ -56,6 +56,8 @@ class Trajectory:
     - ``in_baseline``: if False, the trajectory is imitated and enters no statistic of its group.
     - ``judged``: the leading steps that a judge scored, with their scores; None if no judge scored it.
     - ``plan``: the plan that its imitation weights depend on, if any.
+    - ``hint``: what the prompt showed besides the problem when the completion was sampled, if anything; it is
+      not in ``prompt_ids``.
     """
 
     prompt_ids: list[int]
@@ -69,6 +71,7 @@ class Trajectory:
     in_baseline: bool = True
     judged: list[tuple[str, float | None]] | None = None
     plan: str | None = None
+    hint: str | None = None
 
     @classmethod
     def by(

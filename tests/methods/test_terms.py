@@ -183,9 +183,11 @@ def test_a_term_of_ones_own_through_the_real_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_object_pickles(name: str) -> None:
+def test_a_method_object_pickles(name: str, tmp_path: Path) -> None:
     terms = [{"name": "ace", "alpha": 0.5}] if METHODS[name].uses_advantages else []
-    method = build({"name": name, "terms": terms}, RolloutConfig(group_size=4))
+    (tmp_path / "answers.jsonl").write_text("{}\n")
+    needed = {"npo": {"cache": str(tmp_path / "answers.jsonl")}}.get(name, {})
+    method = build({"name": name, "terms": terms, **needed}, RolloutConfig(group_size=4))
     twin = pickle.loads(pickle.dumps(method))
     assert (twin.settings, twin.group_size, twin.terms) == (method.settings, 4, method.terms)
 
@@ -203,7 +205,7 @@ def matching(rewards: Sequence[float], likelihoods: Sequence[float]) -> tuple[fl
         ],
     )
     logps = [torch.tensor([value], requires_grad=True) for value in likelihoods]
-    loss = -METHODS["dmpo"](METHODS["dmpo"].Settings(matching_coef=1.0)).matching(group, logps)  # type: ignore[attr-defined, call-arg]
+    loss = -METHODS["dmpo"](METHODS["dmpo"].Settings(matching_coef=1.0)).matching(group.trajectories, logps)  # type: ignore[attr-defined, call-arg]
     return loss.item(), [float(gradient[0]) for gradient in torch.autograd.grad(loss, logps)]
 
 
@@ -246,7 +248,7 @@ def test_dmpos_gradient_is_that_of_direct_autograd(
     twin.model = model
     for group in groups:
         logps = [live(twin, each) for each in group.trajectories]
-        (-method.matching(group, logps) / len(groups)).backward()
+        (-method.matching(group.trajectories, logps) / len(groups)).backward()
     expected = [parameter.grad for parameter in model.parameters()]
     scale = torch.nn.utils.get_total_norm(expected)
     difference = torch.nn.utils.get_total_norm(
@@ -292,7 +294,9 @@ class CoupledSft(GrpoSft):
         credited = await super().credit(group, ctx)
         assert credited is not None
         return await linearised(
-            credited, lambda found, logps: torch.stack([each.mean() for each in logps]).prod()
+            credited,
+            credited.trajectories,
+            lambda members, logps: torch.stack([each.mean() for each in logps]).prod(),
         )
 
 

@@ -1,0 +1,61 @@
+"""Cached answers: right completions of another checkpoint with their log-probabilities, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from handrail._util.errors import UserError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion that the verifier accepted; ``logp``: the log-probability of each token when sampled."""
+
+    tokens: list[int]
+    logp: list[float]
+    text: str
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.logp):
+            raise ValueError("it has not as many log-probabilities as tokens")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A line of the file: a problem's answers, none if no attempt at it was right."""
+
+    id: str
+    answers: list[Answer]
+
+
+LINE = TypeAdapter(Answers)
+
+
+def read_answers(path: str, field: str) -> dict[str, list[Answer]]:
+    """Read a file that ``handrail harvest`` wrote: problem id -> answers.
+
+    Raises UserError, naming ``field``, if there is no such file, or the line that is malformed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{field}: there is no file {path}; write one with `handrail harvest`")
+    out = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], 2):
+        try:
+            found = LINE.validate_json(line)
+        except ValidationError as error:
+            raise UserError(f"{path}:{number}: {error.errors()[0]['msg']}; harvest it anew") from error
+        out[found.id] = found.answers
+    return out
+
+
+def write_answers(rows: Iterable[Answers]) -> str:
+    """The lines of ``rows``."""
+    return "".join(
+        json.dumps({"id": row.id, "answers": [vars(answer) for answer in row.answers]}) + "\n" for row in rows
+    )

@@ -1,0 +1,83 @@
+"""``handrail harvest``: sample problems from a checkpoint and keep what the verifier accepts, for NPO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from handrail._util.errors import UserError
+from handrail._util.files import locked, write_whole
+from handrail._util.processes import accelerator
+from handrail.data.answers import Answer, Answers, write_answers
+from handrail.data.load import load_problems
+from handrail.engines.local import LocalEngine
+from handrail.methods.grpo import Grpo
+from handrail.training.config import Config
+from handrail.training.policies import load_policy
+from handrail.types.problem import digest
+from handrail.types.trajectory import Group
+from handrail.verifiers.pool import VerifierPool
+
+
+def harvest(
+    config: Config,
+    source: str,
+    rollouts: int,
+    keep: int,
+    seed: int,
+    limit: int | None,
+    file: Path,
+    progress: Callable[[int, int], None] = lambda done, n: None,
+) -> tuple[int, int]:
+    """Write at most ``keep`` right answers of ``rollouts`` to each problem of ``source`` to ``file``.
+
+    The first line says how they were sampled; the same call goes on with a file that was left unfinished.
+    Return the number of problems with an answer and of all problems. Raises UserError if the file holds
+    something else, or if the verifier fails.
+    """
+    problems = load_problems(source, config.data.columns)[:limit]
+    what = {
+        "model": config.model.path,
+        "source": source,
+        "problems": digest(problems),
+        "rollouts": rollouts,
+        "keep": keep,
+        "seed": seed,
+        "temperature": config.rollout.temperature,
+        "max_tokens": config.rollout.max_tokens,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with locked(file.parent):
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        if lines and lines[0] != json.dumps(what) + "\n":
+            raise UserError(f"{file} holds something else; name another --output, or delete it")
+        done = [line for line in lines[1:] if line.endswith("\n")]
+        size = max(1, config.rollout.batch_size // rollouts)
+        done = done[: len(done) // size * size] if len(done) < len(problems) else done
+        write_whole(file, json.dumps(what) + "\n" + "".join(done))
+        policy, method = load_policy(config, accelerator(config.model.device)), Grpo(group_size=rollouts)
+        with VerifierPool(config.verifier) as verifier, file.open("a", encoding="utf-8") as stream:
+            engine = LocalEngine(policy, verifier, seed=seed, require_end=config.rollout.require_end)
+            for start in range(len(done), len(problems), size):
+                progress(start, len(problems))
+                places = range(start, min(start + size, len(problems)))
+                batch = [problems[place] for place in places]
+                groups = engine.reward(method, engine.rollout(method, batch, places), places)
+                if verifier.failing:
+                    raise UserError(f"{verifier.failing}; fix the verifier")
+                written = write_answers(right(group, keep) for group in groups)
+                stream.write(written)
+                stream.flush()
+                done += written.splitlines()
+    progress(len(problems), len(problems))
+    return sum(bool(json.loads(line)["answers"]) for line in done), len(problems)
+
+
+def right(group: Group, keep: int) -> Answers:
+    """The first ``keep`` right rollouts of a group."""
+    found = [member for member in group.rollouts if member.correct][:keep]
+    return Answers(
+        group.problem.id,
+        [Answer(each.tokens, each.column("sampling_logp").tolist(), each.text) for each in found],
+    )
