@@ -25,28 +25,16 @@ from handrail.methods.npo import Npo
 from handrail.methods.scope import Scope
 from handrail.methods.sft import Dft, GrpoSft, Sft, SftOnFailures
 from handrail.methods.sort import Sort
+from handrail.methods.stride import Stride
 from handrail.methods.terms import build_term
 from handrail.models.config import RolloutConfig
 
-METHODS: dict[str, type[Method[Any]]] = {
-    cls.name: cls
-    for cls in (
-        Grpo,
-        Sft,
-        GrpoSft,
-        SftOnFailures,
-        Dft,
-        Luffy,
-        Sort,
-        Scope,
-        Npo,
-        ActGuide,
-        InT,
-        Cso,
-        CalibRL,
-        Dmpo,
-    )  # fmt: skip
-}
+_ALL: tuple[type[Method[Any]], ...] = (
+    Grpo, Sft, GrpoSft, SftOnFailures, Dft,
+    Luffy, Sort, Scope,
+    ActGuide, CalibRL, Cso, Dmpo, InT, Npo, Stride,
+)  # fmt: skip
+METHODS: dict[str, type[Method[Any]]] = {cls.name: cls for cls in _ALL}
 
 
 def find(name: str) -> type[Method[Any]]:

@@ -1,0 +1,588 @@
+"""Methods that bring other completions into a group: ActGuide-RL, NPO, InT, CSO, CalibRL."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from handrail import train
+from handrail._util.errors import UserError
+from handrail.data.load import load_problems
+from handrail.engines.local import LocalEngine
+from handrail.experts.judges import Scores
+from handrail.experts.steps import split_steps
+from handrail.methods import build as build_method
+from handrail.methods.actguide import ActGuide
+from handrail.methods.base import Method
+from handrail.methods.batch import Sample, token_batch
+from handrail.methods.context import Context
+from handrail.methods.cso import Cso
+from handrail.methods.repairing import Attempt
+from handrail.methods.requests import Generate, Pending, drive
+from handrail.methods.stride import Stride
+from handrail.models.config import RolloutConfig
+from handrail.models.trainable import TrainablePolicy
+from handrail.training.policies import load_trainable_policy
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Group, Trajectory
+from handrail.verifiers.pool import VerifierPool
+from tests.conftest import EASY, HARD, Handrail, config
+from tests.methods.test_scope import TRUE_STEPS, wrong_from
+from tests.methods.test_scope import rollout as attempted
+from tests.training.test_update import PROBLEM, assert_equal, gradients, rollout
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """Three known rules, which the backbone follows with hardly an error."""
+    return next(
+        problem
+        for problem in load_problems(f"{EASY}&n=64")
+        if len(problem.metadata["steps"]) == 3 and "99" not in problem.answer
+    )
+
+
+def build(name: str, group_size: int = 4, **settings: Any) -> Method[Any]:
+    return build_method({"name": name, **settings}, RolloutConfig(group_size=group_size, max_tokens=48))
+
+
+def guide(method: Method[Any], group: Group, engine: LocalEngine) -> Group:
+    ((guided,),) = engine.guide(method, [group])
+    return guided
+
+
+def objective(
+    method: Method[Any], member: Trajectory, logp: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """The objective of every token, and its gradient by log π."""
+    current = torch.tensor([list(logp)], requires_grad=True)
+    values = method.surrogate(current, token_batch([Sample(member, 1.0, 1.0)]))
+    values.sum().backward()
+    assert current.grad is not None
+    return values[0].tolist(), current.grad[0].tolist()
+
+
+def token(old_logp: float, advantage: float, author: Author = Author.POLICY, **columns: float) -> Trajectory:
+    """A trajectory of one token."""
+    bare = Trajectory.by(author, [5], [6]).with_advantage(advantage)
+    named = {"old_logp": old_logp, **columns}
+    return bare.with_columns(**{name: torch.tensor([value]) for name, value in named.items()})
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
+
+
+def total(rows: list[dict[str, Any]], name: str) -> float:
+    return sum(float(row.get(name, 0)) for row in rows)
+
+
+# ActGuide-RL
+
+
+@pytest.mark.parametrize(
+    ("steps", "needed", "probes", "tried", "found", "unfinished"),
+    [
+        (4, 3, 5, [2, 3], 3, 0),
+        (4, 0, 5, [2, 1, 0], 0, 0),
+        (4, 99, 5, [2, 3], 4, 0),
+        (40, 33, 5, [20, 30, 35, 33, 32], 33, 0),
+        (40, 33, 4, [20, 30, 35, 33], 31, 1),
+    ],
+)
+def test_actguide_searches_for_the_shortest_hint_that_helps(
+    steps: int, needed: int, probes: int, tried: list[int], found: int, unfinished: int, engine: LocalEngine
+) -> None:
+    hints = [None, *(" ".join(["1"] * length) for length in range(1, steps + 1))]
+    asked = []
+
+    def answer(pending: list[Pending]) -> list[Any]:
+        requests = [each.request for each in pending]
+        if isinstance(requests[0], Generate):
+            return [[Trajectory.by(Author.POLICY, each.prompt_ids, [7])] * each.n for each in requests]
+        lengths = [hints.index(each.trajectory.hint) for each in requests]
+        asked.append(lengths[0])
+        return [
+            replace(each.trajectory, reward=float(at >= needed))
+            for each, at in zip(requests, lengths, strict=True)
+        ]
+
+    method = build("actguide", probes=probes)
+    assert isinstance(method, ActGuide)
+    ctx = engine.context(0, PROBLEM, "guide")
+    assert drive([((), method.shortest(PROBLEM, hints, ctx))], answer) == [found]
+    assert asked == tried and ctx.counts["actguide/search_unfinished"] == unfinished
+
+
+@pytest.mark.parametrize(
+    ("logp", "old", "advantage", "value", "slope"),
+    [
+        (-2.0, -0.5, 1.0, 0.2231, 0.2231),
+        (-2.0, -0.5, -1.0, -0.8, 0.0),
+        (math.log(5), 0.0, 1.0, 1.2, 0.0),
+        (math.log(5), 0.0, -1.0, -3.0, 0.0),
+    ],
+)
+def test_actguides_objective_by_hand(
+    logp: float, old: float, advantage: float, value: float, slope: float
+) -> None:
+    values, gradient = objective(build("actguide"), token(old, advantage), [logp])
+    assert values == pytest.approx([value], abs=1e-4) and gradient == pytest.approx([slope], abs=1e-4)
+
+
+def test_actguides_soft_ratio_by_hand() -> None:
+    method = build("actguide", gamma=0.1)
+    values, gradient = objective(method, token(-0.5, 2.0, hinted=1.0), [-2.0])
+    assert values == gradient == pytest.approx([2 * 0.6905], abs=1e-4)
+    assert objective(method, token(-0.5, 2.0), [-2.0])[0] == pytest.approx([2 * 0.2231], abs=1e-4)
+
+
+def test_actguide_trains_the_plain_prompt_on_what_was_sampled_with_the_hint(
+    engine: LocalEngine, policy: TrainablePolicy
+) -> None:
+    """A plan is what the backbone can follow, so it stands for the leading steps of a solution."""
+    hard = load_problems(f"{HARD}&n=1")[0]
+    hinted = replace(hard, references=(hard.plan or "",))
+    failed = [replace(attempted(engine, hard, "# 1"), reward=0.0, correct=False) for _ in range(4)]
+    guided = guide(build("actguide", share=1.0), Group(hinted, failed), engine)
+    renderer = policy.renderer
+    assert len(guided.trajectories) == 4 and any(member.correct for member in guided.trajectories)
+    for member in guided.trajectories:
+        assert member.prompt_ids == renderer.prompt(hard) and member.is_rollout
+        (expected,) = policy.score([renderer.prompt(hard, member.hint)], [member.token_ids])
+        assert member.column("old_logp").tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert engine.counts["tokens/resampled"] == sum(map(len, guided.trajectories))
+    alive = Group(hinted, [replace(failed[0], reward=0.5), *failed[1:]])
+    assert guide(build("actguide"), alive, engine) is alive
+
+
+def test_actguides_hints_leave_out_the_answer_and_what_has_no_room(
+    engine: LocalEngine, problem: Problem
+) -> None:
+    method = build("actguide")
+    assert isinstance(method, ActGuide)
+    ctx = engine.context(0, problem, "guide")
+    steps = split_steps(problem.references[0])
+    whole = method.hints(problem, ctx)
+    assert whole == [None, steps[0].rstrip(), "".join(steps[:2]).rstrip()]
+    shorter = replace(ctx, longest=ctx.max_tokens + len(ctx.renderer.prompt(problem, whole[1])))
+    assert method.hints(problem, shorter) == whole[:2]
+    assert method.hints(replace(problem, references=()), ctx) == [None]
+    assert ctx.counts["actguide/no_hint"] == ctx.counts["guide/no_reference"] == 1
+
+
+def test_actguide_through_the_real_loop(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(write_hinted(tmp_path)).read_text().splitlines()]
+    assert rows
+    train(
+        config(
+            data={"train": str(tmp_path / "hinted.jsonl")},
+            method={"name": "actguide", "kl": 0.0},
+            train={"steps": 3, "problems_per_step": 4},
+        ),
+        tmp_path / "run",
+    )
+    found = metrics(tmp_path / "run")
+    assert total(found, "actguide/guided") > 0 and total(found, "actguide/still_wrong") < total(
+        found, "actguide/guided"
+    )
+    assert total(found, "tokens/resampled") > 0 and total(found, "grad_norm/all") > 0
+
+
+def write_hinted(directory: Path) -> Path:
+    """Hard problems whose reference begins with the plan, which the backbone can follow."""
+    rows = [
+        {
+            "prompt": each.prompt,
+            "answer": each.answer,
+            "id": each.id,
+            "reference": f"{each.plan}\n{each.references[0]}",
+        }
+        for each in load_problems(f"{HARD}&n=16")
+    ]
+    file = directory / "hinted.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+# NPO
+
+
+@pytest.fixture
+def cache(tmp_path: Path, policy: TrainablePolicy, problem: Problem) -> Path:
+    """One answer, the reference, with probability exp(−0.2) a token."""
+    tokens = policy.renderer.completion(problem.references[0])
+    answer = {"tokens": tokens, "logp": [-0.2] * len(tokens), "text": problem.references[0]}
+    file = tmp_path / "answers.jsonl"
+    file.write_text("{}\n" + json.dumps({"id": problem.id, "answers": [answer]}) + "\n")
+    return file
+
+
+def group_of(engine: LocalEngine, problem: Problem, right: int, wrong: int) -> Group:
+    good = [attempted(engine, problem, problem.references[0], reward=1) for _ in range(right)]
+    return Group(problem, good + [attempted(engine, problem, wrong_from(problem, 0)) for _ in range(wrong)])
+
+
+def test_npo_replays_an_answer_where_few_are_right(
+    engine: LocalEngine, problem: Problem, cache: Path
+) -> None:
+    method = build("npo", cache=str(cache))
+    for right, wrong, replaced in ((3, 2, True), (4, 2, False)):
+        group = group_of(engine, problem, right, wrong)
+        guided = guide(method, group, engine)
+        last = guided.trajectories[-1]
+        assert (last.author[0] == Author.REPLAY) == replaced and len(guided.trajectories) == right + wrong
+        if replaced:
+            assert last.correct and last.column("old_logp").tolist() == pytest.approx([-0.2] * len(last))
+    right_at_the_end = Group(problem, group_of(engine, problem, 1, 2).trajectories[::-1])
+    kept = guide(build("npo", cache=str(cache), slot="wrong"), right_at_the_end, engine)
+    assert [member.author[0] == Author.REPLAY for member in kept.trajectories] == [False, True, False]
+    free = guide(build("npo", cache=str(cache), ratio_from="policy"), group_of(engine, problem, 0, 2), engine)
+    assert free.trajectories[-1].column("old_logp").isnan().all()
+
+
+def test_npos_credit_and_ratio_by_hand(engine: LocalEngine, problem: Problem, cache: Path) -> None:
+    method = build("npo", cache=str(cache))
+    for size, wrong, right in ((4, -0.4999, 1.4997), (8, -0.3535, 2.4742)):
+        (credited,) = engine.credit(method, [guide(method, group_of(engine, problem, 0, size), engine)])
+        found = [float(member.column("advantage")[0]) for member in credited.trajectories]
+        assert found == pytest.approx([wrong] * (size - 1) + [right], abs=1e-4)
+    values, slope = objective(method, token(-1.0, 1.4997, Author.REPLAY), [-0.8])
+    assert values == pytest.approx([1.7996], abs=1e-4) and slope == [0]
+    assert objective(method, token(-1.0, 1.4997, Author.REPLAY), [-1.3])[0] == pytest.approx(
+        [1.1110], abs=1e-4
+    )
+
+
+def test_npo_leaves_a_group_alone_without_an_answer_that_verifies(
+    engine: LocalEngine, problem: Problem, cache: Path
+) -> None:
+    method = build("npo", cache=str(cache))
+    unknown = group_of(engine, replace(problem, id="another"), 0, 2)
+    assert guide(method, unknown, engine) is unknown and engine.counts["npo/no_answer"] == 1
+    relabelled = group_of(engine, replace(problem, answer="1 2 3"), 0, 2)
+    assert guide(method, relabelled, engine) is relabelled and engine.counts["npo/rejected"] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            '{"id": "a", "answers": [{"tokens": [1, 2], "logp": [-1.0], "text": "x"}]}',
+            "answers.jsonl:2: .*as many",
+        ),
+        ('{"id": "a"}', "answers.jsonl:2: .*required"),
+    ],
+)
+def test_a_damaged_cache_is_refused(line: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text("{}\n" + line + "\n")
+    with pytest.raises(UserError, match=sentence):
+        build("npo", cache=str(tmp_path / "answers.jsonl"))
+    with pytest.raises(UserError, match="method.cache: there is no file .*handrail harvest"):
+        build("npo", cache=str(tmp_path / "none.jsonl"))
+
+
+def test_a_harvest_feeds_npo_through_the_real_loop(handrail: Handrail, tmp_path: Path) -> None:
+    data, verifier = (
+        f"{EASY}&n=12",
+        ["--set", 'verifier.name="exact"', "--set", r'verifier.extract="# ([\\d ]+)$"'],
+    )
+    command = [
+        "harvest",
+        "builtin:house-tiny",
+        data,
+        "--output",
+        "answers.jsonl",
+        "--rollouts",
+        "2",
+        *verifier,
+    ]
+    command += ["--set", "rollout.max_tokens=48", "--set", "rollout.batch_size=8"]
+    done = handrail(*command)
+    assert done.code == 0, done.err
+    whole = (tmp_path / "answers.jsonl").read_text()
+    (tmp_path / "answers.jsonl").write_text("".join(whole.splitlines(keepends=True)[:7]) + '{"id": ')
+    assert handrail(*command).code == 0 and (tmp_path / "answers.jsonl").read_text() == whole
+    refused = handrail(*command, "--seed", "1")
+    assert refused.code == 2 and "answers.jsonl holds something else" in refused.err
+    train(
+        config(
+            data={"train": data},
+            rollout={"temperature": 2.0},
+            method={"name": "npo", "cache": str(tmp_path / "answers.jsonl"), "threshold": 0.9},
+        ),
+        tmp_path / "run",
+    )
+    assert total(metrics(tmp_path / "run"), "npo/replayed") > 0
+
+
+# InT
+
+
+def test_int_imitates_the_right_steps_and_the_corrected_one(engine: LocalEngine, problem: Problem) -> None:
+    method = build("int", judge=TRUE_STEPS, corrector="reference", continuations=4)
+    failed = attempted(engine, problem, wrong_from(problem, 1))
+    group = guide(method, Group(problem, [failed, replace(failed)]), engine)
+    (shown,) = group.imitated
+    first, second, _ = (len(step.split()) for step in split_steps(problem.references[0]))
+    assert shown.author.tolist() == [int(Author.POLICY)] * first + [int(Author.REFERENCE)] * second
+    assert problem.references[0].startswith(shown.text.strip()) and not shown.finished
+    assert shown.column("imitation_weight").tolist() == [1.0] * (first + second)
+    assert engine.counts["int/kept"] == 1 and engine.counts["tokens/resampled"] > 0
+
+
+def test_int_drops_what_does_not_help(engine: LocalEngine, problem: Problem) -> None:
+    method = build("int", judge=TRUE_STEPS, corrector="reference", continuations=2)
+    leaking = Group(problem, [attempted(engine, problem, wrong_from(problem, 2))])
+    assert not guide(method, leaking, engine).imitated and engine.counts["int/leaking_step"] == 1
+    relabelled = replace(problem, answer="1 2 3")
+    hopeless = Group(relabelled, [attempted(engine, relabelled, wrong_from(problem, 1))])
+    assert not guide(method, hopeless, engine).imitated and engine.counts["int/not_solvable"] == 1
+    cut = Group(problem, [attempted(engine, problem, wrong_from(problem, 1), finished=False)])
+    assert not guide(method, cut, engine).imitated and engine.counts["int/truncated"] == 1
+
+
+def test_int_corrects_a_wrong_first_step_alone(engine: LocalEngine, problem: Problem) -> None:
+    method = build("int", judge=TRUE_STEPS, corrector="reference", continuations=8)
+    group = guide(method, Group(problem, [attempted(engine, problem, wrong_from(problem, 0))]), engine)
+    assert [shown.text.strip(" ;") for shown in group.imitated] == [problem.metadata["steps"][0]]
+
+
+def test_int_through_the_real_loop(tmp_path: Path) -> None:
+    train(
+        config(
+            data={"train": f"{EASY}&n=64"},
+            rollout={"temperature": 1.6},
+            method={"name": "int", "corrector": "reference", "continuations": 4},
+            train={"steps": 3},
+        ),
+        tmp_path / "run",
+    )
+    assert total(metrics(tmp_path / "run"), "int/kept") > 0
+
+
+# CSO
+
+
+class Halves:
+    """Every step that holds 99 scores 0.44, any other 0.61."""
+
+    def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
+        return [[0.44 if "99" in step else 0.61 for step in steps] for _, steps in attempts]
+
+
+HALVES = "tests.methods.test_guides:Halves"
+
+
+@pytest.mark.parametrize(
+    ("difference", "loss", "slope"),
+    [(-1.0, 0.9741, -0.3112), (0.0, 0.6931, -0.25), (0.4, 0.5981, -0.2251), (2.0, 0.3133, -0.1345)],
+)
+def test_csos_preference_by_hand(difference: float, loss: float, slope: float) -> None:
+    method = build("cso")
+    assert isinstance(method, Cso)
+    sides = [token(0.0, 0.0, pair=side, ref_logp=-1.0) for side in (1.0, -1.0)]
+    logps = [torch.tensor([-1.0 + difference], requires_grad=True), torch.tensor([-1.0], requires_grad=True)]
+    found = method.preference(sides, logps)
+    gradient = torch.autograd.grad(-found, logps)
+    assert -found.item() == pytest.approx(loss, abs=1e-4)
+    assert [float(each[0]) for each in gradient] == pytest.approx([slope, -slope], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def with_start(verifier: VerifierPool) -> LocalEngine:
+    """An engine that also has the model before training."""
+    policy = load_trainable_policy(config(), Accelerator(cpu=True), keep_start=True)
+    return LocalEngine(policy, verifier)
+
+
+def test_cso_pairs_a_verified_alternative_with_the_own_step(
+    with_start: LocalEngine, problem: Problem
+) -> None:
+    method = build("cso", judge=HALVES)
+    failed = attempted(with_start, problem, wrong_from(problem, 1))
+    group = guide(method, Group(problem, [failed]), with_start)
+    _, chosen, rejected, *more = group.trajectories
+    first, second, _ = (len(step.split()) for step in split_steps(problem.references[0]))
+    assert chosen.tokens == with_start.policy.renderer.completion(problem.references[0])[: first + second]
+    assert rejected.tokens == failed.tokens[: first + second]
+    for member, side in ((chosen, 1.0), (rejected, -1.0)):
+        marks = member.column("pair").tolist()
+        assert marks[:first] == [0.0] * first and set(marks[first:]) <= {0.0, side} and marks[-1] == side
+    # Behind its wrong second step, the last one cannot be saved.
+    assert not more and with_start.counts["cso/pairs"] == 1
+    (credited,) = with_start.credit(method, [group])
+    weights = credited.imitated[0].column("linear_weight")
+    assert (weights[:first] == 0).all() and (weights[first:].sum() > 0)
+    # At the start, π is π_ref, so the slope on every token of a step is ±β/2.
+    assert weights.max().item() == pytest.approx(0.5 / 2)
+    stricter = build("cso", judge=HALVES, threshold=0.45, good=0.65)
+    assert not guide(stricter, Group(problem, [failed]), with_start).imitated
+
+
+def test_cso_drops_an_alternative_that_does_not_verify(with_start: LocalEngine, problem: Problem) -> None:
+    relabelled = replace(problem, answer="1 2 3")
+    failed = attempted(with_start, relabelled, wrong_from(problem, 1))
+    assert not guide(build("cso", judge=HALVES), Group(relabelled, [failed]), with_start).imitated
+
+
+def test_cso_through_the_real_loop(tmp_path: Path) -> None:
+    found = trained_cso(tmp_path / "run", {"judge": TRUE_STEPS})
+    assert total(found, "cso/pairs") > 0 and total(found, "cso/failed") > 0
+
+
+def trained_cso(directory: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    train(
+        config(
+            data={"train": f"{EASY}&n=64"},
+            rollout={"temperature": 2.0},
+            method={"name": "cso", "candidates": 1, **settings},
+            train={"steps": 2, "problems_per_step": 8},
+        ),
+        directory,
+    )
+    return metrics(directory)
+
+
+# STRIDE
+
+
+def test_stride_samples_from_the_last_prefixes_of_a_failed_rollout(
+    engine: LocalEngine, problem: Problem
+) -> None:
+    method = build("stride", judge=TRUE_STEPS, first=1, anchors=2, go_on="", correct_it="", kl=0.0)
+    group = Group(problem, [attempted(engine, problem, wrong_from(problem, 2))])
+    engine.begin(1)
+    ((own, *anchors),) = engine.guide(method, [group])
+    assert own.rollouts[0].judged and [len(each.trajectories) for each in anchors] == [5, 5]
+    renderer, steps = engine.policy.renderer, split_steps(problem.references[0])
+    for length, anchor in zip((1, 2), anchors, strict=True):
+        start = renderer.completion("".join(steps[:length]), end=False)
+        for member in anchor.trajectories:
+            assert member.prompt_ids == renderer.prompt(problem) + start
+            assert member.text == renderer.text(member.tokens) and member.correct is not None
+        assert any(member.correct for member in anchor.trajectories)  # graded with the steps before
+    right = Group(problem, [attempted(engine, problem, problem.references[0], reward=1)])
+    assert len(engine.guide(method, [right])[0]) == 1
+
+
+def test_strides_anchors_and_schedule_by_hand(engine: LocalEngine, problem: Problem) -> None:
+    """First wrong step behind 6 right ones: anchors 2 to 6; steps 52, 64, 76, and 33 of 440."""
+
+    class Lengths(Stride):
+        async def anchor(self, attempt: Attempt, length: int, ctx: Context) -> Group:
+            return Group(problem, [replace(attempt.rollout, reward=float(length))])
+
+    steps = "".join(f"{number} + 1 = {number + 1} ; " for number in range(1, 7)) + "7 + 1 = 99 # 99"
+    failed = attempted(engine, problem, steps)
+    method = Lengths(Stride.Settings(judge=HALVES))
+    due = []
+    for step in range(1, 441):
+        engine.begin(step)
+        ((_, *anchors),) = engine.guide(method, [Group(problem, [failed])])
+        due += [step] if anchors else []
+        assert not anchors or [each.trajectories[0].reward for each in anchors] == [2, 3, 4, 5, 6]
+    assert due[:3] == [52, 64, 76] and len(due) == 33
+
+
+def test_stride_says_what_the_critic_found(engine: LocalEngine, problem: Problem) -> None:
+    method = build("stride", judge=TRUE_STEPS, first=1, go_on="add", correct_it="double {step}", kl=0.0)
+    engine.begin(1)
+    failed = attempted(engine, problem, wrong_from(problem, 1))
+    ((_, first, second),) = engine.guide(method, [Group(problem, [failed])])
+    renderer = engine.policy.renderer
+    assert first.trajectories[0].prompt_ids == renderer.prompt(problem, "add")
+    wrong = split_steps(failed.text)[1].strip()
+    start = renderer.completion(split_steps(failed.text)[0], end=False)
+    assert second.trajectories[0].prompt_ids == renderer.prompt(problem, f"double {wrong}") + start
+
+
+def test_stride_through_the_real_loop(tmp_path: Path) -> None:
+    train(
+        config(
+            data={"train": f"{EASY}&n=64"},
+            rollout={"temperature": 2.0},
+            method={
+                "name": "stride",
+                "judge": TRUE_STEPS,
+                "first": 1,
+                "every": 1,
+                "go_on": "",
+                "correct_it": "",
+            },
+            train={"steps": 2, "problems_per_step": 8},
+        ),
+        tmp_path / "run",
+    )
+    assert total(metrics(tmp_path / "run"), "stride/anchors") > 0
+
+
+# CalibRL
+
+
+@pytest.mark.parametrize(
+    ("logp", "expert", "side", "advantage", "value", "slope"),
+    [
+        (-1.0, -0.5, 1.0, 0.6, 0.030, -0.06),
+        (-0.5, -1.0, 1.0, 0.6, -0.015, -0.03),
+        (-1.0, -0.5, -1.0, -0.4, -0.010, 0.02),
+        (-0.5, -1.0, -1.0, -0.4, 0.020, 0.04),
+    ],
+)
+@pytest.mark.parametrize("pairing", ["position", "sequence_mean"])
+def test_calibrls_loss_by_hand(
+    logp: float, expert: float, side: float, advantage: float, value: float, slope: float, pairing: str
+) -> None:
+    """With the policy gradient taken away; a row of one token is its own mean."""
+    member = token(logp, advantage, expert_logp=expert, side=side)
+    values, gradient = objective(build("calibrl", pairing=pairing), member, [logp])
+    plain, plain_gradient = objective(build("calibrl", calibration_coef=0.0), member, [logp])
+    assert plain[0] - values[0] == pytest.approx(value, abs=1e-5)
+    assert plain_gradient[0] - gradient[0] == pytest.approx(slope, abs=1e-5)
+
+
+def test_calibrl_compares_by_position_and_masks_what_the_expert_lacks(
+    engine: LocalEngine, problem: Problem, policy: TrainablePolicy
+) -> None:
+    group = group_of(engine, problem, 1, 1)
+    longer = attempted(engine, problem, problem.references[0] + " 1 2 3")
+    guided = guide(build("calibrl"), group.add(longer), engine)
+    (logp,) = policy.score(
+        [policy.renderer.prompt(problem)], [policy.renderer.completion(problem.references[0])]
+    )
+    right, wrong, long = (member.column("expert_logp") for member in guided.trajectories)
+    assert right.tolist() == pytest.approx(logp.tolist(), abs=1e-5)
+    assert long.isnan().sum() == 3 and not wrong[: len(logp)].isnan().any()
+    assert [float(member.column("side")[0]) for member in guided.trajectories] == [1, -1, -1]
+    assert len(guided.trajectories) == 3
+    alone = replace(problem, references=())
+    lonely = Group(alone, group.trajectories)
+    assert guide(build("calibrl"), lonely, engine) is lonely
+
+
+def test_calibrl_gives_no_help_to_a_group_without_signal_and_is_split_exactly(
+    policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    # Tokens equal to the expert's would lie exactly where the loss has its kink.
+    texts = (("# 70", 1.0), ("77 * 2 = 54 ; 54 + 8 = 62 # 62", 0.0))
+    mixed = Group(PROBLEM, [rollout(policy, text, reward) for text, reward in texts])
+    wrong = Group(replace(PROBLEM, id="q"), [rollout(policy, text, 0.0) for text, _ in texts])
+    method = build("calibrl", group_size=2)
+    credited = engine.credit(
+        method, [each for found in engine.guide(method, [mixed, wrong]) for each in found]
+    )
+    assert credited[0].has_signal and not credited[1].has_signal
+    whole, _ = gradients(method, policy, credited)
+    split, _ = gradients(method, policy, credited, budget=30)
+    assert_equal(split, whole)
+    plain, _ = gradients(build("calibrl", group_size=2, calibration_coef=0.0), policy, credited)
+    with pytest.raises(AssertionError):
+        assert_equal(plain, whole)
