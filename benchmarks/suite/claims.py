@@ -101,20 +101,20 @@ def claims(evidence: Evidence) -> list[Claim]:
         says: str, a: str, b: str, sets: Sequence[str] = evidence.suite.in_domain, where: str = "in-domain"
     ) -> None:
         if evidence.has(a, b) and sets:
-            how = f"{where} accuracy of {a} minus that of {b}, same seeds and problems"
+            how = f"{where} accuracy of {a} minus that of {b}, on the same seeds and problems"
             made.append(Claim(says, how, *_compared(evidence, a, b, sets)))
 
-    better("GRPO stalls on problems that all rollouts fail, where SORT does not.", "SORT", "GRPO")
-    better("GRPO stalls on problems that all rollouts fail, where LUFFY does not.", "LUFFY", "GRPO")
-    better("SCOPE learns where GRPO does not.", "SCOPE", "GRPO")
+    better("On problems that all rollouts fail, GRPO stalls and SORT does not.", "SORT", "GRPO")
+    better("On problems that all rollouts fail, GRPO stalls and LUFFY does not.", "LUFFY", "GRPO")
+    better("SCOPE learns problems that GRPO does not learn.", "SCOPE", "GRPO")
     if evidence.has("SORT", "GRPO") and len(evidence.suite.backbones) > 1:
         made.append(_largest_on_weakest(evidence))
     better("Policy shaping helps LUFFY.", "LUFFY", "LUFFY without shaping")
-    better("SORT's plan matters: a plan against none.", "SORT", "SORT α=0")
-    better("SORT's plan matters: its own plan against another problem's.", "SORT", "SORT shuffled plan")
-    better("SORT beats plain imitation of the references: SFT on failures.", "SORT", "SFT on failures")
-    better("SORT beats plain imitation of the references: SFT.", "SORT", "SFT")
-    better("LUFFY beats an SFT loss beside GRPO.", "LUFFY", "GRPO+SFT")
+    better("SORT learns more with a plan than without one.", "SORT", "SORT α=0")
+    better("SORT learns more with the problem's own plan than with another problem's.", "SORT", "SORT shuffled plan")
+    better("SORT learns more than plain imitation of the references: SFT on failures.", "SORT", "SFT on failures")
+    better("SORT learns more than plain imitation of the references: SFT.", "SORT", "SFT")
+    better("LUFFY learns more than GRPO with an SFT loss.", "LUFFY", "GRPO+SFT")
     made += _diversity(evidence)
     better(
         "SORT forgets less than plain imitation.",
@@ -190,7 +190,7 @@ def _largest_on_weakest(evidence: Evidence) -> Claim:
         for style in suite.styles
         for other in others
     }
-    how = "the gain there minus the gain on the other backbone"
+    how = "the gain on the weakest backbone minus the gain on the other one"
     return Claim(
         "SORT's gain over GRPO is largest on the weakest backbone.",
         how,

@@ -248,7 +248,7 @@ def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
     assert not list(Path("out/runs").iterdir())
     text = Path("page.md").read_text()
     assert (
-        "GRPO stalls on problems that all rollouts fail, where SORT does not." in text
+        "On problems that all rollouts fail, GRPO stalls and SORT does not." in text
         and "(out/results.jsonl)" in text
     )
     assert (
