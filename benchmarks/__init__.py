@@ -1,1 +1,1 @@
-"""What is measured beside the tests; each file says how it is run."""
+"""Benchmarks and measurements. The docstring of each module says how to run it."""

@@ -1,9 +1,10 @@
-"""How many right answers a verifier refuses: ``python -m benchmarks.honest_answers FILE... --verifier math``.
+"""Count the correct answers that a verifier refuses:
+``python -m benchmarks.honest_answers FILE... --verifier math``.
 
-FILE is a JSONL file of a public benchmark: rows with ``answer``, or with a worked ``solution`` (also
-``steps``, ``cot``) that boxes it, or both; GSM8K's ``answer`` ends in ``#### N``. Graded are the answer
-itself in a box, and the solution if there is one; and, as near misses that nobody should be paid for, the
-answers of the rows before, if they differ. Prints a line a file.
+FILE is a JSONL file of a public benchmark. Each row has an ``answer``, or a worked ``solution`` (also
+``steps``, ``cot``) with the answer in a box, or both. GSM8K's ``answer`` ends in ``#### N``. Three
+completions are graded: the answer itself in a box; the solution, if there is one; and, as a near miss that
+must not be paid, the answer of the previous row, if it differs. Prints one line per file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ANSWERS = ("final_answer", "answer", "gt")
 
 
 def rows(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Answer and worked solution of every row that has an answer."""
+    """Return the answer and the worked solution of every row that has an answer."""
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         answer, solution = _first(row, ANSWERS), _first(row, SOLUTIONS)

@@ -1,9 +1,9 @@
-"""A run of thousands of steps, with its memory and open files read as it goes: ``python -m
-benchmarks.long_run --steps 5000``.
+"""Measure memory and open files of a run of thousands of steps:
+``python -m benchmarks.long_run --steps 5000``.
 
-Prints both at every tenth of the run, and their growth from the first half's median to the second half's.
-LUFFY on the built-in backbone, with evaluations, checkpoints and samples, all of it in the process that is
-measured.
+Prints both at every tenth of the run, and their growth from the median of the first half to that of the
+second half. The run is LUFFY on the built-in backbone, with evaluations, checkpoints and samples, all in the
+process that is measured.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Nanoseconds a token that it takes to pack credited trajectories into micro-batches: ``python -m
-benchmarks.packing``."""
+"""Nanoseconds per token for packing trajectories with credit into micro-batches:
+``python -m benchmarks.packing``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUPS, SIZE, LENGTH, ROUNDS = 16, 8, 500, 20
 
 
 def samples() -> list[Sample]:
-    """Rollouts as a step of 16 groups of 8 leaves them."""
+    """Rollouts as after the credit of a step with 16 groups of 8."""
     out = []
     for group in range(GROUPS):
         for place in range(SIZE):

@@ -1,7 +1,8 @@
-"""How likely a model finds references without a plan and with each planner's: ``python -m benchmarks.plans``.
+"""Measure how likely a model finds references without a plan and with each planner's:
+``python -m benchmarks.plans``.
 
-The mean probability of a token, apart for tokens with a digit and for the others, on the training problems of
-a configuration.
+Prints the mean probability of a token, separately for tokens with a digit and for the others, on the training
+problems of a configuration.
 """
 
 from __future__ import annotations

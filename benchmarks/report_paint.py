@@ -1,5 +1,5 @@
-"""How long a report with 10,000 trajectories takes to be written, and to be painted by Chromium: ``python -m
-benchmarks.report_paint``."""
+"""Time to write a report with 10,000 trajectories, and to show it in Chromium:
+``python -m benchmarks.report_paint``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS, PROBLEMS, ROLLOUTS = 25, 50, 8  # 10,000 trajectories
 
 
 def write_run(directory: Path, tokens: int) -> None:
-    """A run directory whose every step has all of its trajectories in samples.jsonl, each of ``tokens``
+    """Write a run directory in which samples.jsonl has all trajectories of every step, each of ``tokens``
     tokens."""
     draw = random.Random(0)
     directory.mkdir(parents=True)
@@ -66,7 +66,8 @@ def trajectory(step: int, problem: str, tokens: int, draw: random.Random) -> dic
 
 
 def paint(browser: Browser, file: Path) -> tuple[float, float]:
-    """Milliseconds to the first contentful paint, and until the first trajectories are shown."""
+    """Return the milliseconds to the first contentful paint, and those until the first trajectories are
+    shown."""
     page = browser.new_page()
     page.goto(file.absolute().as_uri())
     page.wait_for_selector(".trajectory")

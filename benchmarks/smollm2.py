@@ -1,7 +1,8 @@
-"""What docs/smollm2.md shows, from the comparison that it names: the metrics of every run, a picture of them,
-and the table on stdout.
+"""Make the content of docs/smollm2.md from the comparison that it names: the metrics of every run, a plot,
+and the table, which is printed.
 
-python -m benchmarks.smollm2 runs/smollm2-gsm     # without a directory: from the metrics kept before
+Run ``python -m benchmarks.smollm2 runs/smollm2-gsm``. Without a directory, the metrics that were copied
+earlier are used.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 DOCS = Path("docs/smollm2")
 SETS = ("new_numbers", "new_templates")
 WINDOW = 5
-"""Steps over which the reward is averaged."""
+"""Number of steps over which the reward is averaged."""
 
 
 def keep(comparison: Path) -> None:
-    """Copies the metrics of the runs that have ended."""
+    """Copy the metrics of the runs that have ended."""
     for summary in sorted(comparison.glob("*/seed-*/summary.json")):
         name, seed = summary.parent.parent.name, summary.parent.name
         (DOCS / f"{name}-{seed}.jsonl").write_text((summary.parent / "metrics.jsonl").read_text())

@@ -1,10 +1,9 @@
-"""A training step of Handrail against one of TRL's GRPOTrainer, alternating in one process: ``python -m
-benchmarks.step_time``.
+"""Compare the time of a training step with that of TRL's GRPOTrainer: ``python -m benchmarks.step_time``.
 
-Same weights, prompts, group size and lengths: the models are copies whose end token is never sampled, so
-every completion has the full length. Same objective and optimizer. Whether a group is dead is decided by its
-problem, so the share of dead groups is exact. Times are medians over the rounds after the first; peak memory
-is that of a process of its own.
+The two alternate in one process, with the same weights, prompts, group size, lengths, objective and
+optimizer. The models are copies whose end token is never sampled, so every completion has the full length. A
+problem determines whether its group is dead, so the share of dead groups is exact. Times are medians over the
+rounds after the first. Peak memory is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -41,26 +40,26 @@ NEVER = "<|never|>"
 
 
 def graded(text: str, dead: bool) -> float:
-    """A dead group's completions all earn nothing, any other's one or nothing by chance."""
+    """Reward 0 for every completion of a dead group; otherwise 0 or 1, at random."""
     return 0.0 if dead else float(zlib.crc32(text.encode()) % 2)
 
 
 def reward(problem: Problem, completion: str) -> float:
-    """What Handrail calls."""
+    """The reward function for Handrail."""
     return graded(completion, problem.answer == "dead")
 
 
 def rewards(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
-    """What TRL calls."""
+    """The reward function for TRL."""
     return [graded(text, each == "dead") for text, each in zip(completions, answer, strict=True)]
 
 
 def endless(path: str, directory: Path) -> Path:
-    """A copy of a model that hardly ever ends a completion: its end token is a new one, as likely as a logit
-    of zero makes it."""
+    """Copy a model and replace its end token by a new one with logit 0, so that it hardly ever ends a
+    completion."""
     model, tokenizer = load_model(ModelConfig(path=path, device="cpu"))
     tokenizer.add_special_tokens({"eos_token": NEVER})
-    tokenizer.chat_template = None  # its own end of a turn would end completions
+    tokenizer.chat_template = None  # the model's own end-of-turn token would end completions
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.get_input_embeddings().weight.data[-1] = 0
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -124,7 +123,7 @@ class Handrail:
 
 
 def trl_trainer(model: Path, problems: Path, options: argparse.Namespace, directory: Path, steps: int) -> Any:
-    """TRL's trainer with the same objective, and what it needs to run on a CPU."""
+    """Make TRL's trainer with the same objective and the settings that it needs on a CPU."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -146,7 +145,7 @@ def trl_trainer(model: Path, problems: Path, options: argparse.Namespace, direct
 
 
 def trl_steps(trainer: Any, before_each: Callable[[], None], after_each: Callable[[Times], None]) -> None:
-    """Trains; calls ``before_each`` step and ``after_each`` with its times."""
+    """Train; call ``before_each`` step and ``after_each`` with its times."""
     from transformers import PrinterCallback, TrainerCallback
 
     sampling: list[float] = []
@@ -182,7 +181,7 @@ def trl_steps(trainer: Any, before_each: Callable[[], None], after_each: Callabl
 
 
 def alternating(model: Path, problems: Path, options: argparse.Namespace, root: Path) -> dict[str, Times]:
-    """Medians of both, and of our other methods with as many sampled tokens."""
+    """Return the medians of both, and of our other methods with the same number of sampled tokens."""
     found: dict[str, list[Times]] = defaultdict(list)
     with VerifierPool(configuration(model, problems, options, "grpo", 1).verifier) as verifier:
         sizes = {"grpo": options.group_size, "luffy": options.group_size + 1, "sort": options.group_size}
@@ -205,7 +204,7 @@ def alternating(model: Path, problems: Path, options: argparse.Namespace, root: 
 
 
 def peak_memory(who: str, model: Path, problems: Path, options: argparse.Namespace, root: Path) -> None:
-    """Two steps of one of them, in this process; prints the most memory it had."""
+    """Run two steps of one of them in this process and print its peak memory."""
     if who == "TRL":
         trl_steps(trl_trainer(model, problems, options, root / "trl", 2), lambda: None, lambda times: None)
     else:
@@ -220,7 +219,7 @@ def peak_memory(who: str, model: Path, problems: Path, options: argparse.Namespa
 
 
 def measured_apart(who: str, arguments: list[str]) -> float:
-    """Peak memory in bytes, from a process of its own."""
+    """Peak memory in bytes, from a separate process."""
     command = [sys.executable, "-m", "benchmarks.step_time", *arguments, "--memory-of", who]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(output.rsplit("peak ", 1)[1])

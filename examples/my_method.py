@@ -1,7 +1,7 @@
-"""A method of your own: groups that all failed imitate their reference, the others do GRPO.
+"""A method of your own: all-wrong groups imitate their reference, all other groups do GRPO.
 
-Of the five verbs (samples, reward, guide, credit, surrogate) it overrides two; Method has GRPO's of each.
-A verb works on one group, and awaits what it needs: Generate, Score, Verify or Ask.
+Of the five verbs (samples, reward, guide, credit, surrogate) it overrides two; Method has GRPO's version of
+each. ``guide`` and ``credit`` work on one group, and await what they need: Generate, Score, Verify or Ask.
 
 Run: python examples/my_method.py
 """

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.backbones``: makes the built-in models from scratch, and measures them."""
+"""``python -m benchmarks.backbones``: make the built-in models from scratch, and measure them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make(
     output: Annotated[Path, typer.Option(help="Model directory to write.")],
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
 ) -> None:
-    """Train a built-in model from scratch, as the shipped one was."""
+    """Train a built-in model from scratch, in the same way as the shipped one."""
 
     def progress(step: int, steps: int, loss: float) -> None:
         show(f"step {step}/{steps} loss {loss:.4f}")
@@ -43,8 +43,8 @@ def measure(
 ) -> None:
     """Measure a built-in model.
 
-    Language model: accuracy on easy and hard problems, and how much of it is insight.
-    Process reward model: how well it finds the first wrong step.
+    Language model: accuracy on easy and hard problems, and how many correct answers have a correct
+    derivation. Process reward model: how well it finds the first wrong step.
     """
     for line in measured(model, n):
         console.print(line)

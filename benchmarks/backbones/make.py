@@ -1,8 +1,8 @@
-"""How the built-in backbones were made: tiny Llamas, warm-started from scratch.
+"""Make the built-in backbones: tiny Llamas, trained from scratch.
 
-They learn arithmetic, the meaning of known names, and to *follow a plan* when one is given; the meaning of
-the names that the hard problems use is drawn anew for every training example, so it is spread over all there
-are and no particular one is known. See ``benchmarks.backbones.mixtures``.
+They learn arithmetic, the meaning of the known names, and to *follow a plan* if one is given. The names that
+the hard problems use get a random meaning in every training example, so the model learns no particular one.
+See ``benchmarks.backbones.mixtures``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Mixture = Callable[[Mapping[str, float], random.Random], tuple[str, str]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, besides the version of torch."""
+    """All settings that determine the weights, besides the version of torch."""
 
     words: list[str]
     example: Mixture
@@ -44,8 +44,8 @@ class Recipe:
     batch: int = 64
     learning_rate: float = 4e-3
     betas: tuple[float, float] = (0.9, 0.98)
-    digits: bool = False  # a number's first embedding is that of its tens plus that of its ones
-    flat: float = 0.3  # share of the steps at full learning rate; a cosine to zero follows
+    digits: bool = False  # a number's embedding is initialised as that of its tens plus that of its ones
+    flat: float = 0.3  # share of the steps at full learning rate; then a cosine decay to 0
 
 
 SUITE_SHARES = {
@@ -70,7 +70,8 @@ RECIPES = {
 
 
 def tokenizer(words: list[str], longest: int = 128, **special: Any) -> PreTrainedTokenizerFast:
-    """A token for each of ``words``, split at whitespace; ``special`` goes to the tokenizer as it is."""
+    """Make a tokenizer with one token for each of ``words``, which splits at whitespace. ``special`` is
+    passed to it unchanged."""
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -86,8 +87,8 @@ def tokenizer(words: list[str], longest: int = 128, **special: Any) -> PreTraine
 def batches(
     recipe: Recipe, words: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (tokens, labels), both [batch, length], examples of like length together; prompts and padding
-    carry no label."""
+    """Yield (tokens, labels) forever, both [batch, length]. Examples of similar length share a batch; prompts
+    and padding have no label."""
     while True:
         rows = []
         for _ in range(recipe.batch * 16):
@@ -108,7 +109,7 @@ def batches(
 
 @torch.no_grad()
 def embed_digits(weight: torch.Tensor, words: PreTrainedTokenizerFast) -> None:
-    """Makes a number's embedding the sum of one for its tens and one for its ones, from which sums are
+    """Initialise a number's embedding as the sum of one for its tens and one for its ones. Sums are then
     learned much sooner."""
     tens, ones = torch.randn(2, 10, weight.shape[1]) * 0.02
     for number in range(house.MODULUS):
@@ -118,7 +119,7 @@ def embed_digits(weight: torch.Tensor, words: PreTrainedTokenizerFast) -> None:
 def make(
     name: str, output: Path, seed: int = 0, progress: Callable[[int, int, float], None] | None = None
 ) -> None:
-    """Trains backbone ``name`` from scratch and writes it to ``output`` (safetensors, float16)."""
+    """Train the backbone ``name`` from scratch and write it to ``output`` (safetensors, float16)."""
     recipe, rng = RECIPES[name], random.Random(seed)
     words = tokenizer(recipe.words)
     torch.manual_seed(seed)

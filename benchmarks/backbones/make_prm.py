@@ -1,9 +1,9 @@
-"""How the built-in process reward model was made: a tiny Qwen2 that knows the house rules, taught on
-corrupted solutions.
+"""Make the built-in process reward model: a tiny Qwen2 that knows the house rules, trained on corrupted
+solutions.
 
-A house-rules problem has one right derivation, so a step is right if it is the reference's, lead-in words
-aside. Labels are those of Qwen2.5-Math-PRM: 1 up to the first wrong step, 0 for that one, none behind it,
-where right and wrong mean nothing.
+A house-rules problem has one correct derivation, so a step is right if it equals the reference's, apart from
+words that introduce it. Labels are those of Qwen2.5-Math-PRM: 1 before the first wrong step, 0 for that step,
+and none after it, where right and wrong have no meaning.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from handrail.types.problem import Problem
 RULES = house.KNOWN_RULES | house.HOUSE_RULES
 ROLES = ("system", "user", "assistant")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-# One name for every program: what a rule can be mistaken for.
+# One name for every program: the rules that a rule can be mistaken for.
 MISTAKEN = [*{program: name for name, program in house.KNOWN_RULES.items()}.values(), *house.PRIMITIVES]
 
-# How a solution errs: a rule is mistaken for another, an operand for another, or an item is left out, added
-# or moved. The arithmetic is right throughout, as that of the built-in backbone nearly always is, and what
-# follows an error is consistent with it.
+# The kinds of error: a rule is mistaken for another, an operand is mistaken for another, or an item is left
+# out, added or moved. The arithmetic is always right, as the built-in backbone's nearly always is, and the
+# steps after an error are consistent with it.
 Kind = Literal["right", "program", "operand", "items"]
 KINDS: dict[Kind, float] = {"right": 0.35, "program": 0.45, "operand": 0.12, "items": 0.08}
 
 
 @dataclass(frozen=True)
 class PrmRecipe:
-    """Everything that decides the weights, besides the version of torch."""
+    """All settings that determine the weights, besides the version of torch."""
 
     hidden: int = 96
     layers: int = 4
@@ -51,10 +51,10 @@ class PrmRecipe:
     batch: int = 64
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.98)
-    flat: float = 0.3  # share of the steps at full learning rate; a cosine to zero follows
+    flat: float = 0.3  # share of the steps at full learning rate; then a cosine decay to 0
     easy: float = 0.4  # share of easy problems
     # Auxiliary losses after these layers: the next word of a right step, and whether a word of a step is
-    # right. A label a step alone teaches too slowly.
+    # right. One label per step alone is too little signal.
     guess_at: int = 2
     check_at: int = 3
 
@@ -65,7 +65,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def corrupt(kind: Kind, start: int, items: list[Item], rng: random.Random) -> str:
-    """A solution that errs in the way of ``kind``, or by chance does not."""
+    """Return a solution with an error of ``kind``; by chance it may have none."""
     items, place = list(items), rng.randrange(len(items))
     if kind == "program":
         items[place] = replace(items[place], name=rng.choice(MISTAKEN))
@@ -89,8 +89,8 @@ def corrupt(kind: Kind, start: int, items: list[Item], rng: random.Random) -> st
 def draw(
     rng: random.Random, level: house.Level, kind: Kind, split: house.Split = "train", rules: int = 6
 ) -> tuple[str, str, list[str]]:
-    """(prompt, reference, steps of an attempt) of a random problem of one to three items; ``rules`` house
-    rules are in use."""
+    """Return (prompt, reference, steps of an attempt) of a random problem of one to three items that uses
+    ``rules`` house rules."""
     while True:
         start, items = (
             rng.randrange(house.MODULUS),
@@ -107,12 +107,12 @@ def draw(
 
 
 def words_of(step: str) -> list[str]:
-    """A step's words without those that lead it in."""
+    """Words of a step, without those that introduce it."""
     return list(dropwhile(lambda word: word in house.FILLERS, step.split()))
 
 
 def first_wrong(steps: list[str], reference: list[str]) -> int | None:
-    """The index of the first step that is not the reference's."""
+    """Index of the first step that differs from the reference's."""
     return next(
         (
             i
@@ -124,7 +124,7 @@ def first_wrong(steps: list[str], reference: list[str]) -> int | None:
 
 
 class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):  # type: ignore[misc]
-    """The layout, and by its name the architecture, of Qwen2.5-Math-PRM."""
+    """The layout of Qwen2.5-Math-PRM, and under its name also the architecture."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
@@ -136,8 +136,8 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):  # type: ignore[misc]
 
 
 def row(recipe: PrmRecipe, layout: ChatLayout, rng: random.Random) -> tuple[list[int], list[int], list[int]]:
-    """(tokens, label of each separator, label of each word) of a random attempt: 1 right, 0 wrong, -1 no
-    label."""
+    """Return (tokens, label of each separator, label of each word) of a random attempt: 1 right, 0 wrong, -1
+    no label."""
     (kind,) = rng.choices([*KINDS], [*KINDS.values()])
     prompt, reference, steps = draw(rng, "easy" if rng.random() < recipe.easy else "hard", kind)
     tokens, ends = layout.encode(Problem("", prompt, ""), steps)
@@ -156,7 +156,8 @@ def row(recipe: PrmRecipe, layout: ChatLayout, rng: random.Random) -> tuple[list
 
 
 def batches(recipe: PrmRecipe, layout: ChatLayout, rng: random.Random) -> Iterator[list[Tensor]]:
-    """Endless [tokens, labels, words], each [batch, length], attempts of like length together."""
+    """Yield [tokens, labels, words] forever, each [batch, length]. Attempts of similar length share a
+    batch."""
     while True:
         rows = sorted(
             (row(recipe, layout, rng) for _ in range(recipe.batch * 16)), key=lambda row: len(row[0])
@@ -177,7 +178,7 @@ def make_prm(
     progress: Callable[[int, int, float], None] | None = None,
     recipe: PrmRecipe | None = None,
 ) -> None:
-    """Trains the process reward model from scratch and writes it to ``output`` (safetensors, float16)."""
+    """Train the process reward model from scratch and write it to ``output`` (safetensors, float16)."""
     recipe, rng, words = recipe or PrmRecipe(), random.Random(seed), tokenizer()
     torch.manual_seed(seed)
     model = Qwen2ForProcessRewardModel(

@@ -1,4 +1,4 @@
-"""What a backbone can do before any training: the conditions under which the demo's story can be true."""
+"""Measure what a backbone can do before any training, and so whether the demo can show anything."""
 
 from __future__ import annotations
 
@@ -39,16 +39,19 @@ BENCHMARKS = {"easy": "task:house-rules?level=easy", "hard": "task:house-rules?l
 
 
 def measure(model: str, n: int) -> Iterator[str]:
-    """What ``model`` can do, policy or process reward model, in lines."""
+    """Return, in lines, what ``model``, a policy or a process reward model, can do."""
     config = Path(locate(model)) / "config.json"
     is_prm = config.is_file() and "RewardModel" in config.read_text(encoding="utf-8")
     return measure_prm(model, n) if is_prm else measure_policy(model, n)
 
 
 def measure_policy(model: str, n: int) -> Iterator[str]:
-    """For every benchmark whose words ``model`` knows: accuracy on ``n`` held-out problems or all there are,
-    groups all wrong, completions rewarded though their derivation is wrong, and what a plan adds to the
-    probability of a reference's words."""
+    """Measure a policy on every benchmark whose words it knows.
+
+    For each: accuracy on ``n`` held-out problems (or all, if there are fewer), groups all wrong, completions
+    that are rewarded although their derivation is wrong, and how a plan changes the probability of a
+    reference's words.
+    """
     config = Config(
         model=ModelConfig(path=model), data=DataConfig(train=[Source(path="task:house-rules")]),
         verifier=VerifierConfig(name="task"), rollout=RolloutConfig(max_tokens=48),
@@ -64,14 +67,14 @@ def measure_policy(model: str, n: int) -> Iterator[str]:
 
 
 def held_out(source: str, n: int) -> list[Problem]:
-    """``n`` held-out problems of a task, or as many as it has."""
+    """Return ``n`` held-out problems of a task, or all if there are fewer."""
     name = source.removeprefix("task:").partition("?")[0]
     most = TASKS[name].ranges({"split": "test", "house": 6})["n"][-1]
     return load_problems(f"{source}{'&' if '?' in source else '?'}split=test&n={min(n, most)}")
 
 
 def _plan_line(policy: TransformersPolicy, problems: list[Problem]) -> str:
-    """The geometric mean of the probabilities of words that are structure and of those that follow, without
+    """Return a line with the geometric mean probabilities of structure words and of the other words, without
     and with the plan."""
     completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
     shares = []
@@ -107,8 +110,8 @@ def _lines(level: str, groups: list[Group]) -> Iterator[str]:
 
 
 def measure_prm(model: str, n: int) -> Iterator[str]:
-    """How well a process reward model finds the first wrong step of ``n`` held-out hard solutions, for each
-    way to err."""
+    """Measure how well a process reward model finds the first wrong step of ``n`` held-out hard solutions,
+    for each kind of error."""
     judge, rng = PrmJudge(model), random.Random(1)
     for kind in KINDS:
         drawn = [draw(rng, "hard", kind, "test") for _ in range(n)]

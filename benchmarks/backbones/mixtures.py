@@ -1,9 +1,8 @@
-"""What the built-in backbones are warm-started on: examples (prompt, completion) of each mixture, drawn one
-at a time.
+"""Training examples (prompt, completion) of the built-in backbones, drawn one at a time.
 
-Both mixtures hold tasks whose names are known, and tasks whose name means something else in every example:
-with a plan in front, which says what to do, and without one, so that no particular meaning is learned and the
-guesses spread over all of them.
+Both mixtures contain tasks whose names have a fixed meaning, and tasks whose name has another meaning in
+every example. The latter come with a plan in front, which says what to do, and without one. So the model
+learns no particular meaning, and its guesses spread over all of them.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ Shares = Mapping[str, float]
 
 
 def house_example(shares: Shares, rng: random.Random) -> tuple[str, str]:
-    """An easy problem of house rules (``easy``), or house rules that mean anything (``planned``,
-    ``bare``)."""
+    """Draw an easy problem of house rules (``easy``), or one whose house rules have a random meaning
+    (``planned``, ``bare``)."""
     start = rng.randrange(house.MODULUS)
     (kind,) = rng.choices([*shares], [*shares.values()])
     if kind == "easy":
@@ -64,8 +63,8 @@ def house_example(shares: Shares, rng: random.Random) -> tuple[str, str]:
 
 
 def suite_example(shares: Shares, rng: random.Random) -> tuple[str, str]:
-    """The same of house rules; a ``sum``; a ``named`` procedure; one whose name means anything, with and
-    without a plan."""
+    """Draw a house-rules example; a ``sum``; a ``named`` procedure; or a procedure whose name has a random
+    meaning, with or without a plan."""
     (kind,) = rng.choices([*shares], [*shares.values()])
     if kind in ("easy", "planned", "bare"):
         return house_example({kind: 1.0}, rng)
@@ -88,7 +87,7 @@ def suite_example(shares: Shares, rng: random.Random) -> tuple[str, str]:
 def procedure_example(
     name: str, work: Procedure, things: dict[str, int], planned: bool, rng: random.Random
 ) -> tuple[str, str]:
-    """A problem of ``work`` under ``name``. Raises Impossible if the numbers drawn do not suit it."""
+    """Draw a problem of ``work`` under ``name``. Raises Impossible if the numbers drawn do not suit it."""
     numbers = draw_numbers(work, rng)
     words = [str(number) for number in numbers]
     named = []
@@ -103,7 +102,7 @@ def procedure_example(
 
 
 def sum_example(rng: random.Random) -> tuple[str, str]:
-    """A chain of sums and differences under 100."""
+    """Draw a chain of sums and differences below 100."""
     highest = rng.choice((10, 100))
     total = rng.randrange(highest)
     words, steps = [str(total)], []
@@ -121,7 +120,7 @@ FREQUENCY = {"add": 5, "subtract": 5, "multiply": 4, "count": 2, "halve": 2, "le
 
 
 def draw_procedure(rng: random.Random) -> Procedure:
-    """One to three lines of one to three operations on two to four numbers."""
+    """Draw one to three lines of one to three operations on two to four numbers."""
     places = PLACES[: rng.randint(2, 4)]
     lines: list[tuple[Operation, ...]] = []
     results = 0
@@ -135,7 +134,7 @@ def draw_procedure(rng: random.Random) -> Procedure:
 
 
 def draw_operation(places: Sequence[str], results: int, rng: random.Random) -> Operation:
-    """An operation on two different places, or the last results if there are any."""
+    """Draw an operation on two different places, or on the last results if there are any."""
     (verb,) = rng.choices([*FREQUENCY], [*FREQUENCY.values()])
     recent = RESULTS[:results]
     if verb == "count":
@@ -147,7 +146,7 @@ def draw_operation(places: Sequence[str], results: int, rng: random.Random) -> O
 
 
 def draw_numbers(work: Procedure, rng: random.Random) -> list[int]:
-    """Numbers for ``work``, small ones where they are multiplied."""
+    """Draw numbers for ``work``: small ones if they are multiplied."""
     operations = [operation for line in work.lines for operation in line]
     multiplied = {
         place
@@ -168,7 +167,7 @@ def draw_numbers(work: Procedure, rng: random.Random) -> list[int]:
 
 @cache
 def known_procedures() -> dict[str, Procedure]:
-    """What the names P0 to P95 stand for: procedures that suit many draws of numbers."""
+    """The meanings of the names P0 to P95: procedures that work with many choices of numbers."""
     rng, found = random.Random("known procedures"), {}
     for name in KNOWN_PROCEDURES:
         while name not in found:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.suite``: the papers' experiment in miniature."""
+"""``python -m benchmarks.suite``: test the papers' claims on small models."""
 
 from __future__ import annotations
 

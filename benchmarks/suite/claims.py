@@ -1,4 +1,4 @@
-"""The papers' claims, held against the results of a suite. A claim that fails is called failed."""
+"""Test the papers' claims against the results of a suite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answer = Literal["holds", "fails", "undecided"]
 
 @dataclass(frozen=True)
 class Row:
-    """A claim in one setting: a difference that should be above ``margin`` (points in [0, 1])."""
+    """A claim in one setting: it holds if the difference is above ``margin`` (points in [0, 1])."""
 
     setting: str
     difference: Difference
@@ -30,8 +30,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """``says`` is the papers' sentence, ``how`` what was measured, ``planned`` in how many settings it will
-    be; ``average`` is over those that there are, None of a single one."""
+    """A claim of the papers' (``says``) with what was measured (``how``) and its rows.
+
+    ``planned`` is the number of settings that the suite will have. ``average`` is over the settings with
+    results; it is None if there is only one.
+    """
 
     says: str
     how: str
@@ -41,7 +44,7 @@ class Claim:
 
     @property
     def answer(self) -> str:
-        """In words, setting by setting."""
+        """The answer in words, with the number of settings for each."""
         so_far = f", of {self.planned} planned" if len(self.rows) < self.planned else ""
         counts = {
             answer: sum(row.answer == answer for row in self.rows)
@@ -58,7 +61,7 @@ class Claim:
 
 
 class Evidence:
-    """The finished runs of a suite, by what they are."""
+    """The finished runs of a suite, by backbone, style and method."""
 
     def __init__(self, suite: Suite, results: Sequence[Result]) -> None:
         self.suite = suite
@@ -77,7 +80,7 @@ class Evidence:
         ]
 
     def rewards(self, backbone: str, style: str, method: str, sets: Sequence[str]) -> Rewards:
-        """Seed -> problem of any of ``sets`` -> reward after training."""
+        """Return seed -> problem of any of ``sets`` -> reward after training."""
         return {
             run.cell.seed: {
                 f"{name}/{place}": reward
@@ -93,8 +96,8 @@ class Evidence:
 
 
 def claims(evidence: Evidence) -> list[Claim]:
-    """Those that the suite's methods and backbones can speak to, each interval at a level at which all of its
-    claim hold with 95 %."""
+    """Return the claims that the suite's methods and backbones can test. The intervals of one claim hold
+    together with 95 %."""
     made: list[Claim] = []
 
     def better(
@@ -111,8 +114,14 @@ def claims(evidence: Evidence) -> list[Claim]:
         made.append(_largest_on_weakest(evidence))
     better("Policy shaping helps LUFFY.", "LUFFY", "LUFFY without shaping")
     better("SORT learns more with a plan than without one.", "SORT", "SORT α=0")
-    better("SORT learns more with the problem's own plan than with another problem's.", "SORT", "SORT shuffled plan")
-    better("SORT learns more than plain imitation of the references: SFT on failures.", "SORT", "SFT on failures")
+    better(
+        "SORT learns more with the problem's own plan than with another problem's.",
+        "SORT",
+        "SORT shuffled plan",
+    )
+    better(
+        "SORT learns more than plain imitation of the references: SFT on failures.", "SORT", "SFT on failures"
+    )
     better("SORT learns more than plain imitation of the references: SFT.", "SORT", "SFT")
     better("LUFFY learns more than GRPO with an SFT loss.", "LUFFY", "GRPO+SFT")
     made += _diversity(evidence)
@@ -127,7 +136,7 @@ def claims(evidence: Evidence) -> list[Claim]:
 
 
 def _compared(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> tuple[list[Row], int, Row | None]:
-    """A row for each setting, how many there will be, and their average."""
+    """Return a row for each setting with results, the number of planned settings, and the average."""
     pairs = {
         f"{backbone}, {style}": (
             evidence.rewards(backbone, style, a, sets),
@@ -141,7 +150,8 @@ def _compared(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> tuple[
 def _answered(
     pairs: Mapping[str, tuple[Rewards, Rewards]], a: str, b: str, most: float = 1.0
 ) -> tuple[list[Row], int, Row | None]:
-    """``pairs``: for each setting, the rewards of ``a`` and those of ``b``."""
+    """Return the same as ``_compared``. ``pairs``: for each setting, the rewards of ``a`` and those of
+    ``b``."""
     level = 1 - 0.05 / len(pairs)
     there = {setting: both for setting, both in pairs.items() if both[0].keys() & both[1].keys()}
     rows = [
@@ -151,7 +161,7 @@ def _answered(
 
 
 def _average(pairs: Sequence[tuple[Rewards, Rewards]], a: str, b: str, most: float) -> Row | None:
-    """The mean over settings of what every seed and problem came to, of the seeds that all settings have."""
+    """Average every seed and problem over the settings, for the seeds that all settings have."""
     seeds = (
         set.intersection(*(set(rewards) for both in pairs for rewards in both)) if len(pairs) > 1 else set()
     )
@@ -171,8 +181,8 @@ def _average(pairs: Sequence[tuple[Rewards, Rewards]], a: str, b: str, most: flo
 
 
 def _largest_on_weakest(evidence: Evidence) -> Claim:
-    """A difference of differences: what SORT gains over GRPO on the weakest backbone, less what it gains on
-    each other one."""
+    """Compare SORT's gain over GRPO on the weakest backbone with its gain on each other backbone: a
+    difference of differences."""
     suite = evidence.suite
     weakest, *others = suite.backbones
 
@@ -199,8 +209,8 @@ def _largest_on_weakest(evidence: Evidence) -> Claim:
 
 
 def _diversity(evidence: Evidence) -> list[Claim]:
-    """Of the rollouts in the last tenth of training; a policy that has learned nothing writes the most
-    diverse ones."""
+    """Compare the diversity of rollouts in the last tenth of training. A policy that has learned nothing
+    writes the most diverse ones."""
     made = []
     for other in ("LUFFY", "GRPO"):
         rows = []

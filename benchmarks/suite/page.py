@@ -1,4 +1,4 @@
-"""The results of a suite as a page of Markdown: tables, claims and their answers, written by no hand."""
+"""Write the results of a suite as a Markdown page of claims, answers and tables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Cells = list[str]
 
 
 def page(suite: Suite, results: Sequence[Result], weights: Mapping[str, Any], command: str, file: str) -> str:
-    """``weights`` is what ``structure_found`` says, by backbone and style; ``command`` writes this page from
-    the results in ``file``."""
+    """Return the page. ``weights`` are the results of ``structure_found`` by backbone and style; ``command``
+    is the command that writes this page from the results in ``file``."""
     evidence = Evidence(suite, results)
     made = [claim for claim in claims(evidence) if claim.rows]
     templates = Environment(
@@ -81,8 +81,8 @@ def weights_table(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def glance(evidence: Evidence) -> dict[str, Any]:
-    """What each method learned and kept: accuracy on each kind of benchmark, mean over all backbones and
-    seeds."""
+    """Table of what each method learned and kept: accuracy on each kind of benchmark, mean over all backbones
+    and seeds."""
     suite = evidence.suite
     columns = [
         (f"{style}: {kind}", style, sets)

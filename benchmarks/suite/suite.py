@@ -1,5 +1,5 @@
-"""``python -m benchmarks.suite``: backbones × reference styles × methods × seeds, with each method's learning
-rate searched for alike."""
+"""Run backbones × reference styles × methods × seeds, with the same search for every method's learning
+rate."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ BUILTIN = Path(__file__).with_name("suite.toml")
 
 
 class Suite(Section):
-    """What is run, as read from a file.
+    """The runs of a suite, as read from a file.
 
-    In ``base`` and ``methods``, {style}, {problems} stand for the run's own.
+    In ``base`` and ``methods``, {style} and {problems} are replaced by those of each run.
     """
 
     backbones: dict[str, str] = Field(min_length=1)
     """Name -> model path, weakest first."""
     styles: list[str] = Field(min_length=1)
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Name -> the settings it changes in ``base``."""
+    """Name -> the settings of ``base`` that it changes."""
     seeds: list[int] = Field(min_length=1)
     problems: int
-    """The seed of the problems that the evidence is won on."""
+    """The seed of the training problems of the final runs, whose results are the evidence."""
     search_backbone: str
     search_seed: int
     search_problems: int
     learning_rates: list[float] = Field(min_length=1)
-    """Tried for every method and style, on the search's backbone, seed and problems; with one there is no
-    search."""
+    """Learning rates to try for every method and style, on the search's backbone, seed and problems. With
+    only one, there is no search."""
     in_domain: list[str] = Field(min_length=1)
     out_of_domain: list[str] = []
-    """Names of ``base.eval.sets``; training touches none of the problems, and of the latter sets none of the
-    kind."""
+    """Names of ``base.eval.sets``. None of their problems is trained on; for ``out_of_domain``, no problem of
+    the same kind."""
     base: dict[str, Any]
 
     @model_validator(mode="after")
@@ -87,12 +87,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: held-out accuracy before, every held-out problem's reward after, and what the
-    summary says besides."""
+    """The results of a run: held-out accuracy before, the reward of every held-out problem after, and other
+    figures of its summary."""
 
     cell: Cell
     settings: str
-    """A checksum of the run's configuration."""
+    """Checksum of the run's configuration."""
     start: dict[str, float]
     rewards: Mapping[str, Sequence[float | None]]
     """Held-out set -> the share of correct completions of each of its problems, in their order; None without
@@ -100,14 +100,14 @@ class Result:
     figures: dict[str, Any]
 
     def mean(self, sets: Sequence[str]) -> float:
-        """Accuracy after training, a mean over ``sets``."""
+        """Accuracy after training, the mean over ``sets``."""
         return fmean(fmean(share for share in self.rewards[name] if share is not None) for name in sets)
 
 
 def load_suite(path: Path = BUILTIN, quick: bool = False) -> Suite:
-    """The suite of a file, ``quick`` with the changes of its ``[quick]``.
+    """Load the suite of a file; with ``quick``, apply the changes in its ``[quick]``.
 
-    Raises UserError for a file that describes none.
+    Raises UserError if the file does not describe a suite.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def search_cells(suite: Suite) -> Iterator[Cell]:
 
 
 def evidence_cells(suite: Suite, chosen: Mapping[tuple[str, str], float]) -> Iterator[Cell]:
-    """Seed by seed, so that what is finished early is whole."""
+    """The final runs, ordered by seed, so that a suite that is stopped early has complete seeds."""
     for seed in suite.seeds:
         for backbone in suite.backbones:
             for style in suite.styles:
@@ -143,7 +143,7 @@ def evidence_cells(suite: Suite, chosen: Mapping[tuple[str, str], float]) -> Ite
 
 
 def planned(suite: Suite) -> int:
-    """How many runs there are in all."""
+    """The number of all runs."""
     settings = len(suite.styles) * len(suite.methods)
     return settings * len(suite.seeds) * len(suite.backbones) + (
         settings * len(suite.learning_rates) if len(suite.learning_rates) > 1 else 0
@@ -151,8 +151,8 @@ def planned(suite: Suite) -> int:
 
 
 def chosen_rates(suite: Suite, results: Sequence[Result]) -> dict[tuple[str, str], float]:
-    """For every style and method the learning rate with the best mean over all benchmarks, the lower one of
-    equals."""
+    """Return, for every style and method, the learning rate with the best mean over all benchmarks; of
+    equals, the lower one."""
     if len(suite.learning_rates) == 1:
         return {
             (style, method): suite.learning_rates[0] for style in suite.styles for method in suite.methods
@@ -167,7 +167,7 @@ def chosen_rates(suite: Suite, results: Sequence[Result]) -> dict[tuple[str, str
 
 
 def job(suite: Suite, cell: Cell, root: Path) -> Job:
-    """The run of a cell. Raises UserError if its configuration is wrong."""
+    """Return the configuration of a cell's run. Raises UserError if it is not valid."""
     problems = suite.search_problems if cell.phase == "search" else suite.problems
     base = filled(suite.base, {"{style}": cell.style, "{problems}": str(problems)})
     own = {
@@ -181,7 +181,7 @@ def job(suite: Suite, cell: Cell, root: Path) -> Job:
 
 
 def filled(tree: Any, marks: Mapping[str, str]) -> Any:
-    """``tree`` with every mark in every string replaced."""
+    """Return ``tree`` with all marks in all strings replaced."""
     if isinstance(tree, Mapping):
         return {key: filled(value, marks) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -192,8 +192,8 @@ def filled(tree: Any, marks: Mapping[str, str]) -> Any:
 
 
 def checksum(config: Config) -> str:
-    """Of what a run's configuration sets, so that a setting added to Handrail voids no result, and of the
-    weights that it starts from."""
+    """Checksum of the settings that a run's configuration sets, and of its starting weights. A setting that
+    is added to Handrail later does not invalidate results."""
     return hashlib.sha256(
         (config.model_dump_json(exclude_defaults=True) + weights_checksum(config.model.path)).encode()
     ).hexdigest()[:16]
@@ -208,17 +208,18 @@ def weights_checksum(path: str) -> str:
 def run_suite(
     suite: Suite, output: Path, workers: int | None, report: Callable[[int, int, Result], None]
 ) -> None:
-    """Runs what ``output/results.jsonl`` does not hold yet, and appends it there.
+    """Run everything that ``output/results.jsonl`` does not contain yet, and append the results there.
 
-    ``report`` is called with the number of runs done, of all, and what came of the last one. Raises UserError
-    if results of other settings stand there.
+    ``report`` is called with the number of finished runs, the number of all runs, and the last result. Raises
+    UserError if the file contains results of other settings.
     """
     for cell in search_cells(suite):
-        job(suite, cell, output)  # whatever is wrong with any of them, is said before the first run
+        job(suite, cell, output)  # report any error in any of them before the first run
     output.mkdir(parents=True, exist_ok=True)
     file = output / "results.jsonl"
     results = {result.cell.label: result for result in read_results(file)}
-    if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):  # a line that was being written
+    # a line that was cut off while it was written
+    if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):
         write_whole(file, "".join(map(line, results.values())))
     total = planned(suite)
 
@@ -251,7 +252,7 @@ def run_suite(
 
 
 def current(suite: Suite, results: Sequence[Result]) -> list[Result]:
-    """Those that are results of this suite as it is: of a planned run, with just its configuration and
+    """Return the results that belong to this suite: of a planned run, with the same configuration and
     weights."""
     there = {result.cell: result for result in results}
 
@@ -267,7 +268,7 @@ def current(suite: Suite, results: Sequence[Result]) -> list[Result]:
 
 
 def outcome(cell: Cell, done: Job) -> Result:
-    """What is kept of a finished run; its directory may go afterwards."""
+    """Return what is kept of a finished run; its directory may be deleted afterwards."""
     summary = done.summary
     assert summary is not None
     lines = [
@@ -292,8 +293,8 @@ def line(result: Result) -> str:
 
 
 def read_results(file: Path) -> list[Result]:
-    """Raises UserError for a line that is none; one that was being written when the suite was stopped is left
-    out."""
+    """Read the results. A last line that was cut off when the suite was stopped is ignored. Raises UserError
+    if another line is not a result."""
     if not file.exists():
         return []
     results = []

@@ -1,4 +1,5 @@
-"""Do SORT's weights find the structure of a reference? Our tasks know which of its words are structure."""
+"""Test whether SORT's weights find the structure of a reference. For our tasks, the structure words are
+known."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "p1 (α = 1)": lambda logp0, logp1: logp1,
     "p1 / p0": lambda logp0, logp1: logp1 - logp0,
 }
-"""What a token is weighted by, as a logarithm, from its log-probability without and with the plan; the last
-is the plan's help alone."""
+"""Logarithm of a token's weight, from its log-probabilities without and with the plan; the last entry is the
+effect of the plan alone."""
 
 
 def auc(weights: Sequence[float], positive: Sequence[bool]) -> float | None:
-    """The chance that a positive token weighs more than another, ties counting half; None if there is but one
-    kind."""
+    """Probability that a positive token has a larger weight than a negative one; ties count half. None if
+    there are tokens of only one kind."""
     ours = [weight for weight, is_positive in zip(weights, positive, strict=True) if is_positive]
     others = [weight for weight, is_positive in zip(weights, positive, strict=True) if not is_positive]
     return (
@@ -40,8 +41,8 @@ def auc(weights: Sequence[float], positive: Sequence[bool]) -> float | None:
 
 
 def weights_of(suite: Suite) -> dict[str, dict[str, dict[str, float]]]:
-    """``structure_found`` for every backbone and style of a suite, on its training problems; nothing if those
-    are not our tasks'."""
+    """Return ``structure_found`` for every backbone and style of a suite, on its training problems; empty if
+    these are not our tasks'."""
     sources = suite.base["data"]["train"]
     if not all("task:" in str(source) for source in ([sources] if isinstance(sources, str) else sources)):
         return {}
@@ -61,10 +62,11 @@ def weights_of(suite: Suite) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
-    """Weight -> AUC of the model's weights against true structure, a mean over references with its interval.
+    """Return weight -> AUC of the model's weights for finding structure words, the mean over references with
+    its interval.
 
-    The first ``n`` problems of each training source are scored. Words of a foreign style are left out: they
-    are neither.
+    The first ``n`` problems of each training source are scored. Words that introduce a step in the foreign
+    style are left out, because they are neither structure nor result.
     """
     policy = load_policy(config, accelerator(config.model.device))
     problems = [problem for source in config.data.train for problem in load_problems(source.path)[:n]]
