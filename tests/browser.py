@@ -1,4 +1,4 @@
-"""A real Chromium for tests and benchmarks: the machine's own, never a downloaded one."""
+"""Run a real Chromium for tests and benchmarks: the one installed on the machine, never a downloaded one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# No sandbox, for tests may run as root; and nothing that would ask the network.
+# Without a sandbox, because tests may run as root; and without features that use the network.
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",

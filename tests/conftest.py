@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import typer
 
-os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # read on import, and accelerate imports it
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # read on import; accelerate imports it
 os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # read on import: names of no model are not asked for, again and again, on the net
+    "1"  # read on import; otherwise unknown model names are looked up on the network again and again
 )
 
 import torch
@@ -32,13 +32,13 @@ from handrail.verifiers.pool import VerifierPool
 HARD = "task:house-rules?level=hard&house=3"
 EASY = "task:house-rules?level=easy"
 
-# A shell starts what it puts into the background with SIGINT ignored, which the runs that tests interrupt
-# would inherit.
+# A shell starts background commands with SIGINT ignored. Runs that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def config(**changes: Any) -> Config:
-    """A run of seconds on the built-in backbone; ``changes`` are whole sections or parts of them."""
+    """Return the configuration of a run of a few seconds on the built-in backbone; ``changes`` are whole
+    sections or parts of them."""
     tree: dict[str, Any] = {
         "model": {"path": "builtin:house-tiny", "device": "cpu"},
         "data": {"train": f"{HARD}&n=64"},
@@ -62,7 +62,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def policy() -> TrainablePolicy:
-    """The built-in backbone; tests must leave its weights as they are."""
+    """The built-in backbone; tests must not change its weights."""
     return load_trainable_policy(config(), Accelerator(cpu=True))
 
 
@@ -91,7 +91,7 @@ Handrail = Callable[..., Done]
 def run_app(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Done]:
-    """Runs a command line in this process, in an empty working directory."""
+    """Run a command line in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(progress.console, "width", 300)
 

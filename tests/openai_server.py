@@ -1,4 +1,4 @@
-"""A real chat-completions server on loopback, which answers as it is told and fails on demand."""
+"""A real chat-completions server on loopback with scripted answers and faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SOON = {"retry-after-ms": "10"}
 
 @dataclass(frozen=True)
 class Reply:
-    """What is sent instead of a completion; ``cut`` closes the connection in the middle of the body."""
+    """A response to send instead of a completion; ``cut`` closes the connection in the middle of the body."""
 
     status: int = 200
     body: str = "{}"
@@ -44,7 +44,7 @@ def completion(text: str | None, finish: str = "stop", **extra: Any) -> str:
 
 
 def failure(status: int, message: str = "no", **error: str) -> Reply:
-    """An error as OpenAI words it, with leave to try again soon."""
+    """Return an error in OpenAI's wording that permits an early retry."""
     return Reply(status, json.dumps({"error": {"message": message, "type": "error", **error}}), SOON)
 
 
@@ -64,10 +64,10 @@ class Request:
 
 
 class OpenAiServer:
-    """Speaks POST /v1/chat/completions while its context lasts.
+    """Serves POST /v1/chat/completions while its context lasts.
 
-    Requests take ``faults`` in the order they come, None being no fault; then ``answer`` makes a text, or a
-    Reply, from the messages.
+    Requests take ``faults`` in the order in which they arrive; None means no fault. ``answer`` then makes a
+    text, or a Reply, from the messages.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
+        """Ignore clients that hang up."""
 
 
 def _handler(server: OpenAiServer) -> type[BaseHTTPRequestHandler]:
@@ -141,6 +141,6 @@ def _handler(server: OpenAiServer) -> type[BaseHTTPRequestHandler]:
             self.close_connection = reply.cut
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing is printed."""
+            """Print nothing."""
 
     return Handler

@@ -1,6 +1,6 @@
 """The public interface as text: names and signatures. A change shows up as a diff of tests/api.txt.
 
-To accept a change: ``python -m tests.test_api > tests/api.txt``.
+To accept a change, run ``python -m tests.test_api > tests/api.txt``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TEXT = Path(__file__).with_name("api.txt")
 
 
 def members(name: str, cls: type) -> Iterator[str]:
-    """The public methods, properties and annotated attributes that the class itself defines."""
+    """Return the public methods, properties and annotated attributes that the class itself defines."""
     for attribute, kind in sorted(vars(cls).get("__annotations__", {}).items()):
         if not attribute.startswith("_"):
             yield f"{name}.{attribute}: {kind}"
@@ -50,7 +50,7 @@ def interface() -> Iterator[str]:
     yield from members("Policy", Policy)
 
 
-def test_the_public_interface_is_the_one_committed() -> None:
+def test_the_public_interface_equals_tests_api_txt() -> None:
     assert list(interface()) == TEXT.read_text().splitlines()
 
 

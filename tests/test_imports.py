@@ -1,4 +1,4 @@
-"""Imports point one way, from room to room, and never in a circle."""
+"""Imports between packages point one way and form no cycle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOMS = [
     "eval",
     "cli",
 ]
-"""Lowest first; docs/design.md says what each is for."""
+"""Packages, lowest first; docs/design.md describes them."""
 
 
 def modules() -> dict[str, Path]:
@@ -34,7 +34,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """What is imported from the package when the code runs, inside functions too."""
+    """Return what is imported from the package when the code runs, including imports inside functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
@@ -47,12 +47,12 @@ def module_of(name: str, known: dict[str, Path]) -> str:
     return name if name in known else name.rpartition(".")[0]
 
 
-def test_every_module_is_in_a_room() -> None:
+def test_every_module_belongs_to_a_listed_package() -> None:
     strangers = {name for name in modules() if name != "handrail" and name.split(".")[1] not in ROOMS}
     assert not strangers
 
 
-def test_no_import_goes_up() -> None:
+def test_no_module_imports_from_a_higher_package() -> None:
     known, upward = modules(), []
     for name, file in known.items():
         if name == "handrail":
@@ -64,7 +64,7 @@ def test_no_import_goes_up() -> None:
     assert not upward
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     known = modules()
     graph = {
         name: {module_of(target, known) for target in imports(ast.parse(file.read_text()))}

@@ -1,4 +1,4 @@
-"""What a user of the installed wheel is pointed to has been installed."""
+"""The installed wheel contains every document and example that the package names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shipped() -> set[Path]:
     return {file.relative_to(ROOT) for pattern in patterns for file in ROOT.glob(pattern)}
 
 
-def test_documents_keep_their_places_so_that_their_links_hold() -> None:
+def test_documents_keep_their_relative_paths_when_installed() -> None:
     for place, patterns in PROJECT["tool"]["setuptools"]["data-files"].items():
         for pattern in patterns:
             assert Path("share/doc/handrail") / Path(pattern).parent == Path(place)

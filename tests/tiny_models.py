@@ -1,4 +1,4 @@
-"""Models that tests make for themselves."""
+"""Tiny models that tests create."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def save_chat_model(
     special: Sequence[str] = (),
     template: str = TEMPLATE,
 ) -> Path:
-    """A tiny random model of any text, with a chat template, whose padding token is its end token."""
+    """Save a tiny random model that accepts any text, with a chat template; its padding token is its end
+    token."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", *special]
@@ -52,7 +53,7 @@ def save_chat_model(
         )
     )  # fmt: skip
     model.lm_head.weight.data[words.eos_token_id] *= 3  # so that some completions end early
-    # A model's own defaults must not decide how it is sampled.
+    # A model's own generation defaults must not affect sampling.
     model.generation_config = GenerationConfig(
         do_sample=True, top_k=1, repetition_penalty=3.0, eos_token_id=words.eos_token_id
     )
@@ -62,7 +63,7 @@ def save_chat_model(
 
 
 def save_gguf(directory: Path, file: Path) -> Path:
-    """A llama model's directory as one GGUF file of plain float32 tensors, as llama.cpp lays them out."""
+    """Write a Llama model's directory as one GGUF file of plain float32 tensors, in llama.cpp's layout."""
     from gguf import GGUFWriter, TokenType
 
     model, words = LlamaForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
@@ -99,7 +100,8 @@ def save_gguf(directory: Path, file: Path) -> Path:
     for name, value in model.state_dict().items():
         ours = name.removesuffix(".weight")
         theirs = names.get(ours) or "blk.{}.{}".format(ours.split(".")[2], names[ours.split(".", 3)[3]])
-        if theirs.endswith(("attn_q", "attn_k")):  # llama.cpp rotates pairs, transformers halves
+        # llama.cpp rotates adjacent pairs, transformers rotates halves
+        if theirs.endswith(("attn_q", "attn_k")):
             heads = c.num_attention_heads if theirs.endswith("q") else c.num_key_value_heads
             value = (
                 value.reshape(heads, 2, value.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)

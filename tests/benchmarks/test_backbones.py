@@ -1,5 +1,5 @@
-"""The built-in policies: what they were warm-started on, that a recipe makes a model, and what the shipped
-ones cannot do yet."""
+"""The built-in policies: their training mixtures, a recipe that makes a model, and what the shipped models
+cannot do yet."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from handrail.models.builtin import locate
 SUITE = [name for name in make.RECIPES if name.startswith("suite-")]
 
 
-def test_the_mixture_of_house_tiny_is_the_one_it_was_made_of() -> None:
+def test_the_mixture_of_house_tiny_has_not_changed() -> None:
     recipe, rng = make.RECIPES["house-tiny"], random.Random(5)
     assert zlib.crc32(repr([recipe.example(recipe.shares, rng) for _ in range(500)]).encode()) == 3417542541
 
 
-def test_no_known_procedure_is_a_family_s() -> None:
+def test_no_known_procedure_belongs_to_a_benchmark_family() -> None:
     known = {work.plan for work in mixtures.known_procedures().values()}
     assert len(known) > 90
     for source in IN_DOMAIN.values():
@@ -39,7 +39,7 @@ def test_no_known_procedure_is_a_family_s() -> None:
         )
 
 
-def test_examples_are_right_and_use_the_words_there_are() -> None:
+def test_examples_are_correct_and_use_only_known_words() -> None:
     recipe, rng = make.RECIPES["suite-middle"], random.Random(1)
     known = mixtures.known_procedures()
     for _ in range(2000):
@@ -104,7 +104,7 @@ def test_a_suite_backbone_is_small_and_knows_every_word(name: str) -> None:
             assert tokenizer.unk_token_id not in tokenizer.encode(text)
 
 
-def test_the_middle_backbone_can_do_what_is_not_trained_and_not_what_is() -> None:
+def test_the_middle_backbone_solves_out_of_domain_but_not_in_domain_problems() -> None:
     lines = list(measure("builtin:suite-middle", 16))
     accuracy = {
         line.split(":")[0]: float(line.split("pass@1 ")[1].split("%")[0])
@@ -116,7 +116,7 @@ def test_the_middle_backbone_can_do_what_is_not_trained_and_not_what_is() -> Non
     assert max(accuracy.values()) < 6
 
 
-def test_the_suite_names_the_benchmarks() -> None:
+def test_the_suite_lists_the_benchmarks() -> None:
     suite = load_suite()
     style = "seed={problems}&style={style}"
     assert [source["path"] for source in suite.base["data"]["train"]] == [

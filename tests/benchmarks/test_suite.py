@@ -1,5 +1,5 @@
-"""``python -m benchmarks.suite``: what is run, how settings are chosen, claims by hand, and a tiny suite from
-command to page."""
+"""``python -m benchmarks.suite``: its runs, the choice of learning rates, claims by hand, and a tiny suite
+from command to page."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def result(
     )
 
 
-def test_the_built_in_suite_is_what_it_says() -> None:
+def test_the_built_in_suite_has_the_documented_runs() -> None:
     suite = load_suite()
     assert (
         len(suite.backbones),
@@ -119,7 +119,7 @@ def test_the_built_in_suite_is_what_it_says() -> None:
     assert planned(load_suite(quick=True)) < 10
 
 
-def test_the_search_takes_the_best_rate_and_of_equals_the_lower(tiny: Path) -> None:
+def test_the_search_chooses_the_best_rate_and_the_lower_of_equal_ones(tiny: Path) -> None:
     suite = load_suite(tiny)
     found = [
         result("search", "foreign", "GRPO", 9, 1e-3, [0, 0], [1, 1]),
@@ -142,13 +142,13 @@ def test_a_claims_average_is_over_settings_seed_by_seed() -> None:
     there = ({1: {"p": 0.0, "q": 0.0}, 2: {"p": 1.0, "q": 0.0}}, nothing)
     rows, planned, average = _answered({"here": here, "there": there, "not yet": ({}, nothing)}, "A", "B")
     assert [row.setting for row in rows] == ["here", "there"] and planned == 3 and average is not None
-    # Seed 1: halves of 1/2 and 0; seed 2: of 1 and 1/2; of seed 3 one setting knows nothing.
+    # Seed 1: the mean of 1/2 and 0; seed 2: of 1 and 1/2. Seed 3 is missing in one setting.
     assert average.difference.per_seed == [0.25, 0.75] and average.difference.mean == 0.5
     half = 12.706 * (0.5 / 2**0.5) / 2**0.5  # Student's 97.5 % point with one degree of freedom
     assert half > 1 and (average.difference.low, average.difference.high) == (
         -1.0,
         1.0,
-    )  # it says nothing, and no more than is possible
+    )  # it shows nothing, and stays within what is possible
     assert _answered({"here": here}, "A", "B")[2] is None
 
 
@@ -179,7 +179,7 @@ def made(suite: Suite, hard: dict[tuple[str, str], list[float]]) -> Evidence:
 
 
 def test_claims_by_hand(tiny: Path) -> None:
-    """A gain of .5 on the weak backbone and of .25 on the strong one, the same with every seed."""
+    """The gain is .5 on the weak backbone and .25 on the strong one, the same with every seed."""
     suite = load_suite(tiny).model_copy(
         update={"backbones": {"weak": "w", "strong": "s"}, "styles": ["clean"]}
     )
@@ -259,7 +259,7 @@ def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
     weights = json.loads(Path("out/weights.json").read_text())
     assert 0 < weights["tiny, foreign"]["w (α = ½)"]["mean"] < 1
 
-    # What is lost is run again, and only that; a line cut off in the middle is lost.
+    # Only missing results are run again; a line that is cut off counts as missing.
     lines = Path("out/results.jsonl").read_text().splitlines(keepends=True)
     Path("out/results.jsonl").write_text("".join(lines[:-1]) + lines[-1][:30])
     again = suite("--suite", str(tiny), "--output", "out", "--workers", "2", "--page", "page.md")
@@ -298,7 +298,7 @@ def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
         (('in_domain = ["hard"]', 'in_domain = ["nope"]'), "'nope' is none of base.eval.sets: hard, easy"),
     ],
 )
-def test_a_suite_that_cannot_be_is_refused(
+def test_an_invalid_suite_is_refused(
     tiny: Path, suite: Handrail, change: tuple[str, str], sentence: str
 ) -> None:
     tiny.write_text(TINY.replace(*change, 1))

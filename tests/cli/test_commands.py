@@ -290,7 +290,7 @@ def test_a_line_that_is_not_json_is_named(handrail: Handrail, tmp_path: Path) ->
 # Runs
 
 
-def test_a_run_on_ones_own_file_writes_a_model_and_is_neither_overwritten_nor_resumed_with_another(
+def test_a_run_writes_a_model_and_is_neither_overwritten_nor_resumed_with_other_settings(
     handrail: Handrail, tmp_path: Path
 ) -> None:
     file = str(
@@ -350,7 +350,7 @@ def test_a_run_is_not_resumed_with_a_model_of_another_size(handrail: Handrail, t
     assert handrail("train", file, "--output", "out").code == 0
     before = (tmp_path / "out/metrics.jsonl").read_bytes()
     other_model(tmp_path / "model")
-    (tmp_path / "out/contents.json").unlink()  # as if the run were older than these digests
+    (tmp_path / "out/contents.json").unlink()  # as if the run had been made before these digests existed
     done = handrail("train", file, "--output", "out", "--resume", "--set", "train.steps=2")
     assert_refused(done, "holds another model than model.path names", output=Path("nothing"))
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
@@ -363,9 +363,7 @@ def test_an_output_that_is_a_file_is_refused(handrail: Handrail, tmp_path: Path)
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_a_verifier_of_ones_own_may_be_called_like_a_module_of_python(
-    handrail: Handrail, tmp_path: Path
-) -> None:
+def test_a_users_verifier_may_have_the_name_of_a_python_module(handrail: Handrail, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/json.py").write_text("def grade(problem, completion):\n    return 1.0\n")
     done = handrail(
@@ -434,7 +432,7 @@ def test_built_in_models_are_listed_with_their_size(handrail: Handrail) -> None:
     )
 
 
-def test_check_says_what_was_understood(handrail: Handrail, tmp_path: Path) -> None:
+def test_check_says_how_the_data_were_read(handrail: Handrail, tmp_path: Path) -> None:
     file = jsonl(
         tmp_path / "mine.jsonl", [*ROWS, {"prompt": ROWS[0]["prompt"], "answer": "[9]", "level": "easy"}]
     )
@@ -520,7 +518,7 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
         ("7", "{}", "no_number.py:never", "verifier.name = 'math' would accept them"),
     ],
 )
-def test_check_says_which_verifier_understands_the_references(
+def test_check_says_which_verifier_accepts_the_references(
     answer: str, form: str, verifier: str, hint: str, handrail: Handrail, tmp_path: Path
 ) -> None:
     (tmp_path / "no_number.py").write_text("def never(problem, completion):\n    return 0\n")
@@ -578,7 +576,7 @@ def test_check_grades_every_answer_against_itself(handrail: Handrail, tmp_path: 
         "reasoning-gym:basic_arithmetic?n=20",
     ],
 )
-def test_check_finds_nothing_wrong_with_what_is_built_in(source: str, handrail: Handrail) -> None:
+def test_check_finds_no_fault_in_built_in_tasks(source: str, handrail: Handrail) -> None:
     done = handrail("check", source)
     assert "it accepts 20 of 20 answers as the answer to their own problem" in done.out and done.code == 0
 
@@ -598,7 +596,7 @@ def test_check_takes_a_column_map(handrail: Handrail, tmp_path: Path) -> None:
     )
 
 
-def test_check_says_which_layout_was_recognised_and_what_went_where(
+def test_check_says_which_layout_was_recognised_and_which_columns_were_used(
     handrail: Handrail, tmp_path: Path
 ) -> None:
     rows = [{"question": "Which is prime?", "choices": ["6", "7", "8"], "answer": 1, "subject": "numbers"}]
@@ -654,7 +652,7 @@ def test_the_command_line_runs_as_a_module() -> None:
     assert done.returncode == 0 and "alpha" in done.stdout and "status: reconstruction" in done.stdout
 
 
-def test_a_command_of_one_process_says_so_to_torchrun(
+def test_a_command_for_one_process_refuses_to_run_under_torchrun(
     handrail: Handrail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

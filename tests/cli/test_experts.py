@@ -63,7 +63,7 @@ def test_plans_by_rule_make_data_that_is_read_back(
     assert sorted(tmp_path.iterdir()) == [data, tmp_path / "planned.jsonl"]
 
 
-def test_plans_of_a_server_go_on_where_they_were_stopped(
+def test_planning_with_a_server_continues_where_it_was_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("handrail.experts.planners.planning.BATCH", 2)
@@ -100,10 +100,10 @@ def test_plans_of_a_server_go_on_where_they_were_stopped(
     )
     plans = [problem.plan for problem in load_problems(str(tmp_path / "planned.jsonl"))]
     assert plans == [PLAN, None, PLAN, PLAN, PLAN, PLAN, None]
-    assert len(calls) == 4 + 4  # the leaking one came from the cache the second time
+    assert len(calls) == 4 + 4  # the second time, the leaking plan comes from the cache
 
 
-def test_another_planners_plans_are_neither_taken_for_its_own_nor_overwritten(
+def test_plans_of_another_planner_are_neither_reused_nor_overwritten(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned = tmp_path / "planned.jsonl"
@@ -159,7 +159,7 @@ def test_plans_that_the_data_have_are_kept(
     )
 
 
-def test_a_planner_replaces_them_if_asked_to_and_if_it_has_one(
+def test_replace_overwrites_plans_if_the_planner_has_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, said = plans_of(tmp_path / "data.jsonl", monkeypatch, capsys, "--replace")
@@ -167,7 +167,7 @@ def test_a_planner_replaces_them_if_asked_to_and_if_it_has_one(
     assert "2 kept from an earlier call" in said and "of their own" not in said
 
 
-def test_a_planner_that_cannot_be_is_one_sentence(
+def test_an_unusable_planner_is_refused_in_one_sentence(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "plan", data, "--planner", "endpoint", "--output", tmp_path / "out.jsonl") == 2

@@ -41,7 +41,7 @@ def test_the_first_configuration_trains_as_it_is(
     assert "held-out held_out: " in trained.out
 
 
-def test_every_setting_of_the_first_configuration_is_explained_and_those_left_out_are_legal(
+def test_every_setting_of_the_first_configuration_is_explained_and_commented_ones_are_valid(
     handrail: Handrail, tmp_path: Path
 ) -> None:
     assert handrail("init", "builtin:house-tiny", str(jsonl(tmp_path / "data.jsonl", ROWS))).code == 0
@@ -116,7 +116,7 @@ def test_the_verifier_fits_the_data(handrail: Handrail, tmp_path: Path) -> None:
         (["builtin:house-tiny", "data.jsonl", "--column", "prompt"], "--column takes our_field=their_column"),
     ],
 )
-def test_what_cannot_be_used_is_one_sentence_and_nothing_is_written(
+def test_unusable_arguments_are_refused_in_one_sentence_and_nothing_is_written(
     arguments: list[str], part: str, handrail: Handrail, tmp_path: Path
 ) -> None:
     before = jsonl(tmp_path / "data.jsonl", ROWS).read_bytes()

@@ -34,7 +34,7 @@ SFT = {
 }
 
 
-def test_a_step_says_what_it_has_figures_for_and_nothing_else() -> None:
+def test_a_step_shows_only_figures_that_it_has() -> None:
     assert status(STEP) == "reward 0.25 · loss 0.412 · groups 2 all wrong, 1 mixed, 1 all right · guided 2"
     assert status({**STEP, "eval/a/b/mean": 0.5}).startswith("held out: a/b 50.0% · reward")
     assert status({**STEP, "groups/guided": 0, "verifier/unverified": 3}).startswith("3 unverified · reward")
@@ -46,7 +46,7 @@ def test_a_step_says_what_it_has_figures_for_and_nothing_else() -> None:
     assert status({}) == "no held-out problems (set eval.sets)"
 
 
-def test_output_that_is_no_terminal_has_a_line_in_twenty_steps_and_the_last_one(
+def test_without_a_terminal_there_is_a_line_per_twentieth_of_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shown = Bars(Console(force_terminal=False, width=200))
@@ -61,7 +61,7 @@ def test_output_that_is_no_terminal_has_a_line_in_twenty_steps_and_the_last_one(
 
 
 def drawn(width: int, runs: Mapping[str, Sequence[dict[str, Any]]], steps: int = 140) -> list[str]:
-    """The lines that a terminal of this width shows at the end: the log lines, then the bars."""
+    """Return the lines that a terminal of this width shows at the end: the log lines, then the bars."""
     console = Console(
         width=width, file=StringIO(), record=True, force_terminal=True, force_interactive=True, _environ={}
     )
@@ -86,7 +86,7 @@ def test_a_line_keeps_bar_count_time_left_and_held_out_accuracy_between_evaluati
     assert re.search(r"━{6,} +2/140 00:0\d (held out: )?hard 12.5% easy 93.8% ", line)
 
 
-def test_a_line_gives_way_from_its_end() -> None:
+def test_a_line_is_shortened_from_its_end() -> None:
     assert (
         "held out: hard 12.5% easy 93.8% · reward 0.25 · loss 0.412 · groups"
         in drawn(140, {"": [SETS, STEP]})[0]
@@ -116,7 +116,7 @@ def test_names_of_held_out_sets_are_cut_in_the_middle_before_a_figure_is_lost() 
     assert shorten("日本語の問題集", 8) == "日本…集" and shorten("short", 5) == "short"
 
 
-def test_of_a_run_that_ended_a_line_stays_and_no_bar() -> None:
+def test_a_finished_run_keeps_a_line_without_a_bar() -> None:
     """33 bars do not fit on a screen of 24 lines."""
     runs: dict[str, list[dict[str, Any]]] = {
         f"m{place}, seed 1": [SETS, {**STEP, **SETS}] for place in range(33)
@@ -127,7 +127,7 @@ def test_of_a_run_that_ended_a_line_stays_and_no_bar() -> None:
     )
 
 
-def test_a_budget_that_moves_the_last_step_leaves_the_time_left() -> None:
+def test_the_time_left_survives_a_change_of_the_expected_last_step() -> None:
     console = Console(width=100, file=StringIO(), force_terminal=True, force_interactive=True, _environ={})
     shown = Bars(console)
     for step in range(5):
@@ -176,7 +176,7 @@ def test_sft_on_a_real_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytes
     assert not {"groups/all_wrong", "groups/mixed", "rollouts", "reward", "tokens/sampled"} & set(tags)
 
 
-def test_a_run_that_goes_on_shows_the_last_evaluation_and_its_step_at_once(
+def test_a_resumed_run_shows_the_last_evaluation_and_its_step_at_once(
     tmp_path: Path, handrail: Handrail
 ) -> None:
     sets = {"easy": f"{EASY}&split=test&n=8"}
@@ -188,7 +188,7 @@ def test_a_run_that_goes_on_shows_the_last_evaluation_and_its_step_at_once(
     assert re.search(r"first step: .* for the 1 steps left", done.out)
 
 
-def test_a_warning_is_called_one() -> None:
+def test_a_warning_is_labelled_as_a_warning() -> None:
     console = Console(width=200, file=StringIO())
     for name in ("", "A, seed 1"):
         Bars(console).update(

@@ -36,7 +36,7 @@ def test_every_setting_has_a_description_of_whole_sentences() -> None:
             assert text.endswith(".") and len(text.split()) > 2, f"{section}.{name} is described by {text!r}"
 
 
-def test_the_documentation_lists_the_settings_that_there_are() -> None:
+def test_the_documentation_lists_exactly_the_existing_settings() -> None:
     written = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     command = "python -m handrail.cli config --markdown > docs/configuration.md"
     assert written == page(), f"a setting has changed since the page was written; run: {command}"
@@ -91,7 +91,7 @@ def test_a_section_or_a_setting_can_be_looked_up(
         (["train", "--schema"], "exclude each other"),
     ],
 )
-def test_a_look_up_that_finds_nothing_says_what_there_is(
+def test_an_unknown_setting_is_answered_with_the_existing_ones(
     arguments: list[str], part: str, handrail: Handrail
 ) -> None:
     done = handrail("config", *arguments)
@@ -182,7 +182,7 @@ def helps(command: Any, path: str = "handrail") -> Iterator[tuple[str, str]]:
         yield from helps(inner, f"{path} {name}")
 
 
-def test_every_command_and_option_has_a_help_text_that_loses_no_brackets() -> None:
+def test_every_command_and_option_has_a_help_text_with_all_its_brackets() -> None:
     for path, text in helps(typer.main.get_command(app)):
         assert text.endswith("."), f"{path}: {text!r}"
         assert not Text.from_markup(text).spans, (
@@ -212,7 +212,7 @@ def test_a_key_of_an_earlier_configuration_is_answered_with_its_new_name(
             config(**{section: {old: 1}})
 
 
-def test_paragraphs_of_a_method_and_of_the_help_are_not_broken_where_the_source_is(
+def test_help_paragraphs_do_not_keep_the_line_breaks_of_the_source(
     handrail: Handrail,
 ) -> None:
     text = handrail("methods", "luffy").out

@@ -36,7 +36,7 @@ def test_the_same_seed_gives_the_same_problems() -> None:
     assert not {problem.prompt for problem in many} <= {problem.prompt for problem in other}
 
 
-def test_short_problems_are_those_of_all_that_are_short() -> None:
+def test_the_short_level_has_all_short_problems_and_no_others() -> None:
     every = load_problems("task:gsm-symbolic?n=2000&seed=4")
     expected = [problem.prompt for problem in every if is_short(problem.references[0])]
     short = load_problems(f"task:gsm-symbolic?n={len(expected)}&seed=4&level=short")
@@ -55,7 +55,7 @@ def test_short_problems_are_those_of_all_that_are_short() -> None:
         ("2 * 1,000 = 2,000\n2,000 / 1,000 = 2\n#### 2", False),
     ],
 )
-def test_short_is_of_three_steps_and_small_whole_numbers(solution: str, short: bool) -> None:
+def test_short_problems_have_three_steps_and_small_whole_numbers(solution: str, short: bool) -> None:
     assert is_short(solution) == short
 
 
@@ -64,7 +64,7 @@ def test_an_unknown_level_is_refused() -> None:
         load_problems("task:gsm-symbolic?n=5&level=tiny")
 
 
-def test_as_many_as_a_level_allows_are_there_and_more_are_refused() -> None:
+def test_a_level_has_its_maximum_number_of_problems_and_refuses_more() -> None:
     assert len(load_problems("task:gsm-symbolic?n=1000&level=short&split=new-numbers")) == 1000  # the rarest
     with pytest.raises(UserError, match="1000|1,000|1001"):
         load_problems("task:gsm-symbolic?n=1001&level=short")

@@ -112,7 +112,8 @@ SPLITS = ["saved", "files", "hub"]
 
 
 def data_with_splits(kind: str, splits: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Write a source of ``kind`` with these splits; each has one problem, answered by the split's name."""
+    """Write a source of ``kind`` with these splits; each has one problem, whose answer is the split's
+    name."""
     rows = {split: [{"prompt": split, "answer": split}] for split in splits}
     made = datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in rows.items()})
     if kind == "saved":
@@ -128,7 +129,9 @@ def data_with_splits(kind: str, splits: Sequence[str], monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_train_is_taken_of_several_splits_and_it_is_said(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_is_chosen_among_several_splits_and_reported(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = data_with_splits(kind, ["test", "train", "validation"], monkeypatch)
     loaded = load(source)
     assert [problem.answer for problem in loaded.problems] == ["train"]
@@ -140,7 +143,7 @@ def test_train_is_taken_of_several_splits_and_it_is_said(kind: str, monkeypatch:
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_the_only_split_is_taken_and_of_several_without_train_none(
+def test_the_only_split_is_used_and_several_without_train_are_refused(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     only, several = tmp_path / "only", tmp_path / "several"
@@ -172,7 +175,7 @@ def test_the_only_split_is_taken_and_of_several_without_train_none(
     ],
 )
 @pytest.mark.parametrize("directory", ["main", "a [1]*"])
-def test_splits_are_told_by_the_names_of_files(train: list[str], test: str, directory: str) -> None:
+def test_splits_are_recognised_by_file_names(train: list[str], test: str, directory: str) -> None:
     for number, name in enumerate([*train, test]):
         Path(directory, name).parent.mkdir(parents=True, exist_ok=True)
         row = {"prompt": str(number), "answer": name}
@@ -187,7 +190,7 @@ def test_splits_are_told_by_the_names_of_files(train: list[str], test: str, dire
     assert "there is no split 'dev'" in refusal(f"{directory}#dev")
 
 
-def test_a_file_of_no_split_is_neither_left_out_nor_mixed_in() -> None:
+def test_a_file_that_belongs_to_no_split_is_refused() -> None:
     for name in ("problems.jsonl", "problems-test.jsonl"):
         Path("mine").mkdir(exist_ok=True)
         jsonl(GOOD, name=f"mine/{name}")
@@ -380,12 +383,12 @@ def test_an_optional_column_may_be_empty(empty: dict[str, Any], filled: dict[str
     assert (full.references, full.plan, full.id) != ((), None, f"{source}:2")
 
 
-def test_empty_parts_of_a_list_are_no_references() -> None:
+def test_empty_items_of_a_list_are_not_references() -> None:
     assert load_problems(jsonl({**GOOD, "reference": ["", "a", None, " "]}))[0].references == ("a",)
 
 
 @pytest.mark.parametrize("target", [[], "", [{"role": "assistant", "content": ""}]])
-def test_luffys_empty_target_is_no_reference(target: object) -> None:
+def test_an_empty_target_in_luffys_layout_is_not_a_reference(target: object) -> None:
     assert load_problems(jsonl({**LUFFY, "target": target}))[0].references == ()
 
 
@@ -627,7 +630,7 @@ def test_documented_layouts_are_those_that_are_recognised() -> None:
         assert layout.needs <= set(re.findall("`(.+?)`", documented[layout.name])), layout.name
 
 
-def test_layouts_say_what_went_where() -> None:
+def test_a_loaded_source_says_which_column_each_field_comes_from() -> None:
     said = load(jsonl({"problem": "Q", "solution": SOLUTION, "id": "a"})).fields
     assert (
         said == r"prompt from problem, answer from the last \boxed{} or #### of solution, id, reference from "
@@ -704,7 +707,7 @@ def test_rows_that_would_be_read_wrongly_are_refused(rows: list[dict[str, Any]],
     assert refusal(jsonl(*rows)).startswith(f"data.jsonl, {said}")
 
 
-def test_worked_answers_of_our_own_layout_are_cut_unless_there_are_references() -> None:
+def test_answers_are_extracted_from_worked_solutions_unless_there_are_references() -> None:
     row = {"prompt": "p", "answer": "Add.\n#### 5"}
     assert [(p.answer, p.references) for p in load_problems(jsonl(row))] == [("5", ("Add.\n#### 5",))]
     assert [(p.answer, p.references) for p in load_problems(jsonl({**row, "reference": "r"}))] == [
@@ -731,7 +734,7 @@ def test_no_final_answer(text: str) -> None:
     assert final_answer(text) is None
 
 
-def test_a_box_that_is_never_closed() -> None:
+def test_an_unclosed_box_is_refused() -> None:
     with pytest.raises(BadRow):
         final_answer(r"\boxed{1")
 
@@ -805,7 +808,7 @@ def test_unreadable_file() -> None:
     Path(jsonl(GOOD)).chmod(0)
     Path().chmod(0o755)
     user = os.geteuid()
-    os.seteuid(user or 65534)  # root may read every file, so the test runs as another user
+    os.seteuid(user or 65534)  # root can read every file, so the test runs as another user
     try:
         assert "data.jsonl: it cannot be read (PermissionError" in refusal("data.jsonl")
     finally:
@@ -1003,7 +1006,7 @@ def test_task_splits_are_disjoint() -> None:
     assert not {problem.prompt for problem in train} & {problem.prompt for problem in test}
 
 
-def test_task_gives_as_many_as_it_promises() -> None:
+def test_a_task_has_the_number_of_problems_that_was_requested() -> None:
     assert len(load_problems("task:house-rules?house=1&split=test&n=10000")) == 10_000
 
 
@@ -1054,7 +1057,7 @@ def test_reasoning_gym_defaults_and_options() -> None:
     assert problems[0].references == ()
 
 
-def test_n_of_n_queens_is_its_own() -> None:
+def test_n_is_passed_to_n_queens_as_its_own_option() -> None:
     assert len(load_problems("reasoning-gym:n_queens?n=5&min_remove=1&max_remove=2&size=2")) == 2
 
 

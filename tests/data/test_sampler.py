@@ -1,4 +1,4 @@
-"""The problems of a step: fair shares, whole passes, and no dependence on anything but seed and step."""
+"""The problems of a step: fair shares, complete passes, and no dependence on anything but seed and step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def ids(schedule: ProblemSampler, *steps: int) -> list[str]:
         ([2, 1], 4, [3, 1]),
     ],
 )
-def test_quotas_go_by_the_largest_remainder(shares: list[float], seats: int, quotas: list[int]) -> None:
+def test_quotas_are_rounded_by_the_largest_remainder(
+    shares: list[float], seats: int, quotas: list[int]
+) -> None:
     assert apportion(shares, seats) == quotas
 
 
@@ -73,7 +75,7 @@ def test_a_source_smaller_than_its_quota_repeats_within_a_step() -> None:
 
 
 @given(st.integers(), st.permutations(range(1, 9)))
-def test_a_step_depends_on_the_seed_and_its_number_alone(seed: int, order: list[int]) -> None:
+def test_a_step_depends_only_on_the_seed_and_its_number(seed: int, order: list[int]) -> None:
     one, other = (ProblemSampler([source("a", 7), source("b", 3)], [2, 1], 6, seed) for _ in range(2))
     seen = {step: ids(one, step) for step in order}
     assert all(seen[step] == ids(other, step) for step in range(1, 9))

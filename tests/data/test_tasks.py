@@ -86,7 +86,7 @@ def test_splits_share_no_prompt_and_seeds_differ(source: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_has_as_many_problems_as_it_promises(name: str) -> None:
+def test_a_family_has_its_documented_number_of_problems(name: str) -> None:
     for split, most in FAMILIES[name].most.items():
         if most < 10_000:
             assert len(problems(name, n=most, seed=904, split=split)) == most
@@ -102,12 +102,12 @@ def test_a_family_has_as_many_problems_as_it_promises(name: str) -> None:
         ("task:gcd", f"there is no task 'gcd'; the tasks are {', '.join(TASKS)}"),
     ],
 )
-def test_what_a_task_refuses(source: str, what: str) -> None:
+def test_invalid_task_options_are_refused(source: str, what: str) -> None:
     with pytest.raises(UserError, match=what):
         load_problems(source)
 
 
-def test_no_answer_is_a_good_guess() -> None:
+def test_guessing_the_most_common_answer_earns_little() -> None:
     """Always giving a benchmark's most common answer earns little."""
     for source in SOURCES:
         answers = [problem.answer for problem in problems(source, n=150, seed=905, split="test")]
@@ -115,8 +115,8 @@ def test_no_answer_is_a_good_guess() -> None:
         assert share < 0.07, (source, share)
 
 
-# A number in brackets is structure: the procedure picks it. A number without follows from the words before
-# it.
+# A number in brackets is structure: the procedure selects it. A number without brackets follows from the
+# words before it.
 
 HAND_MARKED = {
     "complex-arithmetic": (
@@ -149,7 +149,7 @@ def test_structure_by_hand(name: str) -> None:
     assert structure(problem, problem.references[0]) == [not word.isdigit() for word in marked.split()]
 
 
-def test_an_hour_that_is_lent_is_structure() -> None:
+def test_a_borrowed_hour_is_structure() -> None:
     problem = next(
         problem
         for problem in problems("time-intervals", n=50, seed=901)
@@ -179,7 +179,7 @@ def test_structure_leaves_out_lead_in_words() -> None:
 # Procedures
 
 
-def test_a_procedure_is_its_own_plan() -> None:
+def test_the_plan_of_a_procedure_is_its_text() -> None:
     text = "add first second then subtract it third\nhalve that\nanswer each"
     work = procedure(text)
     assert work.plan == text
@@ -192,6 +192,6 @@ def test_a_procedure_is_its_own_plan() -> None:
 @pytest.mark.parametrize(
     ("text", "numbers"), [("halve first", [3]), ("multiply first second", [10, 10]), ("rest first", [61])]
 )
-def test_what_leaves_the_words_is_impossible(text: str, numbers: list[int]) -> None:
+def test_values_outside_the_vocabulary_are_impossible(text: str, numbers: list[int]) -> None:
     with pytest.raises(Impossible):
         carry_out(procedure(f"{text}\nanswer last"), numbers)

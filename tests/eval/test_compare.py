@@ -1,4 +1,4 @@
-"""Comparisons: the runs they consist of, their figures over seeds, and one real comparison."""
+"""Comparisons: their runs, the figures over seeds, and one real comparison."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_lists_and_values_are_replaced_whole() -> None:
     assert merged({"data": {"a": {"b": 1}}}, {"data": {"a": 2}}) == {"data": {"a": 2}}
 
 
-def test_naming_another_method_drops_the_settings_of_the_first() -> None:
+def test_another_method_does_not_inherit_the_settings_of_the_first() -> None:
     tree = {"method": {"name": "luffy", "gamma": 0.2}}
     assert merged(tree, {"method": {"name": "sort"}}) == {"method": {"name": "sort"}}
     assert merged(tree, {"method": {"clip": True}}) == {
@@ -55,7 +55,7 @@ def test_naming_another_method_drops_the_settings_of_the_first() -> None:
         ("../up", "up"),
     ],
 )
-def test_a_runs_directory_is_called_like_the_run(name: str, directory: str) -> None:
+def test_a_run_directory_is_named_after_the_run(name: str, directory: str) -> None:
     assert slug(name) == directory
 
 
@@ -99,7 +99,7 @@ def test_every_run_is_planned_with_every_seed(tmp_path: Path) -> None:
         ({"A": {}}, [1, 1], "two runs would be written into .*a/seed-1; .*list each seed once"),
     ],
 )
-def test_a_comparison_that_cannot_be_is_refused_before_it_starts(
+def test_an_invalid_comparison_is_refused_before_it_starts(
     runs: Any, seeds: list[int], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -139,7 +139,7 @@ def test_three_seeds_far_apart_have_students_interval() -> None:
     assert figures["n"] == 300 and figures["start"] == pytest.approx(0.1)
 
 
-def test_three_equal_seeds_are_no_surer_than_their_problems_allow() -> None:
+def test_three_equal_seeds_still_have_the_uncertainty_of_their_problems() -> None:
     figures = over_seeds(ends(0.5, 0.5, 0.5))
     assert (figures["low"], figures["high"]) == pytest.approx((0.4038, 0.5962), abs=5e-5)
 
@@ -162,7 +162,7 @@ def printed(table: Table, width: int = 80) -> str:
     return console.export_text()
 
 
-def test_the_table_shows_names_with_brackets_as_they_are() -> None:
+def test_the_table_shows_names_with_brackets_unchanged() -> None:
     text = printed(comparison_table({"SORT [alpha=0]": ROW, "[/b]": GRADED}, ["hard [x]"]))
     for part in (
         "SORT [alpha=0]",
@@ -191,7 +191,7 @@ def test_the_tables_of_a_comparison_cut_nothing_at_80_columns() -> None:
         assert text.index("┡") - text.index("┏") < 4 * 81  # two lines of headings at most
 
 
-def test_the_second_table_shows_what_was_learnt_from_and_no_column_of_zeros_or_gaps() -> None:
+def test_the_second_table_omits_columns_of_zeros_or_gaps() -> None:
     text = printed(
         training_table(
             {"SCOPE": {**ROW, "off_policy": 0.031, "salvaged": None}, "GRPO": {**ROW, "off_policy": 0.0}}, []
@@ -232,7 +232,7 @@ def test_methods_and_seeds_can_be_named_instead(tmp_path: Path) -> None:
         jobs(by_methods(own, ["lufy"]), tmp_path)
 
 
-def test_workers_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_assigned_to_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -241,7 +241,7 @@ def test_workers_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None
     assert compare.visible_devices() == ["3", "GPU-5"]
 
 
-def test_a_comparison_without_held_out_problems_still_has_a_picture(tmp_path: Path) -> None:
+def test_a_comparison_without_held_out_problems_still_has_a_plot(tmp_path: Path) -> None:
     step = {"groups/all_wrong": 1, "groups/mixed": 1, "groups/all_right": 0}
     (tmp_path / "metrics.jsonl").write_text(
         "\n".join(json.dumps({"step": number, **step}) for number in range(3))
@@ -250,7 +250,7 @@ def test_a_comparison_without_held_out_problems_still_has_a_picture(tmp_path: Pa
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_takes_seeds_that_a_budget_ended_at_different_steps(tmp_path: Path) -> None:
+def test_a_plot_accepts_seeds_that_ended_at_different_steps(tmp_path: Path) -> None:
     planned = [Job("A", seed, config(), tmp_path / str(seed)) for seed in (1, 2)]
     for job in planned:
         job.directory.mkdir()
@@ -287,7 +287,7 @@ method = {{ name = "luffy", entropy_bonus = 0.0 }}
 """
 
 
-def test_a_comparison_ends_in_a_table_a_picture_and_a_summary_and_is_not_run_twice(
+def test_a_comparison_writes_table_plot_and_summary_and_is_not_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, output = tmp_path / "two.toml", tmp_path / "out"

@@ -54,12 +54,12 @@ def test_every_number_is_chosen_equally_often() -> None:
     assert [round(counts[index] / 500) for index in range(4)] == [2, 3, 0, 1]
 
 
-def test_it_is_a_function_of_the_seed_and_leaves_its_input_alone() -> None:
+def test_corruption_depends_only_on_the_seed_and_does_not_change_its_input() -> None:
     before = list(STEPS)
     assert corrupt(STEPS, random.Random(5)) == corrupt(STEPS, random.Random(5))
     assert before == STEPS
 
 
 @pytest.mark.parametrize("steps", [[], ["no number"], ["9" * 5000]])
-def test_nothing_to_change(steps: list[str]) -> None:
+def test_a_solution_without_numbers_is_not_corrupted(steps: list[str]) -> None:
     assert corrupt(steps, random.Random(0)) is None

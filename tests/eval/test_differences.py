@@ -1,4 +1,4 @@
-"""Paired differences, checked by hand and by simulation, and their words, which must not claim too much."""
+"""Paired differences, checked by hand and by simulation, and their wording, which must not claim too much."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def test_three_seeds_by_hand() -> None:
     ours = {1: {"x": 1.0, "y": 1.0}, 2: {"x": 1.0, "y": 0.5}, 3: {"x": 0.5, "y": 1.0}}
     theirs = {
         seed: {"x": 0.0, "y": 0.5, "z": 1.0} for seed in (1, 2, 3, 4)
-    }  # problems and seeds that only one side has are left out
+    }  # problems and seeds that only one side has are ignored
     found = paired("hard", "A", "B", ours, theirs)
     assert found.per_seed == pytest.approx([0.75, 0.5, 0.5]) and found.problems == 2
     assert found.mean == pytest.approx(7 / 12)
-    # Two problems prove nearly nothing, however narrow Student's interval over the seeds.
+    # Two problems prove almost nothing, however narrow Student's interval over the seeds is.
     assert found.low < 0 and found.high > 0.9
 
 
-def test_seeds_that_disagree_count_for_more_than_problems_that_agree() -> None:
+def test_the_interval_is_wide_if_seeds_disagree_although_problems_agree() -> None:
     ours = {seed: {str(n): gain for n in range(400)} for seed, gain in ((1, 0.3), (2, 0.5), (3, 0.7))}
     theirs = {seed: {str(n): 0.0 for n in range(400)} for seed in ours}
     found = paired("hard", "A", "B", ours, theirs)
@@ -30,7 +30,7 @@ def test_seeds_that_disagree_count_for_more_than_problems_that_agree() -> None:
     assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-5)
 
 
-def test_problems_that_do_not_differ_are_no_proof_that_none_does() -> None:
+def test_equal_results_on_all_problems_still_have_an_interval() -> None:
     same = {0: {str(n): 1.0 for n in range(50)}}
     found = paired("hard", "A", "B", same, same)
     assert found.mean == 0 and -0.1 < found.low < -0.01 and 0.01 < found.high < 0.1
@@ -41,7 +41,7 @@ def test_problems_that_do_not_differ_are_no_proof_that_none_does() -> None:
 
 
 @pytest.mark.parametrize(("problems", "differing"), [(48, 0.06), (256, 0.02), (16, 0.2)])
-def test_a_handful_of_problems_that_differ_is_no_proof(problems: int, differing: float) -> None:
+def test_a_few_differing_problems_are_not_significant(problems: int, differing: float) -> None:
     """If two runs are equally good, at most 5 % of comparisons on one seed call one of them better."""
     draw, called, trials = np.random.default_rng(7), 0, 200
     for _ in range(trials):
@@ -97,7 +97,7 @@ def difference(mean: float, low: float, high: float, *per_seed: float) -> Differ
         ),
     ],
 )
-def test_words(found: Difference, words: str) -> None:
+def test_sentences_of_the_verdict(found: Difference, words: str) -> None:
     assert found.words == words
 
 
@@ -117,7 +117,7 @@ def test_more_comparisons_make_every_interval_wider() -> None:
     assert many["B", "hard"] == paired("hard", "B", "A", made["B"]["hard"], made["A"]["hard"], 1 - 0.05 / 4)
 
 
-def test_a_verdict_says_who_did_not_spend_the_budget() -> None:
+def test_a_verdict_names_runs_that_did_not_use_the_budget() -> None:
     found = [difference(0.2, 0.1, 0.3, 0.2)]
     assert verdict(found, {"GRPO": {"tokens"}, "SFT": {"steps"}}, "tokens")[1:] == [
         "The interval holds with 95 % confidence, over problems and seeds, paired.",

@@ -40,11 +40,11 @@ def test_pass_at_k_is_unbiased() -> None:
 
 
 def test_maj_at_k_by_hand() -> None:
-    # The pairs of a a b are aa, ab and ab; a wins one and half of the ties.
+    # The pairs of (a, a, b) are aa, ab and ab; a wins aa and half of each tie.
     assert maj_at_k([(2, 1.0), (1, 0.0)], 0, 2) == pytest.approx(2 / 3)
     assert maj_at_k([(2, 1.0), (1, 0.0)], 0, 3) == 1
     assert maj_at_k([(1, 1.0), (2, 0.0)], 0, 3) == 0
-    # Silent attempts do not vote: of a and two silent attempts, a wins whenever it is drawn.
+    # Attempts without an answer do not vote: of a and two of these, a wins whenever it is drawn.
     assert maj_at_k([(1, 1.0)], 2, 2) == pytest.approx(2 / 3)
     assert maj_at_k([], 3, 2) == 0
 
@@ -80,7 +80,7 @@ def test_ks() -> None:
     assert [ks(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
-def test_an_interval_of_equal_values_is_not_without_width() -> None:
+def test_an_interval_of_equal_values_has_a_width() -> None:
     assert (interval([0.0] * 50).low, interval([0.0] * 50).high) == pytest.approx(wilson(0, 50))
     assert (interval([1.0] * 50).low, interval([1.0] * 50).high) == pytest.approx(wilson(1, 50))
     assert (interval([3.0, 3.0]).low, interval([3.0, 3.0]).high) == (None, None)
@@ -88,7 +88,7 @@ def test_an_interval_of_equal_values_is_not_without_width() -> None:
     assert (interval(added).low, interval(added).high) == pytest.approx(wilson(0.2, 8))
 
 
-def test_an_interval_depends_on_values_and_seed_only() -> None:
+def test_an_interval_depends_only_on_values_and_seed() -> None:
     values = [0, 0.5, 1, 0.25] * 8
     assert interval(values) == interval(values)
     assert interval(values) != interval(values, seed=1)
@@ -102,6 +102,6 @@ def test_coverage_of_the_bootstrap(level: float) -> None:
     for trial in range(trials):
         found = interval(list(draw.binomial(8, draw.beta(1, 3, 60)) / 8), level, seed=trial)
         covered += found.low is not None and found.high is not None and found.low <= truth <= found.high
-    # Allow three standard errors of a share of 400, and one point that a bootstrap over 60 problems may lack.
+    # Allow three standard errors of a share of 400, and one point that a bootstrap over 60 problems may miss.
     slack = 3 * math.sqrt(level * (1 - level) / trials)
     assert level - slack - 0.01 <= covered / trials <= level + slack

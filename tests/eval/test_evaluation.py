@@ -43,15 +43,15 @@ def test_figures_by_hand() -> None:
     assert found["pass@1"]["mean"] == pytest.approx((0.5 + 0.25) / 2)
     assert found["pass@2"]["mean"] == pytest.approx((5 / 6 + 1 / 2) / 2)
     assert found["pass@4"]["mean"] == 1
-    # Of a's 6 pairs, 5·5 and twice 5 with a silent attempt win, and 5·4 ties twice. b's 7 is in 3 pairs and
-    # always ties.
+    # Of a's 6 pairs, 5·5 and twice 5 with an attempt without an answer win, and 5·4 ties twice. b's 7 is in 3
+    # pairs and always ties.
     assert found["maj@2"]["mean"] == pytest.approx(((1 + 2 + 2 * 0.5 + 0) / 6 * 1 + 3 * 0.5 / 6) / 2)
     assert found["maj@4"]["mean"] == pytest.approx((1 + 0) / 2)
     assert found["tokens"] == {"mean": 3, "low": None, "high": None}
     assert "reward" not in found
 
 
-def test_partial_credit_is_shown_apart_and_counts_in_no_pass() -> None:
+def test_partial_credit_is_shown_separately_and_is_not_a_pass() -> None:
     found = evaluation([attempts("a", (0.5, None), (1, None)), attempts("b", (0, None), (0.5, None))])
     assert found["reward"]["mean"] == 0.5 and found["pass@1"]["mean"] == 0.25
     assert not any(key.startswith("maj") for key in found)
@@ -67,7 +67,7 @@ def test_unverified_attempts_count_neither_as_right_nor_as_wrong() -> None:
     assert "first_unverified" not in evaluation([attempts("a", (1, None))])
 
 
-def test_what_a_wrong_answer_is_paid_wins_no_vote() -> None:
+def test_the_reward_of_a_wrong_answer_does_not_affect_the_vote() -> None:
     assert evaluation([attempts("a", (0.1, "4"), (0.1, "4"))])["maj@2"]["mean"] == 0
 
 
@@ -87,7 +87,7 @@ def test_attempts_that_a_failing_verifier_graded_are_not_kept(tmp_path: Path, br
     assert len(read_attempts(tmp_path / "out/hard.jsonl")) == kept
 
 
-def test_unverified_completions_are_said_in_one_line(tmp_path: Path, handrail: Handrail) -> None:
+def test_unverified_completions_are_reported_in_one_line(tmp_path: Path, handrail: Handrail) -> None:
     mine = grading(tmp_path, "problem.id == 'b'")["name"]
     (tmp_path / "d.jsonl").write_text(
         "".join(f'{{"id": "{name}", "prompt": "5 + 3 ?", "answer": "8"}}\n' for name in "ab")
@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_p
 
 
 @pytest.mark.parametrize("generation_batch", [64, 2])
-def test_progress_is_told_within_the_only_batch_of_small_data(
+def test_progress_is_reported_within_a_single_batch(
     generation_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TransformersPolicy, "generation_batch", generation_batch)
@@ -157,7 +157,7 @@ def test_progress_is_told_within_the_only_batch_of_small_data(
     settings, sets = config(rollout={"max_tokens": 48}), {"hard": f"{HARD}&split=test&n=3"}
     evaluate_sets(settings, sets, 2, 0, None, tmp_path, lambda name, done, n: told.append(done))
     assert told == sorted(told) and sum(0 < done < 3 for done in told) > 10
-    assert len(set(told)) >= len(told) - 1  # only 0 is told twice: at the start and at the first token
+    assert len(set(told)) >= len(told) - 1  # only 0 is reported twice: at the start and at the first token
 
 
 def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
         run(tmp_path / "full")
 
 
-def test_edited_data_is_attempted_anew(tmp_path: Path, handrail: Handrail) -> None:
+def test_edited_data_is_attempted_again(tmp_path: Path, handrail: Handrail) -> None:
     file = tmp_path / "d.jsonl"
     command = ["eval", "builtin:house-tiny", str(file), "--samples", "1", "--output", "out", *SETTINGS]
     file.write_text('{"prompt": "5 + 3 ?", "answer": "8"}\n')
@@ -204,7 +204,7 @@ def test_eval_on_the_command_line(handrail: Handrail) -> None:
     assert summary["known"]["problems"] == 6
 
 
-def test_the_verifier_is_by_default_who_fits_the_data(handrail: Handrail) -> None:
+def test_the_default_verifier_fits_the_data(handrail: Handrail) -> None:
     done = handrail(
         "eval",
         "builtin:house-tiny",
@@ -219,7 +219,7 @@ def test_the_verifier_is_by_default_who_fits_the_data(handrail: Handrail) -> Non
     assert json.loads(Path("out/summary.json").read_text())["known"]["pass@1"]["mean"] > 0.8
 
 
-def test_greedy(handrail: Handrail) -> None:
+def test_greedy_decoding(handrail: Handrail) -> None:
     command = [
         "eval",
         "builtin:house-tiny",
@@ -258,7 +258,7 @@ def test_greedy(handrail: Handrail) -> None:
         ),
     ],
 )
-def test_what_cannot_be_measured_is_one_sentence(
+def test_invalid_arguments_are_refused_in_one_sentence(
     handrail: Handrail, arguments: list[str], sentence: str
 ) -> None:
     done = handrail("eval", *arguments)

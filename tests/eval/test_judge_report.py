@@ -1,4 +1,4 @@
-"""The report on a step judge, with judges whose scores are given."""
+"""The report on a step judge, tested with judges that return given scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Scripted:
         return list(self.scores)
 
 
-def test_every_reference_is_there_as_it_is_and_with_one_step_changed() -> None:
+def test_every_reference_is_judged_unchanged_and_with_one_step_changed() -> None:
     right, wrong, wordy = labelled(PROBLEMS, seed=0)
     steps = split_steps(PROBLEM.references[0])
     assert right == Labelled(PROBLEM, steps)
@@ -42,7 +42,7 @@ def test_every_reference_is_there_as_it_is_and_with_one_step_changed() -> None:
     assert wordy == Labelled(PROBLEMS[2], ["No number\n", "at all"])
 
 
-def test_a_label_depends_on_the_seed_and_the_problem_alone() -> None:
+def test_a_label_depends_only_on_the_seed_and_the_problem() -> None:
     assert labelled(PROBLEMS, seed=0) == [*labelled(PROBLEMS[:1], seed=0), *labelled(PROBLEMS[1:], seed=0)]
     assert len({labelled([PROBLEM], seed=seed)[1].steps[0] for seed in range(20)}) > 1
 
@@ -75,13 +75,13 @@ def test_counts_shares_and_failures() -> None:
     json.dumps(found)
 
 
-def test_the_threshold_decides_what_is_named() -> None:
+def test_the_threshold_decides_which_step_is_wrong() -> None:
     right = Labelled(PROBLEM, STEPS)
     assert report(Scripted([0.3, 1.0]), [right], threshold=0.2)["false_alarms"]["mean"] == 0
     assert report(Scripted([0.3, 1.0]), [right], threshold=0.4)["false_alarms"]["mean"] == 1
 
 
-def test_a_share_of_nothing_is_none() -> None:
+def test_a_share_of_an_empty_set_is_none() -> None:
     found = report(Scripted([1.0, 1.0]), [Labelled(PROBLEM, STEPS)])
     assert found["precision"] is None and found["recall"] is None
     assert report(Scripted(), [])["not_judged"] is None

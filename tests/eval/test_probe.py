@@ -115,7 +115,8 @@ def test_shares_of_dead_groups_by_hand() -> None:
     )  # 3 of the 6 pairs of a are wrong
     assert two["all_right"]["mean"] == pytest.approx((0 + 1 + 0 + 1 / 2) / 4)
     assert two["wasted_rollouts"] == pytest.approx((1 / 2 + 1 + 1 + 1 / 2) * 2)
-    # All wrong, but two are paid 0.1: of the 6 pairs only those two and the other two are dead.
+    # All are wrong, but two have the reward 0.1. Of the 6 pairs, only those two together and the other two
+    # together are dead.
     unequal = groups([attempts("e", 0, 0.1, 0.1, 0)], 2)
     assert unequal["all_wrong"]["mean"] == 1 and unequal["wasted"]["mean"] == pytest.approx(2 / 6)
 
@@ -128,7 +129,7 @@ def problem(name: str) -> Problem:
     return Problem(name, "?", "!")
 
 
-def test_partial_credit_is_no_signal() -> None:
+def test_partial_credit_does_not_make_a_problem_mixed() -> None:
     kinds = [
         ProbedProblem(problem("a"), attempts("a", *rewards), [], []).kind
         for rewards in ([0.1, 0.1], [0.1, 1], [1, 1])
@@ -232,7 +233,7 @@ def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: st
     evidence = Evidence(suite, read_results(Path(__file__).parents[2] / "docs/evidence/results.jsonl"))
 
     def compromise(method: str) -> float:
-        """Return the mean of what was learned and what was kept."""
+        """Return the mean of the in-domain and the out-of-domain accuracy."""
         runs = [run for backbone in suite.backbones for run in evidence.runs(backbone, style, method)]
         return fmean(run.mean(sets) for run in runs for sets in (suite.in_domain, suite.out_of_domain))
 
@@ -241,7 +242,7 @@ def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: st
     assert compromise(names[advised]) > max(map(compromise, suite.methods)) - 0.01
 
 
-def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
+def test_training_uses_only_the_problems_that_a_probe_kept(tmp_path: Path) -> None:
     planted(tmp_path / "data.jsonl")
     probe(config(), str(tmp_path / "data.jsonl"), 4, 0, None, tmp_path / "out")
     source = {"path": str(tmp_path / "data.jsonl"), "probe": str(tmp_path / "out/problems.jsonl")}
@@ -259,7 +260,7 @@ def test_training_on_what_a_probe_kept(tmp_path: Path) -> None:
     assert len(trained) > 6 and {kinds[problem] for problem in trained} == {"all_wrong"}
 
 
-def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path) -> None:
+def test_references_are_classified_by_verdict_and_not_by_reward(tmp_path: Path) -> None:
     """A wrong reference with reward 0.1 is rejected; one that breaks the verifier is unverified instead."""
     (tmp_path / "mine.py").write_text(
         "def grade(problem, completion):\n"
@@ -288,7 +289,7 @@ def test_references_go_by_their_verdict_not_by_what_they_are_paid(tmp_path: Path
 
 
 @pytest.mark.parametrize(("broken", "code"), [(0, 0), (1, 0), (2, 1)])
-def test_a_probe_that_found_what_spoils_a_run_exits_with_1_after_writing(
+def test_a_probe_exits_with_1_on_spoiling_faults_after_writing(
     broken: int, code: int, tmp_path: Path, handrail: Handrail
 ) -> None:
     """One wrong reference in 20 is tolerated, two are not; ``handrail check`` agrees."""
@@ -329,7 +330,7 @@ TWO = load_problems(f"{HARD}&n=2")
         ),
     ],
 )
-def test_a_probe_that_does_not_fit_is_refused(
+def test_an_unsuitable_probe_is_refused_as_filter(
     tmp_path: Path, lines: list[str] | None, keep: list[str], sentence: str
 ) -> None:
     file = tmp_path / "problems.jsonl"

@@ -62,7 +62,7 @@ def summary(accuracy: float, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_method_without_rollouts_has_none_rather_than_two_dashes(tmp_path: Path) -> None:
+def test_a_method_without_rollouts_shows_no_group_shares(tmp_path: Path) -> None:
     figures = {
         "hard": {"start": 0.0, "mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]},
         "off_policy": 0.5, "salvaged": None,
@@ -80,7 +80,7 @@ def test_a_method_without_rollouts_has_none_rather_than_two_dashes(tmp_path: Pat
 # Series
 
 
-def test_a_point_is_the_mean_of_the_seeds_that_have_the_step_with_the_band_they_span() -> None:
+def test_a_point_is_the_mean_over_seeds_with_a_band_from_lowest_to_highest() -> None:
     assert over_seeds([{1: 0.25, 2: 0.5}, {1: 0.75}]) == [Point(1, 0.5, 0.25, 0.75), Point(2, 0.5, 0.5, 0.5)]
     assert over_seeds([]) == over_seeds([{}]) == []
 
@@ -151,7 +151,7 @@ def test_a_directory_without_a_run_is_refused_in_one_sentence(
     )
 
 
-def test_what_was_cut_off_while_writing_is_left_out(tmp_path: Path) -> None:
+def test_a_line_that_is_cut_off_is_left_out(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [{"step": 0}, step(1, 1)])
     with (run.directory / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 2, "gro')
@@ -160,7 +160,7 @@ def test_what_was_cut_off_while_writing_is_left_out(tmp_path: Path) -> None:
     assert run.summary is None and run.versions == []
 
 
-def test_a_figure_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+def test_a_figure_that_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [step(1, 1, reward=float("nan")), step(2, 1, reward=0.5)])
     assert windowed(run, "reward", 1) == {2: 0.5}
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample(1, "x", credit=[float("inf")])) + "\n")
@@ -168,7 +168,7 @@ def test_a_figure_that_is_no_number_is_left_out(tmp_path: Path) -> None:
     assert json.loads(gzip.decompress(base64.b64decode(chunk.data)))[0]["members"][0]["credit"] == [None]
 
 
-def test_runs_are_in_the_order_and_have_the_names_of_the_comparisons_summary(tmp_path: Path) -> None:
+def test_runs_have_the_order_and_names_of_the_comparisons_summary(tmp_path: Path) -> None:
     for name in ("b-2", "a", "extra"):
         for seed in (10, 9):
             write_run(tmp_path / name / f"seed-{seed}", [step(1, 1)])
@@ -179,7 +179,7 @@ def test_runs_are_in_the_order_and_have_the_names_of_the_comparisons_summary(tmp
     assert list(read(tmp_path).methods) == ["B, 2", "A", "extra"]
 
 
-def test_a_run_on_its_own_is_called_like_its_method_and_its_held_out_sets_are_found(tmp_path: Path) -> None:
+def test_a_single_run_is_named_after_its_method_and_its_held_out_sets_are_found(tmp_path: Path) -> None:
     config = '[method]\nname = "sort"\n[train]\nseed = 7\n'
     write_run(
         tmp_path / "mine",
@@ -276,7 +276,7 @@ def test_an_empty_run_has_a_report(tmp_path: Path) -> None:
 # Charts
 
 
-def test_a_chart_has_no_colour_of_its_own_and_says_how_it_ends() -> None:
+def test_a_chart_takes_colours_from_css_and_labels_its_last_value() -> None:
     points = [Point(0, 0.1, 0.0, 0.2), Point(10, 0.5, 0.4, 0.6)]
     chart = charts.line_chart(
         "Accuracy on $x$ <", [Line("A & B", Style(1), points)], share=True, unit="accuracy"
@@ -325,14 +325,14 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK])
-def test_lines_and_text_stand_out_from_the_paper(colours: dict[str, str]) -> None:
+def test_lines_and_text_have_enough_contrast(colours: dict[str, str]) -> None:
     for name, colour in colours.items():
         if name.startswith("series"):
             assert contrast(colour, colours["paper"]) >= 3, name
     assert all(contrast(colours[name], colours["paper"]) >= 4.5 for name in ("ink", "muted", "link"))
 
 
-def test_methods_are_told_apart_without_colour() -> None:
+def test_methods_are_distinguishable_without_colour() -> None:
     styles = [Style(place).line for place in range(16)]
     assert len({(str(style["linestyle"]), style["marker"]) for style in styles[:8]}) == 8
     assert len({(style["color"], style["marker"]) for style in styles}) == 16
@@ -350,7 +350,7 @@ def sample(step: int, problem: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_samples_are_packed_a_step_at_a_time_with_the_trajectories_of_a_problem_together(
+def test_samples_are_packed_by_step_and_grouped_by_problem(
     tmp_path: Path,
 ) -> None:
     rows = [
@@ -396,5 +396,5 @@ def test_samples_are_packed_a_step_at_a_time_with_the_trajectories_of_a_problem_
         ("<|eos|>", True, "<|eos|>"), ("日", True, "日"),
      ("Ġ", False, "Ġ"), ("▁the", False, " the"), ("42", False, "42")],
 )  # fmt: skip
-def test_tokens_are_shown_as_what_they_spell(token: str, byte_level: bool, text: str) -> None:
+def test_tokens_are_shown_as_their_text(token: str, byte_level: bool, text: str) -> None:
     assert readable(token, byte_level) == text

@@ -1,4 +1,4 @@
-"""The report of a real comparison in a real browser: what it shows, its use by keyboard, and its safety."""
+"""The report of a real comparison in a real browser: its content, its use by keyboard, and its safety."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def choose(page: Page, control: str, text: str) -> None:
     assert chosen(page, control).startswith(text)
 
 
-# What it shows
+# Content
 
 
 def test_results_come_first_and_every_section_has_its_heading(page: Page, comparison: Path) -> None:
@@ -153,7 +153,7 @@ def test_results_come_first_and_every_section_has_its_heading(page: Page, compar
         )
 
 
-def test_every_chart_has_words_a_table_and_a_legend(page: Page) -> None:
+def test_every_chart_has_a_description_a_table_and_a_legend(page: Page) -> None:
     titles = page.locator("figcaption").all_text_contents()
     assert titles == [
         "Accuracy on hard", "Accuracy on easy", "Reward", "Loss", "Entropy of sampled tokens",
@@ -173,7 +173,7 @@ def test_every_chart_has_words_a_table_and_a_legend(page: Page) -> None:
         assert table.locator("th:not([scope])").count() == 0
 
 
-def test_configuration_versions_and_status_are_told(page: Page, comparison: Path) -> None:
+def test_configuration_versions_and_status_are_shown(page: Page, comparison: Path) -> None:
     text = page.locator("#runs").text_content() or ""
     versions = json.loads((comparison / "grpo/seed-1/versions.jsonl").read_text())
     assert f"python {versions['python']}" in text and f"torch {versions['torch']}" in text
@@ -252,7 +252,7 @@ def shades(page: Page, name: str) -> list[str]:
 CLEAR = "rgba(0, 0, 0, 0)"
 
 
-def test_tokens_are_shaded_by_weight_or_credit_and_say_their_values(page: Page, comparison: Path) -> None:
+def test_tokens_are_shaded_by_weight_or_credit_and_show_their_values(page: Page, comparison: Path) -> None:
     samples = [
         json.loads(line) for line in (comparison / "sort/seed-1/samples.jsonl").read_text().splitlines()
     ]
@@ -288,7 +288,7 @@ def test_tokens_are_shaded_by_weight_or_credit_and_say_their_values(page: Page, 
     assert demonstration.locator(".readout").inner_text().startswith("Token 3 of")
 
 
-def test_a_repair_shows_who_wrote_what_and_what_the_judge_said(page: Page, comparison: Path) -> None:
+def test_a_repair_shows_authors_and_judge_scores(page: Page, comparison: Path) -> None:
     found = [
         (seed, json.loads(line))
         for seed in (1, 2)
@@ -317,7 +317,7 @@ def test_a_repair_shows_who_wrote_what_and_what_the_judge_said(page: Page, compa
     assert card.locator(".readout").inner_text().endswith(f"judged {repaired['judged'][0]:g}")
 
 
-def test_it_opens_on_the_last_step_that_had_a_signal_and_says_which_had_none(
+def test_the_page_opens_on_the_last_step_with_a_signal_and_marks_steps_without(
     browser: Browser, tmp_path: Path
 ) -> None:
     for method in ("a-dead", "b-alive"):
@@ -341,9 +341,7 @@ def test_it_opens_on_the_last_step_that_had_a_signal_and_says_which_had_none(
     watched.close()
 
 
-def test_sft_has_a_loss_no_empty_charts_and_references_that_nobody_graded(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_sft_has_a_loss_no_empty_charts_and_ungraded_references(browser: Browser, tmp_path: Path) -> None:
     train(config(method={"name": "sft"}, eval={"sets": {"hard": f"{HARD}&split=test&n=8"}}), tmp_path / "run")
     watched = Watched(browser, write_report(tmp_path / "run"))
     page = watched.page
@@ -390,7 +388,7 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, report: Path) -> None:
     watched.close()
 
 
-# Cells with a long word and no room to read it.
+# A table with a long word and no room for it.
 BROKEN = """cells => cells.filter(cell => cell.getBoundingClientRect().width < 56
     && cell.textContent.split(/\\s/).some(word => word.length > 6)).map(cell => cell.textContent)"""
 LONG_NAMES = [
@@ -399,9 +397,7 @@ LONG_NAMES = [
 ]  # fmt: skip
 
 
-def test_a_phone_shows_no_column_of_one_letter_a_line_however_long_the_names(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_columns_stay_readable_on_a_phone_with_long_names(browser: Browser, tmp_path: Path) -> None:
     end = {"start": 0.0, "mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]}
     figures = {
         "hard": end, "all_wrong": {"first": 1.0, "last": 0.5}, "off_policy": 0.5, "salvaged": None,
@@ -426,7 +422,7 @@ def test_a_phone_shows_no_column_of_one_letter_a_line_however_long_the_names(
     assert watched.page.locator(".scroll").first.evaluate(scrolls) == [
         True,
         "local, local, scroll, scroll",
-    ]  # a shadow says so
+    ]  # a shadow shows that the table scrolls
     for details in watched.page.locator("details").all():
         details.evaluate("element => element.open = true")
     assert watched.page.evaluate("document.documentElement.scrollWidth") == 390
@@ -435,7 +431,7 @@ def test_a_phone_shows_no_column_of_one_letter_a_line_however_long_the_names(
     watched.close()
 
 
-def test_paper_has_the_charts_and_not_the_controls(watched: Watched, page: Page) -> None:
+def test_print_shows_the_charts_without_the_controls(watched: Watched, page: Page) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     page.set_viewport_size({"width": 680, "height": 960})  # A4 within its margins
     assert page.evaluate("document.documentElement.scrollWidth") == 680
@@ -459,7 +455,7 @@ SHOWN = [
 
 @pytest.fixture
 def hostile(comparison: Path, tmp_path: Path) -> Path:
-    """Copy the comparison with hostile names and hostile text wherever a model or a data set may write."""
+    """Copy the comparison and put hostile names and text wherever a model or a data set may write."""
     directory = tmp_path / "<b>it's"
     shutil.copytree(comparison, directory, ignore=shutil.ignore_patterns("model", "tensorboard"))
     for file in directory.glob("*/*/samples.jsonl"):
@@ -476,7 +472,7 @@ def hostile(comparison: Path, tmp_path: Path) -> Path:
     return directory
 
 
-def test_hostile_content_is_text_and_nothing_else(browser: Browser, hostile: Path) -> None:
+def test_hostile_content_is_shown_as_plain_text(browser: Browser, hostile: Path) -> None:
     watched = Watched(browser, write_report(hostile), viewport={"width": 360, "height": 740})
     page = watched.page
     assert page.title() == "<b>it's – Handrail report" and page.locator("h1").inner_text() == "<b>it's"
@@ -496,9 +492,7 @@ def test_hostile_content_is_text_and_nothing_else(browser: Browser, hostile: Pat
     watched.close()
 
 
-def test_a_script_that_got_into_the_page_would_not_run(
-    browser: Browser, report: Path, tmp_path: Path
-) -> None:
+def test_an_injected_script_does_not_run(browser: Browser, report: Path, tmp_path: Path) -> None:
     """The page's content security policy allows one script, by its digest, and no requests."""
     file = tmp_path / "injected.html"
     injected = (
@@ -516,7 +510,7 @@ def test_a_script_that_got_into_the_page_would_not_run(
 # Speed
 
 
-def test_ten_thousand_trajectories_are_painted_at_once(browser: Browser, tmp_path: Path) -> None:
+def test_ten_thousand_trajectories_are_painted_quickly(browser: Browser, tmp_path: Path) -> None:
     """The limit is far above the times of benchmarks/report_paint.py, to allow for a busy machine."""
     write_run(tmp_path / "run", tokens=16)
     assert len((tmp_path / "run/samples.jsonl").read_text().splitlines()) == 10_000

@@ -1,4 +1,4 @@
-"""The rule judge: what it reads, what it leaves alone, and how often it is right on worked solutions."""
+"""The arithmetic judge: what it reads, what it ignores, and how often it is right on worked solutions."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_latex(text: str, expected: str) -> None:
         "5 apples - his 3 + 2 = 4", "20 + 10 balls to the 29 + 24 balls = 83", "100+(100*(10/100) = 110",
     ],
 )  # fmt: skip
-def test_what_is_doubtful_is_skipped(text: str) -> None:
+def test_ambiguous_equalities_are_skipped(text: str) -> None:
     assert set(verdicts(text)) <= {"?"}
     assert score(text) is None
 
@@ -182,7 +182,7 @@ def test_what_is_doubtful_is_skipped(text: str) -> None:
     "text",
     ["3 + 4 => 8", "3 + 4 == 8", "3 + 4 <= 8", "3 + 4 != 8", "3 + 4 -> 8", "3 + 4 < 8", "nothing", "", "= 5"],
 )
-def test_what_is_no_equality(text: str) -> None:
+def test_text_without_an_equality_has_no_score(text: str) -> None:
     assert score(text) is None
 
 
@@ -221,32 +221,32 @@ RIGHT = [
         (3, "The answer depends on the 12 eggs of a dozen", None),
     ],
 )
-def test_a_number_from_nowhere_is_suspect(changed: int, step: str, expected: float | None) -> None:
+def test_a_number_without_a_source_is_suspicious(changed: int, step: str, expected: float | None) -> None:
     steps = [*RIGHT[:changed], step, *RIGHT[changed + 1 :]]
     scores = ArithmeticJudge().judge([(Problem("p", PROMPT, "960"), steps)])[0]
     assert scores is not None and scores[changed] == expected
     assert first_error(scores, 0.5) == (changed if expected in (0.0, 0.25) else None)
 
 
-def test_origins_can_be_left_out_and_are_not_asked_for_in_latex() -> None:
+def test_the_check_of_sources_is_optional_and_off_in_latex() -> None:
     steps = ["Ann has 7391 eggs.", r"\boxed{7391}"]
     assert ArithmeticJudge().judge([(Problem("p", PROMPT, "0"), steps[:1])]) == [[0.25]]
     assert ArithmeticJudge(origins=False).judge([(Problem("p", PROMPT, "0"), steps[:1])]) == [[None]]
     assert ArithmeticJudge().judge([(Problem("p", PROMPT, "0"), steps)]) == [[None, None]]
 
 
-def test_a_chat_is_a_prompt_too() -> None:
+def test_chat_prompts_are_read() -> None:
     chat = [{"role": "system", "content": "Count."}, {"role": "user", "content": PROMPT}]
     assert ArithmeticJudge().judge([(Problem("p", chat, "960"), RIGHT)]) == [[1.0, 1.0, 1.0, None]]
 
 
 Expression = tuple[str, Fraction, int]
-"""Text, value, and how loosely its last operation binds: 0 number, 1 product, 2 sum."""
+"""Text, value, and how loosely the last operation binds: 0 number, 1 product, 2 sum."""
 
 
 def joined(parts: tuple[Expression, str, Expression], whole: bool) -> Expression:
-    """Two expressions and an operator; multiplied where a division has no value, or none that is whole if it
-    must be."""
+    """Join two expressions by an operator; multiply if a division has no value, or no whole one although it
+    must be whole."""
     (a, x, loose_a), operator, (b, y, loose_b) = parts
     if operator in DIVISIONS and (not y or (whole and (x / y).denominator > 1)):
         operator = "*"
@@ -314,7 +314,7 @@ hostile = st.text(alphabet="0123456789 +-*/=^().,:%$x×÷{}\\<>≈\n!a½", max_s
 
 @settings(max_examples=300, deadline=None)
 @given(hostile, hostile)
-def test_no_text_raises(prompt: str, text: str) -> None:
+def test_no_text_raises_an_exception(prompt: str, text: str) -> None:
     for scores in ArithmeticJudge().judge([(Problem("p", prompt, "1"), split_steps(text))]):
         assert scores is not None and set(scores) <= {0.0, 0.25, 1.0, None}
 
@@ -339,7 +339,7 @@ def test_hostile_text_is_quick(text: str) -> None:
     assert time.process_time() - start < 10  # a hang would be hours
 
 
-def test_it_names_the_changed_step_of_worked_solutions() -> None:
+def test_the_judge_finds_the_changed_step_of_worked_solutions() -> None:
     examples = labelled(load_problems("reasoning-gym:gsm_symbolic?n=200&seed=3"), seed=0)
     found = report(ArithmeticJudge(), examples)
     assert found["right"] == found["wrong"] == 200

@@ -33,13 +33,13 @@ def corrected(kept: list[str], whole: bool = False, reference: str | None = REFE
         (["it is 1400\n\n", "7 of them\n\n"], "So 14."),
     ],
 )
-def test_the_references_next_step_follows_the_results_that_were_reached(
+def test_the_reference_corrector_continues_after_the_last_result_reached(
     kept: list[str], next_step: str
 ) -> None:
     assert corrected(kept) == Correction(next_step + "\n\n", complete=False, author=Author.REFERENCE)
 
 
-def test_the_last_step_and_the_whole_rest_are_complete() -> None:
+def test_the_last_step_and_a_whole_suffix_are_marked_complete() -> None:
     assert corrected(["a 7\n", "b 1400\n", "c 14\n"]) == Correction(
         "#### 14", complete=True, author=Author.REFERENCE
     )
@@ -49,10 +49,10 @@ def test_the_last_step_and_the_whole_rest_are_complete() -> None:
     assert corrected(["7\n"], reference=None) is None
 
 
-def test_a_policy_shown_the_reference_goes_on_by_a_step_in_the_attempts_own_way(
+def test_a_policy_with_the_reference_in_its_prompt_continues_the_attempt_by_one_step(
     policy: TransformersPolicy,
 ) -> None:
-    problem = Problem("q", "20 K0 3 K0 2 ?", "46 96", plan=None)  # the rule K0 is: add, then add
+    problem = Problem("q", "20 K0 3 K0 2 ?", "46 96", plan=None)  # the rule K0 means: add, then add
     draft = Draft(problem, ["20 + 3 = 23 , 23 + 3 = 26 ; "], "add then add\nadd then add")
     unguided = Draft(problem, draft.kept, None)
     one, nothing = PolicyCorrector(policy, shown=True, max_tokens=24).correct(
@@ -69,7 +69,7 @@ def test_a_policy_shown_the_reference_goes_on_by_a_step_in_the_attempts_own_way(
     assert step == Correction("26 + 2 = 28 , 28 + 2 = 30 ;", complete=False)
 
 
-def test_an_endpoints_correction_that_cannot_be_read_is_counted_and_reported(
+def test_an_unreadable_correction_from_an_endpoint_is_counted_and_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     drafts = [Draft(PROBLEM, ["3 + 4 = 7\n"]), Draft(PROBLEM, ["Let me see.\n"])]

@@ -53,7 +53,7 @@ Make = Callable[..., Endpoint]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Makes endpoints that share a cache."""
+    """Make endpoints that share a cache."""
     monkeypatch.setenv("TEST_KEY", KEY)
     made: list[Endpoint] = []
 
@@ -68,7 +68,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         each.close()
 
 
-def test_answers_come_in_the_order_of_the_questions_and_a_bounded_number_at_once(make: Make) -> None:
+def test_answers_keep_the_order_of_questions_and_concurrency_is_bounded(make: Make) -> None:
     def late(messages: Messages) -> str:
         time.sleep(0.02 + 0.02 * (int(messages[-1]["content"]) % 3))
         return echo(messages)
@@ -87,7 +87,7 @@ def test_answers_come_in_the_order_of_the_questions_and_a_bounded_number_at_once
 
 
 @pytest.mark.parametrize("fault", [RATE_LIMITED, BROKEN, failure(408), failure(409), failure(503), CUT, SLOW])
-def test_a_passing_fault_is_tried_again(make: Make, fault: Reply) -> None:
+def test_a_temporary_fault_is_retried(make: Make, fault: Reply) -> None:
     with OpenAiServer(echo, [fault]) as server:
         endpoint = make(server, timeout=0.7)
         assert endpoint.ask([question("a")], 7) == ["re: a"]
@@ -111,7 +111,7 @@ def test_a_passing_fault_is_tried_again(make: Make, fault: Reply) -> None:
         Reply(302, headers={"Location": "nowhere:"}),
     ],
 )
-def test_a_fault_that_stays_costs_one_answer(make: Make, fault: Reply) -> None:
+def test_a_permanent_fault_costs_only_that_answer(make: Make, fault: Reply) -> None:
     with OpenAiServer(echo, [fault]) as server:
         endpoint = make(server, concurrency=1, retries=0)
         assert endpoint.ask([question("a"), question("b")], 7) == [None, "re: b"]
@@ -121,7 +121,7 @@ def test_a_fault_that_stays_costs_one_answer(make: Make, fault: Reply) -> None:
 
 
 @pytest.mark.parametrize("fault", [failure(400), failure(422), Reply(body=completion(""))])
-def test_a_question_refused_or_unanswered_among_good_ones_stops_nothing(make: Make, fault: Reply) -> None:
+def test_single_refused_or_unanswered_questions_do_not_stop_the_run(make: Make, fault: Reply) -> None:
     with OpenAiServer(
         lambda messages: fault if "long" in messages[-1]["content"] else echo(messages)
     ) as server:
@@ -129,9 +129,7 @@ def test_a_question_refused_or_unanswered_among_good_ones_stops_nothing(make: Ma
         texts = ["a", "long 1", "b", "long 2", "c", "long 3", "d"]
         expected = [None if "long" in text else f"re: {text}" for text in texts]
         assert endpoint.ask([question(text) for text in texts], 7) == expected
-        again = make(
-            server, concurrency=1, retries=0, pause_after=2
-        )  # where the good answers come from the cache
+        again = make(server, concurrency=1, retries=0, pause_after=2)  # the good answers come from the cache
         assert again.ask([question(text) for text in texts], 7) == expected
         counts = again.take_counts()
         assert (
@@ -166,7 +164,7 @@ def test_a_question_refused_or_unanswered_among_good_ones_stops_nothing(make: Ma
         ),
     ],
 )
-def test_an_expert_that_never_helps_is_named_at_once_and_stops_the_run(
+def test_an_expert_without_any_usable_answer_is_named_and_stops_the_run(
     make: Make, caplog: pytest.LogCaptureFixture, reply: Reply, kind: str, said: str, advice: str
 ) -> None:
     with OpenAiServer(lambda messages: reply) as server:
@@ -193,20 +191,20 @@ def test_an_expert_that_never_helps_is_named_at_once_and_stops_the_run(
             )
 
 
-def test_answers_that_can_be_read_keep_the_others_from_stopping_the_run(make: Make) -> None:
+def test_readable_answers_reset_the_count_of_failures_in_a_row(make: Make) -> None:
     def read(answer: str) -> str | None:
         return answer if "good" in answer else None
 
     texts = ["bad 1", "good 1", "bad 2", "good 2", "bad 3"]
     with OpenAiServer(echo) as server:
-        for _ in range(2):  # the second time from the cache
+        for _ in range(2):  # the second time, from the cache
             endpoint = make(server, concurrency=1, pause_after=2)
             found = endpoint.ask_and_read([question(text) for text in texts], [read] * 5, 7)
             assert found == [None, "re: good 1", None, "re: good 2", None]
             assert endpoint.take_counts()["endpoint/unreadable"] == 3
 
 
-def test_a_budget_that_is_spent_and_an_answer_cut_off_are_said_once(
+def test_a_spent_budget_and_a_cut_off_answer_are_reported_once(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("half an", "length"))) as server:
@@ -215,14 +213,14 @@ def test_a_budget_that_is_spent_and_an_answer_cut_off_are_said_once(
     assert sum("budget" in text for text in caplog.messages) == 1
 
 
-def test_retries_end(make: Make) -> None:
+def test_the_number_of_retries_is_limited(make: Make) -> None:
     with OpenAiServer(lambda messages: BROKEN) as server:
         endpoint = make(server, retries=2)
         assert endpoint.ask([question("a")], 7) == [None]
         assert len(server.requests) == 3
 
 
-def test_an_answer_that_was_cut_off_is_none_and_no_failure(make: Make) -> None:
+def test_a_cut_off_answer_counts_as_no_answer_but_not_as_a_failure(make: Make) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("half an", "length"))) as server:
         endpoint = make(server, pause_after=1)
         assert endpoint.ask([question("a")], 7) == [None]
@@ -231,7 +229,7 @@ def test_an_answer_that_was_cut_off_is_none_and_no_failure(make: Make) -> None:
         assert endpoint.take_counts() == {"endpoint/cached": 1}
 
 
-def test_settings_that_a_model_refuses_are_left_out(make: Make) -> None:
+def test_parameters_that_a_model_refuses_are_omitted(make: Make) -> None:
     def picky(messages: Messages) -> str | Reply:
         body = server.requests[-1].body
         for name, code in (("max_tokens", "unsupported_parameter"), ("temperature", "unsupported_value")):
@@ -257,7 +255,7 @@ def test_a_model_that_refuses_everything_is_not_asked_forever(make: Make) -> Non
         assert len(server.requests) == 3
 
 
-def test_a_value_that_is_refused_is_no_setting_that_is_unknown(make: Make) -> None:
+def test_a_refused_value_is_not_mistaken_for_an_unknown_parameter(make: Make) -> None:
     with OpenAiServer(lambda messages: failure(400, param="max_tokens", code="invalid_value")) as server:
         assert make(server).ask([question("a")], 7) == [None]
         assert len(server.requests) == 1
@@ -271,7 +269,7 @@ def test_a_value_that_is_refused_is_no_setting_that_is_unknown(make: Make) -> No
         (404, "check endpoint.base_url and"),
     ],
 )
-def test_a_refused_key_or_model_is_the_users_to_mend(make: Make, status: int, advice: str) -> None:
+def test_a_refused_key_or_model_is_a_user_error(make: Make, status: int, advice: str) -> None:
     with OpenAiServer(lambda messages: failure(status, f"Bad \x1b[31mkey {KEY}!")) as server:
         with pytest.raises(UserError, match=advice) as caught:
             make(server, concurrency=2).ask([question(n) for n in range(50)], 7)
@@ -280,7 +278,7 @@ def test_a_refused_key_or_model_is_the_users_to_mend(make: Make, status: int, ad
         assert len(server.requests) < 50
 
 
-def test_nothing_more_is_asked_once_the_key_is_refused(make: Make) -> None:
+def test_no_further_question_is_asked_after_the_key_is_refused(make: Make) -> None:
     with OpenAiServer(lambda messages: replace(failure(401), delay=0.05)) as server:
         with pytest.raises(UserError):
             make(server, concurrency=1).ask([question(n) for n in range(50)], 7)
@@ -288,7 +286,7 @@ def test_nothing_more_is_asked_once_the_key_is_refused(make: Make) -> None:
         assert len(server.requests) < 5
 
 
-def test_no_key_is_needed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_optional(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with OpenAiServer(echo) as server:
@@ -297,21 +295,19 @@ def test_no_key_is_needed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "", "http://", "http://host:port"])
-def test_an_address_that_is_none_is_refused_at_once(make: Make, url: str) -> None:
+def test_an_invalid_address_is_refused_at_once(make: Make, url: str) -> None:
     with pytest.raises(UserError, match="endpoint.base_url"):
         make(url)
 
 
-def test_a_key_that_is_none_is_refused_without_being_shown(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_key_is_refused_without_being_shown(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", "two\nlines")
     with pytest.raises(UserError, match="TEST_KEY") as caught:
         make("http://localhost/v1")
     assert "lines" not in str(caught.value)
 
 
-def test_the_key_is_nowhere(
+def test_the_key_is_never_written(
     make: Make,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -349,7 +345,7 @@ def test_nothing_is_printed(make: Make, capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_question_is_paid_for_once(make: Make) -> None:
+def test_a_question_is_asked_only_once(make: Make) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server)
         assert endpoint.ask([question("a"), question("b"), question("a")], 7) == ["re: a", "re: b", "re: a"]
@@ -414,7 +410,7 @@ def test_threads_share_an_endpoint(make: Make) -> None:
         assert counts["endpoint/calls"] + counts["endpoint/cached"] == 60
 
 
-def test_a_damaged_cache_is_done_without(make: Make, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_ignored(make: Make, tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_bytes(b"no database, " * 500)
     with OpenAiServer(echo) as server:
         endpoint = make(server)
@@ -427,7 +423,7 @@ def test_a_damaged_cache_is_done_without(make: Make, tmp_path: Path) -> None:
         assert endpoint.ask([question("a")], 7) == ["re: a"]
 
 
-def test_a_locked_cache_is_done_without(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_cache_is_ignored(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "LOCK_LIMIT", 0.1)
     with OpenAiServer(echo) as server:
         endpoint = make(server)
@@ -438,20 +434,20 @@ def test_a_locked_cache_is_done_without(make: Make, tmp_path: Path, monkeypatch:
         other.close()
 
 
-def test_a_cache_that_cannot_be_is_refused_at_once(make: Make, tmp_path: Path) -> None:
+def test_an_unusable_cache_path_is_refused_at_once(make: Make, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "cache.sqlite"):
         with pytest.raises(UserError, match="endpoint.cache"):
             make("http://localhost/v1", cache=str(path))
 
 
-def test_text_that_is_no_unicode_passes(make: Make) -> None:
+def test_text_that_is_not_valid_unicode_is_accepted(make: Make) -> None:
     with OpenAiServer(lambda messages: echo(messages) + "\ud800") as server:
         assert make(server).ask([question("a\udfff")], 7) == ["re: a??"]
         assert make(server).ask([question("a\udfff")], 7) == ["re: a??"]
 
 
-def test_no_call_goes_past_the_number_allowed(make: Make) -> None:
+def test_max_calls_is_never_exceeded(make: Make) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server, max_calls=7)
         answers = endpoint.ask([question(n) for n in range(30)], 7)
@@ -469,7 +465,7 @@ def test_no_call_goes_past_the_number_allowed(make: Make) -> None:
         {"max_cost": 24e-6, "input_price": 0.0, "output_price": 2.0},
     ],
 )
-def test_tokens_and_cost_end_the_calls(make: Make, budget: dict[str, Any]) -> None:
+def test_budgets_of_tokens_and_cost_end_the_calls(make: Make, budget: dict[str, Any]) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server, concurrency=1, **budget)
         assert endpoint.ask([question(n) for n in range(6)], 7) == [
@@ -492,7 +488,7 @@ def test_tokens_and_cost_end_the_calls(make: Make, budget: dict[str, Any]) -> No
         {"prompt_tokens": "no", "completion_tokens": 1},
     ],
 )
-def test_a_server_that_does_not_say_what_it_used_cannot_go_on_forever(make: Make, usage: Any) -> None:
+def test_a_server_without_usage_figures_still_uses_the_budget(make: Make, usage: Any) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("word " * 50, usage=usage))) as server:
         endpoint = make(server, concurrency=1, max_tokens=500)
         assert None in endpoint.ask([question(n) for n in range(9)], 7)
@@ -514,7 +510,7 @@ def test_failures_in_a_row_pause_the_run_and_lose_nothing(make: Make) -> None:
         assert endpoint.ask([question("other")], 7) == ["re: other"]
 
 
-def test_failures_add_up_over_asks_and_a_spent_budget_is_none(make: Make) -> None:
+def test_failures_accumulate_over_calls_and_a_spent_budget_is_not_a_failure(make: Make) -> None:
     with OpenAiServer(lambda messages: failure(500)) as server:
         endpoint = make(server, retries=0, pause_after=2, max_calls=3)
         assert endpoint.ask([question("a")], 7) == [None]
@@ -529,7 +525,7 @@ def test_failures_add_up_over_asks_and_a_spent_budget_is_none(make: Make) -> Non
         }
 
 
-def test_a_server_that_is_not_there_pauses_the_run(make: Make) -> None:
+def test_an_unreachable_server_pauses_the_run(make: Make) -> None:
     with OpenAiServer(echo) as server:
         pass
     with pytest.raises(Paused, match="Connection"):

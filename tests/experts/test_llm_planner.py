@@ -1,5 +1,5 @@
-"""The language-model planner, through a real server: what it is shown, what is kept of its answer, and that a
-leak is seen."""
+"""The language-model planner with a real server: its prompt, the plan in its answer, and detection of
+leaks."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ PLAN = "1. Find how many eggs the boxes hold, by multiplying.\n2. Subtract the b
 
 @pytest.fixture
 def server() -> Iterator[OpenAiServer]:
-    """Knows a plan for the first attempt at the problem, a better one for the second, and none for the
-    chat."""
+    """A server with a plan for the first attempt at the problem, a better one for the second, and none for
+    the chat."""
     with OpenAiServer(answer) as running:
         yield running
 
@@ -62,7 +62,7 @@ def test_a_plan_comes_from_a_problem_and_its_reference(server: OpenAiServer, tmp
     assert not leaks(PLAN, PROBLEM)
 
 
-def test_a_planner_whose_answers_are_only_reasoning_is_named_and_stops_the_run(
+def test_a_planner_that_answers_only_with_reasoning_is_named_and_stops_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pairs = [(Problem(str(number), f"{number} + 1?", ""), REFERENCE) for number in range(10)]
@@ -77,13 +77,13 @@ def test_a_planner_whose_answers_are_only_reasoning_is_named_and_stops_the_run(
 @pytest.mark.parametrize(
     "told", ["In the end, 31 are left.", "1. Note that there are 36 eggs.\n2. Subtract."]
 )
-def test_a_plan_that_gives_a_value_away_is_seen(tmp_path: Path, told: str) -> None:
+def test_a_plan_that_gives_a_value_away_is_detected(tmp_path: Path, told: str) -> None:
     with OpenAiServer(lambda messages: told) as server, planner(server, tmp_path) as writer:
         (plan,) = writer.plans([(PROBLEM, REFERENCE)])
     assert plan == told and leaks(plan, PROBLEM)
 
 
-def test_another_attempt_may_be_another_plan(tmp_path: Path) -> None:
+def test_another_attempt_may_get_another_plan(tmp_path: Path) -> None:
     said = iter(["The answer is 31.", PLAN])
     with OpenAiServer(lambda messages: next(said)) as server, planner(server, tmp_path) as writer:
         plans = [writer.plans([(PROBLEM, REFERENCE)], attempt=attempt)[0] for attempt in (0, 1, 0)]

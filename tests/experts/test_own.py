@@ -1,5 +1,5 @@
-"""The user's own judge, corrector and planner, by ``file.py:Name``: they train, and where they fail, the run
-says so in one sentence."""
+"""The user's own judge, corrector and planner, by ``file.py:Name``: they work in training, and if they fail,
+the run says so in one sentence."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Demanding:
         self.path = path
 '''
 HOT = {"max_tokens": 48, "group_size": 8, "temperature": 2.0}
-"""At which rollouts fail after a right step."""
+"""A temperature at which rollouts fail after a right step."""
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def mine(tmp_path: Path) -> Path:
 
 
 def run(role: Role, name: str, output: Path) -> list[dict[str, Any]]:
-    """The metrics of two steps of a method that asks the expert."""
+    """Return the metrics of two steps of a method that asks the expert."""
     if role == "planner":
         train(config(method={"name": "sort", "planner": name}), output)
     else:
@@ -119,7 +119,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_ones_own_planner_teaches_what_the_built_in_one_teaches(mine: Path, tmp_path: Path) -> None:
+def test_a_users_planner_trains_like_the_built_in_one(mine: Path, tmp_path: Path) -> None:
     own, column = (
         run("planner", name, tmp_path / str(place))
         for place, name in enumerate((f"{mine}:Planner", "column"))
@@ -130,7 +130,7 @@ def test_ones_own_planner_teaches_what_the_built_in_one_teaches(mine: Path, tmp_
 @pytest.mark.parametrize(
     ("role", "name", "author"), [("judge", "Judge", "reference"), ("corrector", "Corrector", "teacher")]
 )
-def test_ones_own_judge_and_corrector_repair(
+def test_a_users_judge_and_corrector_repair_rollouts(
     role: Role, name: str, author: str, mine: Path, tmp_path: Path
 ) -> None:
     rows = run(role, f"{mine}:{name}", tmp_path / "run")
@@ -159,7 +159,7 @@ VERBS = {"judge": "judge", "corrector": "correct", "planner": "plans"}
         ("Nobody", "{mine} has no 'Nobody'"),
     ],
 )
-def test_one_that_is_of_no_use_is_named_in_one_sentence(
+def test_an_unusable_expert_is_named_in_one_sentence(
     role: Role, name: str, complaint: str, mine: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -190,7 +190,7 @@ def test_a_judge_that_scores_more_steps_than_there_are_is_named(mine: Path, tmp_
         ("planner", "arithmetic", "there are: auto, column, rule, outline, policy, endpoint"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_one_that_was_meant(
+def test_an_unknown_name_is_answered_with_a_similar_one(
     role: Role, name: str, hint: str, tmp_path: Path
 ) -> None:
     complaint = f"method.{role}: there is no {role} {name!r}; {hint}"
@@ -202,7 +202,7 @@ def test_an_unknown_name_is_answered_with_the_one_that_was_meant(
     assert str(caught.value) == complaint and not (tmp_path / "run").exists()
 
 
-def test_the_experts_that_need_nothing_can_be_opened_by_name() -> None:
+def test_experts_without_dependencies_can_be_opened_by_name() -> None:
     for role, names in BUILT_IN.items():
         for name in {*names} - {"prm", "llm", "policy", "model", "endpoint"}:
             Experts().check(role, name, f"method.{role}")
@@ -233,7 +233,7 @@ def test_the_experts_that_need_nothing_can_be_opened_by_name() -> None:
         ),
     ],
 )
-def test_an_answer_of_the_wrong_form_is_one_sentence(
+def test_an_answer_of_the_wrong_form_is_reported_in_one_sentence(
     role: Role, code: str, sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "odd.py").write_text(f"class Odd:\n    {code}\n")

@@ -88,7 +88,7 @@ def test_a_plan_has_a_line_for_every_equation_and_no_digit(equations: list[str])
 
 
 @given(st.text("0123456789+-*/x=.,;%$ \nab"))
-def test_no_text_makes_a_plan_with_a_digit(text: str) -> None:
+def test_no_plan_contains_a_digit(text: str) -> None:
     assert not re.search(r"\d", skeleton(text) or "")
     assert not re.search(r"\d", outline(text) or "")
 
@@ -104,7 +104,7 @@ def problem(
 @pytest.mark.parametrize(
     "plan", ["add to get 24", "24", "reach 24.0", "multiply to 20, then add", "multiply (20) then add"]
 )
-def test_the_answer_and_a_value_worked_out_are_leaks(plan: str) -> None:
+def test_the_answer_and_computed_values_are_leaks(plan: str) -> None:
     assert leaks(plan, problem())
 
 
@@ -112,11 +112,11 @@ def test_the_answer_and_a_value_worked_out_are_leaks(plan: str) -> None:
     "plan",
     ["multiply then add", "1. multiply\n2. add", "1) multiply\n2) add", "multiply 4 by 5", "add 240 and 2.4"],
 )
-def test_list_marks_values_of_the_prompt_and_other_numbers_are_no_leaks(plan: str) -> None:
+def test_list_marks_values_of_the_prompt_and_other_numbers_are_not_leaks(plan: str) -> None:
     assert not leaks(plan, problem(reference="1 * 4 * 5 = 20\n20 + 4 = 24, in 2 steps"))
 
 
-def test_a_value_of_the_prompt_is_a_leak_when_it_is_the_answer() -> None:
+def test_a_value_of_the_prompt_is_a_leak_if_it_is_the_answer() -> None:
     assert leaks("take the 5", problem(answer="5"))
 
 
@@ -138,7 +138,7 @@ def test_chat_prompts_are_read_too() -> None:
     assert not leaks("multiply by 5", chat) and leaks("reach 20", chat)
 
 
-def test_auto_prefers_the_users_plan_and_falls_back_on_the_rule() -> None:
+def test_auto_prefers_the_plan_column_and_falls_back_on_the_rule() -> None:
     own = Problem("p", "?", "24", ("4 * 6 = 24",), plan="think")
     assert [make_plan(own, own.references[0], planner) for planner in ("auto", "column", "rule",
     "outline")] == [
@@ -161,14 +161,14 @@ def test_an_outline_leaks_an_answer_that_is_not_a_number() -> None:
 def test_real_worked_solutions_nearly_all_have_a_plan_and_none_leaks(planner: DataPlannerName) -> None:
     problems = load_problems("reasoning-gym:gsm_symbolic?n=200&seed=3")
     plans = [make_plan(each, each.references[0], planner) for each in problems]
-    assert sum(plan is not None for plan in plans) >= 190  # all 200 when this was written
+    assert sum(plan is not None for plan in plans) >= 190  # all 200 had one when this was written
     assert not any(leaks(plan, each) for each, plan in zip(problems, plans, strict=True) if plan)
 
 
-def test_a_policy_that_cannot_read_the_question_is_refused_as_planner_before_anything_is_sampled(
+def test_a_policy_that_cannot_read_the_planning_prompt_is_refused_before_sampling(
     tmp_path: Path,
 ) -> None:
-    """The built-in model knows numbers and rules, and no English."""
+    """The built-in model knows numbers and rules, but no English."""
     settings = config(method={"name": "sort", "planner": "policy"})
     with pytest.raises(
         UserError, match="method.planner: the policy cannot write plans: .*<unk>.*choose another"

@@ -57,7 +57,7 @@ def tiny(tokenizer: PreTrainedTokenizerFast, context: int = 512) -> Qwen2Config:
 
 
 def save_prm(directory: Path, tokenizer: PreTrainedTokenizerFast | None = None, context: int = 512) -> Path:
-    """The files of Qwen2.5-Math-PRM, remote code and all, with random weights."""
+    """Write the files of Qwen2.5-Math-PRM, including its remote code, with random weights."""
     tokenizer = tokenizer or text_tokenizer()
     config = tiny(tokenizer, context)
     weights = {f"model.{name}": value for name, value in Qwen2Model(config).state_dict().items()}
@@ -87,7 +87,7 @@ def change_weights(directory: Path, change: Callable[[dict[str, Tensor]], None])
 
 
 def states(directory: Path, tokens: list[int]) -> Tensor:
-    """The last hidden states in float64 of one sequence without padding."""
+    """Return the last hidden states in float64 of one sequence without padding."""
     model = Qwen2Model.from_pretrained(directory, dtype=torch.float64).eval()
     with torch.no_grad():
         hidden: Tensor = model(input_ids=torch.tensor([tokens])).last_hidden_state[0]
@@ -95,8 +95,8 @@ def states(directory: Path, tokens: list[int]) -> Tensor:
 
 
 def expected(directory: Path, problem: Problem, steps: list[str]) -> list[float]:
-    """As the released model's page says: the whole conversation as one text, scored wherever ``<extra_0>``
-    stands."""
+    """Score as the released model's page describes: the whole conversation is one text, and every
+    ``<extra_0>`` gets a score."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     prompt = problem.prompt
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -119,7 +119,7 @@ def prm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_prm(tmp_path_factory.mktemp("prm"))
 
 
-def test_scores_are_those_of_the_released_recipe_at_every_step(prm: Path) -> None:
+def test_scores_equal_those_of_the_released_recipe(prm: Path) -> None:
     judge: StepJudge = PrmJudge(str(prm))
     chat = Problem(
         "c", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3"}], "5"
@@ -130,7 +130,7 @@ def test_scores_are_those_of_the_released_recipe_at_every_step(prm: Path) -> Non
     assert len({round(score, 3) for score in expected(prm, *attempts[0])}) == 3
 
 
-def test_scores_do_not_depend_on_what_is_scored_beside_them(prm: Path) -> None:
+def test_scores_do_not_depend_on_the_batch(prm: Path) -> None:
     attempts = [(PROBLEM, STEPS[: 1 + n % 3] * (1 + n % 4)) for n in range(12)]
     alone, together = PrmJudge(str(prm), batch_tokens=1), PrmJudge(str(prm), batch_tokens=700)
     first = together.judge(attempts)
@@ -139,7 +139,7 @@ def test_scores_do_not_depend_on_what_is_scored_beside_them(prm: Path) -> None:
         assert a == pytest.approx(b, abs=TOLERANCE) and a == pytest.approx(c, abs=TOLERANCE)
 
 
-def test_tokens_that_the_model_has_no_embedding_for_are_refused_when_they_come(tmp_path: Path) -> None:
+def test_tokens_without_an_embedding_are_refused(tmp_path: Path) -> None:
     tokenizer = text_tokenizer()
     directory = save_prm(tmp_path, tokenizer)
     tokenizer.add_tokens(["<new>"])
@@ -234,7 +234,7 @@ def test_a_token_classifier_of_trl_is_scored_at_line_breaks(tmp_path: Path) -> N
     ]
 
 
-def test_a_score_that_is_no_number_is_none(prm: Path, tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_becomes_none(prm: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(prm, tmp_path / "nan")
     change_weights(directory, lambda weights: weights.update({"score.2.bias": torch.full((2,), torch.nan)}))
     assert PrmJudge(str(directory)).judge([(PROBLEM, STEPS)]) == [[None] * 3]
@@ -281,7 +281,7 @@ def to_pickle(directory: Path) -> None:
         (to_pickle, "cannot be used"),
     ],
 )
-def test_what_is_no_process_reward_model_is_refused(
+def test_other_models_are_refused(
     prm: Path, tmp_path: Path, spoil: Callable[[Path], object], complaint: str
 ) -> None:
     directory = shutil.copytree(prm, tmp_path / "bad")
@@ -296,7 +296,7 @@ def test_an_unknown_built_in_is_refused() -> None:
         PrmJudge("builtin:nothing")
 
 
-def test_the_script_that_made_the_built_in_one_writes_a_model_that_judges(tmp_path: Path) -> None:
+def test_make_prm_writes_a_working_judge(tmp_path: Path) -> None:
     losses: list[float] = []
     make_prm.make_prm(
         tmp_path, 0, lambda step, steps, loss: losses.append(loss), make_prm.PrmRecipe(steps=2, batch=4)
@@ -307,7 +307,7 @@ def test_the_script_that_made_the_built_in_one_writes_a_model_that_judges(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["program", "operand"])
-def test_a_corrupted_solution_differs_from_its_reference_in_its_own_way(kind: make_prm.Kind) -> None:
+def test_each_kind_of_corruption_changes_the_reference_in_its_way(kind: make_prm.Kind) -> None:
     rng = random.Random(1)
     for _ in range(20):
         _, reference, steps = make_prm.draw(rng, "hard", kind)

@@ -45,7 +45,7 @@ def test_a_step_is_right_if_its_result_comes_next_in_the_reference(
     assert ReferenceJudge().judge([(Problem("p", "", "14", (REFERENCE,)), steps)]) == [scores]
 
 
-def test_the_reference_that_an_attempt_follows_longest_judges_it() -> None:
+def test_an_attempt_is_judged_by_the_reference_that_it_follows_longest() -> None:
     problem = Problem("p", "", "14", (REFERENCE, "2 * 3 = 6\n6 + 8 = 14"))
     assert ReferenceJudge().judge([(problem, ["so 6", "then 15"]), (problem, ["7", "6"])]) == [[1, 0], [1, 0]]
     assert ReferenceJudge().judge([(Problem("q", "", "14"), ["so 6"])]) == [None]

@@ -20,16 +20,16 @@ from handrail.experts.steps import split_steps
         ("", []),
     ],
 )
-def test_the_coarsest_ends_that_a_solution_has_end_its_steps(text: str, steps: list[str]) -> None:
+def test_steps_end_at_the_coarsest_separator_in_the_solution(text: str, steps: list[str]) -> None:
     assert split_steps(text) == steps
 
 
-def test_what_ends_a_step_can_be_said() -> None:
+def test_the_end_of_a_step_can_be_configured() -> None:
     assert split_steps("a -> b\n\nc -> d", r"-> ") == ["a -> ", "b\n\nc -> ", "d"]
 
 
 @given(st.text(alphabet="ab1.;! \n\t", max_size=40), st.sampled_from([None, "x*", ";|", r"\s"]))
-def test_steps_join_to_the_solution_and_none_is_blank(text: str, end: str | None) -> None:
+def test_joined_steps_give_the_solution_and_no_step_is_blank(text: str, end: str | None) -> None:
     steps = split_steps(text, end)
     assert "".join(steps) == (text if text.strip() else "")
     assert all(step.strip() for step in steps)

@@ -1,5 +1,5 @@
-"""Judges, correctors and planners behind a real server, in the real training loop: with faults, dead, paused
-and resumed."""
+"""Judges, correctors and planners of a real server in the real training loop: with faults, unreachable,
+paused and resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROBLEMS = {
 
 
 def expert(messages: Messages) -> str | Reply:
-    """Plans, judges and corrects as somebody would who knows the house rules."""
+    """Plan, judge and correct like an expert that knows the house rules."""
     asked = messages[-1]["content"]
     problem = PROBLEMS[re.search(r"<problem>\n(.*)\n</problem>", asked)[1]]  # type: ignore[index]
     reference = split_steps(problem.references[0])
@@ -76,7 +76,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("key")
-def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_of_the_run(
+def test_sort_learns_from_plans_of_a_faulty_server_and_never_writes_the_key(
     tmp_path: Path,
 ) -> None:
     faults = [RATE_LIMITED, None, BROKEN, BROKEN, BROKEN, CUT, None, MALFORMED]
@@ -94,9 +94,8 @@ def test_sort_learns_from_plans_of_a_server_that_stumbles_and_the_key_stays_out_
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
 
-def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
-    """A random model's plans are not finished, or end in nothing usable, and such repairs are weighted by
-    p0."""
+def test_sort_can_use_plans_of_the_policy(tmp_path: Path) -> None:
+    """A random model's plans are unfinished or unusable. Such repairs are weighted by p0."""
     model = save_chat_model(tmp_path / "model", context=2048)
     method = {"name": "sort", "planner": "policy", "plan_tokens": 8}
     train(config(model={"path": str(model)}, method=method), tmp_path / "run")
@@ -110,7 +109,7 @@ def test_sort_can_take_its_plans_from_the_policy_itself(tmp_path: Path) -> None:
     assert any("planner/no_answer" in row for row in rows)
 
 
-def test_sort_learns_from_an_outline_as_from_the_same_words_in_a_column(tmp_path: Path) -> None:
+def test_an_outline_trains_like_the_same_plan_in_a_column(tmp_path: Path) -> None:
     with (tmp_path / "data.jsonl").open("w") as stream:
         for problem in load_problems(f"{HARD}&n=16"):
             plan = re.sub(r"[0-9]+", "...", problem.references[0])
@@ -132,7 +131,7 @@ def test_sort_learns_from_an_outline_as_from_the_same_words_in_a_column(tmp_path
     assert rows["outline"][0]["groups/guided"] > 0 and "planner/no_answer" not in rows["outline"][0]
 
 
-def test_a_plan_that_leaks_weighs_nothing(tmp_path: Path) -> None:
+def test_a_leaking_plan_is_not_used(tmp_path: Path) -> None:
     with OpenAiServer(
         lambda messages: "The answer is " + PROBLEMS[messages[-1]["content"].split("\n")[3]].answer
     ) as server:
@@ -141,11 +140,12 @@ def test_a_plan_that_leaks_weighs_nothing(tmp_path: Path) -> None:
         row["planner/leaking"] == row["groups/guided"] > 0 and "planner/no_answer" not in row for row in rows
     )
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
-    assert not any("answer is" in row.get("plan", "") for row in samples)  # it shows the data's own instead
+    # the plan in the data is shown instead
+    assert not any("answer is" in row.get("plan", "") for row in samples)
 
 
 @pytest.mark.parametrize("mode", ["step", "suffix", "reference"])
-def test_scope_repairs_with_a_judge_and_a_corrector_behind_a_server(
+def test_scope_repairs_with_a_judge_and_a_corrector_of_a_server(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handrail.training.update.AUTHORS_EVERY", 1)
@@ -167,7 +167,7 @@ def test_scope_repairs_with_a_judge_and_a_corrector_behind_a_server(
     )
 
 
-def test_a_dead_server_costs_signal_and_never_the_run(tmp_path: Path) -> None:
+def test_an_unreachable_server_costs_signal_but_not_the_run(tmp_path: Path) -> None:
     with OpenAiServer(expert) as server:
         gone = server.url
     method = {"name": "scope", "judge": "llm", "min_correct_prefix": 0.0}
@@ -177,7 +177,7 @@ def test_a_dead_server_costs_signal_and_never_the_run(tmp_path: Path) -> None:
     assert len(rows) == 3 and all(row["scope/not_judged"] == row["endpoint/failed"] for row in rows)
 
 
-def test_a_run_that_was_paused_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_paused_run_continues_exactly(tmp_path: Path) -> None:
     method = {"name": "sort", "planner": "endpoint"}
     with OpenAiServer(expert) as server:
         whole = run(
@@ -233,7 +233,7 @@ except Paused as pause:
 """
 
 
-def test_one_process_that_pauses_pauses_all_with_a_checkpoint(tmp_path: Path) -> None:
+def test_a_pause_of_one_process_pauses_all_with_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "pausing.py").write_text(PAUSING)
     launch = [
         sys.executable,
