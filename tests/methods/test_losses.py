@@ -1,4 +1,5 @@
-"""The objectives against hand-worked values, an independent float64 computation and finite differences."""
+"""The objectives, tested against hand-worked values, an independent float64 computation and finite
+differences."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ NAN = float("nan")
 
 
 def columns(advantage: list[list[float]], **others: Any) -> TokenBatch:
-    """A batch of these columns; old log-probabilities are those sampled under, unless they are given."""
+    """Make a batch of these columns; old log-probabilities equal the sampling ones unless they are given."""
     tensor = torch.tensor(advantage)
     fields = {name: torch.tensor(value) for name, value in others.items()}
     zeros, unknown = torch.zeros_like(tensor), torch.full_like(tensor, NAN)
@@ -55,7 +56,7 @@ def gradient(
 @pytest.mark.parametrize(
     ("p", "weight"), [(0.001, 0.0098), (0.01, 0.0826), (0.1, 0.25), (0.5, 0.1389), (1.0, 0.0826)]
 )
-def test_luffy_weighs_a_reference_token_by_the_papers_formula(p: float, weight: float) -> None:
+def test_luffys_weight_of_a_reference_token_follows_the_papers_formula(p: float, weight: float) -> None:
     known = columns([[1.0]], author=[[int(Author.REFERENCE)]])
     (found,) = gradient(method("luffy").surrogate, [[math.log(p)]], known)
     assert found == pytest.approx(weight, abs=5e-5)
@@ -97,7 +98,7 @@ def test_luffy_never_clips_a_reference_and_clips_nothing_by_default() -> None:
     (1.5, -2.0, -3.0, -3.0),
      (0.5, -2.0, -1.6, 0.0)],
 )  # fmt: skip
-def test_grpos_clip_holds_back_only_what_has_already_moved_far_enough(
+def test_grpos_clip_stops_only_gradients_that_move_the_ratio_further_away(
     ratio: float, advantage: float, value: float, slope: float
 ) -> None:
     old = math.log(0.3)
@@ -114,7 +115,7 @@ def test_dapo_clips_higher_above_than_below() -> None:
 
 
 def test_gspo_takes_one_ratio_for_the_sequence_and_ignores_padding() -> None:
-    # log-ratios .2 and .4, then padding: the sequence's ratio is exp(.3)
+    # log-ratios .2 and .4, then padding: the ratio of the sequence is exp(.3)
     known = columns([[1.0, 1.0, 0.0]], sampling_logp=[[-1.0, -1.0, 0.0]], mask=[[1.0, 1.0, 0.0]])
     found = method("grpo", ratio="sequence", clip=False).surrogate(torch.tensor([[-0.8, -0.6, -9.0]]), known)
     assert found[0].tolist() == pytest.approx([math.exp(0.3), math.exp(0.3), 0.0])
@@ -131,12 +132,12 @@ def test_a_token_of_unknown_sampling_logp_counts_as_on_policy() -> None:
 
 
 @pytest.mark.parametrize("name", ["sft", "grpo+sft", "sft-on-failures", "dmpo"])
-def test_imitation_pulls_on_each_token_with_its_weight(name: str) -> None:
+def test_the_imitation_gradient_of_a_token_is_its_weight(name: str) -> None:
     known = columns([[0.0, 0.0]], imitation_weight=[[0.25, 0.75]], author=[[1, 1]])
     assert gradient(method(name).surrogate, [[-3.0, -0.1]], known) == pytest.approx([0.25, 0.75])
 
 
-def test_dft_pulls_on_each_token_with_its_probability() -> None:
+def test_the_dft_gradient_of_a_token_is_its_probability() -> None:
     known = columns([[0.0, 0.0]], imitation_weight=[[0.25, 0.75]], author=[[1, 1]])
     assert gradient(method("dft").surrogate, [[math.log(0.2), math.log(0.9)]], known) == pytest.approx(
         [0.05, 0.675]
@@ -144,8 +145,8 @@ def test_dft_pulls_on_each_token_with_its_probability() -> None:
 
 
 def sort_batch(p1: list[float], **others: Any) -> TokenBatch:
-    """One reference whose tokens have the probabilities ``p1`` with the plan in the prompt; NaN without
-    one."""
+    """One reference whose tokens have the probabilities ``p1`` with the plan in the prompt; NaN without a
+    plan."""
     length = len(p1)
     known = {
         "imitation_weight": [[1.0] * length],
@@ -168,7 +169,7 @@ def test_sorts_weight_is_the_geometric_mean_of_both_scorings(p0: float, p1: floa
     assert found == pytest.approx(weight, abs=5e-5)
 
 
-def test_sorts_settings_change_the_weights_as_they_say() -> None:
+def test_sorts_settings_change_the_weights_as_documented() -> None:
     p0, p1 = [0.01, 0.5, 0.9], [0.81, 0.3, 0.9]
 
     def weights(p1: list[float] = p1, order: list[float] | None = None, **settings: Any) -> list[float]:
@@ -197,8 +198,8 @@ def test_sorts_weights_can_be_those_of_the_rollout() -> None:
 def float64_objective(
     name: str, logp: np.ndarray, s: dict[str, np.ndarray], at: np.ndarray, gamma: float = 0.1
 ) -> np.ndarray:
-    """Written from the papers' formulas, without looking at the library's; ``at`` is what stop-gradients
-    hold."""
+    """Objective in float64, written from the papers' formulas independently of the library; ``at`` holds the
+    values under stop-gradients."""
     ratio = np.exp(logp - np.where(np.isnan(s["sampling_logp"]), logp, s["sampling_logp"]))
     if name == "gspo":
         lengths = s["mask"].sum(1, keepdims=True)
@@ -273,7 +274,7 @@ def test_every_gradient_equals_finite_differences(variant: str) -> None:
     on_policy = np.isnan(s["sampling_logp"])
     for row, column in np.argwhere(s["mask"] > 0):
         if on_policy[row, column] and name != "luffy" and s["advantage"][row, column] != 0:
-            continue  # the on-policy ratio holds a stop-gradient, which differences cannot see
+            continue  # the on-policy ratio contains a stop-gradient, which finite differences ignore
         step = np.zeros_like(logp)
         step[row, column] = 1e-6
         above, below = (float64_objective(variant, logp + sign * step, s, logp).sum() for sign in (1, -1))
@@ -284,8 +285,8 @@ def test_every_gradient_equals_finite_differences(variant: str) -> None:
 
 
 def test_importance_weights_by_hand() -> None:
-    """π_old/μ where both are known, at most the cap; π itself where the old one is not computed; 1 where
-    nobody sampled the token."""
+    """π_old/μ if both are known, at most the cap; π/μ if the old log-probability is not computed; 1 if nobody
+    sampled the token."""
     probabilities = {"old_logp": [0.6, NAN, 0.9, 0.1], "sampling_logp": [0.5, 0.5, 0.1, NAN]}
     known = columns(
         [[1.0] * 4], **{name: [[math.log(value) for value in row]] for name, row in probabilities.items()}
@@ -316,8 +317,8 @@ def test_the_divergence_and_its_gradient_in_float64() -> None:
     np.testing.assert_allclose(leaf.grad.numpy(), 0.3 * (1 - ratio), rtol=1e-6)
 
 
-def test_tokens_of_the_environment_have_no_share_in_the_loss() -> None:
-    """The loss and its gradient are those of the trajectory without them."""
+def test_environment_tokens_do_not_affect_the_loss() -> None:
+    """The loss and its gradient equal those of the trajectory without these tokens."""
     tool = columns(
         [[0.5, 0.0, 0.5]], author=[[0, int(Author.ENVIRONMENT), 0]], mask=[[1.0, 0.0, 1.0]],
         sampling_logp=[[-1.0, NAN, -2.0]],

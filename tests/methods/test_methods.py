@@ -1,4 +1,4 @@
-"""What each method does with groups: who is guided, with what weight, and what is counted."""
+"""What each method does with groups: which groups are guided, with what weights, and what is counted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def guide(method: Method[Any], groups: list[Group], engine: LocalEngine) -> list
 
 
 def weights_of(method: Method[Any], groups: list[Group], engine: LocalEngine) -> list[list[float]]:
-    """How hard the surrogate pulls on every token of the imitated trajectories."""
+    """Gradient of the surrogate for every token of the imitated trajectories."""
     credited = engine.credit(method, guide(method, groups, engine))
     return [token_weights(member, method, engine.policy) for group in credited for member in group.imitated]
 
@@ -82,7 +82,7 @@ def test_an_unverified_rollout_is_neither_wrong_nor_right(
     assert [len(g.imitated) for g in guided] == [1, 0]
 
 
-def test_wrong_and_dead_are_two_things(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_all_wrong_and_dead_are_independent(policy: TransformersPolicy, engine: LocalEngine) -> None:
     unequal, equal = group(policy, [0.1, 0.2]), group(policy, [0.1, 0.1])
     assert unequal.all_wrong and equal.all_wrong
     assert [unequal.dead, equal.dead] == [False, True]
@@ -103,7 +103,7 @@ def test_a_reference_without_a_verdict_neither_joins_a_group_nor_repairs_one(
     assert engine.counts["guide/reference_unverified"] == 2 and not engine.counts["guide/reference_rejected"]
 
 
-def test_a_repair_is_its_all_wrong_groups_only_signal(
+def test_the_repair_is_the_only_signal_of_an_all_wrong_group(
     policy: TransformersPolicy, engine: LocalEngine
 ) -> None:
     method = make("sort")
@@ -112,7 +112,7 @@ def test_a_repair_is_its_all_wrong_groups_only_signal(
     assert repaired.imitated[0].has_signal and not any(member.has_signal for member in repaired.baseline)
 
 
-def test_sort_does_not_teach_a_reference_that_the_verifier_refuses(
+def test_sort_does_not_use_a_reference_that_the_verifier_refuses(
     policy: TransformersPolicy, engine: LocalEngine
 ) -> None:
     wrong = replace(PROBLEM, references=("77 + 8 = 85 # 85",))
@@ -149,7 +149,7 @@ def test_the_plan_column_and_the_rule_agree_on_the_built_in_task(
     assert column == rule != nothing
 
 
-def test_a_shuffled_plan_is_another_problems(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_a_shuffled_plan_is_that_of_another_problem(policy: TransformersPolicy, engine: LocalEngine) -> None:
     both = [group(policy, [0, 0]), group(policy, [0, 0], OTHER)]
     swapped = [
         group(policy, [0, 0], replace(PROBLEM, plan=OTHER.plan)),
@@ -173,14 +173,16 @@ def test_other_ablations_of_the_weights(policy: TransformersPolicy, engine: Loca
     assert early == pytest.approx(late)
 
 
-def test_dft_weighs_each_token_by_its_probability(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_dft_weights_each_token_by_its_probability(policy: TransformersPolicy, engine: LocalEngine) -> None:
     method = make("dft")
     (found,) = weights_of(method, engine.rollout(method, [PROBLEM]), engine)
     (logp,) = policy.score([policy.encode_prompt(PROBLEM)], [policy.encode_completion(PROBLEM.references[0])])
     assert found == pytest.approx(logp.exp().tolist())
 
 
-def test_imitation_baselines_choose_whom_to_imitate(policy: TransformersPolicy, engine: LocalEngine) -> None:
+def test_imitation_baselines_imitate_the_groups_that_they_should(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
     groups = [group(policy, [0, 0]), group(policy, [0, 1])]
     assert [len(g.imitated) for g in guide(make("sft-on-failures"), groups, engine)] == [1, 0]
     assert [len(g.imitated) for g in guide(make("grpo+sft"), groups, engine)] == [1, 1]
@@ -190,7 +192,7 @@ def test_imitation_baselines_choose_whom_to_imitate(policy: TransformersPolicy, 
     assert engine.rollout(make("sft"), [PROBLEM])[0].trajectories == []
 
 
-def test_luffy_leaves_room_for_the_reference_and_lets_the_verifier_judge_it(
+def test_luffy_samples_one_rollout_less_and_grades_the_reference(
     policy: TransformersPolicy, engine: LocalEngine
 ) -> None:
     bare, wrong = replace(PROBLEM, id="bare", references=()), replace(PROBLEM, references=("77 # 77",))
@@ -228,7 +230,7 @@ def test_skipping_dead_groups_keeps_those_with_a_reference_to_imitate(
     assert len(engine.credit(method, guide(method, [group(policy, [0, 0])], engine))) == 1
 
 
-def test_a_lone_repair_has_no_other_problems_plan_to_be_shuffled_with(
+def test_a_single_repair_has_no_other_plan_to_be_shuffled_with(
     policy: TransformersPolicy, engine: LocalEngine
 ) -> None:
     groups = [group(policy, [0, 0])]
@@ -281,10 +283,10 @@ def test_unknown_methods_and_settings_are_named() -> None:
 
 
 @pytest.mark.parametrize(("name", "scored"), [("dft", 0), ("sft", 0), ("grpo", 0), ("sort", 2)])
-def test_what_the_loss_computes_anyway_is_not_scored_before(
+def test_numbers_that_the_loss_computes_anyway_are_not_scored_before(
     name: str, scored: int, policy: TransformersPolicy, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SORT scores its two repairs once each, with the plan in the prompt; nobody scores p0."""
+    """SORT scores each of its two repairs once, with the plan in the prompt; p0 is not scored."""
     prompts: list[list[int]] = []
     score = policy.score
 

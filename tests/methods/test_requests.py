@@ -1,4 +1,4 @@
-"""The driver: who waits for whom, what is answered together, and under which key."""
+"""The driver: the order of flows, which requests are answered together, and the keys of requests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from handrail.methods.requests import Ask, Generate, Pending, drive, gather
 
 
 def driven(*flows: Any) -> tuple[list[Any], list[list[Pending]]]:
-    """The results of the flows, and the batches that were answered: a question with its own text, a prompt
-    with its length."""
+    """Return the results of the flows, and the batches that were answered. The answer to a question is its
+    text, that to a prompt its length."""
     batches: list[list[Pending]] = []
 
     def answer(pending: list[Pending]) -> Sequence[Any]:
@@ -29,7 +29,7 @@ async def asks(*questions: str) -> str:
     return "".join([await Ask("anyone", question) for question in questions])
 
 
-def test_flows_advance_together_and_end_in_their_own_time() -> None:
+def test_flows_advance_together_and_may_end_at_different_times() -> None:
     results, batches = driven(asks("a", "b", "c"), asks("d"), asks(), asks("e", "f"))
     assert results == ["abc", "d", "", "ef"]
     assert [[each.request.question for each in batch] for batch in batches] == [
@@ -39,7 +39,7 @@ def test_flows_advance_together_and_end_in_their_own_time() -> None:
     ]
 
 
-def test_every_request_has_a_key_of_its_own_that_depends_on_its_flow_alone() -> None:
+def test_every_request_has_its_own_key_that_depends_only_on_its_flow() -> None:
     async def both() -> Any:
         return await gather(asks("a", "b"), Ask("anyone", "c"), asks("d"))
 
@@ -65,7 +65,7 @@ def test_cheap_requests_are_answered_first_so_that_expensive_ones_come_together(
     assert results == [2, 3] and [len(batch) for batch in batches] == [1, 1, 2]
 
 
-def test_gather_of_nothing_and_gather_in_gather() -> None:
+def test_empty_and_nested_gather() -> None:
     async def nested() -> Any:
         return await gather(gather_of("a", "b"), gather_of())
 
@@ -101,7 +101,7 @@ def test_an_error_reaches_the_caller_and_leaves_no_coroutine_behind(
     assert sorted(closed) == ["a", "b", "c"] and not recwarn.list
 
 
-def test_what_is_no_request_is_named() -> None:
+def test_awaiting_something_other_than_a_request_is_reported() -> None:
     class Odd:
         def __await__(self) -> Any:
             return (yield self)
@@ -113,7 +113,7 @@ def test_what_is_no_request_is_named() -> None:
         driven(flow())
 
 
-def test_a_failure_inside_gather_leaves_no_sibling_behind(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_failure_inside_gather_closes_its_siblings(recwarn: pytest.WarningsRecorder) -> None:
     async def failing() -> None:
         raise ZeroDivisionError
 

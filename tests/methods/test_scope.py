@@ -1,5 +1,5 @@
-"""SCOPE: who is repaired from where, what every token of a repair is, and what credit and gradient it
-gets."""
+"""SCOPE: which rollouts are repaired and from where, the tokens of a repair, and their credit and
+gradient."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ TRUE_STEPS = "tests.methods.test_scope:TrueSteps"
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    """Three known rules, which the backbone follows with hardly an error."""
+    """Return a problem of three known rules, which the backbone follows with hardly an error."""
     return next(
         problem
         for problem in load_problems(f"{EASY}&n=64")
@@ -91,7 +91,7 @@ def rollout(
 
 
 def wrong_from(problem: Problem, step: int) -> str:
-    """The problem's reference with every result from a step on replaced by 99."""
+    """Return the problem's reference with every result from a step on replaced by 99."""
     steps = split_steps(problem.references[0])
     spoilt = [
         " ".join("99" if before == "=" else word for before, word in pairwise(["", *words]))
@@ -100,7 +100,7 @@ def wrong_from(problem: Problem, step: int) -> str:
     return "".join(steps[:step]) + " ".join(spoilt).split("#")[0] + "# 99 99 99"
 
 
-def test_a_repair_keeps_right_steps_takes_one_from_the_reference_and_lets_the_policy_finish(
+def test_a_repair_has_kept_steps_a_reference_step_and_the_policys_continuation(
     engine: LocalEngine, problem: Problem
 ) -> None:
     failed = rollout(engine, problem, wrong_from(problem, 1))
@@ -139,7 +139,7 @@ def test_suffix_mode_copies_to_the_end(engine: LocalEngine, problem: Problem) ->
     assert failed.reward == 0 and repaired.reward == 1 and engine.counts["tokens/resampled"] == 0
 
 
-def test_the_attempts_that_were_right_for_longest_are_repaired(engine: LocalEngine, problem: Problem) -> None:
+def test_attempts_with_the_largest_right_share_are_repaired(engine: LocalEngine, problem: Problem) -> None:
     texts = [wrong_from(problem, 1), wrong_from(problem, 2), wrong_from(problem, 0)]
     members = [rollout(engine, problem, text) for text in texts]
     one = guide(make(), members, problem, engine)
@@ -158,7 +158,7 @@ def outcome(
     return {name.removeprefix("scope/"): n for name, n in engine.counts.items() if n}, group.trajectories[0]
 
 
-def test_every_edge_case_is_counted_and_leaves_the_rollout_alone(
+def test_every_edge_case_is_counted_and_leaves_the_rollout_unchanged(
     engine: LocalEngine, problem: Problem
 ) -> None:
     counts, member = outcome(engine, problem, wrong_from(problem, 0))
@@ -208,7 +208,7 @@ def test_an_attempt_that_could_not_be_judged_is_counted(engine: LocalEngine, pro
     assert engine.counts["scope/not_judged"] == 1 and engine.counts["scope/no_error_found"] == 0
 
 
-def test_the_judges_scores_stand_in_the_samples_for_every_token_of_the_step_they_are_of(
+def test_samples_have_the_judges_score_for_every_token_of_a_step(
     engine: LocalEngine, policy: TransformersPolicy, problem: Problem
 ) -> None:  # fmt: skip
     members = [
@@ -240,9 +240,9 @@ def test_a_random_step_is_never_the_first(engine: LocalEngine, problem: Problem)
     assert {scores.index(0.0) for scores in judged} == {1, 2}
 
 
-def test_the_policy_shown_the_reference_can_be_the_corrector(engine: LocalEngine) -> None:
+def test_the_policy_with_the_reference_in_its_prompt_can_be_the_corrector(engine: LocalEngine) -> None:
     hard = load_problems(f"{HARD}&n=1")[0]
-    planned = replace(hard, references=(hard.plan or "",))  # a plan is what the backbone can follow
+    planned = replace(hard, references=(hard.plan or "",))  # the backbone can follow a plan
     counts, member = outcome(engine, planned, wrong_from(hard, 2), corrector="policy")
     assert counts["repaired"] == 1 and int(Author.TEACHER) in member.author.tolist() and member.reward == 1
 
@@ -282,8 +282,8 @@ def test_credit_of_a_repaired_group_by_hand(engine: LocalEngine, problem: Proble
 
 
 def test_gradient_of_a_repair_that_begins_in_the_middle_by_hand(engine: LocalEngine) -> None:
-    """Two own tokens, two of the corrector, one own: the clipped ratio on its own, γp/(p+γ)² on the
-    others."""
+    """Two of the policy's own tokens, two of the corrector's, one of its own: the clipped ratio on its own,
+    γp/(p+γ)² on the corrector's."""
     author = [POLICY, POLICY, REFERENCE, REFERENCE, POLICY]
     old, new = [0.5, 0.2, torch.nan, torch.nan, 0.4], [0.75, 0.22, 0.1, 0.5, 0.4]
     bare = Trajectory([1], torch.tensor([2, 3, 4, 5, 6]), torch.tensor(author))
@@ -321,7 +321,7 @@ def test_tokens_that_reach_beyond_the_kept_text_are_not_kept(tmp_path: Path) -> 
 
 
 def test_a_process_reward_model_finds_the_misapplied_rule(tmp_path: Path) -> None:
-    """The built-in one, through the real loop on problems whose rules the backbone does not know."""
+    """The built-in model, in the real loop, on problems whose rules the backbone does not know."""
     train(
         config(
             rollout={"group_size": 8},
@@ -344,8 +344,8 @@ def test_a_process_reward_model_finds_the_misapplied_rule(tmp_path: Path) -> Non
 
 
 def test_scope_learns_through_the_real_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule judge on the backbone's own arithmetic, where 85 * 2 = 70 is an error to it: repairs, metrics,
-    samples."""
+    """The arithmetic judge treats the backbone's modular arithmetic, such as 85 * 2 = 70, as errors. Checks
+    repairs, metrics and samples."""
     monkeypatch.setattr("handrail.training.update.AUTHORS_EVERY", 1)
     summary = train(
         config(

@@ -51,7 +51,7 @@ def member(
 def applied(
     term: CreditTerm, group: Group, engine: LocalEngine, scores: dict[str, Tensor] | None = None
 ) -> list[list[float]]:
-    """The advantages that ``term`` leaves; ``scores`` by model stand in for the engine's."""
+    """Return the advantages that ``term`` produces; ``scores`` by model replace the engine's."""
 
     def answer(pending: list[Pending]) -> Sequence[Any]:
         return [scores[each.request.model] for each in pending] if scores else engine.answer(pending)
@@ -71,7 +71,9 @@ def test_ace_by_hand(shift: float, factor: float, engine: LocalEngine) -> None:
     assert applied(build_term({"name": "ace", "alpha": 0.0}, 1), group, engine, scores)[0] == [-0.5, -0.5]
 
 
-def test_ace_reads_own_tokens_only_and_leaves_foreign_rows_alone(engine: LocalEngine) -> None:
+def test_ace_reads_only_the_policys_tokens_and_leaves_other_trajectories_unchanged(
+    engine: LocalEngine,
+) -> None:
     tool = replace(
         member(-0.5, (-1.0, -1.0, -1.0)), author=torch.tensor([0, int(Author.ENVIRONMENT), 0])
     ).with_advantage(-0.5)
@@ -117,7 +119,7 @@ def test_arm_by_hand(advantage: float, sure: float, expected: float, engine: Loc
     )  # a prompt of one token has confidence 1
 
 
-def test_terms_are_named_and_refused_by_name(tmp_path: Path) -> None:
+def test_terms_are_built_or_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"method.terms\[2\]: there is no term 'acee'; did you mean 'ace'"):
         build({"name": "grpo", "terms": [{"name": "ace"}, {"name": "acee"}]}, RolloutConfig())
     with pytest.raises(UserError, match=r"there is no setting method.terms\[1\].alfa; did you mean 'alpha'"):
@@ -151,15 +153,15 @@ def samples(run: Path) -> list[dict[str, Any]]:
 
 
 def trained(directory: Path, **method: Any) -> list[dict[str, Any]]:
-    """The trajectories of the first step of a run on problems that are solved now and then."""
+    """Return the trajectories of the first step of a run on problems that are sometimes solved."""
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
     train(config(data={"train": f"{EASY}&n=64"}, method=method, rollout=hot, train={"steps": 2}), directory)
     return [row for row in samples(directory) if row["step"] == 1]
 
 
 def test_sort_and_ace_by_configuration_through_the_real_loop(tmp_path: Path) -> None:
-    """Before the first update the policy is the model before training: every negative advantage is scaled by
-    1 + log 2."""
+    """Before the first update the policy equals the model before training, so every negative advantage is
+    scaled by 1 + log 2."""
     plain = trained(tmp_path / "plain", name="sort")
     with_ace = trained(tmp_path / "ace", name="sort", terms=[{"name": "ace"}])
     changed = 0
@@ -173,7 +175,7 @@ def test_sort_and_ace_by_configuration_through_the_real_loop(tmp_path: Path) -> 
     assert any(one["credit"] != other["credit"] for one, other in zip(with_ace, halved, strict=True))
 
 
-def test_a_term_of_ones_own_through_the_real_loop(tmp_path: Path) -> None:
+def test_a_users_term_through_the_real_loop(tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text(HALF)
     plain = trained(tmp_path / "plain", name="grpo")
     halved = trained(tmp_path / "half", name="grpo", terms=[{"name": f"{tmp_path}/half.py:Half"}])
@@ -196,7 +198,7 @@ def test_a_method_object_pickles(name: str, tmp_path: Path) -> None:
 
 
 def matching(rewards: Sequence[float], likelihoods: Sequence[float]) -> tuple[float, list[float]]:
-    """(loss / λ, its gradient by mean log-probability) of a group of single tokens."""
+    """Return (loss / λ, its gradient by mean log-probability) of a group of single tokens."""
     group = Group(
         PROBLEM,
         [
@@ -226,8 +228,8 @@ def test_dmpos_objective_by_hand() -> None:
 def test_dmpos_gradient_is_that_of_direct_autograd(
     budget: int, policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
-    """GRPO's part is switched off by equal weights on both sides: DMPO's update minus GRPO's is autograd's of
-    −λ·mean (p − q)²."""
+    """GRPO's part is removed by equal weights on both sides. DMPO's update minus GRPO's must equal autograd's
+    gradient of −λ·mean (p − q)²."""
     texts = ("# 70", "77 + 8 = 85 ; 85 * 2 = 70 # 70", "77 * 2 = 54 # 54", "85")
     groups = [
         Group(
@@ -259,15 +261,13 @@ def test_dmpos_gradient_is_that_of_direct_autograd(
 
 
 def live(policy: TrainablePolicy, each: Trajectory) -> Tensor:
-    """log π [T] with gradient, by a plain forward pass over prompt and completion."""
+    """Return log π [T] with gradient, by a plain forward pass over prompt and completion."""
     ids = torch.tensor([each.prompt_ids + each.tokens])
     logits = policy.model(input_ids=ids).logits[0, len(each.prompt_ids) - 1 : -1].log_softmax(-1)
     return torch.as_tensor(logits[torch.arange(len(each)), each.token_ids])
 
 
-def test_groups_of_equal_rewards_are_left_alone_by_default(
-    policy: TrainablePolicy, engine: LocalEngine
-) -> None:
+def test_groups_of_equal_rewards_are_skipped_by_default(policy: TrainablePolicy, engine: LocalEngine) -> None:
     groups = [Group(PROBLEM, [rollout(policy, text, 0.0) for text in ("# 1", "# 22")])]
     (masked,) = engine.credit(build({"name": "dmpo"}, RolloutConfig()), groups)
     (equalized,) = engine.credit(build({"name": "dmpo", "mask_uniform": False}, RolloutConfig()), groups)
@@ -288,7 +288,7 @@ def test_terms_are_refused_by_methods_without_advantages() -> None:
 
 
 class CoupledSft(GrpoSft):
-    """DMPO's objective on top of imitation, as somebody else's method might have it."""
+    """DMPO's objective on top of imitation, as a user's method might combine them."""
 
     async def credit(self, group: Group, ctx: Context) -> Group | None:
         credited = await super().credit(group, ctx)
@@ -301,10 +301,11 @@ class CoupledSft(GrpoSft):
 
 
 @pytest.mark.parametrize("references", [(), ("77 + 8 = 85 ; 85 * 2 = 70 # 70",)])
-def test_a_coupled_objective_is_exact_beside_imitation_under_any_method(
+def test_a_coupled_objective_is_exact_in_combination_with_imitation(
     references: tuple[str, ...], policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
-    """The update with it, less the update without it, is autograd's gradient of the objective."""
+    """The update with the objective, minus the update without it, must equal autograd's gradient of the
+    objective."""
     problem = replace(PROBLEM, references=references)
     groups = [Group(problem, [rollout(policy, text, 0.0) for text in ("# 70", "85")])]
     method = CoupledSft(CoupledSft.Settings(), group_size=2)
@@ -324,14 +325,14 @@ def test_a_coupled_objective_is_exact_beside_imitation_under_any_method(
     assert_equal(ours, expected)
 
 
-def test_a_surrogate_finds_the_default_of_a_column_that_no_trajectory_of_its_batch_has(
+def test_a_surrogate_gets_default_values_for_a_missing_column(
     policy: TrainablePolicy,
 ) -> None:
     batch = micro_batch([empty_sample(policy)]).tokens
     assert batch["mine"].tolist() == [[0.0]] and batch["plan_logp"].isnan().all()
 
 
-def test_a_beginning_of_an_imitated_trajectory_is_still_imitated_only() -> None:
+def test_truncating_an_imitated_trajectory_keeps_it_out_of_the_baseline() -> None:
     whole = replace(
         member(1.0, (-1.0, -2.0, -3.0)), in_baseline=False, correct=True, reward=1.0, text="whole"
     )

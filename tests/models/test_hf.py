@@ -55,7 +55,7 @@ def test_the_system_message_comes_first_unless_the_data_has_its_own(chat_model: 
     assert seen(policy, own) == "<|system|>Think.<|end|><|user|>2 + 3?<|end|><|assistant|>"
 
 
-def test_the_plan_stands_in_the_users_last_message(chat_model: Path) -> None:
+def test_the_plan_is_in_the_users_last_message(chat_model: Path) -> None:
     policy = policy_of(chat_model)
     assert (
         seen(policy, PROBLEM, "add {prompt}")
@@ -79,7 +79,7 @@ def test_a_reference_ends_in_the_end_token(chat_model: Path) -> None:
 
 
 @pytest.mark.parametrize("closing", ["", "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"])
-def test_a_turn_ends_as_the_template_ends_it_whatever_the_tokenizer_ends_a_text_with(
+def test_a_turn_ends_with_the_templates_end_token_and_not_the_tokenizers(
     closing: str, chat_model: Path, tmp_path: Path
 ) -> None:
     model, words = AutoModelForCausalLM.from_pretrained(chat_model), AutoTokenizer.from_pretrained(chat_model)
@@ -133,7 +133,7 @@ def test_every_end_token_of_the_generation_config_ends_a_completion(chat_model: 
 
 
 def plain(policy: TransformersPolicy, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """log π of one row by itself, without padding."""
+    """Return log π of a single row, without padding."""
     logits = (
         policy.bare_model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         / policy.temperature
@@ -143,9 +143,7 @@ def plain(policy: TransformersPolicy, prompt: list[int], completion: list[int]) 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
 @pytest.mark.parametrize("budget", [1, 60, 8192])
-def test_scores_are_those_of_each_row_alone_whatever_its_padding(
-    chat_model: Path, temperature: float, budget: int
-) -> None:
+def test_scores_do_not_depend_on_padding(chat_model: Path, temperature: float, budget: int) -> None:
     policy = policy_of(chat_model, rollout={"temperature": temperature}, train={"micro_batch_tokens": budget})
     before = prompts(policy)
     after = [
@@ -175,17 +173,17 @@ def test_padding_does_not_shift_the_positions_of_a_model_that_counts_them(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_what_was_sampled_scores_as_it_was_drawn(chat_model: Path, temperature: float) -> None:
+def test_scores_equal_the_log_probabilities_of_sampling(chat_model: Path, temperature: float) -> None:
     policy = policy_of(chat_model, rollout={"temperature": temperature, "max_tokens": 12})
     rows = policy.generate(prompts(policy) * 4, range(12))
-    assert len({tuple(row.tokens) for row in rows}) > 3  # the model's own top_k = 1 would draw three
+    assert len({tuple(row.tokens) for row in rows}) > 3  # the model's own top_k = 1 would change the samples
     for row, scored in zip(
         rows, policy.score([row.prompt_ids for row in rows], [row.token_ids for row in rows]), strict=True
     ):
         torch.testing.assert_close(scored, row.column("sampling_logp"), atol=1e-4, rtol=0)
 
 
-def test_tokens_are_drawn_at_the_temperature(chat_model: Path) -> None:
+def test_tokens_are_sampled_at_the_temperature(chat_model: Path) -> None:
     policy = policy_of(chat_model, rollout={"temperature": 0.5, "max_tokens": 1, "batch_size": 4096})
     prompt = prompts(policy)[1]
     rows = policy.generate([prompt] * 4096, range(4096))
@@ -231,19 +229,19 @@ def test_chat_messages_need_a_chat_template() -> None:
         load_policy(config(data={"chat": True}), Accelerator(cpu=True))
 
 
-def test_chat_messages_are_refused_where_chat_is_off(chat_model: Path) -> None:
+def test_chat_messages_are_refused_if_chat_is_off(chat_model: Path) -> None:
     with pytest.raises(UserError, match="field prompt: it is chat messages, but data.chat is off"):
         policy_of(chat_model, data={"chat": False}).encode_prompt(CHAT)
 
 
-def test_a_template_that_refuses_the_messages_is_the_users_to_mend(chat_model: Path) -> None:
+def test_a_template_that_refuses_the_messages_is_a_user_error(chat_model: Path) -> None:
     policy = policy_of(chat_model, data={"system": "Be brief."})
     policy.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match="chat.jsonl, line 3, field prompt: .*System role not supported"):
         policy.encode_prompt(CHAT)
 
 
-def test_prompts_are_checked_even_where_the_model_names_no_context(chat_model: Path) -> None:
+def test_prompts_are_checked_even_if_the_model_has_no_context_length(chat_model: Path) -> None:
     policy = policy_of(chat_model, data={"chat": False})
     policy.bare_model.config.max_position_embeddings = 0
     with pytest.raises(UserError, match="chat.jsonl, line 3, field prompt"):

@@ -1,4 +1,4 @@
-"""A name that is no model and no data set, with a hub that says so, and with none that answers."""
+"""Names that are no model and no data set, with a hub that says so and with a hub that does not answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from handrail.models.loading import load_model
 
 @pytest.fixture(params=["missing", "silent"])
 def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """What the hub does, and the paths it was asked for."""
+    """The behaviour of the hub, and the paths that were requested."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -55,7 +55,7 @@ def data() -> None:
 
 
 @pytest.mark.parametrize(("load", "kind"), [(model, "model"), (data, "dataset")])
-def test_a_wrong_name_costs_one_question_and_is_said_to_be_wrong_or_not_to_be_found_out(
+def test_an_unknown_name_is_looked_up_once_and_the_reason_is_reported(
     load: Callable[[], None], kind: str, hub: tuple[str, list[str]]
 ) -> None:
     does, asked = hub

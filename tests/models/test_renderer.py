@@ -1,4 +1,4 @@
-"""Prompts, references and graded text, with templates and tokenizers as people have them."""
+"""Prompts, references and graded text, with templates and tokenizers as they occur in practice."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def thinking(tmp_path_factory: pytest.TempPathFactory) -> TransformersPolicy:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> TransformersPolicy:
-    """Its template opens the assistant's turn with <think>."""
+    """A model whose template opens the assistant's turn with <think>."""
     template = TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|>\n<think>\n{% endif %}")
     return policy(save_chat_model(tmp_path_factory.mktemp("opened"), special=THINKING, template=template))
 
@@ -64,7 +64,7 @@ def problem(reference: str = SOLUTION, prompt: str = "what is two and three") ->
 # Graded text
 
 
-def test_equal_tokens_are_one_text_and_earn_one_reward_whoever_wrote_them(
+def test_equal_tokens_give_the_same_text_and_reward_for_any_author(
     thinking: TransformersPolicy, tmp_path: Path
 ) -> None:
     (tmp_path / "form.py").write_text(FORMAT)
@@ -89,7 +89,7 @@ def test_graded_text_ends_before_the_first_end_token(thinking: TransformersPolic
     assert thinking.decode([*tokens, *tokens]) == SOLUTION and thinking.decode(tokens[-1:]) == ""
 
 
-def test_a_run_trains_on_special_tokens_that_references_spell_and_grades_and_shows_them(
+def test_a_run_trains_on_grades_and_shows_special_tokens_in_references(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "form.py").write_text(FORMAT)
@@ -113,10 +113,10 @@ def test_a_run_trains_on_special_tokens_that_references_spell_and_grades_and_sho
     )
     assert any(
         "<|" in row["text"] for row in rows if row["role"] == "trajectory"
-    )  # a random model says any token
+    )  # a random model may write any token
 
 
-def test_a_reference_that_goes_on_from_kept_steps_is_the_tokens_that_the_whole_would_be(
+def test_a_reference_continued_from_kept_steps_has_the_tokens_of_the_whole_text(
     thinking: TransformersPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "<think>1 + 1 = 2\n\n2 + 3 = 5\n\n</think>so five"
@@ -143,7 +143,7 @@ def test_a_reference_that_goes_on_from_kept_steps_is_the_tokens_that_the_whole_w
 
 
 class Second:
-    """Finds the second step wrong."""
+    """A judge that finds the second step wrong."""
 
     def judge(self, attempts: Any) -> list[Scores | None]:
         return [[1.0, 0.0, *[None] * (len(steps) - 2)] for _, steps in attempts]
@@ -152,7 +152,7 @@ class Second:
 # References
 
 
-def test_a_written_end_and_a_repeated_opening_are_left_out(
+def test_a_written_end_and_a_repeated_opening_are_removed(
     thinking: TransformersPolicy, opened: TransformersPolicy
 ) -> None:
     expected = thinking.encode_completion(SOLUTION)
@@ -167,7 +167,7 @@ def test_a_written_end_and_a_repeated_opening_are_left_out(
     expected = opened.encode_completion(rest)
     for text in (rest, f"<think>\n{rest}", f"<think>{rest}", f"<|assistant|>\n<think>\n{rest}<|end|>"):
         assert opened.encode_reference(problem(text), text) == expected
-    assert opened.decode(expected) == rest  # what the prompt has opened is the prompt's
+    assert opened.decode(expected) == rest  # text that the prompt has opened belongs to the prompt
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_written_end_and_a_repeated_opening_are_left_out(
         (" <think>two", "it begins with <think>, which the chat template already writes"),
     ],
 )
-def test_a_reference_that_is_no_turn_behind_the_prompt_is_refused(
+def test_a_reference_that_is_not_a_single_turn_is_refused(
     text: str, complaint: str, opened: TransformersPolicy
 ) -> None:
     with pytest.raises(
@@ -261,7 +261,7 @@ def test_a_prompt_that_ends_in_an_end_token_is_refused(tmp_path: Path) -> None:
 
 
 def save_adding(directory: Path, around: str) -> Path:
-    """A model whose tokenizer puts special tokens around a text."""
+    """Save a model whose tokenizer adds special tokens around a text."""
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
@@ -277,7 +277,7 @@ def save_adding(directory: Path, around: str) -> Path:
     return directory
 
 
-def test_an_end_token_that_the_tokenizer_adds_is_left_out_and_one_in_the_data_is_refused(
+def test_an_end_token_from_the_tokenizer_is_removed_and_one_in_the_data_is_refused(
     tmp_path: Path,
 ) -> None:
     adding = policy(save_adding(tmp_path, "<s> $A <|end|>"), {"chat": False})
@@ -320,7 +320,7 @@ def test_tokens_without_an_embedding_are_refused_by_check_and_train(
         assert done.code == 2 and f"d.jsonl, line 2, field {field}: its token '<new>' has the id" in done.err
 
 
-def test_rows_of_an_embedding_that_no_token_has_are_no_fault(tmp_path: Path) -> None:
+def test_unused_rows_of_an_embedding_are_accepted(tmp_path: Path) -> None:
     model = load_trainable_policy(
         config(model={"path": str(save_chat_model(tmp_path / "a"))}), Accelerator(cpu=True)
     )
@@ -343,7 +343,7 @@ ASKED = TEMPLATE.replace(
 )
 
 
-def test_arguments_reach_the_template_and_one_that_it_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_arguments_reach_the_template_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     save_chat_model(tmp_path, special=THINKING, template=ASKED)
     assert (
         policy(tmp_path)
@@ -367,7 +367,7 @@ DATED = (
 )
 
 
-def test_whoever_loads_a_template_that_writes_the_date_is_told(
+def test_every_command_warns_of_a_template_that_writes_the_date(
     handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_chat_model(tmp_path / "model", template=DATED)
@@ -386,7 +386,7 @@ def test_whoever_loads_a_template_that_writes_the_date_is_told(
     assert not caplog.text and "1 Jan 2025" in fixed.tokenizer.decode(fixed.encode_prompt(problem()))
 
 
-def test_a_teachers_template_is_named_by_its_setting_and_need_not_know_the_policys_arguments(
+def test_a_teachers_template_does_not_need_the_policys_arguments_and_errors_name_its_setting(
     tmp_path: Path,
 ) -> None:
     save_chat_model(tmp_path / "broken", template="{{ messages[0]['content'][0]['text'] + 'x' }}")

@@ -1,4 +1,4 @@
-"""The policy that learns: adapters, GGUF files, checkpointed activations and the divergence, through the real
+"""The trainable policy: adapters, GGUF files, gradient checkpointing and the KL divergence, in the real
 loop."""
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(directory / "model.safetensors"))
 
 
-def test_an_adapter_learns_and_its_model_does_not_and_a_resumed_run_is_the_same_to_the_bit(
+def test_only_the_adapter_is_trained_and_a_resumed_run_is_identical(
     tmp_path: Path,
 ) -> None:
     train(short(4), tmp_path / "whole", method=Scripted)
@@ -67,7 +67,7 @@ def test_an_adapter_learns_and_its_model_does_not_and_a_resumed_run_is_the_same_
     assert lines(tmp_path / "whole/metrics.jsonl") == lines(tmp_path / "parts/metrics.jsonl")
     assert any(
         value.abs().max() > 0 for name, value in whole.items() if "lora_B" in name
-    )  # they begin at zero
+    )  # they are initialised with zeros
     assert not (tmp_path / "whole/model/model.safetensors").exists()
     small = sum(
         file.stat().st_size for file in (tmp_path / "whole/checkpoints/step-000004").rglob("*.safetensors")
@@ -79,7 +79,7 @@ def test_an_adapter_learns_and_its_model_does_not_and_a_resumed_run_is_the_same_
     )
 
 
-def test_an_adapter_loads_in_plain_peft_and_here_and_merged_it_is_the_same_model(tmp_path: Path) -> None:
+def test_an_adapter_loads_in_peft_and_here_and_equals_the_merged_model(tmp_path: Path) -> None:
     train(short(2), tmp_path / "adapter", method=Scripted)
     train(short(2, save="merged"), tmp_path / "merged", method=Scripted)
     inputs = Inputs.of([[5, 6, 7]], [[8, 9]])
@@ -106,7 +106,7 @@ def test_an_adapter_over_bfloat16_weights_learns_in_float32(tmp_path: Path) -> N
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
     assert rows[-1]["loss"] < rows[0]["loss"] and all(
         0 < row["sampler/mismatch"] < 0.1 for row in rows
-    )  # drawn without the trainer's rounding
+    )  # sampled without the trainer's rounding
     policy = load_trainable_policy(changed, Accelerator(cpu=True))
     (drawn,) = policy.generate([[5, 6, 7]], [1])
     assert policy.importance_weight_cap == 2 and len(drawn) and drawn.columns["old_logp"].isnan().all()
@@ -120,13 +120,13 @@ def test_an_adapter_samples_in_the_precision_of_its_model() -> None:
         config(lora=LORA, model={"dtype": "bfloat16"}, sampler={"dtype": "float32"})
 
 
-def test_targets_that_name_no_layer_are_named(tmp_path: Path) -> None:
+def test_targets_without_a_layer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lora.targets = \['nowhere'\]"):
         train(config(lora={"targets": ["nowhere"]}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_layer_whose_weights_are_anothers_too_takes_no_adapter() -> None:
+def test_a_layer_with_tied_weights_gets_no_adapter() -> None:
     tied, untied = (
         AutoModelForCausalLM.from_config(
             LlamaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, tie_word_embeddings=tied)
@@ -139,7 +139,7 @@ def test_a_layer_whose_weights_are_anothers_too_takes_no_adapter() -> None:
     with_adapter(untied, targets, "base", 0)
 
 
-def test_an_adapter_that_peft_wrote_has_its_models_tokenizer(chat_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_peft_wrote_uses_its_models_tokenizer(chat_model: Path, tmp_path: Path) -> None:
     train(
         config(model={"path": str(chat_model)}, lora=LORA, rollout={"max_tokens": 8}, train={"steps": 1}),
         tmp_path / "run",
@@ -166,7 +166,7 @@ def test_a_model_whose_defaults_contradict_themselves_is_saved(chat_model: Path,
     assert (tmp_path / "run/model/model.safetensors").exists()
 
 
-def test_an_adapter_that_is_no_safetensors_is_not_read(tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_safetensors_is_not_loaded(tmp_path: Path) -> None:
     train(short(1), tmp_path / "run", method=Scripted)
     adapter = tmp_path / "run/model"
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
@@ -198,7 +198,7 @@ def test_an_adapter_finds_its_model_from_any_directory(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     loads_from(str(tmp_path / "base"))
-    loads_from("../../base")  # as seen from the adapter
+    loads_from("../../base")  # relative to the adapter
     with pytest.raises(
         UserError,
         match=r"run/model was trained on ../gone, which does not exist; set base_model_name_or_path",
@@ -213,7 +213,7 @@ def test_an_adapter_finds_its_model_from_any_directory(
         loads_from("base")
 
 
-def test_a_gguf_file_is_the_model_it_was_made_of(chat_model: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_equals_the_model_it_was_made_from(chat_model: Path, tmp_path: Path) -> None:
     file = save_gguf(chat_model, tmp_path / "model.gguf")
     expected, words = load_model(config(model={"path": str(chat_model)}).model)
     found, theirs = load_model(config(model={"path": str(file)}).model)
@@ -228,7 +228,7 @@ def test_a_gguf_file_is_the_model_it_was_made_of(chat_model: Path, tmp_path: Pat
     )
 
 
-def test_a_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_text("nothing")
     with pytest.raises(UserError, match="model.gguf cannot be loaded"):
         train(config(model={"path": str(tmp_path / "model.gguf")}), tmp_path / "run")
@@ -236,7 +236,7 @@ def test_a_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:
         train(config(model={"path": str(tmp_path / "other.gguf")}), tmp_path / "run")
 
 
-def test_checkpointed_activations_give_the_same_run(tmp_path: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_run(tmp_path: Path) -> None:
     train(config(train={"steps": 2}), tmp_path / "kept", method=Scripted)
     train(
         config(train={"steps": 2}, model={"gradient_checkpointing": True}),
@@ -253,7 +253,7 @@ def test_checkpointed_activations_give_the_same_run(tmp_path: Path) -> None:
             ), key
 
 
-def test_checkpointing_really_computes_activations_again(chat_model: Path) -> None:
+def test_gradient_checkpointing_really_recomputes_activations(chat_model: Path) -> None:
     calls = []
     for again in (False, True):
         policy = load_trainable_policy(
@@ -272,9 +272,7 @@ def test_checkpointing_really_computes_activations_again(chat_model: Path) -> No
 
 
 @pytest.mark.parametrize("kind", [GPT2Config(n_embd=32, n_layer=2, n_head=4), OPTConfig(**TINY_OPT)])
-def test_checkpointed_activations_are_those_of_the_model_that_sampled_without_dropout(
-    kind: Any, chat_model: Path, tmp_path: Path
-) -> None:
+def test_gradient_checkpointing_does_not_turn_on_dropout(kind: Any, chat_model: Path, tmp_path: Path) -> None:
     words = AutoTokenizer.from_pretrained(chat_model)
     kind.vocab_size, kind.eos_token_id, kind.pad_token_id, kind.bos_token_id = (
         len(words),
@@ -296,7 +294,7 @@ def test_checkpointed_activations_are_those_of_the_model_that_sampled_without_dr
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_divergence_is_from_the_model_as_it_was_and_holds_the_learner_back(
+def test_the_kl_term_is_measured_from_the_starting_model_and_limits_learning(
     lora: dict[str, Any] | None, tmp_path: Path
 ) -> None:
     extra = {"lora": lora} if lora else {}
@@ -322,13 +320,13 @@ def test_the_divergence_is_from_the_model_as_it_was_and_holds_the_learner_back(
     assert moved[1] < moved[0] / 2
 
 
-def test_with_a_divergence_no_rollout_is_dropped(tmp_path: Path) -> None:
+def test_with_a_kl_term_no_rollout_is_dropped(tmp_path: Path) -> None:
     train(config(train={"steps": 1}, method={"name": "grpo", "kl": 0.1}), tmp_path / "run")
     (_, row) = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert row["tokens/dropped"] == 0 and row["tokens/trained"] == row["tokens/sampled"]
 
 
-def test_in_bfloat16_a_copy_samples_and_follows_the_learner(tmp_path: Path) -> None:
+def test_in_bfloat16_a_copy_samples_and_is_updated_with_the_policy(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "train": {"steps": 3, "learning_rate": 3e-3}}
     train(config(**changes), tmp_path / "run", method=Repairing)
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
@@ -347,24 +345,25 @@ def test_in_bfloat16_a_copy_samples_and_follows_the_learner(tmp_path: Path) -> N
         p.dtype for p in policy.sampler.model.parameters()
     } == {torch.bfloat16}
     copied, ours = (model.model.rotary_emb.inv_freq for model in (policy.sampler.model, policy.bare_model))
-    assert torch.equal(copied, ours)  # in bfloat16 distant positions would be others
+    assert torch.equal(copied, ours)  # in bfloat16, distant positions would have other values
     frozen = {**changes, "train": {**changes["train"], "steps": 6}, "sampler": {"max_mismatch": 0.1}}
     with (
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(UserError, match=r"sampler's log-probabilities are .* nats from"),
     ):
-        patch.setattr(CopySampler, "update_weights", lambda self, weights: None)  # it stays behind
+        # the copy is not updated yet
+        patch.setattr(CopySampler, "update_weights", lambda self, weights: None)
         train(config(**frozen), tmp_path / "stale", method=Repairing)
 
 
 class Repairing(Grpo):
-    """Every reference is imitated, whatever the rollouts did."""
+    """A method that imitates every reference, whatever the rollouts did."""
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         return imitate(group, ctx)
 
 
-def test_for_several_updates_the_trainers_own_log_probabilities_are_taken_before_the_first(
+def test_with_several_updates_old_log_probabilities_are_scored_before_the_first(
     tmp_path: Path,
 ) -> None:
     changes = {"model": {"dtype": "bfloat16"}, "train": {"steps": 2, "updates_per_step": 2}}
@@ -391,5 +390,5 @@ def test_for_several_updates_the_trainers_own_log_probabilities_are_taken_before
 
 
 def spliced(row: Trajectory) -> Trajectory:
-    """The row with two tokens of somebody else behind it."""
+    """Return the row followed by two tokens of another author."""
     return row.append([8, 9], Author.TEACHER, finished=True)

@@ -1,5 +1,5 @@
-"""vLLM as the sampler, for real: ``make test-vllm`` runs these in an environment of their own; without vLLM
-they are skipped."""
+"""vLLM as the sampler. ``make test-vllm`` runs these tests in their own environment; without vLLM they are
+skipped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reward(problem, completion):
 
 
 def written(directory: Path, **sections: Any) -> Path:
-    """A configuration of a few steps of GRPO."""
+    """Write a configuration of a few steps of GRPO."""
     import tomli_w
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def written(directory: Path, **sections: Any) -> Path:
 
 
 def handrail(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, since an engine is not given back before its process ends."""
+    """Run in a separate process, because vLLM's engine is released only when its process ends."""
     command = [sys.executable, "-m", "handrail.cli", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -56,7 +56,7 @@ def handrail(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def trained(directory: Path, *arguments: str, **sections: Any) -> list[dict[str, Any]]:
-    """The metrics of a run's steps."""
+    """Return the metrics of a run's steps."""
     done = handrail(
         "train", str(written(directory, **sections)), "--output", str(directory / "run"), *arguments
     )
@@ -66,7 +66,7 @@ def trained(directory: Path, *arguments: str, **sections: Any) -> list[dict[str,
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a random model whose attention vLLM has a kernel for."""
+    """A directory with a random model whose attention vLLM supports."""
     root = tmp_path_factory.mktemp("vllm")
     save_chat_model(root / "model", hidden_size=128)
     return root
@@ -76,8 +76,8 @@ def rewards(rows: list[dict[str, Any]]) -> list[float]:
     return [row["reward"] for row in rows]
 
 
-def test_it_takes_the_trainers_weights_after_every_update_and_learns_like_transformers(root: Path) -> None:
-    # In groups of 8, some seeds end in equal completions of one token, which no update leaves.
+def test_vllm_gets_the_weights_after_every_update_and_learns_like_transformers(root: Path) -> None:
+    # In groups of 8, some seeds end in equal completions of one token, and no update leaves that state.
     learning: dict[str, Any] = {
         "rollout": {"group_size": 32},
         "train": {"learning_rate": 2e-3, "steps": 18},
@@ -89,8 +89,8 @@ def test_it_takes_the_trainers_weights_after_every_update_and_learns_like_transf
         assert rewards(rows)[0] < 0.1 and fmean(rewards(rows)[-3:]) > 0.9
 
 
-def test_experts_arrive_or_the_run_says_that_they_did_not(root: Path) -> None:
-    """On a CPU, vLLM 0.32 packs experts when it is made, and goes on with these whatever it is handed."""
+def test_weights_of_experts_are_updated_or_the_run_stops_with_the_reason(root: Path) -> None:
+    """On a CPU, vLLM 0.32 packs experts when it is created, and then ignores new weights for them."""
     words = AutoTokenizer.from_pretrained(root / "model")
     mixture = MixtralConfig(
         vocab_size=len(words), hidden_size=128, intermediate_size=64, num_hidden_layers=1,
@@ -115,7 +115,7 @@ def test_experts_arrive_or_the_run_says_that_they_did_not(root: Path) -> None:
         assert row["sampler/mismatch"] < 1e-4
 
 
-def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transformers(root: Path) -> None:
+def test_a_trained_model_gives_the_same_completions_in_vllm_and_transformers(root: Path) -> None:
     trained(root / "saved", train={"steps": 2}, sampler={"name": "transformers"})
     model = root / "saved/run/model"
     script = (
@@ -143,7 +143,7 @@ def test_what_was_trained_loads_in_vllm_and_says_there_what_it_says_in_transform
     assert AutoTokenizer.from_pretrained(model).chat_template
 
 
-def test_adapters_are_handed_over_merged_for_several_updates_a_step_and_a_resumed_run_goes_on(
+def test_merged_adapters_reach_vllm_also_with_several_updates_and_after_resuming(
     root: Path,
 ) -> None:
     changes: dict[str, Any] = {
@@ -156,7 +156,7 @@ def test_adapters_are_handed_over_merged_for_several_updates_a_step_and_a_resume
     assert len(trained(root / "lora", "--resume", **changes)) == 6
 
 
-def test_weights_that_do_not_arrive_stop_the_run(root: Path) -> None:
+def test_a_run_stops_if_weights_do_not_reach_vllm(root: Path) -> None:
     config = written(root / "stale", train={"steps": 1})
     script = (
         "import sys\nfrom handrail.models import vllm\nvllm.VllmSampler.update_weights = lambda self, "

@@ -7,7 +7,7 @@ from tests.reliability.processes import finished, job, left_behind, start
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What an undisturbed run of ``job`` leaves behind."""
+    """The files of an undisturbed run of ``job``."""
     directory = tmp_path_factory.mktemp("whole")
     code, said = finished(start("train", job(directory), "--output", directory / "run"))
     assert code == 0, said

@@ -1,9 +1,10 @@
-"""Completions written to break a verifier, and what came of them: ``python -m tests.reliability.hostile``.
+"""Grade completions that were written to break a verifier: ``python -m tests.reliability.hostile``.
 
-First asks every family of reasoning-gym for what it pays for constants. Then grades the corpus with every
-built-in verifier and some of these families, then as many generated completions as ``--fuzz`` says. None
-holds the answer, so none may earn anything. Prints a line a verifier: verdicts, how many were not reached and
-why, the slowest in seconds, the most memory a worker had in MiB, rewards paid.
+First, every family of reasoning-gym is asked what it pays for constants. Then every built-in verifier and
+some of these families grade the corpus, and then as many generated completions as ``--fuzz`` says. None
+contains the answer, so none may be rewarded. Prints one line per verifier: the number of verdicts, missing
+verdicts by reason, the slowest verdict in seconds, the peak memory of a worker in MiB, and the number of
+rewards.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ LATEX = ("x + \\frac{a}{b} ", "\\begin{matrix}1 & 2 \\\\ ", "\\sin(", "1 2 3 4 5
 
 
 def bombs() -> Iterator[str]:
-    """Nested and repeated, up to megabytes of LaTeX."""
+    """Yield nested and repeated text, up to megabytes of LaTeX."""
     for n in (1, 3, 30, 1000, 100_000):
         for opening, closing in OPENING.items():
             yield from (
@@ -101,7 +102,7 @@ def bombs() -> Iterator[str]:
 
 
 def truncated() -> Iterator[str]:
-    """Text cut in the middle of a character, as a byte-level tokenizer may leave it."""
+    """Yield text cut in the middle of a character, as a byte-level tokenizer may leave it."""
     for text in ("Die Lösung beträgt ½ · π", "答案是四十二", "🙂 \\boxed{🙂}", "ответ: сорок два", "#### ४२"):
         raw = text.encode()
         for cut in range(1, len(raw), 2):
@@ -111,7 +112,7 @@ def truncated() -> Iterator[str]:
 
 
 def corpus() -> list[str]:
-    """The same 2,000 and more completions every time."""
+    """Return the same 2,000 and more completions every time."""
     repeated = [first + piece * n + last for first, piece, n, last in REPEATED]
     wrapped = [form.format(text) for text in [*SHORT, *repeated] for form in FORMS]
     pairs = zip(SHORT, SHORT[7:], strict=False)
@@ -120,7 +121,7 @@ def corpus() -> list[str]:
 
 
 def fuzzed(n: int, seed: int) -> Iterator[str]:
-    """Random runs of the pieces that parsers look for."""
+    """Yield random sequences of the pieces that parsers look for."""
     rng = random.Random(seed)
     plain = (
         r"0 1 2 7 9 10 + - * / ^ = ( ) [ ] { } , . ; : # #### $ $$ & | _ ! % ' ` ~ < > x y e i nan inf None "
@@ -185,8 +186,8 @@ def negated(answer: str) -> str:
 
 
 def overpaid(family: str, pool: VerifierPool, n: int = 4) -> list[str]:
-    """Constants that are paid in full for problems with different answers, and answers that are paid with the
-    wrong sign."""
+    """Return constants that are paid in full for problems with different answers, and answers that are paid
+    with the wrong sign."""
     found = load_problems(f"reasoning-gym:{family}?size={n}&seed=5")
     numeric = [each for each in found if re.fullmatch(r"-?\d*[1-9]\d*", each.answer)]
     asked = [(each, text) for text in CONSTANTS for each in found] + [
@@ -221,12 +222,12 @@ SEEDS = {
         ),
         3,
     ),
-    "gsm_symbolic": 8,  # 735, which no piece of the generated completions holds
+    "gsm_symbolic": 8,  # 735, which occurs in no piece of the generated completions
 }
 
 
 def problems() -> dict[str, tuple[str, Problem]]:
-    """What is graded: a verifier's name and a problem whose answer no completion gives."""
+    """Return, by label, a verifier's name and a problem whose answer no completion contains."""
     families = {
         name: load_problems(f"reasoning-gym:{name}?size=1&seed={seed}")[0] for name, seed in SEEDS.items()
     }
@@ -240,7 +241,7 @@ def problems() -> dict[str, tuple[str, Problem]]:
 
 
 def peak_mib(pool: VerifierPool) -> float:
-    """The most memory any of its workers has had, in MiB."""
+    """Peak memory of any of its workers, in MiB."""
     worker = pool._workers[0]
     found = (
         re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{worker._process.pid}/status").read_text())
@@ -251,7 +252,7 @@ def peak_mib(pool: VerifierPool) -> float:
 
 
 def grade_all(name: str, problem: Problem, completions: list[str], timeout: float) -> str:
-    """Grades one at a time, and says what came of it."""
+    """Grade completions one at a time and count the results."""
     statuses: Counter[str] = Counter()
     slowest = memory = 0.0
     paid = []
@@ -259,7 +260,7 @@ def grade_all(name: str, problem: Problem, completions: list[str], timeout: floa
         for completion in completions:
             pool.grade([])
             if pool._workers[0] is None:
-                pool._worker(0)  # a new worker's start is not part of a verdict
+                pool._worker(0)  # the start of a new worker is not part of a verdict
             started = time.monotonic()
             verdict = pool.grade([(problem, completion)])[0]
             slowest = max(slowest, time.monotonic() - started)

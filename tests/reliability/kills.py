@@ -1,8 +1,8 @@
-"""Kills a running job at random moments, resumes it, and holds what it leaves behind against an undisturbed
-run: ``python -m tests.reliability.kills --kills 100``.
+"""Kill a run at random moments, resume it, and compare its files with those of an undisturbed run:
+``python -m tests.reliability.kills --kills 100``.
 
-Half of the kills wait for a checkpoint to be written; the others come at a random moment of a process's life,
-its start included.
+Half of the kills wait until a checkpoint is being written. The others come at a random moment in the life of
+a process, including its start.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def being_written(run: Path) -> bool:
 
 
 def kill_once(process: subprocess.Popen[str], run: Path, rng: random.Random, life: float) -> str:
-    """Waits for the moment, at most ``life`` seconds away, and kills; returns what was going on, or ``ended``
-    if the job was faster."""
+    """Wait for the moment, at most ``life`` seconds away, and kill the process. Return what it was doing, or
+    ``ended`` if it finished first."""
     at_checkpoint = rng.random() < 0.5
     deadline = time.monotonic() + rng.uniform(0, life)
     while process.poll() is None:
@@ -47,7 +47,8 @@ def kill_once(process: subprocess.Popen[str], run: Path, rng: random.Random, lif
 def killed_and_resumed(
     directory: Path, kills: int, steps: int, life: float = 12.0, seed: int = 0
 ) -> tuple[Counter[str], bool]:
-    """When the kills came, and whether the run left behind what an undisturbed one does, to the bit."""
+    """Return when the kills came, and whether the files of the run equal those of an undisturbed run to the
+    bit."""
     rng = random.Random(seed)
     train = {"steps": steps, "checkpoint_every": 1, "keep_last": 2}
     file, run, whole = job(directory, train=train), directory / "run", directory / "whole"

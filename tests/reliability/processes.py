@@ -1,4 +1,4 @@
-"""Real ``handrail`` processes: started, watched from outside, and compared by what they leave behind."""
+"""Real ``handrail`` processes: started, watched from outside, and compared by the files that they leave."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import tomli_w
 from tests.conftest import EASY, HARD, config
 
 PROMISED = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl")
-"""What is the same, to the byte, of a run that was stopped and one that was not."""
+"""Files that are equal, to the byte, in a run that was stopped and one that was not."""
 
 
 def job(directory: Path, **changes: Any) -> Path:
-    """A configuration file for a run of seconds that checkpoints every step."""
+    """Write the configuration of a run of a few seconds that makes a checkpoint after every step."""
     train = {
         "steps": 8,
         "checkpoint_every": 1,
@@ -49,7 +49,7 @@ def start(*arguments: object, environment: dict[str, str] | None = None) -> subp
 
 
 def finished(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
-    """(exit code, all it said)."""
+    """Return (exit code, all output)."""
     said = process.communicate(timeout=seconds)[0]
     return process.returncode, said
 
@@ -62,13 +62,13 @@ def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def steps(directory: Path) -> int:
-    """How many lines of metrics.jsonl there are."""
+    """Number of lines in metrics.jsonl."""
     file = directory / "metrics.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def left_behind(directory: Path) -> dict[str, str]:
-    """The promised files and the weights, by checksum, and the summary without its seconds."""
+    """Return checksums of the promised files and the weights, and the summary without its seconds."""
     files = [directory / name for name in PROMISED] + sorted((directory / "model").glob("*.safetensors"))
     summary = json.loads((directory / "summary.json").read_text())
     del summary["seconds"]

@@ -1,5 +1,5 @@
-"""Bad input of every kind: one sentence that says what is wrong, where, and what to do; exit code 2; nothing
-written."""
+"""Bad input of every kind: one sentence that says what is wrong, where, and what to do; exit code 2; and
+nothing is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL = "builtin:house-tiny"
 EVAL = ("eval", MODEL, "data.jsonl", "--set", "rollout.max_tokens=8")
 ENDPOINT = "endpoint={base_url='http://localhost:1/v1', model='m'"
 
-# What stands where the words begin with a file's name is in ``lay_out``.
+# ``lay_out`` writes the files that are named here.
 CASES: list[tuple[tuple[str, ...], str]] = [
     # The command line
     (("train", "missing.toml"), "there is no configuration file missing.toml"),
@@ -295,14 +295,14 @@ def there(here: Path) -> dict[str, bytes]:
     }
 
 
-def test_there_are_enough_of_them() -> None:
+def test_there_are_enough_distinct_cases() -> None:
     assert len(CASES) == len(set(CASES)) >= 60
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"), CASES, ids=[" ".join(arguments)[-60:] for arguments, _ in CASES]
 )
-def test_bad_input_is_one_sentence_and_changes_nothing(
+def test_bad_input_is_refused_in_one_sentence_and_changes_nothing(
     arguments: tuple[str, ...],
     words: str,
     handrail: Handrail,

@@ -1,5 +1,5 @@
-"""Full and read-only disks, jumping clocks, deleted and damaged files: a defined end each, and nothing
-lost."""
+"""Full and read-only disks, jumping clocks, deleted and damaged files: each has a defined result, and nothing
+is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Mount = Callable[[str], Path]
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    """A disk of its own, mounted with options such as a size; skips where this user may mount none."""
+    """Mount a separate disk with options such as a size; skip the test if this user may not mount one."""
     there = tmp_path / "disk"
 
     def mounted(options: str) -> Path:
@@ -63,7 +63,7 @@ def test_a_full_disk_stops_the_run_with_its_checkpoints_whole(
     assert left_behind(run) == whole
 
 
-def test_a_disk_that_is_full_of_lines_stops_the_run_too(mount: Mount, tmp_path: Path) -> None:
+def test_a_run_stops_if_the_disk_is_full_when_a_line_is_written(mount: Mount, tmp_path: Path) -> None:
     run = mount("size=200k") / "run"
     with pytest.raises(
         Paused, match="no room left in .*its checkpoints are intact: make room, then go on with --resume"
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_of_lines_stops_the_run_too(mount: Mount, tmp_path: 
         train(settings(tmp_path, "train.checkpoint_every=0", "train.samples_every=1"), run)
 
 
-def test_a_read_only_disk_is_one_sentence(mount: Mount, tmp_path: Path) -> None:
+def test_a_read_only_disk_is_reported_in_one_sentence(mount: Mount, tmp_path: Path) -> None:
     disk = mount("size=10m,ro")
     with pytest.raises(UserError, match="cannot be (created|written) .*choose another --output"):
         train(settings(tmp_path), disk / "run")
@@ -95,7 +95,7 @@ def test_a_jumping_clock_changes_nothing(tmp_path: Path, whole: dict[str, str]) 
     assert "-" not in (tmp_path / "run/timings.jsonl").read_text().replace("e-", "")  # no negative seconds
 
 
-def test_a_directory_deleted_under_a_run_is_one_sentence(tmp_path: Path) -> None:
+def test_a_run_directory_that_is_deleted_is_reported_in_one_sentence(tmp_path: Path) -> None:
     file, run = job(tmp_path, train={"steps": 1000}), tmp_path / "run"
     process = start("train", file, "--output", run)
     wait_for(lambda: steps(run) >= 2)
@@ -136,7 +136,8 @@ def flip(file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """As ``whole``, from this process: another number of threads may round differently."""
+    """The same as ``whole``, but from this process, because another number of threads may round
+    differently."""
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("undisturbed")
     train(settings(directory), directory / "run")
@@ -149,7 +150,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
     fourth, third = stopped / "checkpoints/step-000004", stopped / "checkpoints/step-000003"
     flip(fourth / "optimizer.safetensors")
     (third / "state.json").unlink()
-    (stopped / "checkpoints/.step-000005").mkdir()  # what a killed run was writing
+    (stopped / "checkpoints/.step-000005").mkdir()  # files that a killed run was writing
     train(settings(stopped.parent, "train.keep_last=3"), stopped, resume=True)
     (record,) = [record.getMessage() for record in caplog.records if record.name == "handrail"]
     assert f"{fourth} cannot be used: optimizer.safetensors differs from its checksum" in record
@@ -161,17 +162,17 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
 
 
 @pytest.mark.parametrize("sums", ["{}", "[]", "5", "null", '{"model": 1}', '{"state.json": null}'])
-def test_checksums_that_vouch_for_nothing_are_damage(sums: str, stopped: Path) -> None:
+def test_invalid_checksum_files_count_as_damage(sums: str, stopped: Path) -> None:
     (stopped / "checkpoints/step-000004/checksums.json").write_text(sums)
     assert damage(stopped / "checkpoints/step-000004") and not damage(stopped / "checkpoints/step-000003")
 
 
-def test_what_is_checkpointed_after_a_damaged_one_is_kept(stopped: Path, undisturbed: dict[str, str]) -> None:
+def test_checkpoints_written_after_a_damaged_one_are_kept(stopped: Path, undisturbed: dict[str, str]) -> None:
     for step in (3, 4):
         flip(stopped / f"checkpoints/step-{step:06d}/optimizer.safetensors")
 
     def stop_in_step_3(step: int, *_: object) -> None:
-        if step == 3:  # the first call says where the run was resumed
+        if step == 3:  # the first call reports the step from which the run was resumed
             Interrupts.ask("a test")
 
     with pytest.raises(Paused, match="step 3 is checkpointed"):
@@ -192,7 +193,7 @@ def test_what_is_checkpointed_after_a_damaged_one_is_kept(stopped: Path, undistu
         ("config.toml", "there is no configuration file"),
     ],
 )
-def test_a_run_that_lacks_a_part_is_not_begun_anew(gone: str, words: str, stopped: Path) -> None:
+def test_a_run_with_missing_files_is_not_restarted(gone: str, words: str, stopped: Path) -> None:
     shutil.rmtree(stopped / gone) if (stopped / gone).is_dir() else (stopped / gone).unlink()
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=words):
@@ -200,7 +201,7 @@ def test_a_run_that_lacks_a_part_is_not_begun_anew(gone: str, words: str, stoppe
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(stopped: Path) -> None:
+def test_if_every_checkpoint_is_damaged_nothing_is_overwritten(stopped: Path) -> None:
     for path in checkpoints(stopped / "checkpoints"):
         (path / "checksums.json").write_text("{")
     before = steps(stopped)
@@ -212,10 +213,11 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(stopped: Path)
     assert steps(stopped) == before
 
 
-def test_a_line_cut_off_by_the_end_is_written_anew(stopped: Path, undisturbed: dict[str, str]) -> None:
+def test_a_last_line_that_is_cut_off_is_written_again(stopped: Path, undisturbed: dict[str, str]) -> None:
     file = stopped / "metrics.jsonl"
     file.write_bytes(file.read_bytes()[:-40])
-    train(settings(stopped.parent), stopped, resume=True)  # from step 3: of step 4, the metrics know nothing
+    # from step 3, because step 4 is missing in the metrics
+    train(settings(stopped.parent), stopped, resume=True)
     assert left_behind(stopped) == undisturbed
 
 

@@ -1,5 +1,5 @@
-"""Hostile completions: a part of the corpus through every verifier, all kinds of it through a real run;
-``hostile.py`` does all."""
+"""Hostile completions: part of the corpus through every verifier, and all kinds of it through a real run.
+``hostile.py`` grades all of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_corpus_is_large_and_always_the_same() -> None:
 
 
 @pytest.mark.parametrize("label", ["math", "normalised", "task", "reasoning-gym:countdown"])
-def test_no_hostile_completion_hangs_crashes_or_earns(label: str) -> None:
+def test_no_hostile_completion_hangs_crashes_or_is_rewarded(label: str) -> None:
     name, problem = problems()[label]
     said = grade_all(name, problem, [*corpus()[::40], *fuzzed(100, seed=1)], timeout=1)
     assert "paid 0" in said and "crash" not in said, said
@@ -39,7 +39,7 @@ def test_no_hostile_completion_hangs_crashes_or_earns(label: str) -> None:
     "family",
     ["complex_arithmetic", "gsm_symbolic", "game_of_life_halting", "coin_flip", "countdown", "n_queens"],
 )
-def test_no_constant_is_a_right_answer_to_different_problems(family: str) -> None:
+def test_no_constant_is_paid_for_different_problems(family: str) -> None:
     with VerifierPool(VerifierConfig(name="reasoning-gym", workers=1)) as pool:
         assert overpaid(family, pool) == []
 
@@ -79,18 +79,18 @@ PAID = {
     },
     "exact": {"the answer"},
 }
-"""The last box is the answer, so guessing many times is guessing once."""
+"""The last box is the answer, so several guesses count as one."""
 
 
 @pytest.mark.parametrize("name", PAID)
-def test_what_reward_hacks_are_paid(name: str) -> None:
+def test_rewards_of_reward_hacks(name: str) -> None:
     verifier = resolve(VerifierConfig(name=name))
     problem = Problem("0", "What is 6*7? Hint: it is not 41.", "42")
     assert {hack for hack, completion in HACKS.items() if verifier(problem, completion)} == PAID[name]
 
 
 class Hostile(Grpo):
-    """Has the policy say hostile things."""
+    """A policy that writes hostile completions."""
 
     name = "hostile"
 
@@ -100,7 +100,7 @@ class Hostile(Grpo):
         return await super().reward(group.map(lambda member: replace(member, text=next(self.texts))), ctx)
 
 
-def test_a_run_on_hostile_completions_ends_and_can_be_looked_at(tmp_path: Path) -> None:
+def test_a_run_with_hostile_completions_ends_and_has_a_report(tmp_path: Path) -> None:
     method: type[Method[Any]] = Hostile
     verifier = {"name": "math", "timeout": 1.0}
     settings = config(

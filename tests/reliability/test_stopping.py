@@ -1,4 +1,4 @@
-"""Signals, locks and orphans: what a run does when somebody wants it gone."""
+"""Signals, locks and orphaned processes: what a run does when it is stopped."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.reliability.processes import finished, job, left_behind, start, steps
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on_to_the_bit(
+def test_a_signal_stops_with_a_checkpoint_and_the_run_continues_exactly(
     number: signal.Signals, tmp_path: Path, whole: dict[str, str]
 ) -> None:
     file, run = job(tmp_path), tmp_path / "run"
-    # Nothing but the signal writes a checkpoint.
+    # Only the signal causes a checkpoint.
     command = ("train", file, "--output", run, "--set", "train.checkpoint_every=0")
     process = start(*command)
     wait_for(lambda: steps(run) >= 1)
@@ -51,7 +51,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     )
     process = start("train", file, "--output", run)
     wait_for(lambda: steps(run) >= 2)
-    os.killpg(process.pid, signal.SIGSTOP)  # so that both are delivered before it can grant the first
+    os.killpg(process.pid, signal.SIGSTOP)  # so that both are delivered before it can react to the first
     wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
@@ -60,7 +60,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     assert -code in (signal.SIGINT, signal.SIGTERM) and "Traceback" not in said
 
 
-def test_a_stop_is_granted_between_two_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stops_between_two_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is asked to stop while its third token is sampled."""
     polls, check = count(1), Interrupts.check
     asked = []
@@ -92,7 +92,7 @@ def ask_when(file: Path) -> None:
     Interrupts.ask("a test")
 
 
-def test_a_stop_is_granted_while_a_verdict_is_waited_for(tmp_path: Path) -> None:
+def test_a_run_stops_while_it_waits_for_a_verdict(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     begun = tmp_path / "begun"
     (tmp_path / "data.jsonl").write_text(
@@ -121,7 +121,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
             assert interrupts.asked == "SIGTERM"
-            interrupts.check()  # what is being done is not abandonable
+            interrupts.check()  # the current work cannot be abandoned
             with pytest.raises(Paused), interrupts.abandonable():
                 raise AssertionError("the block was entered")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -141,7 +141,7 @@ def test_two_runs_never_write_one_directory(tmp_path: Path) -> None:
         in " ".join(said.split())
     )
     first.wait()
-    with locked(run):  # the kernel has let go of it
+    with locked(run):  # the kernel has released it
         pass
     with (
         locked(tmp_path / "other"),
@@ -161,14 +161,14 @@ def workers(parent: int) -> list[int]:
     return [int(line.split()[0]) for line in said.splitlines() if "spawn_main" in line]
 
 
-def test_a_stopped_comparison_stops_its_runs_with_checkpoints_and_goes_on(
+def test_a_stopped_comparison_stops_its_runs_with_checkpoints_and_continues(
     tmp_path: Path, whole: dict[str, str]
 ) -> None:
     file, out = job(tmp_path), tmp_path / "out"
     command = ("compare", file, "--output", out, *COMPARED, "--set", "train.checkpoint_every=0")
     process = start(*command)
     wait_for(lambda: any(steps(path) >= 1 for path in out.glob("*/*")))
-    os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole family
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals all processes of a command
     code, said = finished(process)
     assert code == 75 and "run the same command again to continue" in said and "Traceback" not in said
     begun = {path.parent.name: steps(path) for path in out.glob("*/*/checkpoints")}
@@ -188,7 +188,7 @@ def test_no_run_of_a_comparison_outlives_it(tmp_path: Path) -> None:
     wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children), seconds=20)
 
 
-def test_a_killed_worker_is_a_sentence(tmp_path: Path) -> None:
+def test_a_killed_worker_is_reported_in_one_sentence(tmp_path: Path) -> None:
     file, out = job(tmp_path, train={"steps": 1000}), tmp_path / "out"
     process = start("compare", file, "--output", out, *COMPARED)
     wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 2)
@@ -197,6 +197,6 @@ def test_a_killed_worker_is_a_sentence(tmp_path: Path) -> None:
     assert code == 75 and "was killed, perhaps out of memory" in said and "Traceback" not in said
 
 
-def test_a_run_killed_again_and_again_leaves_behind_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_repeatedly_has_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
     moments, same = killed_and_resumed(tmp_path, kills=3, steps=40)
     assert moments.total() == 3 and same

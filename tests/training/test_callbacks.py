@@ -1,4 +1,4 @@
-"""Callbacks of the user's own, and trackers, through the real loop."""
+"""The user's own callbacks, and trackers, in the real loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import EASY, config
 
 
 class Notes(Callback):
-    """Notes every hook, adds a figure to the metrics, and stops the run after its second step."""
+    """Records every hook, adds a figure to the metrics, and stops the run after its second step."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -43,7 +43,7 @@ class Notes(Callback):
         self.calls.append(f"end {summary['steps']} {(run.directory / 'model').exists()}")
 
 
-def test_a_callback_of_ones_own_sees_every_step_adds_to_its_metrics_and_stops_the_run(tmp_path: Path) -> None:
+def test_a_users_callback_sees_every_step_adds_metrics_and_stops_the_run(tmp_path: Path) -> None:
     notes = Notes()
     settings = config(
         method={"name": "sft"},
@@ -64,7 +64,7 @@ def test_a_callback_of_ones_own_sees_every_step_adds_to_its_metrics_and_stops_th
 
 
 def test_trackers_get_every_finite_number(tmp_path: Path) -> None:
-    """trackio itself, which keeps its runs in a database on this machine."""
+    """Tested with trackio, which keeps its runs in a database on this machine."""
     settings = config(
         method={"name": "sft"}, train={"steps": 2, "trackers": ["trackio"], "tracker_project": "mine"}
     )

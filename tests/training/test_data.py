@@ -1,4 +1,4 @@
-"""Data as users have it, through the real loop, with a Hugging Face model directory."""
+"""Data as users have it, in the real loop, with a Hugging Face model directory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: Path, source: str, output: Path, **verifier: Any) -> list[dict[str, Any]]:
-    """One LUFFY step on ``source``; its samples."""
+    """Train one LUFFY step on ``source`` and return its samples."""
     settings = config(
         model={"path": str(model)}, data={"train": source}, method={"name": "luffy"},
         verifier={"extract": None, **verifier},
@@ -90,7 +90,7 @@ def test_gsm_symbolic_with_its_worked_solutions(verifier: str, model: Path, tmp_
     assert len(found) == 2 and all(sample["reward"] == 1 and "####" in sample["text"] for sample in found)
 
 
-def test_math_as_it_is_published_and_a_float_answer(model: Path, tmp_path: Path) -> None:
+def test_math_in_its_published_layout_and_a_float_answer(model: Path, tmp_path: Path) -> None:
     rows = [
         {"problem": "What is $2 + 3$?", "solution": "Adding gives $\\boxed{5}$.", "level": "Level 1"},
         {"problem": "What is $10^{-5}$?", "solution": "It is $\\boxed{0.00001}$.", "level": "Level 1"},
@@ -101,7 +101,7 @@ def test_math_as_it_is_published_and_a_float_answer(model: Path, tmp_path: Path)
     assert all(sample["reward"] == 1 for sample in found)
 
 
-def test_multiple_choice_is_asked_with_its_choices(model: Path, tmp_path: Path) -> None:
+def test_multiple_choice_prompts_contain_the_choices(model: Path, tmp_path: Path) -> None:
     rows = [
         {
             "question": f"Which is {n}?",

@@ -1,4 +1,4 @@
-"""How different a group's completions are: hand-worked values, and self-BLEU against sacrebleu pair by
+"""Diversity of a group's completions: hand-worked values, and self-BLEU compared with sacrebleu pair by
 pair."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def group(texts: list[str], rewards: list[float], reference: str | None = None) 
 
 
 def pair_by_pair(texts: list[str]) -> float:
-    """Equal texts are 1, which sacrebleu says up to rounding, and of empty ones not at all."""
+    """Equal texts give 1 (sacrebleu returns 1 only up to rounding, and nothing for empty texts)."""
     pairs = permutations([" ".join(text.split()) for text in texts], 2)
     return 1 - mean(
         1.0 if one == other else SACREBLEU.sentence_score(one, [other]).score / 100 for one, other in pairs
@@ -75,7 +75,7 @@ def test_distinct_n_is_distinct_n_grams_per_n_gram(texts: list[str], n: int, val
         (
             ["a b", "a c"],
             1 - (1 / 2 * 1 / 2) ** (1 / 2),
-        ),  # no bigram in common: smoothed to half a match of one
+        ),  # no bigram in common: smoothed to half a match out of one
         (
             ["a", "a b"],
             1 - (2.718281828459045**-1 + (1 / 2 * 1 / 2) ** (1 / 2)) / 2,
@@ -141,11 +141,11 @@ def test_distinct_prefixes_are_counted_per_completion(
         ("Paris", "Rome", False),
     ],
 )
-def test_what_makes_two_derivations_one(one: str, other: str, same: bool) -> None:
+def test_which_texts_count_as_the_same_derivation(one: str, other: str, same: bool) -> None:
     assert derivations([one, other], [True, True]) == (1 if same else 2)
 
 
-def test_only_correct_completions_have_a_derivation_that_counts() -> None:
+def test_only_derivations_of_correct_completions_count() -> None:
     texts = ["1 + 1 = 2", "2 = 2", "1 + 1 = 2", "4 - 2 = 2"]
     assert derivations(texts, [True] * 4) == 3
     assert derivations(texts, [True, False, True, None]) == 1
@@ -153,14 +153,14 @@ def test_only_correct_completions_have_a_derivation_that_counts() -> None:
     assert derivations(texts[:1], [True]) is None and derivations([], []) is None
 
 
-def test_steps_end_where_the_caller_says() -> None:
+def test_the_end_of_a_step_can_be_given() -> None:
     pieces = group(["a | b", "a | c"], [1, 1])
     assert measures(pieces)["distinct_first_steps"] == 1
     assert measures(pieces, r"\| ")["distinct_first_steps"] == 1 / 2
     assert derivations(["x = 1 | so 2", "x = 1 | so 3"], [True, True], r"\| ") == 1
 
 
-def test_diversity_is_the_mean_over_the_groups_in_which_a_measure_has_a_meaning() -> None:
+def test_diversity_is_the_mean_over_the_groups_in_which_a_measure_is_defined() -> None:
     two = group(["1 + 1 = 2 ; a", "1 + 1 = 2 ; b"], [1, 1], reference="a reference is not the policy's own")
     short = group(["x", "y"], [0, 0])
     alone = group(["1 + 1 = 2"], [1])
@@ -177,7 +177,7 @@ def test_diversity_is_the_mean_over_the_groups_in_which_a_measure_has_a_meaning(
 
 
 @given(TEXTS, st.randoms(use_true_random=False))
-def test_shares_are_shares_and_no_order_matters(texts: list[str], rng: Random) -> None:
+def test_measures_are_shares_and_do_not_depend_on_order(texts: list[str], rng: Random) -> None:
     rewards = [float(len(text) % 2) for text in texts]
     order = sorted(range(len(texts)), key=lambda _: rng.random())
     found = measures(group(texts, rewards))
@@ -188,7 +188,7 @@ def test_shares_are_shares_and_no_order_matters(texts: list[str], rng: Random) -
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=4, max_size=12).map(" ".join), st.integers(2, 5))
-def test_a_group_of_equal_completions_is_as_uniform_as_can_be(text: str, n: int) -> None:
+def test_a_group_of_equal_completions_has_minimal_diversity(text: str, n: int) -> None:
     pair, found = distinct_n([text, text]), measures(group([text] * n, [1] * n))
     assert pair is not None and found.pop("distinct_4") == pytest.approx(pair * 2 / n)
     assert found == {"one_minus_self_bleu": 0, "distinct_first_steps": 1 / n, "correct_derivations": 1}

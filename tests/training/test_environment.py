@@ -1,4 +1,4 @@
-"""Groups that use a tool: what the environment wrote is read, and neither trained nor counted."""
+"""Groups that use a tool: the environment's tokens are read, but neither trained nor counted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tool_group(policy: TrainablePolicy, answers: Sequence[str]) -> Group:
     return Group(PROBLEM, members)
 
 
-def test_a_tools_tokens_have_no_advantage_no_weight_and_no_share_in_a_normalizer(
+def test_environment_tokens_have_no_advantage_no_weight_and_no_share_in_a_normalizer(
     policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
     group = tool_group(policy, ["70", "1", "2"])
@@ -74,7 +74,7 @@ def test_a_tools_tokens_have_no_advantage_no_weight_and_no_share_in_a_normalizer
 @pytest.mark.parametrize(
     "settings", [{}, {"loss_normalizer": "token"}, {"ratio": "sequence", "clip_low": 0.3, "clip_high": 0.4}]
 )
-def test_the_gradient_is_that_of_the_policys_own_tokens(
+def test_the_gradient_is_that_of_the_policys_tokens_alone(
     settings: dict[str, Any], policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
     method = build({"name": "grpo", **settings}, RolloutConfig())
@@ -103,7 +103,7 @@ def test_the_gradient_is_that_of_the_policys_own_tokens(
 
 
 class ToolUsing(Sort):
-    """SORT on rollouts that asked a tool, in vain."""
+    """SORT on rollouts that call a tool and still fail."""
 
     def samples(self, problem: Problem) -> int:
         return 0

@@ -1,7 +1,7 @@
 """Metric curves as text: a change in numerics shows up as a diff.
 
-The rollouts are written down (see Scripted), so that no machine's arithmetic can flip a sampled token. To
-accept a change: ``python -m tests.training.test_golden`` writes the files anew.
+The rollouts are fixed (see Scripted), so that no machine's arithmetic can change a sampled token. To accept a
+change, ``python -m tests.training.test_golden`` writes the files again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ScriptedLuffy(Luffy):
 
 
 class ScopeAtOnce(ScopeSettings):
-    """Repairs that need nothing sampled."""
+    """A corrector whose repairs need no sampling."""
 
     judge: str = "reference"
     mode: Literal["step", "suffix", "reference"] = "suffix"
@@ -71,7 +71,7 @@ METHODS: dict[str, type[Method[Any]]] = {
 
 
 def curve(method: type[Method[Any]], output: Path) -> list[dict[str, Any]]:
-    """Ten steps on hard and easy problems; figures to six digits."""
+    """Return ten steps on hard and easy problems; figures have six digits."""
     sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
     schedule = {
         "steps": 10,
@@ -91,7 +91,7 @@ def curve(method: type[Method[Any]], output: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_metric_curve_is_the_one_committed(name: str, tmp_path: Path) -> None:
+def test_the_metric_curve_equals_the_committed_one(name: str, tmp_path: Path) -> None:
     expected = [json.loads(line) for line in (GOLDEN / f"{name}.jsonl").read_text().splitlines()]
     found = curve(METHODS[name], tmp_path / "run")
     assert [row.keys() for row in found] == [row.keys() for row in expected]

@@ -1,4 +1,4 @@
-"""The real loop: what it writes, that it resumes to the bit, and that it trains."""
+"""The real loop: what it writes, exact resumption, and that it trains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def small(**changes: Any) -> Config:
     return config(**{"eval": {"sets": sets, "every": 2, "limit": 8}, **changes})
 
 
-def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> None:
+def test_a_run_directory_has_all_documented_files(tmp_path: Path) -> None:
     summary = train(small(train={"checkpoint_every": 1}, method={"name": "sort"}), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.toml", "contents.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl",
@@ -52,9 +52,7 @@ def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> No
         == 4
     )
     assert first["groups/guided"] == first["groups/all_wrong"] > 0
-    assert (
-        first["tokens/trained"] + first["tokens/dropped"] > first["tokens/sampled"]
-    )  # the references come on top
+    assert first["tokens/trained"] + first["tokens/dropped"] > first["tokens/sampled"]  # plus the references
     assert {
         "reward",
         "correct",
@@ -77,7 +75,7 @@ def test_a_run_directory_holds_everything_that_is_promised(tmp_path: Path) -> No
     assert text == "7 8" and weights(tmp_path / "run")
 
 
-def test_every_problem_of_every_evaluation_is_kept(tmp_path: Path) -> None:
+def test_evaluations_keep_the_result_of_every_problem(tmp_path: Path) -> None:
     train(
         small(
             eval={
@@ -122,7 +120,7 @@ def test_a_run_ends_with_its_budget_of_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", [{}, {"token_budget": 1}])
-def test_a_run_stopped_between_its_last_checkpoint_and_its_end_is_ended(
+def test_a_run_stopped_after_its_last_checkpoint_is_finished_on_resuming(
     tmp_path: Path, budget: dict[str, int]
 ) -> None:
     settings = small(train={"checkpoint_every": 1, **budget})
@@ -133,7 +131,7 @@ def test_a_run_stopped_between_its_last_checkpoint_and_its_end_is_ended(
     assert again == summary and (tmp_path / "model").exists()
 
 
-def test_a_run_made_longer_and_killed_before_its_end_is_ended(
+def test_a_prolonged_run_killed_before_its_end_is_finished_on_resuming(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(small(train={"steps": 1, "checkpoint_every": 1}), tmp_path)
@@ -157,7 +155,7 @@ def test_a_run_ends_with_its_budget_of_seconds(tmp_path: Path) -> None:
     assert summary["ended_by"] == "seconds" and before < 0.7 <= summary["seconds"] + 0.01
 
 
-def test_samples_tell_who_wrote_each_token_and_how_hard_it_pulls(tmp_path: Path) -> None:
+def test_samples_have_the_author_and_weight_of_each_token(tmp_path: Path) -> None:
     train(small(method={"name": "sort"}, train={"steps": 1}), tmp_path / "sort")
     rows = lines(tmp_path / "sort/samples.jsonl")
     references = [row for row in rows if row["role"] == "demonstration"]
@@ -176,7 +174,7 @@ def test_samples_tell_who_wrote_each_token_and_how_hard_it_pulls(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_through_the_loop_and_moves_the_model(name: str, tmp_path: Path) -> None:
+def test_every_method_runs_in_the_loop_and_changes_the_model(name: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in ("grpo", "scope", "dmpo") else {}
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
     train(
@@ -198,7 +196,7 @@ def test_every_method_goes_through_the_loop_and_moves_the_model(name: str, tmp_p
         ({"name": "sort"}, {"token_budget": 5000}),
     ],
 )
-def test_stopped_and_resumed_equals_never_stopped_to_the_bit(
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(
     method: dict[str, Any], budget: dict[str, int], tmp_path: Path
 ) -> None:
     schedule = {"schedule": "cosine", "warmup_steps": 2, "updates_per_step": 2}
@@ -209,7 +207,7 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(
         pass
 
     def stop_after(step: int, steps: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
-        if step == 3:  # a step after the checkpoint, which must be taken back
+        if step == 3:  # a step after the checkpoint, which must be discarded
             raise Stop
 
     with pytest.raises(Stop):
@@ -230,7 +228,7 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
     settings = small(train={"steps": 2, "checkpoint_every": 0})
     train(settings, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
@@ -248,7 +246,7 @@ def test_a_finished_directory_is_not_overwritten(tmp_path: Path) -> None:
         train(settings, tmp_path / "run")
 
 
-def test_a_run_is_resumed_with_its_own_configuration_only_but_may_be_made_longer(tmp_path: Path) -> None:
+def test_a_run_is_resumed_only_with_its_own_configuration_but_may_be_prolonged(tmp_path: Path) -> None:
     train(small(train={"steps": 2, "checkpoint_every": 1}), tmp_path / "run")
     with pytest.raises(UserError, match="holds a run of another configuration"):
         train(small(train={"steps": 3, "checkpoint_every": 1, "seed": 5}), tmp_path / "run", resume=True)
@@ -259,7 +257,7 @@ def test_a_run_is_resumed_with_its_own_configuration_only_but_may_be_made_longer
     )
 
 
-def test_a_run_that_ran_out_of_memory_goes_on_with_less_at_once(tmp_path: Path) -> None:
+def test_a_run_that_ran_out_of_memory_can_be_resumed_with_smaller_batches(tmp_path: Path) -> None:
     settings = {"train": {"steps": 1, "checkpoint_every": 1}, "method": {"name": "luffy"}}
     train(small(**settings), tmp_path / "run")
     less = {
@@ -271,7 +269,7 @@ def test_a_run_that_ran_out_of_memory_goes_on_with_less_at_once(tmp_path: Path) 
     assert train(small(**{**settings, **less}), tmp_path / "run", resume=True)["steps"] == 2
 
 
-def test_a_step_without_signal_says_so_and_leaves_the_model_alone(tmp_path: Path) -> None:
+def test_a_step_without_signal_has_a_note_and_leaves_the_model_unchanged(tmp_path: Path) -> None:
     notes: list[str] = []
     settings = small(
         train={"steps": 4, "problems_per_step": 1},
@@ -289,7 +287,7 @@ def test_a_step_without_signal_says_so_and_leaves_the_model_alone(tmp_path: Path
     )
 
 
-def test_warm_up_holds_under_a_constant_schedule_too(tmp_path: Path) -> None:
+def test_warm_up_also_applies_to_a_constant_schedule(tmp_path: Path) -> None:
     changed = {}
     for warmup in (0, 1000):
         settings = small(
@@ -331,7 +329,7 @@ def unlike(problem, completion): return zlib.crc32(completion.encode()) / 2**33
 
 
 @pytest.mark.parametrize(("verifier", "dead"), [("alike", 4), ("unlike", 0)])
-def test_wrong_rollouts_are_wrong_whatever_they_are_paid(verifier: str, dead: int, tmp_path: Path) -> None:
+def test_wrong_rollouts_are_wrong_whatever_their_reward(verifier: str, dead: int, tmp_path: Path) -> None:
     (tmp_path / "partial.py").write_text(PARTIAL)
     graded = {"name": f"{tmp_path}/partial.py:{verifier}", "extract": None}
     settings = small(
@@ -422,7 +420,7 @@ def test_unverified_held_out_completions_are_neither_right_nor_wrong(tmp_path: P
 
 
 class BestOnly(Method[GrpoSettings]):
-    """Only the best rollouts of a group train."""
+    """A method that trains only on the best rollouts of a group."""
 
     async def credit(self, group: Group, ctx: Context) -> Group:
         ctx.counts["best/groups"] += 1
@@ -431,7 +429,7 @@ class BestOnly(Method[GrpoSettings]):
         )
 
 
-def test_a_method_of_ones_own_trains_without_touching_the_package(tmp_path: Path) -> None:
+def test_a_users_method_trains_without_changes_to_the_package(tmp_path: Path) -> None:
     settings = small(
         data={"train": f"{EASY}&n=64"}, rollout={"group_size": 4, "max_tokens": 48, "temperature": 2.0}
     )
@@ -441,7 +439,7 @@ def test_a_method_of_ones_own_trains_without_touching_the_package(tmp_path: Path
     assert lines(tmp_path / "run/metrics.jsonl")[1]["best/groups"] == 4
 
 
-def test_the_readmes_method_is_named_in_a_configuration_and_trains(tmp_path: Path) -> None:
+def test_the_readmes_method_trains_from_a_configuration(tmp_path: Path) -> None:
     train(
         small(method={"name": "examples/my_method.py:RepairWhenStuck", "clip_high": 0.28}), tmp_path / "run"
     )
@@ -458,8 +456,8 @@ def test_the_share_of_easy_problems_is_kept_in_every_step(tmp_path: Path) -> Non
 
 
 async def written(group: Group, texts: Sequence[str], ctx: Context) -> Group:
-    """The group with rollouts that are written down, so that any number of processes, on any machine, sees
-    the same ones."""
+    """Return the group with fixed rollouts, so that any number of processes, on any machine, sees the same
+    ones."""
     rollouts = []
     for text in texts:
         rollout = Trajectory.by(
@@ -476,7 +474,7 @@ def script(problem: Problem) -> list[str]:
 
 
 class Scripted(Sort):
-    """SORT on the script."""
+    """SORT with fixed rollouts."""
 
     def samples(self, problem: Problem) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""What is said when a run seems to collapse, and what becomes of numbers that are not finite."""
+"""Warnings when a run seems to collapse, and the handling of numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ HEALTHY = {"reward": 0.3, "correct": 0.3, "entropy": 1.0, "length": 40.0, "trunc
 
 
 def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
-    """What is said over so many steps of each kind, later ones differing from the healthy as stated."""
+    """Return the warnings for a number of steps of each kind; later steps differ from healthy ones as
+    given."""
     watch = CollapseMonitor()
     return [text for n, changes in parts for _ in range(n) if (text := watch(HEALTHY | changes))]
 
@@ -40,12 +41,12 @@ def said(*parts: tuple[int, dict[str, Any]]) -> list[str]:
         (
             {"correct": 0.1},
             "the share of correct rollouts has fallen from 0.30 to",
-        ),  # while the rest is paid for its form
+        ),  # while the other rollouts are paid for their form
         ({"entropy": 0.05, "reward": 0.9}, "without a gain in accuracy"),
         ({"verifier/unverified": 32}, "of the completions are unverified"),
     ],
 )
-def test_each_collapse_is_said_once(changes: dict[str, Any], words: str) -> None:
+def test_each_collapse_is_reported_once(changes: dict[str, Any], words: str) -> None:
     (text,) = said((15, {}), (40, changes))
     assert words in text
 
@@ -67,11 +68,11 @@ def test_each_collapse_is_said_once(changes: dict[str, Any], words: str) -> None
         },  # nothing is sampled
     ],
 )
-def test_nothing_is_said_of_a_healthy_run(changes: dict[str, Any]) -> None:
+def test_a_healthy_run_has_no_warning(changes: dict[str, Any]) -> None:
     assert said((15, {}), (40, changes)) == []
 
 
-def test_a_resumed_run_has_said_it_already() -> None:
+def test_a_resumed_run_does_not_repeat_warnings() -> None:
     before = [HEALTHY] * 15 + [HEALTHY | {"entropy": 0.0}] * 12
     assert CollapseMonitor(before)(HEALTHY | {"entropy": 0.0}) is None
     assert (
@@ -137,7 +138,7 @@ def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training
 
 
 class Broken(Luffy):
-    """Divides by nothing in the updates that it is told."""
+    """A method that divides by zero in the given updates."""
 
     name = "broken"
     step = 0
@@ -174,7 +175,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(tmp_path: Pa
     )
 
 
-def test_too_many_in_a_row_end_the_run_with_a_sentence(tmp_path: Path) -> None:
+def test_too_many_skipped_updates_in_a_row_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         run(tmp_path, set(range(2, 99)), max_skipped_updates=3)
     newest = tmp_path / "checkpoints/step-000003/model"

@@ -1,4 +1,4 @@
-"""What a run says of time and memory."""
+"""Reports on time and memory of a run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_the_forecast_counts_steps_and_evaluations() -> None:
     assert forecast(2, 31, {}, SECONDS) is None  # 30·4 + (3 + 1)·30 = 240 s
     resumed = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))(1, 31, {}, SECONDS)
     assert resumed and resumed.endswith("about 2 min for the 30 steps left, without evaluation")
-    assert Forecast(config())(31, 31, {}, SECONDS) is None  # nothing is left
+    assert Forecast(config())(31, 31, {}, SECONDS) is None  # no steps are left
     bare = Forecast(config())(1, 31, {}, SECONDS)
     assert bare and bare.endswith("about 2 min for the 30 steps left")
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_a_learning_rate_is_that_of_transformers_schedules(schedule: str, warmup: int) -> None:
+def test_learning_rates_equal_those_of_transformers_schedules(schedule: str, warmup: int) -> None:
     settings = config(
         train={"steps": 10, "learning_rate": 0.5, "schedule": schedule, "warmup_steps": warmup}
     ).train
@@ -66,7 +66,7 @@ def test_a_learning_rate_falls_with_tokens_or_steps_whichever_is_further() -> No
     assert budget.learning_rate(3) == 0.0
 
 
-def test_the_last_step_under_a_budget_is_foretold_from_all_steps_so_far() -> None:
+def test_the_expected_last_step_under_a_budget_uses_all_steps_so_far() -> None:
     before = [{"tokens/sampled": tokens} for tokens in (100, 300)]
     budget = StopCriteria(config(train={"steps": 50, "token_budget": 2000}).train, before, [SECONDS] * 2)
     assert budget.last_step(2) == 10  # 200 tokens a step
@@ -89,7 +89,7 @@ def test_the_last_step_under_a_budget_is_foretold_from_all_steps_so_far() -> Non
     )  # nothing sampled yet
 
 
-def test_durations_are_spoken() -> None:
+def test_durations_are_formatted() -> None:
     assert [format_duration(seconds) for seconds in (59.6, 200, 5 * 3600 + 120)] == [
         "60 s",
         "3 min",
@@ -113,7 +113,7 @@ def test_out_of_memory_names_what_to_lower(part: str, named: str) -> None:
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"),
     ],
 )
-def test_a_model_that_does_not_fit_is_said_in_a_sentence(
+def test_a_model_that_does_not_fit_in_memory_is_reported_in_one_sentence(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Accelerator, model: object) -> object:
@@ -125,17 +125,17 @@ def test_a_model_that_does_not_fit_is_said_in_a_sentence(
     assert not (tmp_path / "run").exists()
 
 
-def test_other_errors_are_left_alone() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match="size of tensor"), Clock()("update"):
         torch.ones(2) + torch.ones(3)
 
 
-def test_a_run_that_needs_too_much_memory_says_so(tmp_path: Path) -> None:
+def test_a_run_that_needs_too_much_memory_is_reported(tmp_path: Path) -> None:
     model = save_chat_model(tmp_path / "model", context=10**13)
     with pytest.raises(UserError, match="out of memory while sampling; lower rollout.batch_size"):
         train(config(model={"path": str(model)}, rollout={"max_tokens": 10**12}), tmp_path / "run")
 
 
-def test_training_says_how_long_it_will_take(tmp_path: Path, handrail: Handrail) -> None:
+def test_training_reports_a_forecast(tmp_path: Path, handrail: Handrail) -> None:
     done = handrail("train", str(configured(tmp_path, train={"steps": 2})), "--output", str(tmp_path / "run"))
     assert done.code == 0 and "first step: " in done.out and "for the 1 steps left" in done.out

@@ -1,4 +1,4 @@
-"""What is resumed: the right run, with the settings and the contents that it was started with, or nothing."""
+"""Resuming: only the right run, with the settings and contents that it was started with."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def written(file: Path, **changes: Any) -> str:
     return str(file)
 
 
-def test_resuming_what_is_not_there_is_refused_and_writes_nothing(handrail: Handrail, tmp_path: Path) -> None:
+def test_resuming_a_missing_run_is_refused_and_writes_nothing(handrail: Handrail, tmp_path: Path) -> None:
     file = written(tmp_path / "first.toml")
     nothing = handrail("train", file, "--resume")
     assert (
@@ -92,7 +92,7 @@ def test_a_run_stopped_before_its_first_checkpoint_says_that_it_starts_again(
     )
 
 
-def test_lost_checkpoints_are_missed_whatever_a_resumption_asks_for(tmp_path: Path) -> None:
+def test_a_run_with_lost_checkpoints_is_not_resumed_under_any_settings(tmp_path: Path) -> None:
     train(short(train={"steps": 2}), tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints")
     (tmp_path / "run/summary.json").unlink()
@@ -155,7 +155,7 @@ def test_training_data_that_changed_under_the_same_path_are_refused(
     assert train(longer, tmp_path / "run", resume=True)["steps"] == 2
 
 
-def test_what_a_verifier_reads_besides_the_answer_counts_as_data(tmp_path: Path) -> None:
+def test_metadata_count_as_data(tmp_path: Path) -> None:
     one, other = (
         [Problem("a", "p", "1", metadata={"tests": tests, "kinds": {"b", "a"}})]
         for tests in ("x == 1", "x == 2")
@@ -174,7 +174,7 @@ def test_a_model_that_changed_under_the_same_path_is_refused(tmp_path: Path) -> 
         train(short(**settings, train={"steps": 2}), tmp_path / "run", resume=True)
 
 
-def test_large_files_are_told_apart_without_reading_them_whole(
+def test_large_files_are_compared_without_reading_them_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contents, "READ_WHOLE", 1000)
@@ -188,7 +188,7 @@ def test_large_files_are_told_apart_without_reading_them_whole(
 VERIFIER = "def grade(problem, completion):\n    return {}\n"
 
 
-def test_other_held_out_problems_and_edited_code_are_said(
+def test_changed_held_out_problems_and_code_cause_a_warning(
     handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows(tmp_path / "held.jsonl", 1, 2)
@@ -228,7 +228,7 @@ def test_other_held_out_problems_and_edited_code_are_said(
     )
 
 
-def test_a_probe_of_another_model_is_said(
+def test_a_probe_of_another_model_causes_a_warning(
     handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = save_chat_model(tmp_path / "model")

@@ -1,5 +1,5 @@
-"""The data of a whole run: several sources, splits, held-out sets and the model's context, through the
-command line."""
+"""The data of a whole run: several sources, splits, held-out sets and the model's context, from the command
+line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG_REFERENCE = {"prompt": "1 + 1 =", "answer": "2", "reference": "1 + " * 70 +
 
 
 def metrics(output: str = "out") -> dict[str, Any]:
-    """Those of step 0."""
+    """Return the metrics of step 0."""
     return dict(json.loads(Path(output, "metrics.jsonl").read_text().splitlines()[0]))
 
 
@@ -59,7 +59,7 @@ def test_each_of_two_sources_keeps_its_own_references(
     assert {each["problem"] for each in samples()} == {f"easy/train.jsonl:{own}", f"hard/train.jsonl:{own}"}
 
 
-def test_ids_stay_as_they_are_if_none_is_of_two_problems() -> None:
+def test_ids_are_unchanged_if_no_two_problems_share_one() -> None:
     one, two, same = (
         Problem("a", "1?", "1", where="x"),
         Problem("b", "2?", "2"),
@@ -84,7 +84,7 @@ def split_directory(directory: Path) -> None:
         )
 
 
-def test_training_takes_the_split_train_and_says_so(handrail: Handrail, tmp_path: Path) -> None:
+def test_training_uses_the_split_train_and_says_so(handrail: Handrail, tmp_path: Path) -> None:
     split_directory(tmp_path / "main")
     done = handrail(
         "train",
@@ -98,7 +98,7 @@ def test_training_takes_the_split_train_and_says_so(handrail: Handrail, tmp_path
     assert {each["prompt"] for each in samples()} == {row["prompt"] for row in ROWS[2:]}
 
 
-def test_held_out_problems_among_the_training_problems_are_warned_of(
+def test_held_out_problems_among_the_training_problems_cause_a_warning(
     handrail: Handrail, tmp_path: Path
 ) -> None:
     held = jsonl(
@@ -135,7 +135,7 @@ def test_rows_that_are_too_long_are_counted_and_refused(handrail: Handrail, tmp_
     assert_refused(handrail("check", str(tmp_path / "data.jsonl"), "--config", str(file)), "2 of 6 problems")
 
 
-def test_rows_that_are_too_long_may_be_left_out(handrail: Handrail, tmp_path: Path) -> None:
+def test_rows_that_are_too_long_can_be_skipped(handrail: Handrail, tmp_path: Path) -> None:
     held = jsonl(tmp_path / "held.jsonl", [{"prompt": "2 + 5 =", "answer": "7"}, LONG_PROMPT])
     rows = [*ROWS[:2], LONG_PROMPT, LONG_REFERENCE]
     file = configured(tmp_path, rows, data={"too_long": "skip"}, eval={"sets": {"held": str(held)}})
@@ -154,7 +154,7 @@ def test_rows_that_are_too_long_may_be_left_out(handrail: Handrail, tmp_path: Pa
     )
     assert {each["prompt"] for each in samples()} == {row["prompt"] for row in ROWS[:2]}
     done = handrail("check", str(tmp_path / "data.jsonl"), "--config", str(file))
-    # The verifier compares whole completions, so that it refuses the reference: exit code 1.
+    # The verifier compares whole completions, so it refuses the reference: exit code 1.
     assert (
         done.code == 1
         and "2 problems are too long and will be left out" in done.out
@@ -167,7 +167,9 @@ def test_rows_that_are_too_long_may_be_left_out(handrail: Handrail, tmp_path: Pa
     ), done
 
 
-def test_a_source_of_which_nothing_fits_is_refused_all_the_same(handrail: Handrail, tmp_path: Path) -> None:
+def test_a_source_without_any_fitting_problem_is_refused_even_with_skip(
+    handrail: Handrail, tmp_path: Path
+) -> None:
     long = jsonl(tmp_path / "long.jsonl", [LONG_PROMPT])
     file = configured(tmp_path, data={"train": ["data.jsonl", str(long)], "too_long": "skip"})
     jsonl(tmp_path / "data.jsonl", ROWS)
@@ -186,9 +188,9 @@ TEXTS = ["2 + 3 = 5", "π ≈ 3", "a b " * 40, "ﷺ" * 3, "5<|end|>"]
 REFERENCES = [(Problem("p", "1 + 1?", "2"), text) for text in TEXTS]
 
 
-def test_lengths_are_those_of_the_references(chat_policy: TransformersPolicy) -> None:
+def test_lengths_include_the_references(chat_policy: TransformersPolicy) -> None:
     expected = [len(chat_policy.encode_reference(problem, text)) for problem, text in REFERENCES]
-    chat_policy.tokenizer("so", truncation=True, max_length=1)  # the tokenizer would go on to truncate
+    chat_policy.tokenizer("so", truncation=True, max_length=1)  # otherwise the tokenizer would truncate
     assert reference_lengths(chat_policy.renderer, REFERENCES) == expected
 
 
@@ -215,7 +217,7 @@ def test_the_longest_reference_that_fits_is_kept(chat_policy: TransformersPolicy
     assert not find_too_long(chat_policy, problems, references=False)
 
 
-def test_much_text_is_counted_once_and_aloud(
+def test_a_large_text_is_tokenized_once_with_progress(
     chat_policy: TransformersPolicy,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -231,5 +233,5 @@ def test_much_text_is_counted_once_and_aloud(
     files = list(tmp_path.iterdir())
     assert len(files) == 2
     for file in files:
-        file.write_text("[1, ")  # a disk that was full
+        file.write_text("[1, ")  # left by a full disk
     assert reference_lengths(renderer, REFERENCES) == expected

@@ -1,5 +1,5 @@
-"""A run's model is measured and shown as it was trained: with its prompt, length and verifier, wherever it
-stands."""
+"""A run's model is measured and shown with the prompt, length and verifier of the run, wherever it is moved
+to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def test_eval_finds_a_runs_model_and_takes_its_settings(
+def test_eval_finds_a_runs_model_and_uses_its_settings(
     trained: Path, handrail: Handrail, tmp_path: Path
 ) -> None:
     done = handrail("eval", str(trained), "--samples", "1", "--output", "whole")
@@ -65,7 +65,7 @@ def test_eval_finds_a_runs_model_and_takes_its_settings(
     assert (settings["model"]["path"], settings["data"]["system"]) == (f"{trained}/model", None)
 
 
-def test_a_model_that_was_moved_still_knows_and_so_does_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+def test_a_moved_model_and_a_checkpoint_keep_the_runs_settings(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "model", tmp_path / "moved")
     file = settings_file(str(tmp_path / "moved"))
     assert file and load_config(file) == load_config(trained / "config.toml")
@@ -85,16 +85,16 @@ def test_data_of_another_kind_are_graded_by_the_verifier_that_fits_them(
     )
 
 
-def test_check_and_probe_see_a_runs_model_as_the_run_did(trained: Path, handrail: Handrail) -> None:
+def test_check_and_probe_use_the_runs_settings(trained: Path, handrail: Handrail) -> None:
     checked = handrail("check", HELD_OUT, "--model", str(trained))
-    # The run's verifier compares whole completions, so that it refuses all references: exit code 1.
+    # The run's verifier compares whole completions, so it refuses all references: exit code 1.
     assert checked.code == 1 and "Be brief." in checked.out and "Q: " in checked.out, checked.err
     probed = handrail("probe", str(trained), HELD_OUT, "--rollouts", "4", "--output", "probe")
     assert "graded by the verifier 'exact'" in probed.out, probed.err
     assert json.loads(Path("probe/settings.json").read_text())["rollout"]["max_tokens"] == 5
 
 
-def test_plan_loads_a_runs_model_as_the_run_did(trained: Path, handrail: Handrail) -> None:
+def test_plan_uses_the_runs_settings(trained: Path, handrail: Handrail) -> None:
     done = handrail(
         "plan",
         f"{EASY}&n=2",
@@ -108,7 +108,7 @@ def test_plan_loads_a_runs_model_as_the_run_did(trained: Path, handrail: Handrai
     assert done.code == 0 and 'data.system = "Be brief."' in done.out, done.err
 
 
-def test_a_run_that_has_not_ended_names_its_checkpoint(trained: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_answered_with_its_checkpoint(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
     with pytest.raises(
         UserError,
@@ -120,6 +120,6 @@ def test_a_run_that_has_not_ended_names_its_checkpoint(trained: Path, tmp_path: 
         model_of(str(tmp_path / "run"))
 
 
-def test_training_from_a_run_names_its_model(trained: Path, tmp_path: Path) -> None:
+def test_training_from_a_run_directory_is_answered_with_its_model(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"it has no config.json\); did you mean .*run/model\?"):
         train(config(model={"path": str(trained)}), tmp_path / "out")

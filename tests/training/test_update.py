@@ -1,4 +1,4 @@
-"""From credited groups to the gradient: normalizers, dropping, splitting, ends."""
+"""From groups with credit to the gradient: normalizers, dropped trajectories, micro-batches, end tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rollout(policy: TrainablePolicy, text: str, reward: float, prompt: str = "77
 
 @pytest.fixture
 def groups(policy: TrainablePolicy) -> list[Group]:
-    """A mixed group with rows of very different length, an all-wrong one and an all-right one."""
+    """Return a mixed group with rows of very different lengths, an all-wrong group and an all-right one."""
     long = "77 + 8 = 85 ; 85 * 2 = 70 ; 70 - 3 = 67 ; 67 + 9 = 76 ; 76 * 2 = 52 # 70 76 52"
     mixed = [
         rollout(policy, text, reward)
@@ -70,7 +70,7 @@ def gradients(
     drop: bool = True,
     apart: bool = False,
 ) -> tuple[list[torch.Tensor], dict[str, float]]:
-    """The gradient that one update would apply, and its figures; the policy is left as it was."""
+    """Return the gradient that one update would apply, and its figures; the policy is not changed."""
     twin = copy.copy(policy)
     twin.model = copy.deepcopy(policy.model)
     seen: list[torch.Tensor] = []
@@ -91,8 +91,8 @@ def gradients(
 
 
 def assert_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
-    """Equal up to float32 rounding (2e-5 of the gradient here); a wrong normalizer or a lost row is off by
-    percents."""
+    """Check equality up to float32 rounding (2e-5 of the gradient here); a wrong normalizer or a lost row
+    would change it by percents."""
     assert left and len(left) == len(right)
     scale = torch.nn.utils.get_total_norm(right)
     difference = torch.nn.utils.get_total_norm([one - other for one, other in zip(left, right, strict=True)])
@@ -133,7 +133,7 @@ def test_micro_batches_do_not_change_the_gradient(
 
 
 @pytest.mark.parametrize(("name", "settings"), METHOD_SETTINGS)
-def test_dropping_rows_without_credit_leaves_the_gradient(
+def test_dropping_rows_without_credit_does_not_change_the_gradient(
     name: str, settings: dict[str, Any], policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
 ) -> None:
     method, groups = credited(name, settings, groups, engine)
@@ -150,7 +150,7 @@ def test_dropping_rows_without_credit_leaves_the_gradient(
 def autograd_reference(
     policy: TrainablePolicy, terms: list[tuple[Trajectory, list[float], str]]
 ) -> list[torch.Tensor]:
-    """The gradient of minus a plain sum over tokens, one row at a time, in float64: (trajectory,
+    """Return the gradient of minus a plain sum over tokens, one row at a time, in float64: (trajectory,
     coefficients, kind)."""
     model = copy.deepcopy(policy.model).double()
     for member, coefficients, kind in terms:
@@ -239,7 +239,7 @@ def token_probabilities(model: Any, prompt: list[int], completion: list[int]) ->
     return logits[torch.arange(len(completion)), torch.tensor(completion)]
 
 
-def test_a_batch_without_any_signal_touches_nothing(
+def test_a_batch_without_any_signal_changes_nothing(
     policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
 ) -> None:
     method, credited_groups = credited("grpo", {}, groups[1:], engine)
@@ -247,7 +247,7 @@ def test_a_batch_without_any_signal_touches_nothing(
 
 
 def test_groups_of_equal_rewards_have_exactly_zero_credit(policy: TrainablePolicy) -> None:
-    rewards = [0.1 + 0.2] * 3  # their mean differs from each of them by rounding
+    rewards = [0.1 + 0.2] * 3  # because of rounding, their mean differs from each of them
     group = Group(PROBLEM, [rollout(policy, "# 70", reward) for reward in rewards])
     credited_group = build("grpo").advantages(group)
     assert not any(member.column("advantage").any() for member in credited_group.trajectories)
@@ -263,7 +263,7 @@ def test_luffys_advantages_by_hand(right: int, policy: TrainablePolicy) -> None:
         assert member.column("advantage").tolist() == pytest.approx([expected] * len(member))
 
 
-def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: TrainablePolicy) -> None:
+def test_the_end_token_is_trained_even_if_it_is_the_padding_token(policy: TrainablePolicy) -> None:
     end = policy.tokenizer.eos_token_id
     short, long = (
         Trajectory.by(Author.REFERENCE, [5, 6], [7, end]),
@@ -276,7 +276,7 @@ def test_the_end_is_trained_even_where_it_is_the_padding_token(policy: Trainable
     assert batch.tokens.imitation_weight.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
 
-def test_sampled_log_probabilities_are_those_of_the_trainer(policy: TrainablePolicy) -> None:
+def test_sampling_log_probabilities_equal_the_trainers(policy: TrainablePolicy) -> None:
     prompts = [policy.tokenizer.encode(text) for text in ("77 A 8 C 9 B 4 ?", "5 + 3 ?") for _ in range(3)]
     completions = policy.generate(prompts, range(6))
     assert all(
@@ -287,7 +287,7 @@ def test_sampled_log_probabilities_are_those_of_the_trainer(policy: TrainablePol
         assert member.column("sampling_logp").tolist() == pytest.approx(score.tolist(), abs=2e-4)
 
 
-def test_entropy_is_that_of_the_distribution_sampled_from(policy: TrainablePolicy) -> None:
+def test_entropy_is_that_of_the_sampling_distribution(policy: TrainablePolicy) -> None:
     prompt = policy.tokenizer.encode("77 A 8 ?")
     (member,) = policy.generate([prompt], [0])
     with torch.no_grad():
@@ -303,7 +303,7 @@ def test_entropy_is_that_of_the_distribution_sampled_from(policy: TrainablePolic
     assert trained is not None and trained[0].tolist() == pytest.approx(expected.tolist(), abs=2e-4)
 
 
-def test_micro_batches_keep_to_their_budget_and_lose_no_row() -> None:
+def test_micro_batches_respect_their_budget_and_lose_no_row() -> None:
     prompts = [[1] * 3, [2] * 10, [3], [1] * 3, [4] * 30, [5, 5], [4] * 30]
     lengths = [40, 1, 1, 39, 30, 5, 12]
     for shared in (True, False):
@@ -316,7 +316,7 @@ def test_micro_batches_keep_to_their_budget_and_lose_no_row() -> None:
     assert by_budget(prompts, lengths, 90) == [[4, 6], [0, 3], [1, 5, 2]]  # 30 + 2·30, 3 + 2·40, 3·10 + 3·5
 
 
-def test_normalizers_count_trajectories_that_will_be_dropped(groups: list[Group]) -> None:
+def test_normalizers_include_trajectories_that_are_dropped_later(groups: list[Group]) -> None:
     found = Normalizers.of(groups)
     assert (found.problems, found.trajectories, found.imitated) == (3, 12, 0)
     assert found.tokens == sum(len(member) for group in groups for member in group.trajectories)

@@ -1,4 +1,5 @@
-"""One, two and three processes do the same: completions token for token, and the same gradient."""
+"""One, two and three processes give the same result: the same completions, token for token, and the same
+gradient."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ train(scripted(), sys.argv[1], resume=True, method=Scripted, progress=note)
 """
 
 
-def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> None:
+def test_two_processes_train_like_one_also_after_resuming(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO)
     train(scripted(), tmp_path / "one", method=Scripted)
@@ -60,7 +61,7 @@ def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> No
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     rates = [(tmp_path / f"two-{rank}.rates").read_text().split() for rank in range(2)]
-    assert rates[0] == rates[1] and len(set(rates[0])) == 4  # none at step 0, then falling
+    assert rates[0] == rates[1] and len(set(rates[0])) == 4  # none at step 0, then decreasing
     one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
     assert len(one) == len(two) == 4 and one[1]["groups/mixed"] and one[1]["groups/guided"]
     for left, right in zip(one, two, strict=True):
@@ -73,7 +74,7 @@ def test_two_processes_train_like_one_also_when_they_go_on(tmp_path: Path) -> No
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """``torchrun -m handrail.cli`` as the documentation has it, told nothing of CPUs."""
+    """Run ``torchrun -m handrail.cli`` as documented, without any setting for CPUs."""
     launch = [
         sys.executable,
         "-m",
@@ -90,9 +91,9 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_torchrun_as_documented_starts_where_one_process_does(tmp_path: Path) -> None:
-    """The batches are smaller than the held-out sets, and one is a single row, so that a process has nothing
-    of it."""
+def test_torchrun_as_documented_gives_the_evaluation_of_one_process(tmp_path: Path) -> None:
+    """The batches are smaller than the held-out sets, and one batch is a single row, so that a process has no
+    part of it."""
     command = [
         "train",
         "examples/quick.toml",
@@ -101,7 +102,7 @@ def test_torchrun_as_documented_starts_where_one_process_does(tmp_path: Path) ->
     command += ["--set", "eval.samples=2", "--set", "train.problems_per_step=4", "--set", "model.device=auto"]
     done = torchrun(*command, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("into ") == 1  # one process speaks
+    assert done.stdout.count("into ") == 1  # only one process prints
     train(load_config("examples/quick.toml", command[3::2]), tmp_path / "one")
     one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
     assert one[0] == two[0] and len(two) == 2 and two[1]["rollouts"] == one[1]["rollouts"]
@@ -149,7 +150,7 @@ train(Config.model_validate(sections), directory, method=Noted, resume=os.path.e
 
 
 def uneven(method: str, **changes: Any) -> dict[str, Any]:
-    """Five problems a step, of which neither two nor three processes get equal numbers."""
+    """Five problems per step, which neither two nor three processes can share equally."""
     settings = config(
         data={"train": [{"path": f"{HARD}&n=8", "share": 2.0}, {"path": f"{EASY}&n=8", "share": 3.0}]},
         method={
@@ -195,7 +196,7 @@ def first_gradient(directory: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", ["grpo", "luffy", "scope"])
-def test_one_two_and_three_processes_sample_and_learn_alike(method: str, tmp_path: Path) -> None:
+def test_one_two_and_three_processes_give_the_same_samples_and_gradient(method: str, tmp_path: Path) -> None:
     for processes in (1, 2, 3):
         noted(tmp_path / f"of-{processes}", processes, 1, uneven(method), IN_FLOAT64="1")
     one = completions(tmp_path / "of-1")
@@ -210,8 +211,8 @@ def test_one_two_and_three_processes_sample_and_learn_alike(method: str, tmp_pat
         )
 
 
-def test_stopped_in_two_processes_and_resumed_in_one_draws_the_same(tmp_path: Path) -> None:
-    """The learning rate is so small that rounding cannot tell the two models apart."""
+def test_a_run_stopped_in_two_processes_continues_the_same_in_one(tmp_path: Path) -> None:
+    """The learning rate is so small that rounding cannot distinguish the two models."""
     sections = uneven("sort", learning_rate=1e-9)
     noted(tmp_path / "never-stopped", 1, 3, sections)
     noted(tmp_path / "stopped", 2, 1, sections)

@@ -1,4 +1,5 @@
-"""Verifiers and their pool: the rewards of answers, and that a broken verifier costs only its own verdict."""
+"""Verifiers and their pool: the rewards of answers, and that a failing verifier costs only its own
+verdict."""
 
 from __future__ import annotations
 
@@ -173,7 +174,7 @@ def test_extract(name: str, extract: str, completion: str, reward: float) -> Non
         ({"name": "re:search", "extract": "= (.*)"}, ["it = 3 ", "1 = 2\n2 = 3"], "3"),
     ],
 )
-def test_equal_answers_are_read_alike(
+def test_equal_answers_are_read_in_the_same_way(
     config: dict[str, str], completions: list[str], answer: str | None
 ) -> None:
     read = reader(VerifierConfig.model_validate(config))
@@ -203,7 +204,7 @@ def test_reasoning_gym(family: str) -> None:
     assert all(verdict.status == "ok" and verdict.reward == 0 for verdict in wrong)
 
 
-def test_reasoning_gyms_consolation_for_wrong_answers_is_kept_on_request_only() -> None:
+def test_reasoning_gyms_partial_scores_are_paid_only_with_partial_credit() -> None:
     rewards = [
         resolve(VerifierConfig(name="reasoning-gym", partial_credit=partial))(COUNTDOWN, "3")
         for partial in (None, False, True)
@@ -286,7 +287,7 @@ INTEGRAL = Problem(
         (INTEGRAL, "(integrate#+\n(2*x, x))", 0),
     ],
 )
-def test_an_answer_is_what_was_asked_for_and_no_program(
+def test_answers_are_graded_as_values_and_never_as_programs(
     problem: Problem, completion: str, reward: float
 ) -> None:
     assert resolve(VerifierConfig(name="reasoning-gym"))(problem, completion) == reward
@@ -295,11 +296,11 @@ def test_an_answer_is_what_was_asked_for_and_no_program(
 @pytest.mark.parametrize(
     ("answer", "reward"), [("[['Q']]", 0.5), ("entry['metadata']['solution']", 0), ("[[q for q in 'Q']]", 0)]
 )
-def test_an_answer_names_nothing_of_the_scorers(answer: str, reward: float) -> None:
+def test_an_answer_cannot_refer_to_the_scorers_variables(answer: str, reward: float) -> None:
     assert resolve(VerifierConfig(name="reasoning-gym", partial_credit=True))(QUEENS, answer) == reward
 
 
-def test_what_is_no_number_is_no_answer_to_a_built_in_task() -> None:
+def test_nan_is_not_an_answer_to_a_built_in_task() -> None:
     for problem in load_problems("task:complex-arithmetic?n=3"):
         rewards = [
             resolve(VerifierConfig(name="task"))(problem, f"# {answer}")
@@ -309,7 +310,7 @@ def test_what_is_no_number_is_no_answer_to_a_built_in_task() -> None:
 
 
 @pytest.mark.parametrize("calls", [True, False])
-def test_a_completion_is_never_run_as_a_program_that_does_harm(
+def test_a_completion_is_never_run_as_a_harmful_program(
     calls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, sneaked = tmp_path / "there", tmp_path / "sneaked"
@@ -375,7 +376,7 @@ def pool(verifier_file: Path) -> Iterator[VerifierPool]:
         yield pool
 
 
-def test_answers_are_read_on_request_and_cost_no_verdict() -> None:
+def test_answers_are_read_on_request_and_do_not_affect_the_verdict() -> None:
     items = [(Problem("p", "?", "1/2"), completion) for completion in (r"\boxed{0.5}", "", r"\boxed{2/3}")]
     with VerifierPool(VerifierConfig(name="math", workers=1)) as pool:
         assert [(v.reward, v.answer) for v in pool.grade(items, answers=True)] == [
@@ -386,7 +387,7 @@ def test_answers_are_read_on_request_and_cost_no_verdict() -> None:
         assert [(v.reward, v.answer) for v in pool.grade(items)] == [(1, None), (0, None), (0, None)]
 
 
-def test_a_copy_that_a_verifier_makes_of_its_process_answers_nobody(verifier_file: Path) -> None:
+def test_replies_of_a_forked_worker_are_ignored(verifier_file: Path) -> None:
     with VerifierPool(VerifierConfig(name=f"{verifier_file}:verdict", workers=1)) as pool:
         for completions, statuses in [(["fork"], ["ok"]), (["raise", "true", "fine"], ["error", "ok", "ok"])]:
             assert [
@@ -469,13 +470,14 @@ def test_every_kind_of_number_is_a_reward(value: object) -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_reward_is_named(value: object, complaint: str) -> None:
+def test_an_invalid_reward_is_reported(value: object, complaint: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"^the verifier returned {re.escape(complaint)}$"):
         returning(value)
 
 
-def test_one_threshold_says_what_is_correct(pool: VerifierPool, verifier_file: Path) -> None:
-    items = [(Problem("p", "?", "!"), text) for text in ("fine", "true", "raise")]  # a quarter, 1, an error
+def test_correct_from_is_the_threshold_of_correct(pool: VerifierPool, verifier_file: Path) -> None:
+    # scores: a quarter, 1, an error
+    items = [(Problem("p", "?", "!"), text) for text in ("fine", "true", "raise")]
     assert [verdict.correct for verdict in pool.grade(items)] == [False, True, None]
     lenient = VerifierConfig(name=f"{verifier_file}:verdict", correct_from=0.25, workers=1)
     with VerifierPool(lenient) as other:
@@ -492,7 +494,7 @@ def test_one_threshold_says_what_is_correct(pool: VerifierPool, verifier_file: P
         ]
 
 
-def test_a_worker_that_has_been_near_its_ceiling_is_replaced(tmp_path: Path) -> None:
+def test_a_worker_that_came_near_its_memory_limit_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "leaking.py"
     file.write_text(
         "import os\nkept = []\n"
@@ -509,7 +511,7 @@ def test_a_worker_that_has_been_near_its_ceiling_is_replaced(tmp_path: Path) -> 
     assert verdicts[5].detail.startswith("MemoryError")
 
 
-def test_a_ceiling_too_low_to_start_is_said() -> None:
+def test_a_memory_limit_too_low_to_start_is_reported() -> None:
     with pytest.raises(UserError, match="did not start|does not start"):
         VerifierPool(VerifierConfig(name="math", memory_gib=0.05))
 
@@ -527,7 +529,7 @@ def test_the_deadline_is_kept(pool: VerifierPool, monkeypatch: pytest.MonkeyPatc
         "ok" if c == "fine" else "timeout" for c in completions
     ]
     assert 0.5 < seconds < 6
-    deadline = time.monotonic() + 5  # they are killed already, but the kernel may remove them a little later
+    deadline = time.monotonic() + 5  # they have been killed, but the kernel may remove them a little later
     while left := running(child):
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
@@ -564,8 +566,8 @@ def test_a_first_call_may_load_a_model(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(verifier_pool, "FIRST_CALL_LIMIT", 2.0)
     with VerifierPool(VerifierConfig(name=f"{tmp_path / 'lazy.py'}:verdict", timeout=0.5, workers=1)) as pool:
         assert lazily(pool, "fine exit fine", 0.7)[0] == ["ok", "crash", "ok"]
-        # A completion that hangs in a first call costs the longer limit only once, and later processes may
-        # still load.
+        # A completion that hangs in a first call costs the longer limit only once, and later processes can
+        # still load a model.
         statuses, details = lazily(pool, "fine hang hang hang fine", 0.7)
     assert statuses == ["ok", "timeout", "timeout", "timeout", "ok"]
     limits = [float(detail.split()[3]) for detail in details if detail]
@@ -585,7 +587,7 @@ def test_a_first_call_that_never_ends_costs_the_longer_limit_once(
 
 
 def running(argument: str) -> list[bytes]:
-    """Return the command lines, of all processes, that contain ``argument``."""
+    """Return the command lines of all processes that contain ``argument``."""
     commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # the process may end in the meantime
@@ -593,7 +595,7 @@ def running(argument: str) -> list[bytes]:
     return [command for command in commands if argument.encode() in command.split(b"\0")]
 
 
-def test_a_regex_bomb_in_extract_is_cut_off() -> None:
+def test_a_regex_bomb_in_extract_times_out() -> None:
     with VerifierPool(VerifierConfig(name="exact", extract=r"#(a+)+$", timeout=0.5, workers=1)) as pool:
         verdicts = pool.grade(
             [(Problem("p", "?", "a"), completion) for completion in ("#a", "#" + "a" * 60 + "b", "#a")]
@@ -605,7 +607,7 @@ def test_a_regex_bomb_in_extract_is_cut_off() -> None:
     ]
 
 
-def test_order_and_odd_problems() -> None:
+def test_verdicts_keep_the_order_and_unusual_problems_are_accepted() -> None:
     class Odd:
         pass
 
@@ -633,18 +635,20 @@ def test_order_and_odd_problems() -> None:
         (VerifierConfig(name="json:f"), "json has no 'f'"),
     ],
 )
-def test_what_cannot_be_used_is_said_at_once(config: VerifierConfig, sentence: str) -> None:
+def test_an_unusable_verifier_is_reported_at_once(config: VerifierConfig, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         VerifierPool(config)
 
 
-def test_a_module_of_the_working_directory(verifier_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verifier_may_be_a_module_in_the_working_directory(
+    verifier_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(verifier_file.parent)
     with VerifierPool(VerifierConfig(name="my_verifier:verdict")) as pool:
         assert pool.grade([(Problem("p", "?", "!"), "fine")])[0].reward == 0.25
 
 
-def test_a_verifier_that_ends_the_process_on_import(tmp_path: Path) -> None:
+def test_a_verifier_that_exits_on_import_is_reported(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import os\nos._exit(3)")
     with pytest.raises(UserError, match="did not start: its process exited with code 3"):
         VerifierPool(VerifierConfig(name=f"{tmp_path}/bad.py:f"))

@@ -1,4 +1,5 @@
-"""The verifier ``math`` accepts honest spellings of an answer, but no near misses or repeated questions."""
+"""The verifier ``math`` accepts correct spellings of an answer, but no near misses and no repeated
+question."""
 
 from __future__ import annotations
 
@@ -156,22 +157,22 @@ def test_a_near_miss_or_the_question_is_not_paid(answer: str, completion: str) -
 
 
 @pytest.mark.parametrize("answer", sorted({answer for answer, _ in [*RIGHT, *WRONG]}))
-def test_every_answer_is_right_as_itself(answer: str) -> None:
+def test_every_answer_is_correct_for_itself(answer: str) -> None:
     assert paid(answer, rf"\boxed{{{answer}}}") == paid(answer, f"<answer>{answer}</answer>") == 1
 
 
-def test_an_empty_answer_is_no_answer() -> None:
+def test_an_empty_answer_is_not_accepted() -> None:
     with pytest.raises(ValueError, match="the problem's answer '\\$ \\$' is empty"):
         paid("$ $", r"\boxed{}")
 
 
-def test_the_letters_of_an_answer_within_other_words_are_not_it() -> None:
+def test_the_letters_of_an_answer_within_other_words_are_not_accepted() -> None:
     assert paid("no solution", "There is no solution to this, or one.") == 0
     assert paid("B", r"\boxed{A} or \boxed{B}") == 0
     assert paid("Yes", r"\boxed{Yes, no}") == 0
 
 
-def test_votes_are_read_as_answers_are() -> None:
+def test_votes_are_read_like_answers() -> None:
     read = reader(VerifierConfig(name="math"))
     assert {
         read(text) for text in (r"\boxed{\text{20 apples}}", "#### 20", r"so $x = 4 \cdot 5 = 20$", "20.0")
@@ -179,13 +180,13 @@ def test_votes_are_read_as_answers_are() -> None:
     assert {read(text) for text in (r"\boxed{\text{Yes}}", "The answer is yes.")} == {"yes"}
 
 
-def test_only_boxes_that_are_closed_count_and_the_outer_of_two() -> None:
+def test_only_closed_and_outer_boxes_count() -> None:
     text = r"\boxed{1} \boxed{\frac{1}{\boxed{2}}} \fbox{\{3\}} \boxed{4"
     assert [content for _, _, content in boxes(text)] == ["1", r"\frac{1}{\boxed{2}}", r"\{3\}"]
     assert last_joined(text, boxes(text)[:2]) == r"1, \frac{1}{\boxed{2}}"
 
 
-def test_text_and_numbers() -> None:
+def test_normalised_text_and_numerals() -> None:
     assert plain(r"\left( 1 ,\; 2\right).") == plain("(1,2)") != plain("(12)")
     assert plain("1 2") != plain("12")
     for text in ("84/2", "1/0", "1,23", "12 34", "9" * 5000, "1e9999", "x"):
