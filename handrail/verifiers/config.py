@@ -19,8 +19,8 @@ class VerifierConfig(Section):
     """Regular expression for the answer in a completion: the verifier sees only the first group of the last
     match."""
     timeout: float = Field(5.0, gt=0, le=86_400)
-    """Seconds for one verdict; a worker that takes longer is killed, and the completion is unverified: neither
-    correct nor wrong."""
+    """Seconds for one verdict; a worker that takes longer is killed, and the completion is unverified:
+    neither correct nor wrong."""
     memory_gib: float = Field(4.0, ge=0.05)
     """Memory limit of one worker, in GiB; a completion that needs more gets no verdict."""
     workers: int = Field(2, ge=1)
