@@ -1,4 +1,4 @@
-"""Methods that bring other completions into a group: ActGuide-RL, NPO, InT, CSO, CalibRL."""
+"""Methods that add other completions to a group: ActGuide-RL, NPO, InT, CSO, STRIDE, CalibRL."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.training.test_update import PROBLEM, assert_equal, gradients, rollout
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    """Three known rules, which the backbone follows with hardly an error."""
+    """Return a problem of three known rules, which the backbone follows with hardly an error."""
     return next(
         problem
         for problem in load_problems(f"{EASY}&n=64")
@@ -62,7 +62,7 @@ def guide(method: Method[Any], group: Group, engine: LocalEngine) -> Group:
 def objective(
     method: Method[Any], member: Trajectory, logp: Sequence[float]
 ) -> tuple[list[float], list[float]]:
-    """The objective of every token, and its gradient by log π."""
+    """Return the objective of every token, and its gradient by log π."""
     current = torch.tensor([list(logp)], requires_grad=True)
     values = method.surrogate(current, token_batch([Sample(member, 1.0, 1.0)]))
     values.sum().backward()
@@ -71,7 +71,7 @@ def objective(
 
 
 def token(old_logp: float, advantage: float, author: Author = Author.POLICY, **columns: float) -> Trajectory:
-    """A trajectory of one token."""
+    """Make a trajectory of one token."""
     bare = Trajectory.by(author, [5], [6]).with_advantage(advantage)
     named = {"old_logp": old_logp, **columns}
     return bare.with_columns(**{name: torch.tensor([value]) for name, value in named.items()})
@@ -148,7 +148,7 @@ def test_actguides_soft_ratio_by_hand() -> None:
 def test_actguide_trains_the_plain_prompt_on_what_was_sampled_with_the_hint(
     engine: LocalEngine, policy: TrainablePolicy
 ) -> None:
-    """A plan is what the backbone can follow, so it stands for the leading steps of a solution."""
+    """The backbone can follow a plan, so a plan replaces the leading steps of a solution here."""
     hard = load_problems(f"{HARD}&n=1")[0]
     hinted = replace(hard, references=(hard.plan or "",))
     failed = [replace(attempted(engine, hard, "# 1"), reward=0.0, correct=False) for _ in range(4)]
@@ -164,9 +164,7 @@ def test_actguide_trains_the_plain_prompt_on_what_was_sampled_with_the_hint(
     assert guide(build("actguide"), alive, engine) is alive
 
 
-def test_actguides_hints_leave_out_the_answer_and_what_has_no_room(
-    engine: LocalEngine, problem: Problem
-) -> None:
+def test_actguides_hints_contain_no_answer_and_fit_the_context(engine: LocalEngine, problem: Problem) -> None:
     method = build("actguide")
     assert isinstance(method, ActGuide)
     ctx = engine.context(0, problem, "guide")
@@ -198,7 +196,7 @@ def test_actguide_through_the_real_loop(tmp_path: Path) -> None:
 
 
 def write_hinted(directory: Path) -> Path:
-    """Hard problems whose reference begins with the plan, which the backbone can follow."""
+    """Write hard problems whose reference begins with the plan, which the backbone can follow."""
     rows = [
         {
             "prompt": each.prompt,
@@ -218,7 +216,7 @@ def write_hinted(directory: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, policy: TrainablePolicy, problem: Problem) -> Path:
-    """One answer, the reference, with probability exp(−0.2) a token."""
+    """Write a cache with one answer, the reference, with probability exp(−0.2) per token."""
     tokens = policy.renderer.completion(problem.references[0])
     answer = {"tokens": tokens, "logp": [-0.2] * len(tokens), "text": problem.references[0]}
     file = tmp_path / "answers.jsonl"
@@ -231,7 +229,7 @@ def group_of(engine: LocalEngine, problem: Problem, right: int, wrong: int) -> G
     return Group(problem, good + [attempted(engine, problem, wrong_from(problem, 0)) for _ in range(wrong)])
 
 
-def test_npo_replays_an_answer_where_few_are_right(
+def test_npo_replays_an_answer_if_few_rollouts_are_right(
     engine: LocalEngine, problem: Problem, cache: Path
 ) -> None:
     method = build("npo", cache=str(cache))
@@ -262,7 +260,7 @@ def test_npos_credit_and_ratio_by_hand(engine: LocalEngine, problem: Problem, ca
     )
 
 
-def test_npo_leaves_a_group_alone_without_an_answer_that_verifies(
+def test_npo_leaves_a_group_unchanged_without_a_verified_answer(
     engine: LocalEngine, problem: Problem, cache: Path
 ) -> None:
     method = build("npo", cache=str(cache))
@@ -339,7 +337,9 @@ def test_int_imitates_the_right_steps_and_the_corrected_one(engine: LocalEngine,
     assert engine.counts["int/kept"] == 1 and engine.counts["tokens/resampled"] > 0
 
 
-def test_int_drops_what_does_not_help(engine: LocalEngine, problem: Problem) -> None:
+def test_int_drops_leaking_unsolvable_and_truncated_corrections(
+    engine: LocalEngine, problem: Problem
+) -> None:
     method = build("int", judge=TRUE_STEPS, corrector="reference", continuations=2)
     leaking = Group(problem, [attempted(engine, problem, wrong_from(problem, 2))])
     assert not guide(method, leaking, engine).imitated and engine.counts["int/leaking_step"] == 1
@@ -373,7 +373,7 @@ def test_int_through_the_real_loop(tmp_path: Path) -> None:
 
 
 class Halves:
-    """Every step that holds 99 scores 0.44, any other 0.61."""
+    """A judge that scores a step 0.44 if it contains 99, and otherwise 0.61."""
 
     def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
         return [[0.44 if "99" in step else 0.61 for step in steps] for _, steps in attempts]
@@ -399,12 +399,12 @@ def test_csos_preference_by_hand(difference: float, loss: float, slope: float) -
 
 @pytest.fixture(scope="module")
 def with_start(verifier: VerifierPool) -> LocalEngine:
-    """An engine that also has the model before training."""
+    """An engine that also has the starting model."""
     policy = load_trainable_policy(config(), Accelerator(cpu=True), keep_start=True)
     return LocalEngine(policy, verifier)
 
 
-def test_cso_pairs_a_verified_alternative_with_the_own_step(
+def test_cso_pairs_a_verified_alternative_with_the_rollouts_step(
     with_start: LocalEngine, problem: Problem
 ) -> None:
     method = build("cso", judge=HALVES)
@@ -417,12 +417,12 @@ def test_cso_pairs_a_verified_alternative_with_the_own_step(
     for member, side in ((chosen, 1.0), (rejected, -1.0)):
         marks = member.column("pair").tolist()
         assert marks[:first] == [0.0] * first and set(marks[first:]) <= {0.0, side} and marks[-1] == side
-    # Behind its wrong second step, the last one cannot be saved.
+    # After its wrong second step, the last one cannot be correct.
     assert not more and with_start.counts["cso/pairs"] == 1
     (credited,) = with_start.credit(method, [group])
     weights = credited.imitated[0].column("linear_weight")
     assert (weights[:first] == 0).all() and (weights[first:].sum() > 0)
-    # At the start, π is π_ref, so the slope on every token of a step is ±β/2.
+    # At the start, π equals π_ref, so the gradient of every token of a step is ±β/2.
     assert weights.max().item() == pytest.approx(0.5 / 2)
     stricter = build("cso", judge=HALVES, threshold=0.45, good=0.65)
     assert not guide(stricter, Group(problem, [failed]), with_start).imitated
@@ -469,13 +469,13 @@ def test_stride_samples_from_the_last_prefixes_of_a_failed_rollout(
         for member in anchor.trajectories:
             assert member.prompt_ids == renderer.prompt(problem) + start
             assert member.text == renderer.text(member.tokens) and member.correct is not None
-        assert any(member.correct for member in anchor.trajectories)  # graded with the steps before
+        assert any(member.correct for member in anchor.trajectories)  # graded together with the steps before
     right = Group(problem, [attempted(engine, problem, problem.references[0], reward=1)])
     assert len(engine.guide(method, [right])[0]) == 1
 
 
 def test_strides_anchors_and_schedule_by_hand(engine: LocalEngine, problem: Problem) -> None:
-    """First wrong step behind 6 right ones: anchors 2 to 6; steps 52, 64, 76, and 33 of 440."""
+    """The first wrong step comes after 6 right ones: anchors 2 to 6; steps 52, 64, 76, and 33 of 440."""
 
     class Lengths(Stride):
         async def anchor(self, attempt: Attempt, length: int, ctx: Context) -> Group:
@@ -493,7 +493,7 @@ def test_strides_anchors_and_schedule_by_hand(engine: LocalEngine, problem: Prob
     assert due[:3] == [52, 64, 76] and len(due) == 33
 
 
-def test_stride_says_what_the_critic_found(engine: LocalEngine, problem: Problem) -> None:
+def test_stride_puts_the_critics_finding_into_the_prompt(engine: LocalEngine, problem: Problem) -> None:
     method = build("stride", judge=TRUE_STEPS, first=1, go_on="add", correct_it="double {step}", kl=0.0)
     engine.begin(1)
     failed = attempted(engine, problem, wrong_from(problem, 1))
@@ -541,7 +541,7 @@ def test_stride_through_the_real_loop(tmp_path: Path) -> None:
 def test_calibrls_loss_by_hand(
     logp: float, expert: float, side: float, advantage: float, value: float, slope: float, pairing: str
 ) -> None:
-    """With the policy gradient taken away; a row of one token is its own mean."""
+    """Without the policy gradient; a row of one token is its own mean."""
     member = token(logp, advantage, expert_logp=expert, side=side)
     values, gradient = objective(build("calibrl", pairing=pairing), member, [logp])
     plain, plain_gradient = objective(build("calibrl", calibration_coef=0.0), member, [logp])
@@ -549,7 +549,7 @@ def test_calibrls_loss_by_hand(
     assert plain_gradient[0] - gradient[0] == pytest.approx(slope, abs=1e-5)
 
 
-def test_calibrl_compares_by_position_and_masks_what_the_expert_lacks(
+def test_calibrl_compares_by_position_and_masks_tokens_beyond_the_experts(
     engine: LocalEngine, problem: Problem, policy: TrainablePolicy
 ) -> None:
     group = group_of(engine, problem, 1, 1)
@@ -568,10 +568,10 @@ def test_calibrl_compares_by_position_and_masks_what_the_expert_lacks(
     assert guide(build("calibrl"), lonely, engine) is lonely
 
 
-def test_calibrl_gives_no_help_to_a_group_without_signal_and_is_split_exactly(
+def test_calibrl_ignores_a_group_without_signal_and_is_exact_under_splitting(
     policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
-    # Tokens equal to the expert's would lie exactly where the loss has its kink.
+    # Tokens equal to the expert's would lie exactly at the kink of the loss.
     texts = (("# 70", 1.0), ("77 * 2 = 54 ; 54 + 8 = 62 # 62", 0.0))
     mixed = Group(PROBLEM, [rollout(policy, text, reward) for text, reward in texts])
     wrong = Group(replace(PROBLEM, id="q"), [rollout(policy, text, 0.0) for text, _ in texts])
