@@ -14,6 +14,7 @@ from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.memory import enough_memory
 from handrail._util.seeds import derive
+from handrail.eval.estimators import free_energy
 from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
 from handrail.training.contents import code_digest, find_changes, model_digest, read_object
@@ -28,7 +29,8 @@ class Attempt:
     """One graded completion.
 
     ``answer`` is the answer that the verifier found in it, for votes. ``status`` is that of its verdict.
-    ``correct`` is None if the completion is unverified; ``detail`` then says why.
+    ``correct`` is None if the completion is unverified; ``detail`` then says why. ``energy``: see
+    ``free_energy``; None if there is no text, and in files of earlier versions.
     """
 
     text: str
@@ -39,6 +41,7 @@ class Attempt:
     answer: str | None
     status: str
     detail: str = ""
+    energy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ class AttemptSampler:
             verdict.answer,
             verdict.status,
             verdict.detail,
+            free_energy(rollout.column("sampling_logp").tolist(), len(rollout.text.strip())),
         )
 
 

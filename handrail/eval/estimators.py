@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, pvariance
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -62,6 +62,27 @@ def maj_at_k(votes: Sequence[tuple[int, float]], silent: int, k: int) -> float:
                 rest = k - most - used
                 total += reward / (tied + 1) * math.comb(count, most) * ways * math.comb(silent, rest)
     return total / math.comb(sum(count for count, _ in votes) + silent, k)
+
+
+def free_energy(logp: Sequence[float], characters: int, coefficient: float = 1.0) -> float | None:
+    """Compute (−Σ log p + λ·Var(−log p)) per character of an answer (ODAR, arXiv 2602.23681; secondary).
+
+    The variance is that of the population; λ = ``coefficient`` is not published. None for an empty text.
+    """
+    if not characters:
+        return None
+    return (-math.fsum(logp) + coefficient * pvariance(logp)) / characters
+
+
+def pick_at_k(correct: Sequence[bool], k: int) -> float:
+    """Compute the probability that the preferred one of ``k`` attempts is correct.
+
+    ``correct`` holds all n ≥ k attempts, the most preferred first; k are drawn without replacement. Exact:
+    the attempt of rank r from 0 is the preferred one of C(n − r − 1, k − 1) of the C(n, k) draws.
+    """
+    n = len(correct)
+    ways = sum(math.comb(n - rank - 1, k - 1) for rank, right in enumerate(correct) if right)
+    return ways / math.comb(n, k)
 
 
 def _draws(counts: Sequence[int], most: int, room: int) -> dict[tuple[int, int], int]:

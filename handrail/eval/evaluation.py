@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +14,7 @@ from handrail._util.processes import accelerator
 from handrail._util.progress import show
 from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempts, AttemptSampler, claim
-from handrail.eval.estimators import interval, ks, maj_at_k, pass_at_k, votes
+from handrail.eval.estimators import interval, ks, maj_at_k, pass_at_k, pick_at_k, votes
 from handrail.training.config import Config
 from handrail.training.diversity import diversity, measures_of
 from handrail.training.lengths import split_by_length
@@ -58,7 +59,7 @@ def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
 
     ``pass@k``, ``maj@k`` and ``reward`` are computed from attempts with a verdict, without the problems that
     have fewer than k of them. ``reward`` is included if some rewards are between 0 and 1, and ``maj@k`` if
-    the verifier can read the answer of a completion.
+    the verifier can read the answer of a completion. ``pick@k``: the answer of least free energy is right.
     """
     n = len(results[0].attempts)
     attempts = [attempt for result in results for attempt in result.attempts]
@@ -76,6 +77,10 @@ def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
         for k in ks(n)[1:]:
             if graded := with_verdicts(results, k):
                 out[f"maj@{k}"] = estimate([maj_at_k(*_votes(result), k) for result in graded])
+    if any(attempt.energy is not None for attempt in attempts):
+        for k in ks(n)[1:]:
+            if graded := with_verdicts(results, k):
+                out[f"pick@{k}"] = estimate([pick_at_k(_by_energy(result), k) for result in graded])
     out["tokens"] = estimate([sum(attempt.tokens for attempt in result.attempts) / n for result in results])
     out["cut_off"] = estimate(
         [sum(not attempt.finished for attempt in result.attempts) / n for result in results]
@@ -94,6 +99,12 @@ def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
 def with_verdicts(results: Sequence[Attempts], k: int) -> list[Attempts]:
     """Return the results with a verdict on at least ``k`` attempts."""
     return [result for result in results if len(result.verified) >= k]
+
+
+def _by_energy(result: Attempts) -> list[bool]:
+    """True for each attempt with a verdict that is correct, the least free energy first."""
+    ordered = sorted(result.verified, key=lambda each: inf if each.energy is None else each.energy)
+    return [each.correct is True for each in ordered]
 
 
 def _votes(result: Attempts) -> tuple[list[tuple[int, float]], int]:

@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handrail.eval.estimators import dead_at_k, interval, ks, maj_at_k, pass_at_k, votes
+from handrail.eval.estimators import (
+    dead_at_k,
+    free_energy,
+    interval,
+    ks,
+    maj_at_k,
+    pass_at_k,
+    pick_at_k,
+    votes,
+)
 from handrail.training.evaluate import wilson
 
 
@@ -105,3 +114,17 @@ def test_coverage_of_the_bootstrap(level: float) -> None:
     # Allow three standard errors of a share of 400, and one point that a bootstrap over 60 problems may miss.
     slack = 3 * math.sqrt(level * (1 - level) / trials)
     assert level - slack - 0.01 <= covered / trials <= level + slack
+
+
+def test_free_energy_by_hand() -> None:
+    assert free_energy([-0.1, -0.2, -0.3], 12) == pytest.approx(0.050556, abs=1e-6)
+    assert free_energy([-0.2] * 3, 12) == pytest.approx(0.05)
+    assert free_energy([-0.05, -0.05, -1.1], 12) == pytest.approx(0.120417, abs=1e-6)
+    assert free_energy([-0.1], 0) is None
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=6), st.data())
+def test_pick_at_k_is_the_mean_over_all_draws(correct: list[bool], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(correct)))
+    first = [correct[min(draw)] for draw in combinations(range(len(correct)), k)]
+    assert pick_at_k(correct, k) == pytest.approx(sum(first) / len(first))

@@ -67,6 +67,20 @@ def test_unverified_attempts_count_neither_as_right_nor_as_wrong() -> None:
     assert "first_unverified" not in evaluation([attempts("a", (1, None))])
 
 
+def test_the_answer_of_least_free_energy_is_picked() -> None:
+    energies = [(True, 0.2), (False, 0.1), (True, None), (False, 0.3)]
+    found = evaluation(
+        [
+            Attempts(
+                "a",
+                [Attempt("x", 1, True, right, right, None, "ok", energy=each) for right, each in energies],
+            )
+        ]
+    )
+    assert found["pick@4"]["mean"] == 0 and found["pick@2"]["mean"] == pytest.approx(2 / 6)
+    assert not any(key.startswith("pick") for key in evaluation([attempts("a", (1, None), (0, None))]))
+
+
 def test_the_reward_of_a_wrong_answer_does_not_affect_the_vote() -> None:
     assert evaluation([attempts("a", (0.1, "4"), (0.1, "4"))])["maj@2"]["mean"] == 0
 
