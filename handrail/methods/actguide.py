@@ -38,7 +38,7 @@ class ActGuideSettings(GrpoSettings):
 
 
 class ActGuide(Method[ActGuideSettings]):
-    """ActGuide-RL: where every rollout fails, sample with a hint and train on the prompt without it.
+    """ActGuide-RL: if every rollout fails, sample with a hint and train on the prompt without it.
 
     rollout: G samples of each problem.
     guide: in groups without a positive reward, a binary search finds the fewest leading steps of the
@@ -46,7 +46,7 @@ class ActGuide(Method[ActGuideSettings]):
     credit: GRPO's.
     surrogate: the clipped ratio, with dual clip; that of the hint's rollouts is π(plain prompt)/π_old(hint).
 
-    That leading steps of a worked solution take the place of an agent's actions is our choice.
+    Our choice: the hint is leading steps of a worked solution instead of an agent's actions.
     """
 
     name, source, status, Settings = "actguide", "arXiv 2605.12004", "published", ActGuideSettings

@@ -33,7 +33,7 @@ class CsoSettings(RepairSettings):
 
 
 class Cso(Repairing[CsoSettings]):
-    """CSO-style: prefer the verified alternative to a rollout's own step wherever that is critical.
+    """CSO-style: prefer a verified alternative to a critical step of a rollout.
 
     rollout: G samples of each problem.
     guide: for every step of a failed rollout that scores low, the corrector writes alternatives; the best is

@@ -26,7 +26,7 @@ class NpoSettings(GrpoSettings):
 
 
 class Npo(Method[NpoSettings]):
-    """NPO: an answer of a later checkpoint of the same run takes a rollout's place in hard groups.
+    """NPO: in hard groups, a right answer of a later checkpoint of the same run replaces a rollout.
 
     rollout: G samples of each problem.
     guide: if at most a share τ of the rollouts is right, a cached answer, if the verifier still accepts it,
