@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from handrail._util.errors import Paused, UserError
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Trajectory
 
@@ -73,7 +74,10 @@ class Gather(Request):
 
 
 async def gather(*flows: Flow | Request) -> list[Any]:
-    """Await several requests or coroutines concurrently, so that an engine can batch them."""
+    """Await several requests or coroutines concurrently, so that an engine can batch them.
+
+    Raises the first error that one of them raises, and closes the others.
+    """
     return list(await Gather([_answer(flow) if isinstance(flow, Request) else flow for flow in flows]))
 
 
@@ -105,6 +109,18 @@ class _Running:
     children: Sequence[_Running] = ()
     ended: bool = False
     result: Any = None
+    error: Exception | None = None
+
+    def step(self, value: Any, error: Exception | None) -> Any:
+        """Resume with an answer or an error; return the next request, or None if the flow has ended."""
+        try:
+            return self.coroutine.send(value) if error is None else self.coroutine.throw(error)
+        except StopIteration as end:
+            self.result = end.value
+        except Exception as raised:
+            self.error = raised
+        self.ended = True
+        return None
 
     def close(self) -> None:
         """End the flow and its children without a result."""
@@ -121,6 +137,10 @@ def drive(
 
     All flows advance to their next request; ``answer`` then receives all waiting requests of one kind and
     returns one answer for each. Batches never depend on timing, so runs resume exactly.
+
+    An error in a flow is raised in the ``gather`` that awaits it, and by ``drive`` if no flow catches it. An
+    error in ``answer`` is raised in every flow of the batch, except UserError and Paused: the run cannot go
+    on after them, so ``drive`` raises them at once.
     """
     return _Driver([_Running(coroutine, key) for key, coroutine in flows], answer).run()
 
@@ -133,11 +153,12 @@ class _Driver:
     def run(self) -> list[Any]:
         try:
             for flow in self.flows:
-                self.advance(flow, None)
+                self.advance(flow)
             while self.waiting:
                 batch = self.next_batch()
-                for each, value in zip(batch, self.answer(batch), strict=True):
-                    self.advance(each.flow, value)
+                values, error = self.answers(batch)
+                for each, value in zip(batch, values, strict=True):
+                    self.advance(each.flow, value, error)
         finally:  # flows are left open after an error
             for flow in self.flows:
                 flow.close()
@@ -152,13 +173,21 @@ class _Driver:
         self.waiting = [each for each in self.waiting if not isinstance(each.request, kind)]
         return batch
 
-    def advance(self, flow: _Running, value: Any) -> None:
-        """Resume a flow with the answer to its last request, up to its next one."""
+    def answers(self, batch: list[Pending]) -> tuple[Sequence[Any], Exception | None]:
         try:
-            request = flow.coroutine.send(value)
-        except StopIteration as end:
-            flow.ended, flow.result = True, end.value
-            return self.resume(flow.parent)
+            return self.answer(batch), None
+        except (UserError, Paused):
+            raise
+        except Exception as error:
+            return [None] * len(batch), error
+
+    def advance(self, flow: _Running, value: Any = None, error: Exception | None = None) -> None:
+        """Resume a flow, unless it was closed, up to its next request."""
+        if flow.ended:
+            return
+        request = flow.step(value, error)
+        if flow.ended:
+            return self.finish(flow)
         if not isinstance(request, ANSWERED_FIRST + (Gather,)):
             raise TypeError(f"a method awaits {request!r}, which is no request of handrail.methods.requests")
         key = (*flow.key, flow.requests)
@@ -169,11 +198,19 @@ class _Driver:
         children = [_Running(child, (*key, place), flow) for place, child in enumerate(request.flows)]
         flow.children = children
         for child in children:
-            self.advance(child, None)
+            self.advance(child)
         if not children:
-            self.resume(flow)
+            self.advance(flow, [])
 
-    def resume(self, parent: _Running | None) -> None:
-        """Resume a flow that awaits ``gather`` if all its children have ended."""
-        if parent is not None and all(child.ended for child in parent.children):
+    def finish(self, flow: _Running) -> None:
+        """Give a flow's error, or all results once there are, to the flow that awaits them."""
+        parent = flow.parent
+        if flow.error is not None:
+            if parent is None:
+                raise flow.error
+            for child in parent.children:
+                child.close()
+            self.waiting = [each for each in self.waiting if not each.flow.ended]
+            self.advance(parent, error=flow.error)
+        elif parent is not None and all(child.ended for child in parent.children):
             self.advance(parent, [child.result for child in parent.children])
