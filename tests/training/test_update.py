@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from handrail.engines.local import LocalEngine
 from handrail.methods import METHODS
 from handrail.methods.base import Method
-from handrail.methods.batch import Sample, micro_batch
+from handrail.methods.batch import Sample, TokenBatch, micro_batch
 from handrail.methods.imitating import imitated
 from handrail.methods.normalizers import Normalizers
 from handrail.models.batching import by_budget
@@ -237,6 +238,32 @@ def test_sorts_update_equals_a_float64_sum_over_single_rows(
 def token_probabilities(model: Any, prompt: list[int], completion: list[int]) -> torch.Tensor:
     logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].softmax(-1)
     return logits[torch.arange(len(completion)), torch.tensor(completion)]
+
+
+def test_gradient_norms_by_author_where_a_parameter_has_a_gradient_in_one_part_only(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
+    """As an expert of a mixture has that no token of the other part reaches."""
+    twin = copy.copy(policy)
+    twin.model = copy.deepcopy(policy.model)
+    twin.model.lone = torch.nn.Parameter(torch.ones(()))
+
+    class Lone(METHODS["luffy"]):  # type: ignore[misc,name-defined]
+        def surrogate(self, logp: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+            found = super().surrogate(logp, batch)
+            of_references = batch.author == Author.REFERENCE
+            return found + twin.model.lone * of_references if of_references.any() else found
+
+    method = Lone(Lone.Settings(entropy_bonus=0.0), 5, 48)
+    guided = [each for found in engine.guide(method, groups[:2]) for each in found]
+    credited_groups = engine.credit(method, guided)
+    _, plain = gradients(build("luffy", 5, entropy_bonus=0.0), policy, credited_groups, apart=True)
+    optimizer = torch.optim.SGD(twin.model.parameters(), lr=0.0)
+    settings = config(train={"grad_clip": 1e9}).train
+    figures = Update(method, twin, Accelerator(cpu=True), optimizer, settings)(credited_groups, True).figures
+    lone = sum(len(group.trajectories[-1]) for group in credited_groups)
+    assert figures["grad_norm/policy"] == pytest.approx(plain["grad_norm/policy"], rel=1e-5)
+    assert figures["grad_norm/guided"] == pytest.approx(math.hypot(plain["grad_norm/guided"], lone), rel=1e-5)
 
 
 def test_a_batch_without_any_signal_touches_nothing(
