@@ -93,11 +93,19 @@ class LocalEngine:
 
     def credit(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[Group]:
         """The credited groups, without those that the method leaves out."""
-        credited = [
-            group for group in self._verb("credit", method.credit, groups, places) if group is not None
-        ]
+        return [group for _, group in self.credit_places(method, groups, places)]
+
+    def credit_places(
+        self, method: Method[Any], groups: Sequence[Group], places: Places = None
+    ) -> list[tuple[int, Group]]:
+        """Like ``credit``, each group with its place."""
+        places = list(range(len(groups)) if places is None else places)
         skip = method.setting("skip_dead_groups", False)
-        return [group for group in credited if group.has_signal or not skip]
+        return [
+            (place, group)
+            for place, group in zip(places, self._verb("credit", method.credit, groups, places), strict=True)
+            if group is not None and (group.has_signal or not skip)
+        ]
 
     def _verb(
         self,

@@ -283,7 +283,7 @@ class Run:
                 groups = engine.reward(method, groups, places)
             if failing := self.verifier.failing:
                 raise UserError(f"{failing}; fix the verifier")
-            metrics = StepMetrics(groups)
+            metrics = StepMetrics(groups, places)
             with clock("guide"):
                 guided = engine.guide(method, groups, places)
         parts = self.parts(guided, places)
@@ -292,13 +292,14 @@ class Run:
                 parts = [(self.policy.with_old_logp(groups), places) for groups, places in parts]
         for part in parts:
             with clock("guide"), self.failing_together():
-                credited = engine.credit(method, *part)
+                credited = engine.credit_places(method, *part)
+            groups = [group for _, group in credited]
             for callback in self.callbacks:
-                callback.before_update(self, number, credited)
+                callback.before_update(self, number, groups)
             with clock("update"):
-                outcome = self.update(credited, logs_authors(number))
+                outcome = self.update(groups, logs_authors(number))
             metrics.add_update(credited, outcome)
-            self.watch_skips(number, credited, outcome, out)
+            self.watch_skips(number, groups, outcome, out)
 
         engine.counts.update(engine.experts.take_counts())
         return metrics.result(engine) | mismatch, clock

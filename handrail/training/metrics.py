@@ -24,8 +24,8 @@ TRAINING_PARTS = ("sample", "verify", "guide", "update")
 class StepMetrics:
     """Collect sums in one process; ``result`` adds up all processes."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
-        """``groups``: graded, before any guidance."""
+    def __init__(self, groups: Sequence[Group], places: Sequence[int]) -> None:
+        """``groups``: graded, before any guidance; ``places``: their problems' in the step."""
         rollouts = [member for group in groups for member in group.rollouts]
         entropies = [known(member.column("entropy")) for member in rollouts]
         self.sums: Counter[str] = Counter({
@@ -47,17 +47,15 @@ class StepMetrics:
             "off_policy": 0,
             "dropped": 0,
         })  # fmt: skip
-        self.all_wrong = {group.problem.id for group in groups if group.all_wrong}
+        self.all_wrong = {place for place, group in zip(places, groups, strict=True) if group.all_wrong}
         self.reward = sum(member.reward for member in rollouts if member.reward == member.reward)
         self.entropy = float(sum(spread.sum() for spread in entropies))
         self.diversity = [measures(group) for group in groups]
         self.updates: list[dict[str, float]] = []
 
-    def add_update(self, groups: Sequence[Group], outcome: Outcome) -> None:
-        """Add one update; ``groups`` after credit."""
-        self.sums["guided"] += sum(
-            group.problem.id in self.all_wrong and learns_from_others(group) for group in groups
-        )
+    def add_update(self, groups: Sequence[tuple[int, Group]], outcome: Outcome) -> None:
+        """Add one update; ``groups`` after credit, each with its place."""
+        self.sums["guided"] += len(self.all_wrong & {at for at, group in groups if learns_from_others(group)})
         self.sums["trained"] += outcome.tokens_trained
         self.sums["off_policy"] += outcome.tokens_off_policy
         self.sums["dropped"] += outcome.tokens_dropped

@@ -483,3 +483,32 @@ class Scripted(Sort):
 
     async def reward(self, group: Group, ctx: Context) -> Group:
         return await super().reward(await written(group, script(group.problem), ctx), ctx)
+
+
+class Copies(Sort):
+    """Of two copies of a problem, one fails; each group becomes two, and each of them gets the repair."""
+
+    def samples(self, problem: Problem) -> int:
+        return 0
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        solved = group.problem.references if ctx.counts[f"seen/{group.problem.id}"] else ()
+        ctx.counts[f"seen/{group.problem.id}"] += 1
+        return await super().reward(await written(group, ["# 2", "# 3", *solved], ctx), ctx)
+
+    async def guide(self, group: Group, ctx: Context) -> list[Group]:  # type: ignore[override]
+        guided = await super().guide(group, ctx)
+        return [replace(guided, trajectories=[half, *guided.imitated]) for half in guided.baseline[:2]]
+
+
+def test_guided_groups_are_counted_once_each_whatever_their_problems_are_called(tmp_path: Path) -> None:
+    train(
+        small(
+            data={"train": f"{HARD}&n=2"}, method={"name": "sort", "repair": "all"},
+            train={"updates_per_step": 2}, eval={"sets": {}},
+        ),
+        tmp_path / "run",
+        method=Copies,
+    )  # fmt: skip
+    for row in lines(tmp_path / "run/metrics.jsonl")[1:]:
+        assert row["groups/all"] == 4 and row["groups/guided"] == row["groups/all_wrong"] == 2
