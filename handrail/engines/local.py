@@ -100,11 +100,10 @@ class LocalEngine:
     ) -> list[tuple[int, Group]]:
         """Like ``credit``, each group with its place."""
         places = list(range(len(groups)) if places is None else places)
-        skip = method.setting("skip_dead_groups", False)
         return [
             (place, group)
             for place, group in zip(places, self._verb("credit", method.credit, groups, places), strict=True)
-            if group is not None and (group.has_signal or not skip)
+            if group is not None and method.keeps(group)
         ]
 
     def _verb(

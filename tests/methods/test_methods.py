@@ -14,7 +14,9 @@ import torch
 from handrail._util.errors import UserError
 from handrail.engines.local import LocalEngine
 from handrail.methods import METHODS, build
-from handrail.methods.base import Method
+from handrail.methods.base import GrpoSettings, Method, MethodSettings
+from handrail.methods.batch import Sample, token_batch
+from handrail.methods.grpo import Grpo
 from handrail.models.config import RolloutConfig
 from handrail.models.hf import TransformersPolicy
 from handrail.training.samples import token_weights
@@ -22,6 +24,13 @@ from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
+
+
+class DapoSettings(GrpoSettings):
+    clip_high: float = 0.28
+    kl: float = 0.1
+    skip_dead_groups: bool = True
+
 
 PROBLEM = Problem("p", "77 A 8 ?", "70", ("77 + 8 = 85 , 85 * 2 = 70 # 70",), "add then double")
 OTHER = Problem("q", "9 B 3 ?", "15", ("9 * 2 = 18 , 18 - 3 = 15 # 15",), "double then subtract")
@@ -219,6 +228,34 @@ def test_dapo_leaves_dead_groups_out_of_the_normalizer(
     groups = [group(policy, [0, 0]), group(policy, [0, 1]), group(policy, [1, 1])]
     assert len(engine.credit(make("grpo"), groups)) == 3
     assert len(engine.credit(make("grpo", skip_dead_groups=True), groups)) == 1
+
+
+def test_a_method_decides_which_credited_groups_enter_the_update(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
+    class RightOnly(Grpo):
+        def keeps(self, group: Group) -> bool:
+            return not group.all_wrong
+
+    groups = [group(policy, [0, 0]), group(policy, [0, 1]), group(policy, [1, 1])]
+    assert [g.all_wrong for g in engine.credit(RightOnly(), groups)] == [False, False]
+
+
+@pytest.mark.parametrize("settings", [MethodSettings, GrpoSettings, DapoSettings])
+def test_building_blocks_read_grpos_settings_or_their_defaults(
+    settings: type[MethodSettings], policy: TransformersPolicy, engine: LocalEngine
+) -> None:
+    class Mine(Method[Any]):
+        Settings = settings
+
+    mine, dapo = Mine(), settings is DapoSettings
+    assert mine.grpo == (DapoSettings() if dapo else GrpoSettings())
+    assert mine.keeps(group(policy, [0, 0])) != dapo and mine.kl == (0.1 if dapo else 0.0)
+    batch = token_batch(
+        [Sample(group(policy, [1]).map(lambda m: m.with_advantage(1.0)).trajectories[0], 1.0)]
+    )
+    found = mine.policy_gradient(torch.full_like(batch.mask, 9.0), batch)  # far above the old probability, 1
+    assert found[0, 0].item() == pytest.approx(1.28 if dapo else 1.2)
 
 
 def test_skipping_dead_groups_keeps_those_with_a_reference_to_imitate(
