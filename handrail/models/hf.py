@@ -20,7 +20,6 @@ from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.generate import Completion, generate, positions
 from handrail.models.loading import load_model
 from handrail.models.renderer import Renderer
-from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Trajectory
 
 log = logging.getLogger("handrail")
@@ -67,7 +66,6 @@ class TransformersPolicy:
         self.renderer = Renderer(
             self.tokenizer, prompts or PromptFormat(), model.path, embeddings, ends, field
         )
-        self.end, self.ends = self.renderer.end, self.renderer.ends
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
         if self.accelerator.device.type == "cpu" and model.attention == "auto":
@@ -94,18 +92,6 @@ class TransformersPolicy:
         limit = getattr(self.bare_model.config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit else None
 
-    def encode_prompt(self, problem: Problem, plan: str | None = None) -> list[int]:
-        return self.renderer.prompt(problem, plan)
-
-    def encode_completion(self, text: str, end: bool = True, plain: bool = False) -> list[int]:
-        return self.renderer.completion(text, end, plain)
-
-    def encode_reference(self, problem: Problem, text: str) -> list[int]:
-        return self.renderer.reference(problem, text)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.renderer.text(tokens)
-
     @property
     def generation_batch(self) -> int:
         """Maximum number of sequences to generate at once."""
@@ -129,14 +115,13 @@ class TransformersPolicy:
     def _generate(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
     ) -> list[Completion]:
-        return generate(
-            self.bare_model.eval(), prompts, seeds, max_tokens, self.rollout.temperature, self.ends, self.poll
-        )
+        model, temperature = self.bare_model.eval(), self.rollout.temperature
+        return generate(model, prompts, seeds, max_tokens, temperature, self.renderer.ends, self.poll)
 
     def _trajectory(self, prompt: list[int], completion: Completion) -> Trajectory:
         tokens, logp = completion.tokens, completion.logp
         columns = {"sampling_logp": logp, "old_logp": logp, "entropy": completion.entropy}
-        text = self.decode(tokens.tolist())
+        text = self.renderer.text(tokens.tolist())
         return Trajectory(
             prompt, tokens, torch.full_like(tokens, Author.POLICY), columns, text, completion.finished
         )

@@ -66,7 +66,9 @@ class TrainablePolicy(TransformersPolicy):
                     f'sampler.name is "vllm", which samples in one process, but there are {processes}; '
                     f"{INSTEAD}"
                 )
-            self.sampler = VllmSampler(self.config, self.sampling, self.rollout, self.bare_base, self.ends)
+            self.sampler = VllmSampler(
+                self.config, self.sampling, self.rollout, self.bare_base, self.renderer.ends
+            )
         self.sampler_is_current = False
 
     @property
@@ -93,7 +95,9 @@ class TrainablePolicy(TransformersPolicy):
         model.generation_config.do_sample = True
         reduced = self.sampling.computes_in(self.config) == "bfloat16" and self.param_dtype == "float32"
         if reduced and self.sampling.name == "transformers":
-            self.sampler = CopySampler(model, self.rollout.temperature, self.ends, self.accelerator.device)
+            self.sampler = CopySampler(
+                model, self.rollout.temperature, self.renderer.ends, self.accelerator.device
+            )
         if self.lora:
             model = with_adapter(model, self.lora, absolute(self.config.path), self.seed)
         elif self.keep_start:

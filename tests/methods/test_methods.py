@@ -41,7 +41,7 @@ def make(name: str, **settings: Any) -> Method[Any]:
 
 
 def group(policy: TransformersPolicy, rewards: list[float], problem: Problem = PROBLEM) -> Group:
-    prompt, completion = policy.encode_prompt(problem), policy.encode_completion("# 1")
+    prompt, completion = policy.renderer.prompt(problem), policy.renderer.completion("# 1")
     rollout = Trajectory.by(Author.POLICY, prompt, completion, "# 1")
     known = rollout.with_columns(sampling_logp=torch.zeros(len(rollout)), old_logp=torch.zeros(len(rollout)))
     return Group(problem, [replace(known, reward=reward, correct=reward == 1) for reward in rewards])
@@ -174,8 +174,8 @@ def test_other_ablations_of_the_weights(policy: TransformersPolicy, engine: Loca
     (uniform,) = weights_of(make("sort", weights="uniform"), groups, engine)
     assert set(uniform) == {1.0}
     (solution,) = weights_of(make("sort", weights="solution"), groups, engine)
-    shown = [policy.encode_prompt(PROBLEM), policy.encode_prompt(PROBLEM, PROBLEM.references[0])]
-    logp0, logp1 = policy.score(shown, [policy.encode_completion(PROBLEM.references[0])] * 2)
+    shown = [policy.renderer.prompt(PROBLEM), policy.renderer.prompt(PROBLEM, PROBLEM.references[0])]
+    logp0, logp1 = policy.score(shown, [policy.renderer.completion(PROBLEM.references[0])] * 2)
     assert solution == pytest.approx(((logp0 + logp1) / 2).exp().tolist())
     (early,) = weights_of(make("sort", weights_at="rollout"), groups, engine)
     (late,) = weights_of(make("sort"), groups, engine)
@@ -185,7 +185,9 @@ def test_other_ablations_of_the_weights(policy: TransformersPolicy, engine: Loca
 def test_dft_weighs_each_token_by_its_probability(policy: TransformersPolicy, engine: LocalEngine) -> None:
     method = make("dft")
     (found,) = weights_of(method, engine.rollout(method, [PROBLEM]), engine)
-    (logp,) = policy.score([policy.encode_prompt(PROBLEM)], [policy.encode_completion(PROBLEM.references[0])])
+    (logp,) = policy.score(
+        [policy.renderer.prompt(PROBLEM)], [policy.renderer.completion(PROBLEM.references[0])]
+    )
     assert found == pytest.approx(logp.exp().tolist())
 
 
@@ -334,5 +336,5 @@ def test_what_the_loss_computes_anyway_is_not_scored_before(
     engine.credit(method, guide(method, groups, engine))
     assert len(prompts) == scored
     assert all(
-        prompt not in prompts for prompt in (policy.encode_prompt(PROBLEM), policy.encode_prompt(OTHER))
+        prompt not in prompts for prompt in (policy.renderer.prompt(PROBLEM), policy.renderer.prompt(OTHER))
     )

@@ -40,7 +40,7 @@ def tool_group(policy: TrainablePolicy, answers: Sequence[str]) -> Group:
     members = []
     for answer in answers:
         turns = [(POLICY, "77 + 8 ="), (TOOL, "85 85 85 85 85 ;"), (POLICY, f"85 * 2 = 70 # {answer}")]
-        bare = conversation(turns, policy.encode_prompt(PROBLEM), policy.encode_completion)
+        bare = conversation(turns, policy.renderer.prompt(PROBLEM), policy.renderer.completion)
         (logp,) = policy.score([bare.prompt_ids], [bare.token_ids])
         sampled = torch.where(bare.trained, logp - 0.1, torch.nan)
         known = bare.with_columns(sampling_logp=sampled, old_logp=sampled)

@@ -187,7 +187,7 @@ REFERENCES = [(Problem("p", "1 + 1?", "2"), text) for text in TEXTS]
 
 
 def test_lengths_are_those_of_the_references(chat_policy: TransformersPolicy) -> None:
-    expected = [len(chat_policy.encode_reference(problem, text)) for problem, text in REFERENCES]
+    expected = [len(chat_policy.renderer.reference(problem, text)) for problem, text in REFERENCES]
     chat_policy.tokenizer("so", truncation=True, max_length=1)  # the tokenizer would go on to truncate
     assert reference_lengths(chat_policy.renderer, REFERENCES) == expected
 
@@ -199,9 +199,9 @@ def test_references_that_cannot_be_used_are_refused(chat_policy: TransformersPol
 
 def test_the_longest_reference_that_fits_is_kept(chat_policy: TransformersPolicy) -> None:
     problem = Problem("p", "1 + 1?", "2")
-    room = 64 - len(chat_policy.encode_prompt(problem))
+    room = 64 - len(chat_policy.renderer.prompt(problem))
     fits, exceeds = ("a " * n for n in (1, 100))
-    while len(chat_policy.encode_reference(problem, fits + "a ")) <= room:
+    while len(chat_policy.renderer.reference(problem, fits + "a ")) <= room:
         fits += "a "
     problems = [
         Problem("short", "1 + 1?", "2", ("2",)),

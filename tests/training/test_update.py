@@ -34,7 +34,7 @@ def build(name: str, group_size: int = 4, max_tokens: int = 48, **settings: Any)
 
 
 def rollout(policy: TrainablePolicy, text: str, reward: float, prompt: str = "77 A 8 ?") -> Trajectory:
-    completion = policy.encode_completion(text)
+    completion = policy.renderer.completion(text)
     prompt_ids = policy.tokenizer.encode(prompt)
     (logp,) = policy.score([prompt_ids], [completion])
     # A little off-policy, so that ratios are not all 1.
@@ -217,7 +217,7 @@ def test_sorts_update_equals_a_float64_sum_over_single_rows(
     method, credited_groups = credited("sort", {}, groups, engine)
     assert [len(group.imitated) for group in credited_groups] == [0, 1, 0]
     reference = credited_groups[1].imitated[0]
-    planned = policy.encode_prompt(credited_groups[1].problem, "add double")
+    planned = policy.renderer.prompt(credited_groups[1].problem, "add double")
     model = copy.deepcopy(policy.model).double()
     p0, p1 = (
         token_probabilities(model, prompt, reference.tokens) for prompt in (reference.prompt_ids, planned)
