@@ -49,10 +49,9 @@ def references(
         len(prompt) + len(completion) <= context
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
+    scored = [place for place, ok in enumerate(fits) if ok]
     scores = iter(
-        policy.score(
-            *([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))
-        )
+        policy.score([prompts[place] for place in scored], [completions[place] for place in scored])
     )
     out: dict[str, list[Reference]] = defaultdict(list)
     said = [

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from handrail._util.errors import UserError
 from handrail._util.memory import enough_memory
 from handrail.data.config import PromptFormat
 from handrail.models.attention import share_on_cpu
@@ -93,6 +94,10 @@ class TransformersPolicy:
         return int(limit) if limit else None
 
     @property
+    def max_tokens(self) -> int:
+        return self.rollout.max_tokens
+
+    @property
     def generation_batch(self) -> int:
         """Maximum number of sequences to generate at once."""
         return self.rollout.batch_size
@@ -103,7 +108,7 @@ class TransformersPolicy:
         seeds: Sequence[int],
         max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        limits = self.rollout.max_tokens if max_tokens is None else max_tokens
+        limits = self.max_tokens if max_tokens is None else max_tokens
         limits = [limits] * len(prompts) if isinstance(limits, int) else limits
         out: list[Trajectory] = []
         for at in range(0, len(prompts), self.generation_batch):
@@ -184,10 +189,22 @@ class TransformersPolicy:
 
     @torch.no_grad()
     def score(
-        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        model: str = "policy",
     ) -> list[Tensor]:
-        model = self.bare_model.eval()  # processes may score different numbers of batches
-        return self._score(prompts, completions, lambda inputs: self.forward(inputs, model=model)[0])
+        return self._score(prompts, completions, self._logprobs(model))
+
+    def _logprobs(self, model: str) -> Callable[[Inputs], Tensor]:
+        """Return the function that computes log π [B, T] under ``model``, see ``score``."""
+        if model != "policy":
+            raise UserError(
+                f"there is no model {model!r} to score with; declare it in the models of the method or the "
+                "term"
+            )
+        bare = self.bare_model.eval()  # processes may score different numbers of batches
+        return lambda inputs: self.forward(inputs, model=bare)[0]
 
     def _score(
         self,

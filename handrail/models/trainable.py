@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,6 @@ class TrainablePolicy(TransformersPolicy):
         ):
             return super().forward(inputs, with_entropy, model)
 
-    @property
-    def keeps_reference(self) -> bool:
-        """True if the policy can score as the model before training."""
-        return self.start is not None or self.lora is not None
-
     @torch.no_grad()
     def reference_logprobs(self, inputs: Inputs) -> Tensor:
         """Compute log π [B, T] under the model before training."""
@@ -136,11 +131,11 @@ class TrainablePolicy(TransformersPolicy):
                 return self.forward(inputs, model=self.bare_model)[0]
         return self.forward(inputs, model=self.start)[0]
 
-    def score_reference(
-        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
-    ) -> list[Tensor]:
-        """Like ``score``, but under the model before training."""
-        return self._score(prompts, completions, self.reference_logprobs)
+    def _logprobs(self, model: str) -> Callable[[Inputs], Tensor]:
+        keeps_reference = self.start is not None or self.lora is not None
+        return (
+            self.reference_logprobs if model == "reference" and keeps_reference else super()._logprobs(model)
+        )
 
     # Sampling with a separate engine
 

@@ -12,6 +12,7 @@ from handrail.experts.steps import count_prefix_tokens
 from handrail.methods.base import Method
 from handrail.methods.batch import Sample, token_batch
 from handrail.models.hf import TransformersPolicy
+from handrail.models.policy import Policy
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Group, Trajectory
 
@@ -62,7 +63,7 @@ def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -
             }
 
 
-def token_weights(member: Trajectory, method: Method[Any], policy: TransformersPolicy) -> list[float]:
+def token_weights(member: Trajectory, method: Method[Any], policy: Policy) -> list[float]:
     """Coefficient of ∇ log π of each token: ∂ objective / ∂ log π, divided by the advantage if that is
     nonzero.
 

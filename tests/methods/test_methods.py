@@ -326,9 +326,9 @@ def test_what_the_loss_computes_anyway_is_not_scored_before(
     prompts: list[list[int]] = []
     score = policy.score
 
-    def counted(asked: list[list[int]], completions: Any) -> list[torch.Tensor]:
+    def counted(asked: list[list[int]], completions: Any, model: str) -> list[torch.Tensor]:
         prompts.extend(asked)
-        return score(asked, completions)
+        return score(asked, completions, model)
 
     monkeypatch.setattr(policy, "score", counted)
     groups = [group(policy, [0, 0]), group(policy, [0, 0], OTHER)]

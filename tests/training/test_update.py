@@ -16,6 +16,7 @@ from handrail.methods import METHODS
 from handrail.methods.base import Method
 from handrail.methods.batch import Sample, TokenBatch, micro_batch
 from handrail.methods.imitating import imitated
+from handrail.methods.luffy import Luffy, LuffySettings
 from handrail.methods.normalizers import Normalizers
 from handrail.models.batching import by_budget
 from handrail.models.trainable import TrainablePolicy
@@ -248,13 +249,13 @@ def test_gradient_norms_by_author_where_a_parameter_has_a_gradient_in_one_part_o
     twin.model = copy.deepcopy(policy.model)
     twin.model.lone = torch.nn.Parameter(torch.ones(()))
 
-    class Lone(METHODS["luffy"]):  # type: ignore[misc,name-defined]
+    class Lone(Luffy):
         def surrogate(self, logp: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
             found = super().surrogate(logp, batch)
             of_references = batch.author == Author.REFERENCE
             return found + twin.model.lone * of_references if of_references.any() else found
 
-    method = Lone(Lone.Settings(entropy_bonus=0.0), 5, 48)
+    method = Lone(LuffySettings(entropy_bonus=0.0), 5, 48)
     guided = [each for found in engine.guide(method, groups[:2]) for each in found]
     credited_groups = engine.credit(method, guided)
     _, plain = gradients(build("luffy", 5, entropy_bonus=0.0), policy, credited_groups, apart=True)
