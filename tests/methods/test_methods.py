@@ -19,7 +19,7 @@ from handrail.methods.batch import Sample, token_batch
 from handrail.methods.grpo import Grpo
 from handrail.models.config import RolloutConfig
 from handrail.models.hf import TransformersPolicy
-from handrail.training.samples import token_weights
+from handrail.training.samples import gradient_weights
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 from handrail.verifiers.config import VerifierConfig
@@ -54,7 +54,9 @@ def guide(method: Method[Any], groups: list[Group], engine: LocalEngine) -> list
 def weights_of(method: Method[Any], groups: list[Group], engine: LocalEngine) -> list[list[float]]:
     """How hard the surrogate pulls on every token of the imitated trajectories."""
     credited = engine.credit(method, guide(method, groups, engine))
-    return [token_weights(member, method, engine.policy) for group in credited for member in group.imitated]
+    return [
+        gradient_weights(member, method, engine.policy) for group in credited for member in group.imitated
+    ]
 
 
 def test_sort_repairs_all_wrong_groups_only(policy: TransformersPolicy, engine: LocalEngine) -> None:

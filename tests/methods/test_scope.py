@@ -362,7 +362,7 @@ def test_scope_learns_through_the_real_loop(tmp_path: Path, monkeypatch: pytest.
     repaired = [row for row in rows if "scope/repaired" in row]
     assert all(row["tokens/off_policy"] > 0 and row["grad_norm/repaired"] > 0 for row in repaired)
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
-    assert any(len(set(row["origin"])) == 2 for row in samples)
+    assert any(len(set(row["author"])) == 2 for row in samples)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_run_trains_on_special_tokens_that_references_spell_and_grades_and_sho
     }
     train(config(**changes), tmp_path / "run")
     rows = lines(tmp_path / "run/samples.jsonl")
-    (shown,) = [row for row in rows if row["role"] == "demonstration"]
+    (shown,) = [row for row in rows if row["role"] == "imitated"]
     assert (
         shown["text"] == SOLUTION
         and shown["tokens"].count("<|end|>") == 1

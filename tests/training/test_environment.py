@@ -124,11 +124,11 @@ def test_sort_acts_on_a_tool_using_group_that_is_all_wrong_through_the_real_loop
     assert metrics["groups/all_wrong"] == metrics["groups/guided"] == 4 and metrics["rollouts"] == 8
     rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     rollouts = [row for row in rows if row["role"] == "trajectory"]
-    assert {row["origin"].count("environment") for row in rollouts} == {4}
+    assert {row["author"].count("environment") for row in rollouts} == {4}
     assert (
         metrics["tokens/sampled"]
         == sum(len(row["tokens"]) - 4 for row in rollouts)
         == metrics["tokens/dropped"]
     )
-    references = [row for row in rows if row["role"] == "demonstration"]
+    references = [row for row in rows if row["role"] == "imitated"]
     assert metrics["tokens/trained"] == sum(len(row["tokens"]) for row in references) > 0

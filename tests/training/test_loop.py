@@ -160,19 +160,23 @@ def test_a_run_ends_with_its_budget_of_seconds(tmp_path: Path) -> None:
 def test_samples_tell_who_wrote_each_token_and_how_hard_it_pulls(tmp_path: Path) -> None:
     train(small(method={"name": "sort"}, train={"steps": 1}), tmp_path / "sort")
     rows = lines(tmp_path / "sort/samples.jsonl")
-    references = [row for row in rows if row["role"] == "demonstration"]
+    references = [row for row in rows if row["role"] == "imitated"]
     assert references
     for row in references:
-        assert set(row["origin"]) == {"reference"} and len(row["origin"]) == len(row["tokens"]) == len(
-            row["weight"]
+        assert set(row["author"]) == {"reference"} and len(row["author"]) == len(row["tokens"]) == len(
+            row["gradient_weight"]
         )
-        assert row["tokens"][-1] == "<eos>" and min(row["weight"]) > 0 and max(row["weight"]) <= 1
+        assert (
+            row["tokens"][-1] == "<eos>"
+            and min(row["gradient_weight"]) > 0
+            and max(row["gradient_weight"]) <= 1
+        )
     train(small(method={"name": "luffy"}, train={"steps": 1}), tmp_path / "luffy")
     rows = lines(tmp_path / "luffy/samples.jsonl")
-    references = [row for row in rows if row["origin"][0] == "reference"]
+    references = [row for row in rows if row["author"][0] == "reference"]
     assert len(references) == 4 and len(rows) == 16
     for row in references:
-        assert max(row["weight"]) <= 0.25 + 1e-6 and set(row["credit"]) < {0.25, 0.5, 0.75}
+        assert max(row["gradient_weight"]) <= 0.25 + 1e-6 and set(row["advantage"]) < {0.25, 0.5, 0.75}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -53,7 +53,7 @@ def test_each_of_two_sources_keeps_its_own_references(
     file = configured(tmp_path, data={"train": ["easy/train.jsonl", "hard/train.jsonl"]}, method=method)
     done = handrail("train", str(file), "--output", "out")
     assert done.code == 0, done.err
-    shown = {(each["prompt"], each["text"]) for each in samples() if each["role"] == "demonstration"}
+    shown = {(each["prompt"], each["text"]) for each in samples() if each["role"] == "imitated"}
     assert shown == {(row["prompt"], row["reference"]) for row in rows.values()}
     own = str(given.get("id", "train.jsonl:1"))
     assert {each["problem"] for each in samples()} == {f"easy/train.jsonl:{own}", f"hard/train.jsonl:{own}"}

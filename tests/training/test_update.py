@@ -20,7 +20,7 @@ from handrail.methods.luffy import Luffy, LuffySettings
 from handrail.methods.normalizers import Normalizers
 from handrail.models.batching import by_budget
 from handrail.models.trainable import TrainablePolicy
-from handrail.training.samples import token_weights
+from handrail.training.samples import gradient_weights
 from handrail.training.update import Update
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
@@ -224,7 +224,7 @@ def test_sorts_update_equals_a_float64_sum_over_single_rows(
         token_probabilities(model, prompt, reference.tokens) for prompt in (reference.prompt_ids, planned)
     )
     weights = (p0 * p1).sqrt()
-    assert token_weights(reference, method, policy) == pytest.approx(weights.tolist(), rel=1e-4)
+    assert gradient_weights(reference, method, policy) == pytest.approx(weights.tolist(), rel=1e-4)
     advantage = 0.5 / ((1 / 3) ** 0.5 + 1e-4)
     terms = [
         (member, [sign * advantage / (12 * len(member))] * len(member), "ratio")
