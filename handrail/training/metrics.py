@@ -153,7 +153,7 @@ def summary(out: RunDirectory, config: Config, method: Method[Any], spent: str) 
         "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
         "guided": total(steps, "groups/guided"),
         "off_policy": ratio(total(steps, "tokens/off_policy"), total(steps, "tokens/trained")),
-        "salvaged": ratio(total(steps, "scope/repaired"), total(steps, "scope/partly_right")),
+        "salvaged": salvaged(steps),
         "steps_without_signal": sum("note" in line for line in steps),
         "seconds": round(sum(line.get(part, 0.0) for line in timings for part in TRAINING_PARTS), 2),
     }
@@ -166,6 +166,13 @@ def evaluation(line: dict[str, Any], name: str) -> dict[str, Any]:
 
 def total(lines: Sequence[Mapping[str, Any]], key: str) -> int:
     return sum(int(line.get(key, 0)) for line in lines)
+
+
+def salvaged(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Ratio of the counts ``NAME/repaired`` and ``NAME/partly_right``, which any method may keep."""
+    failures = {key for line in lines for key in line if key.endswith("/partly_right")}
+    repaired = [key.removesuffix("partly_right") + "repaired" for key in failures]
+    return ratio(sum(total(lines, key) for key in repaired), sum(total(lines, key) for key in failures))
 
 
 def share(lines: Sequence[dict[str, Any]], kind: str) -> float | None:

@@ -516,3 +516,21 @@ def test_guided_groups_are_counted_once_each_whatever_their_problems_are_called(
     )  # fmt: skip
     for row in lines(tmp_path / "run/metrics.jsonl")[1:]:
         assert row["groups/all"] == 4 and row["groups/guided"] == row["groups/all_wrong"] == 2
+
+
+class Mends(Sort):
+    """SORT that counts as a method of one's own would that repairs."""
+
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        guided = await super().guide(group, ctx)
+        ctx.counts["mends/partly_right"] += 2
+        ctx.counts["mends/repaired"] += 1
+        return guided
+
+
+def test_the_summary_tells_what_any_method_salvages(tmp_path: Path) -> None:
+    assert (
+        train(small(train={"steps": 1}, eval={"sets": {}}), tmp_path / "mine", method=Mends)["salvaged"]
+        == 0.5
+    )
+    assert train(small(train={"steps": 1}, eval={"sets": {}}), tmp_path / "grpo")["salvaged"] is None
