@@ -34,8 +34,7 @@ class CorrectionQuestion:
 class PlanQuestion:
     """Ask for a plan of a worked solution. Answer: the plan, or None if there is none that leaks no values.
 
-    Two ablations return something else: the whole solution, or the plan of another question in the same
-    batch.
+    Two ablations return something else: the whole solution, or the plan of another training problem.
     """
 
     problem: Problem

@@ -137,6 +137,7 @@ class Run:
         # A fixed seed: evaluations of different runs sample with the same random numbers.
         self.evaluator = LocalEngine(self.policy, verifier, experts, 0, require_end)
         self.data = fit(data, self.policy, config)
+        experts.problems = [problem for source in self.data.sources for problem in source]
         shares = [source.share for source in config.data.train]
         self.sampler = ProblemSampler(
             self.data.sources, shares, config.train.problems_per_step, config.train.seed

@@ -160,15 +160,33 @@ def test_the_plan_column_and_the_rule_agree_on_the_built_in_task(
     assert column == rule != nothing
 
 
-def test_a_shuffled_plan_is_another_problems(policy: TransformersPolicy, engine: LocalEngine) -> None:
-    both = [group(policy, [0, 0]), group(policy, [0, 0], OTHER)]
-    swapped = [
-        group(policy, [0, 0], replace(PROBLEM, plan=OTHER.plan)),
-        group(policy, [0, 0], replace(OTHER, plan=PROBLEM.plan)),
-    ]
-    shuffled = weights_of(make("sort", weights="shuffled-plan"), both, engine)
-    for found, expected in zip(shuffled, weights_of(make("sort"), swapped, engine), strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
+THIRD = Problem("r", "5 A 5 ?", "20", ("5 + 5 = 10 , 10 * 2 = 20 # 20",), "add then subtract")
+
+
+def test_a_shuffled_plan_is_another_problems_whatever_else_is_asked(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
+    problems = [PROBLEM, OTHER, THIRD]
+    engine.experts.problems = [replace(PROBLEM, id="bare", references=()), *problems]
+    shuffled = make("sort", weights="shuffled-plan")
+    together = weights_of(shuffled, [group(policy, [0, 0], each) for each in problems], engine)
+    taken = []
+    for problem, found in zip(problems, together, strict=True):
+        others = [other for other in problems if other is not problem]
+        swapped = [
+            weights_of(make("sort"), [group(policy, [0, 0], replace(problem, plan=other.plan))], engine)[0]
+            for other in others
+        ]
+        taken += [
+            other.id
+            for other, weights in zip(others, swapped, strict=True)
+            if found == pytest.approx(weights, rel=1e-4)
+        ]
+    assert sorted(taken) == ["p", "q", "r"]  # each plan serves once, and never its own problem
+    engine.experts.problems = engine.experts.problems[::-1]
+    for problem, found in zip(problems, together, strict=True):
+        (alone,) = weights_of(shuffled, [group(policy, [0, 0], problem)], engine)
+        assert alone == pytest.approx(found, rel=1e-4)
 
 
 def test_other_ablations_of_the_weights(policy: TransformersPolicy, engine: LocalEngine) -> None:
@@ -269,13 +287,10 @@ def test_skipping_dead_groups_keeps_those_with_a_reference_to_imitate(
     assert len(engine.credit(method, guide(method, [group(policy, [0, 0])], engine))) == 1
 
 
-def test_a_lone_repair_has_no_other_problems_plan_to_be_shuffled_with(
-    policy: TransformersPolicy, engine: LocalEngine
-) -> None:
-    groups = [group(policy, [0, 0])]
-    (shuffled,) = weights_of(make("sort", weights="shuffled-plan"), groups, engine)
-    (without,) = weights_of(make("sort", alpha=0.0), groups, engine)
-    assert shuffled == pytest.approx(without, abs=1e-5)
+def test_a_lone_problem_has_no_others_plan_to_take(policy: TransformersPolicy, engine: LocalEngine) -> None:
+    engine.experts.problems = [PROBLEM]
+    with pytest.raises(UserError, match="no other training problem with a reference"):
+        weights_of(make("sort", weights="shuffled-plan"), [group(policy, [0, 0])], engine)
 
 
 def test_every_method_states_its_verbs_source_and_status() -> None:
