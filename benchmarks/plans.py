@@ -28,15 +28,15 @@ def main() -> None:
     policy = load_policy(config, Accelerator())
     source = config.data.train[0]
     pairs = [(problem, problem.references[0]) for problem in load_problems(source.path)[: options.n]]
-    completions = [policy.encode_reference(problem, reference) for problem, reference in pairs]
+    completions = [policy.renderer.reference(problem, reference) for problem, reference in pairs]
     has_digit = [
-        [any(map(str.isdigit, policy.decode([token]))) for token in tokens] for tokens in completions
+        [any(map(str.isdigit, policy.renderer.text([token]))) for token in tokens] for tokens in completions
     ]
     plans: dict[str, list[str | None]] = {"none": [None] * len(pairs)}
     plans |= {"rule": DataPlanner("rule").plans(pairs), "outline": DataPlanner("outline").plans(pairs)}
     for name, made in plans.items():
         prompts = [
-            policy.encode_prompt(problem, plan) for (problem, _), plan in zip(pairs, made, strict=True)
+            policy.renderer.prompt(problem, plan) for (problem, _), plan in zip(pairs, made, strict=True)
         ]
         found: dict[bool, list[float]] = {True: [], False: []}
         for logp, digits in zip(policy.score(prompts, completions), has_digit, strict=True):

@@ -59,9 +59,9 @@ def trajectory(step: int, problem: str, tokens: int, draw: random.Random) -> dic
         "step": step, "problem": problem, "prompt": "1 + 1 =", "answer": "2", "role": "trajectory",
         "reward": float(draw.random() < 0.5),
         "finished": True, "text": "", "tokens": [str(draw.randrange(1000)) for _ in range(tokens)],
-        "origin": ["policy"] * tokens,
-        "credit": [round(draw.uniform(-1, 1), 4)] * tokens,
-        "weight": [round(draw.uniform(0.8, 1.2), 4) for _ in range(tokens)],
+        "author": ["policy"] * tokens,
+        "advantage": [round(draw.uniform(-1, 1), 4)] * tokens,
+        "gradient_weight": [round(draw.uniform(0.8, 1.2), 4) for _ in range(tokens)],
     }  # fmt: skip
 
 

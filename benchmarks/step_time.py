@@ -30,7 +30,7 @@ from handrail.data.load import load_problems
 from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
 from handrail.training.config import Config, parse_config
-from handrail.training.loop import Run
+from handrail.training.loop import Loop
 from handrail.training.run_directory import RunDirectory
 from handrail.types.problem import Problem
 from handrail.verifiers.pool import VerifierPool
@@ -106,7 +106,7 @@ class Handrail:
     """Steps of the real loop."""
 
     def __init__(self, config: Config, directory: Path, verifier: VerifierPool) -> None:
-        self.run, self.number = Run(config, None, verifier, Interrupts("stopping")), 0
+        self.run, self.number = Loop(config, None, verifier, Interrupts("stopping")), 0
         self.out = RunDirectory(directory, config, None)
 
     def step(self) -> Times:

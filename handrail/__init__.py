@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from handrail.methods.linearise import linearised
     from handrail.methods.requests import Ask, Generate, Score, Verify, gather
     from handrail.models.hf import TransformersPolicy
+    from handrail.models.policy import Policy
     from handrail.models.trainable import TrainablePolicy
     from handrail.training.callbacks import Callback
     from handrail.training.config import Config, load_config
@@ -40,6 +41,7 @@ _HOMES = {
     "methods.linearise": ["linearised"],
     "methods.requests": ["Ask", "Generate", "Score", "Verify", "gather"],
     "models.hf": ["TransformersPolicy"],
+    "models.policy": ["Policy"],
     "models.trainable": ["TrainablePolicy"],
     "training.callbacks": ["Callback"],
     "training.config": ["Config", "load_config"],
@@ -51,7 +53,7 @@ _HOMES = {
 
 __all__ = [
     "METHODS", "Ask", "Author", "Callback", "Config", "Context", "CreditTerm", "Generate", "Group",
-    "LocalEngine", "Method", "Problem", "Score", "TokenBatch", "TrainablePolicy", "Trajectory",
+    "LocalEngine", "Method", "Policy", "Problem", "Score", "TokenBatch", "TrainablePolicy", "Trajectory",
     "TransformersPolicy", "UserError", "VerifierPool", "Verify", "gather", "linearised",
     "load_config", "load_problems", "train",
 ]  # fmt: skip

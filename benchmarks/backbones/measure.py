@@ -76,10 +76,10 @@ def held_out(source: str, n: int) -> list[Problem]:
 def _plan_line(policy: TransformersPolicy, problems: list[Problem]) -> str:
     """Return a line with the geometric mean probabilities of structure words and of the other words, without
     and with the plan."""
-    completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
+    completions = [policy.renderer.completion(problem.references[0], end=False) for problem in problems]
     shares = []
     for planned in (False, True):
-        prompts = [policy.encode_prompt(problem, problem.plan if planned else None) for problem in problems]
+        prompts = [policy.renderer.prompt(problem, problem.plan if planned else None) for problem in problems]
         logp = [value for row in policy.score(prompts, completions) for value in row.tolist()]
         marks = [mark for problem in problems for mark in structure(problem, problem.references[0])]
         for wanted in (True, False):

@@ -70,9 +70,11 @@ def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
     """
     policy = load_policy(config, accelerator(config.model.device))
     problems = [problem for source in config.data.train for problem in load_problems(source.path)[:n]]
-    completions = [policy.encode_completion(problem.references[0], end=False) for problem in problems]
-    without = policy.score([policy.encode_prompt(problem) for problem in problems], completions)
-    planned = policy.score([policy.encode_prompt(problem, problem.plan) for problem in problems], completions)
+    completions = [policy.renderer.completion(problem.references[0], end=False) for problem in problems]
+    without = policy.score([policy.renderer.prompt(problem) for problem in problems], completions)
+    planned = policy.score(
+        [policy.renderer.prompt(problem, problem.plan) for problem in problems], completions
+    )
     return {
         name: asdict(_over(problems, [weigh(*pair) for pair in zip(without, planned, strict=True)]))
         for name, weigh in WEIGHTS.items()

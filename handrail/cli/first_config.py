@@ -110,7 +110,7 @@ def _max_tokens(
     It is 1.5 times the longest reference, but no more than the context has room for.
     """
     lengths = [
-        len(policy.encode_reference(problem, text))
+        len(policy.renderer.reference(problem, text))
         for problem in problems[:MEASURED]
         for text in problem.references
     ]
@@ -122,7 +122,7 @@ def _max_tokens(
     )
     if policy.context is None:
         return wanted, why
-    room = policy.context - max(len(policy.encode_prompt(problem)) for problem in prompts)
+    room = policy.context - max(len(policy.renderer.prompt(problem)) for problem in prompts)
     return min(wanted, room), f"{why}; prompts leave room for {room}"
 
 

@@ -17,8 +17,7 @@ from handrail.experts.registry import Experts
 from handrail.methods.base import Method
 from handrail.methods.context import Context
 from handrail.methods.requests import Ask, Flow, Generate, Pending, Score, Verify, drive
-from handrail.models.hf import TransformersPolicy
-from handrail.models.trainable import TrainablePolicy
+from handrail.models.policy import Policy
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group, Trajectory
 from handrail.verifiers.pool import CUT_OFF, VerifierPool, unreached
@@ -34,7 +33,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        policy: TransformersPolicy,
+        policy: Policy,
         verifier: VerifierPool,
         experts: Experts | None = None,
         seed: int = 0,
@@ -54,10 +53,8 @@ class LocalEngine:
 
     def context(self, place: int, problem: Problem, verb: str, number: int = 0) -> Context:
         rng = random.Random(derive(self.seed, self.step, verb, place, number, problem.id))
-        rollout = self.policy.rollout
-        return Context(
-            self.policy.renderer, rollout.max_tokens, self.policy.context, self.step, rng, self.counts
-        )
+        policy = self.policy
+        return Context(policy.renderer, policy.max_tokens, policy.context, self.step, rng, self.counts)
 
     # The verbs, over all groups of a step
 
@@ -93,11 +90,18 @@ class LocalEngine:
 
     def credit(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[Group]:
         """The credited groups, without those that the method leaves out."""
-        credited = [
-            group for group in self._verb("credit", method.credit, groups, places) if group is not None
+        return [group for _, group in self.credit_places(method, groups, places)]
+
+    def credit_places(
+        self, method: Method[Any], groups: Sequence[Group], places: Places = None
+    ) -> list[tuple[int, Group]]:
+        """Like ``credit``, each group with its place."""
+        places = list(range(len(groups)) if places is None else places)
+        return [
+            (place, group)
+            for place, group in zip(places, self._verb("credit", method.credit, groups, places), strict=True)
+            if group is not None and method.keeps(group)
         ]
-        skip = method.setting("skip_dead_groups", False)
-        return [group for group in credited if group.has_signal or not skip]
 
     def _verb(
         self,
@@ -141,7 +145,7 @@ class LocalEngine:
     def _generate(self, requests: Sequence[Generate], seeds: Sequence[int]) -> list[list[Trajectory]]:
         prompts, limits, flat_seeds = [], [], []
         for request, seed in zip(requests, seeds, strict=True):
-            limit = self.policy.rollout.max_tokens if request.max_tokens is None else request.max_tokens
+            limit = self.policy.max_tokens if request.max_tokens is None else request.max_tokens
             if self.policy.context is not None:
                 limit = min(limit, self.policy.context - len(request.prompt_ids))
             if limit < 1:
@@ -159,22 +163,13 @@ class LocalEngine:
         out: dict[int, Tensor] = {}
         for model in dict.fromkeys(request.model for request in requests):
             places = [place for place, request in enumerate(requests) if request.model == model]
-            score = self._scorer(model)
-            found = score(
+            found = self.policy.score(
                 [requests[place].prompt_ids for place in places],
                 [requests[place].token_ids for place in places],
+                model,
             )
             out.update(zip(places, found, strict=True))
         return [out[place] for place in range(len(requests))]
-
-    def _scorer(self, model: str) -> Callable[..., list[Tensor]]:
-        if model == "policy":
-            return self.policy.score
-        if model == "reference" and isinstance(self.policy, TrainablePolicy) and self.policy.keeps_reference:
-            return self.policy.score_reference
-        raise UserError(
-            f"there is no model {model!r} to score with; declare it in the models of the method or the term"
-        )
 
     def verify(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
         """Set ``correct`` and ``reward`` from the verifier's verdicts; the reward is NaN without a verdict.

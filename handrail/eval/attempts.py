@@ -136,7 +136,7 @@ class AttemptSampler:
     def _sample_and_grade(self, problems: Sequence[Problem], name: str, start: int) -> list[Attempts]:
         """Return attempts at the problems of the set ``name`` from place ``start`` on."""
         prompts = [
-            prompt for problem in problems for prompt in [self.policy.encode_prompt(problem)] * self.samples
+            prompt for problem in problems for prompt in [self.policy.renderer.prompt(problem)] * self.samples
         ]
         seeds = [
             derive("attempts", self.seed, name, start + place, number)

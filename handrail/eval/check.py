@@ -149,19 +149,19 @@ def preview(config: Config, problems: list[Problem]) -> Iterator[tuple[str, str]
 
     policy = load_policy(config, Accelerator(cpu=True))
     first = problems[0]
-    prompt = policy.encode_prompt(first)
+    prompt = policy.renderer.prompt(first)
     yield (
         f"first problem ({first.id}) as {config.model.path} sees it, {len(prompt)} tokens:",
         policy.tokenizer.decode(prompt),
     )
     for reference in first.references[:1]:
-        tokens = policy.encode_reference(first, reference)
+        tokens = policy.renderer.reference(first, reference)
         yield f"its reference, {len(tokens)} tokens:", policy.tokenizer.decode(tokens)
     problems, skipped = split_by_length(policy, problems, config.data.too_long)
     if skipped:
         yield f"warning: {len(skipped)} problems are too long and will be left out, first {skipped[0]}", ""
     if policy.context:
-        room = policy.context - max(len(policy.encode_prompt(problem)) for problem in problems)
+        room = policy.context - max(len(policy.renderer.prompt(problem)) for problem in problems)
         every = "every other" if skipped else "every"
         what = f"{every} prompt and reference fits the context of {policy.context} tokens"
         yield f"{what}; rollout.max_tokens may be up to {room}", ""

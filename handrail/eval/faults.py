@@ -42,21 +42,20 @@ def references(
 ) -> dict[str, list[Reference]]:
     """Grade and score the references of every problem; return them by the problem's id."""
     flat = [(problem, text) for problem in problems for text in problem.references]
-    prompts = [policy.encode_prompt(problem) for problem, _ in flat]
-    completions = [policy.encode_reference(problem, text) for problem, text in flat]
+    prompts = [policy.renderer.prompt(problem) for problem, _ in flat]
+    completions = [policy.renderer.reference(problem, text) for problem, text in flat]
     context = policy.context or float("inf")
     fits = [
         len(prompt) + len(completion) <= context
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
+    scored = [place for place, ok in enumerate(fits) if ok]
     scores = iter(
-        policy.score(
-            *([row for row, ok in zip(rows, fits, strict=True) if ok] for rows in (prompts, completions))
-        )
+        policy.score([prompts[place] for place in scored], [completions[place] for place in scored])
     )
     out: dict[str, list[Reference]] = defaultdict(list)
     said = [
-        (problem, policy.decode(completion))
+        (problem, policy.renderer.text(completion))
         for (problem, _), completion in zip(flat, completions, strict=True)
     ]
     for (problem, _), completion, ok, verdict in zip(
@@ -86,7 +85,7 @@ def faults(
     out = {}
     for problem in problems:
         prompt, mine, asked = (
-            len(policy.encode_prompt(problem)),
+            len(policy.renderer.prompt(problem)),
             graded.get(problem.id, []),
             json.dumps(problem.prompt),
         )

@@ -34,7 +34,7 @@ class PlanQuestion:
     """Ask for a plan of a worked solution. Answer: the plan, or None if there is none that leaks no values.
 
     Two ablations return something else: "solution" the whole solution, "shuffled-plan" the plan of another
-    question in the same batch.
+    training problem.
     """
 
     problem: Problem

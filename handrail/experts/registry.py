@@ -7,6 +7,7 @@ protocol's only method.
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 
 from handrail._util.errors import Paused, UserError
 from handrail._util.imports import load_attribute
+from handrail._util.seeds import derive
 from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.experts.correctors import Correction, Corrector, PolicyCorrector, ReferenceCorrector
 from handrail.experts.judges import StepJudge
@@ -23,6 +25,7 @@ from handrail.experts.judges.reference import ReferenceJudge
 from handrail.experts.planners import DataPlanner, Planner, PolicyPlanner, leaks
 from handrail.experts.questions import CorrectionQuestion, JudgeQuestion, PlanQuestion
 from handrail.models.policy import Policy
+from handrail.types.problem import Problem
 
 if TYPE_CHECKING:
     from handrail.experts.endpoint import Endpoint
@@ -60,6 +63,8 @@ class Experts:
         """
         self.config, self.server, self.load, self.trained = config or ExpertsConfig(), endpoint, load, policy
         self.device = device or torch.device("cpu")
+        self.problems: Sequence[Problem] = ()
+        """Training problems, for the ablation that takes another problem's plan."""
         self.counts: Counter[str] = Counter()
 
     def check(self, role: Role, name: str, setting: str) -> None:
@@ -130,14 +135,27 @@ class Experts:
         if questions[0].ablation == "solution":
             return [question.reference for question in questions]
         pairs = [(question.problem, question.reference) for question in questions]
+        if questions[0].ablation == "shuffled-plan":
+            pairs = [(other, other.references[0]) for other in map(self._other, questions)]
         plans = list(self.planner(name, questions[0].max_tokens).plans(pairs, seeds))
         for place, ((problem, _), plan) in enumerate(zip(pairs, plans, strict=False)):
             if isinstance(plan, str) and leaks(plan, problem):
                 self.counts.update({"planner/leaking": 1, "planner/no_answer": -1})
                 plans[place] = None
-        if questions[0].ablation == "shuffled-plan":  # with a single question, there is no other plan
-            return [*plans[1:], *plans[:1]] if len(plans) > 1 else [None]
         return plans
+
+    def _other(self, question: PlanQuestion) -> Problem:
+        """Another training problem: the same one whatever else is asked, in any number of processes."""
+        if len(self._ring) < 2:
+            raise UserError("there is no other training problem with a reference whose plan could be taken")
+        after = bisect_right(self._ring, ring_order(question.problem), key=ring_order)
+        return self._ring[after % len(self._ring)]
+
+    @cached_property
+    def _ring(self) -> list[Problem]:
+        """One training problem with a reference for each id, in an order that depends on their ids alone."""
+        by_id = {problem.id: problem for problem in self.problems if problem.references}
+        return sorted(by_id.values(), key=ring_order)
 
     def judge(self, name: str, step_end: str | None = None) -> StepJudge:
         match name:
@@ -240,6 +258,10 @@ class Experts:
         """Return the counts since the last call, including the endpoint's."""
         counts, self.counts = self.counts, Counter()
         return counts + (self.endpoint.take_counts() if "endpoint" in self.__dict__ else Counter())
+
+
+def ring_order(problem: Problem) -> int:
+    return derive("another problem's plan", problem.id)
 
 
 def misshapen(question: Any, answer: Any) -> str:

@@ -165,9 +165,10 @@ class Method(Generic[S]):
 
     # Building blocks of the verbs
 
-    def setting(self, name: str, default: Any) -> Any:
-        """Return a setting, or ``default`` if this method does not have it."""
-        return getattr(self.settings, name, default)
+    @property
+    def grpo(self) -> GrpoSettings:
+        """Settings of the building blocks: the method's own, or the defaults if it has no GrpoSettings."""
+        return self.settings if isinstance(self.settings, GrpoSettings) else GrpoSettings()
 
     def advantages(self, group: Group) -> Group:
         """Set GRPO's advantages in the baseline.
@@ -178,7 +179,7 @@ class Method(Generic[S]):
         if group.dead:
             return group.map(lambda member: member.with_advantage(0.0) if member.in_baseline else member)
         base = mean(group.rewards)
-        scale = 1 / (stdev(group.rewards) + STD_EPSILON) if self.setting("normalise_std", True) else 1.0
+        scale = 1 / (stdev(group.rewards) + STD_EPSILON) if self.grpo.normalise_std else 1.0
 
         def set_advantage(member: Trajectory) -> Trajectory:
             if not member.in_baseline:
@@ -189,14 +190,9 @@ class Method(Generic[S]):
         return group.map(set_advantage)
 
     def policy_gradient(self, logp: Tensor, batch: TokenBatch) -> Tensor:
-        bounds = (
-            (self.setting("clip_low", 0.2), self.setting("clip_high", 0.2))
-            if self.setting("clip", True)
-            else None
-        )
-        return losses.policy_gradient(
-            logp, batch, self.setting("ratio", "token"), bounds, self.setting("dual_clip", 0.0)
-        )
+        s = self.grpo
+        bounds = (s.clip_low, s.clip_high) if s.clip else None
+        return losses.policy_gradient(logp, batch, s.ratio, bounds, s.dual_clip)
 
     async def verified_reference(self, group: Group, ctx: Context) -> Trajectory | None:
         """Pick and grade a reference of the group's problem; count and return None if it has none."""
@@ -210,17 +206,21 @@ class Method(Generic[S]):
 
     # Normalizers
 
+    def keeps(self, group: Group) -> bool:
+        """True if a credited group enters the update and its normalizers."""
+        return group.has_signal or not self.grpo.skip_dead_groups
+
     @property
     def entropy_bonus(self) -> float:
-        return float(self.setting("entropy_bonus", 0.0))
+        return self.grpo.entropy_bonus
 
     @property
     def kl(self) -> float:
-        return float(self.setting("kl", 0.0))
+        return self.grpo.kl
 
     def advantage_scale(self, trajectory: Trajectory, normalizers: Normalizers) -> float:
         """Factor applied to the advantage of each token of ``trajectory``."""
-        match self.setting("loss_normalizer", "sequence"):
+        match self.grpo.loss_normalizer:
             case "sequence":
                 return 1 / (normalizers.trajectories * trajectory.trained_tokens)
             case "token":

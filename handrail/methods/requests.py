@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from handrail._util.errors import Paused, UserError
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Trajectory
 
@@ -73,7 +74,10 @@ class Gather(Request):
 
 
 async def gather(*flows: Flow | Request) -> list[Any]:
-    """Await several requests or coroutines concurrently, so that an engine can batch them."""
+    """Await several requests or coroutines concurrently, so that an engine can batch them.
+
+    Raises the first error that one of them raises, and closes the others.
+    """
     return list(await Gather([_answer(flow) if isinstance(flow, Request) else flow for flow in flows]))
 
 
@@ -94,17 +98,36 @@ class Pending:
     flow: _Running = field(repr=False)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
-    """A started flow, with the results of the flows that it waits for."""
+    """A started flow and, while it awaits ``gather``, the flows that it waits for."""
 
     coroutine: Flow
     key: tuple[object, ...]
-    place: int
     parent: _Running | None = None
     requests: int = 0
-    results: list[Any] = field(default_factory=list)
-    unfinished: int = 0
+    children: Sequence[_Running] = ()
+    ended: bool = False
+    result: Any = None
+    error: Exception | None = None
+
+    def step(self, value: Any, error: Exception | None) -> Any:
+        """Resume with an answer or an error; return the next request, or None if the flow has ended."""
+        try:
+            return self.coroutine.send(value) if error is None else self.coroutine.throw(error)
+        except StopIteration as end:
+            self.result = end.value
+        except Exception as raised:
+            self.error = raised
+        self.ended = True
+        return None
+
+    def close(self) -> None:
+        """End the flow and its children without a result."""
+        self.ended = True
+        for child in self.children:
+            child.close()
+        self.coroutine.close()
 
 
 def drive(
@@ -114,57 +137,80 @@ def drive(
 
     All flows advance to their next request; ``answer`` then receives all waiting requests of one kind and
     returns one answer for each. Batches never depend on timing, so runs resume exactly.
+
+    An error in a flow is raised in the ``gather`` that awaits it, and by ``drive`` if no flow catches it. An
+    error in ``answer`` is raised in every flow of the batch, except UserError and Paused: the run cannot go
+    on after them, so ``drive`` raises them at once.
     """
-    root = _Running(_nothing(), (), 0, results=[None] * len(flows), unfinished=len(flows))
-    waiting: list[Pending] = []
-    children: list[Flow] = []
+    return _Driver([_Running(coroutine, key) for key, coroutine in flows], answer).run()
 
-    def start(parent: _Running, flows: Sequence[tuple[tuple[object, ...], Flow]]) -> None:
-        children.extend(coroutine for _, coroutine in flows)
-        for place, (key, coroutine) in enumerate(flows):
-            advance(_Running(coroutine, key, place, parent), None)
 
-    def advance(flow: _Running, value: Any) -> None:
+class _Driver:
+    def __init__(self, flows: list[_Running], answer: Callable[[list[Pending]], Sequence[Any]]) -> None:
+        self.flows, self.answer = flows, answer
+        self.waiting: list[Pending] = []
+
+    def run(self) -> list[Any]:
         try:
-            request = flow.coroutine.send(value)
-        except StopIteration as end:
-            return finish(flow, end.value)
+            for flow in self.flows:
+                self.advance(flow)
+            while self.waiting:
+                batch = self.next_batch()
+                values, error = self.answers(batch)
+                for each, value in zip(batch, values, strict=True):
+                    self.advance(each.flow, value, error)
+        finally:  # flows are left open after an error
+            for flow in self.flows:
+                flow.close()
+        return [flow.result for flow in self.flows]
+
+    def next_batch(self) -> list[Pending]:
+        """Take all waiting requests of the cheapest kind."""
+        kind = next(
+            kind for kind in ANSWERED_FIRST if any(isinstance(each.request, kind) for each in self.waiting)
+        )
+        batch = [each for each in self.waiting if isinstance(each.request, kind)]
+        self.waiting = [each for each in self.waiting if not isinstance(each.request, kind)]
+        return batch
+
+    def answers(self, batch: list[Pending]) -> tuple[Sequence[Any], Exception | None]:
+        try:
+            return self.answer(batch), None
+        except (UserError, Paused):
+            raise
+        except Exception as error:
+            return [None] * len(batch), error
+
+    def advance(self, flow: _Running, value: Any = None, error: Exception | None = None) -> None:
+        """Resume a flow, unless it was closed, up to its next request."""
+        if flow.ended:
+            return
+        request = flow.step(value, error)
+        if flow.ended:
+            return self.finish(flow)
         if not isinstance(request, ANSWERED_FIRST + (Gather,)):
             raise TypeError(f"a method awaits {request!r}, which is no request of handrail.methods.requests")
         key = (*flow.key, flow.requests)
         flow.requests += 1
         if not isinstance(request, Gather):
-            waiting.append(Pending(request, key, flow))
-        elif not request.flows:
-            advance(flow, [])
-        else:
-            flow.results, flow.unfinished = [None] * len(request.flows), len(request.flows)
-            start(flow, [((*key, place), child) for place, child in enumerate(request.flows)])
+            self.waiting.append(Pending(request, key, flow))
+            return
+        children = [_Running(child, (*key, place), flow) for place, child in enumerate(request.flows)]
+        flow.children = children
+        for child in children:
+            self.advance(child)
+        if not children:
+            self.advance(flow, [])
 
-    def finish(flow: _Running, value: Any) -> None:
+    def finish(self, flow: _Running) -> None:
+        """Give a flow's error, or all results once there are, to the flow that awaits them."""
         parent = flow.parent
-        assert parent is not None
-        parent.results[flow.place] = value
-        parent.unfinished -= 1
-        if parent is not root and not parent.unfinished:
-            advance(parent, parent.results)
-
-    try:
-        start(root, flows)
-        while waiting:
-            kind = next(
-                kind for kind in ANSWERED_FIRST if any(isinstance(each.request, kind) for each in waiting)
-            )
-            batch = [each for each in waiting if isinstance(each.request, kind)]
-            waiting = [each for each in waiting if not isinstance(each.request, kind)]
-            for each, value in zip(batch, answer(batch), strict=True):
-                advance(each.flow, value)
-    finally:  # flows are left open if the engine raises
-        root.coroutine.close()
-        for coroutine in children:
-            coroutine.close()
-    return root.results
-
-
-async def _nothing() -> None:
-    """Placeholder coroutine of the root flow; never run."""
+        if flow.error is not None:
+            if parent is None:
+                raise flow.error
+            for child in parent.children:
+                child.close()
+            self.waiting = [each for each in self.waiting if not each.flow.ended]
+            self.advance(parent, error=flow.error)
+        elif parent is not None and all(child.ended for child in parent.children):
+            self.advance(parent, [child.result for child in parent.children])

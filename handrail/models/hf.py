@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from handrail._util.errors import UserError
 from handrail._util.memory import enough_memory
 from handrail.data.config import PromptFormat
 from handrail.models.attention import share_on_cpu
@@ -20,7 +21,6 @@ from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.generate import Completion, generate, positions
 from handrail.models.loading import load_model
 from handrail.models.renderer import Renderer
-from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Trajectory
 
 log = logging.getLogger("handrail")
@@ -67,7 +67,6 @@ class TransformersPolicy:
         self.renderer = Renderer(
             self.tokenizer, prompts or PromptFormat(), model.path, embeddings, ends, field
         )
-        self.end, self.ends = self.renderer.end, self.renderer.ends
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
         if self.accelerator.device.type == "cpu" and model.attention == "auto":
@@ -94,17 +93,9 @@ class TransformersPolicy:
         limit = getattr(self.bare_model.config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit else None
 
-    def encode_prompt(self, problem: Problem, plan: str | None = None) -> list[int]:
-        return self.renderer.prompt(problem, plan)
-
-    def encode_completion(self, text: str, end: bool = True, plain: bool = False) -> list[int]:
-        return self.renderer.completion(text, end, plain)
-
-    def encode_reference(self, problem: Problem, text: str) -> list[int]:
-        return self.renderer.reference(problem, text)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.renderer.text(tokens)
+    @property
+    def max_tokens(self) -> int:
+        return self.rollout.max_tokens
 
     @property
     def generation_batch(self) -> int:
@@ -117,7 +108,7 @@ class TransformersPolicy:
         seeds: Sequence[int],
         max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        limits = self.rollout.max_tokens if max_tokens is None else max_tokens
+        limits = self.max_tokens if max_tokens is None else max_tokens
         limits = [limits] * len(prompts) if isinstance(limits, int) else limits
         out: list[Trajectory] = []
         for at in range(0, len(prompts), self.generation_batch):
@@ -129,14 +120,13 @@ class TransformersPolicy:
     def _generate(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
     ) -> list[Completion]:
-        return generate(
-            self.bare_model.eval(), prompts, seeds, max_tokens, self.rollout.temperature, self.ends, self.poll
-        )
+        model, temperature = self.bare_model.eval(), self.rollout.temperature
+        return generate(model, prompts, seeds, max_tokens, temperature, self.renderer.ends, self.poll)
 
     def _trajectory(self, prompt: list[int], completion: Completion) -> Trajectory:
         tokens, logp = completion.tokens, completion.logp
         columns = {"sampling_logp": logp, "old_logp": logp, "entropy": completion.entropy}
-        text = self.decode(tokens.tolist())
+        text = self.renderer.text(tokens.tolist())
         return Trajectory(
             prompt, tokens, torch.full_like(tokens, Author.POLICY), columns, text, completion.finished
         )
@@ -199,10 +189,22 @@ class TransformersPolicy:
 
     @torch.no_grad()
     def score(
-        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        model: str = "policy",
     ) -> list[Tensor]:
-        model = self.bare_model.eval()  # processes may score different numbers of batches
-        return self._score(prompts, completions, lambda inputs: self.forward(inputs, model=model)[0])
+        return self._score(prompts, completions, self._logprobs(model))
+
+    def _logprobs(self, model: str) -> Callable[[Inputs], Tensor]:
+        """Return the function that computes log π [B, T] under ``model``, see ``score``."""
+        if model != "policy":
+            raise UserError(
+                f"there is no model {model!r} to score with; declare it in the models of the method or the "
+                "term"
+            )
+        bare = self.bare_model.eval()  # processes may score different numbers of batches
+        return lambda inputs: self.forward(inputs, model=bare)[0]
 
     def _score(
         self,

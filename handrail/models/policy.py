@@ -7,18 +7,27 @@ from typing import Protocol
 
 from torch import Tensor
 
+from handrail._util.errors import UserError
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Trajectory
 
 
 class Policy(Protocol):
-    """A language model that completes prompts and scores completions."""
+    """A language model that completes prompts and scores completions.
+
+    Derive from it a policy that cannot score, such as a server's, or whose context length is unknown.
+    """
 
     renderer: Renderer
 
     @property
     def context(self) -> int | None:
         """Maximum sequence length of the model in tokens; None if unknown."""
+        return None
+
+    @property
+    def max_tokens(self) -> int:
+        """Length limit of a completion, by default."""
         ...
 
     def generate(
@@ -29,15 +38,21 @@ class Policy(Protocol):
     ) -> list[Trajectory]:
         """Sample one completion per prompt, with its log-probabilities.
 
-        ``max_tokens``: length limit of all completions, or one for each prompt; ``rollout.max_tokens`` by
-        default.
+        ``max_tokens``: length limit of all completions, or one for each prompt.
 
         A completion depends only on its prompt and its seed, not on the rest of the batch.
         """
         ...
 
     def score(
-        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        model: str = "policy",
     ) -> list[Tensor]:
-        """Compute log π of each completion's tokens, float32 [len(completion)], without gradient."""
-        ...
+        """Compute log π of each completion's tokens, float32 [len(completion)], without gradient.
+
+        ``model``: "policy", or "reference" for the policy before training. Raises UserError if it cannot
+        score as that model.
+        """
+        raise UserError(f"{type(self).__name__} cannot score completions; choose a method that only samples")

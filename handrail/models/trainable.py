@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ class TrainablePolicy(TransformersPolicy):
                     f'sampler.name is "vllm", which samples in one process, but there are {processes}; '
                     f"{INSTEAD}"
                 )
-            self.sampler = VllmSampler(self.config, self.sampling, self.rollout, self.bare_base, self.ends)
+            self.sampler = VllmSampler(
+                self.config, self.sampling, self.rollout, self.bare_base, self.renderer.ends
+            )
         self.sampler_is_current = False
 
     @property
@@ -93,7 +95,9 @@ class TrainablePolicy(TransformersPolicy):
         model.generation_config.do_sample = True
         reduced = self.sampling.computes_in(self.config) == "bfloat16" and self.param_dtype == "float32"
         if reduced and self.sampling.name == "transformers":
-            self.sampler = CopySampler(model, self.rollout.temperature, self.ends, self.accelerator.device)
+            self.sampler = CopySampler(
+                model, self.rollout.temperature, self.renderer.ends, self.accelerator.device
+            )
         if self.lora:
             model = with_adapter(model, self.lora, absolute(self.config.path), self.seed)
         elif self.keep_start:
@@ -119,11 +123,6 @@ class TrainablePolicy(TransformersPolicy):
         ):
             return super().forward(inputs, with_entropy, model)
 
-    @property
-    def keeps_reference(self) -> bool:
-        """True if the policy can score as the model before training."""
-        return self.start is not None or self.lora is not None
-
     @torch.no_grad()
     def reference_logprobs(self, inputs: Inputs) -> Tensor:
         """Compute log π [B, T] under the model before training."""
@@ -132,11 +131,11 @@ class TrainablePolicy(TransformersPolicy):
                 return self.forward(inputs, model=self.bare_model)[0]
         return self.forward(inputs, model=self.start)[0]
 
-    def score_reference(
-        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
-    ) -> list[Tensor]:
-        """Like ``score``, but under the model before training."""
-        return self._score(prompts, completions, self.reference_logprobs)
+    def _logprobs(self, model: str) -> Callable[[Inputs], Tensor]:
+        keeps_reference = self.start is not None or self.lora is not None
+        return (
+            self.reference_logprobs if model == "reference" and keeps_reference else super()._logprobs(model)
+        )
 
     # Sampling with a separate engine
 

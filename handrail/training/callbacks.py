@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from handrail.training import checkpoint
 from handrail.training.diversity import diversity, measures
@@ -13,12 +13,10 @@ from handrail.training.evaluate import evaluate, figures, share_correct
 from handrail.training.metrics import first_unverified
 from handrail.training.monitor import CollapseMonitor
 from handrail.training.resources import Clock
+from handrail.training.run import Run
 from handrail.training.samples import sample_rows
 from handrail.training.stopping import StopCriteria
 from handrail.types.trajectory import Group
-
-if TYPE_CHECKING:
-    from handrail.training.loop import Run
 
 Progress = Callable[[int, int, dict[str, Any], dict[str, float]], None]
 

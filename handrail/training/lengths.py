@@ -68,7 +68,7 @@ def find_too_long(
 
     ``references``: True if references count. Raises UserError for an unusable prompt or reference.
     """
-    prompts = [len(policy.encode_prompt(problem)) for problem in problems]
+    prompts = [len(policy.renderer.prompt(problem)) for problem in problems]
     context, room = policy.context, policy.rollout.max_tokens
     if context is None:
         return []

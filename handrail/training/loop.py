@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import whole_directory
 from handrail._util.interrupts import Interrupts
-from handrail._util.processes import accelerator
-from handrail.data.sampler import ProblemSampler
-from handrail.engines.local import LocalEngine
-from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.training import checkpoint
 from handrail.training.callbacks import (
@@ -33,26 +27,21 @@ from handrail.training.callbacks import (
     Trackers,
 )
 from handrail.training.config import Config, load_config
-from handrail.training.contents import contents, probed_with_another_model
 from handrail.training.metrics import StepMetrics, summary
-from handrail.training.policies import load_experts, load_trainable_policy
 from handrail.training.resources import Clock
 from handrail.training.resuming import require_unchanged, run_directory
-from handrail.training.run_data import fit, load_data
+from handrail.training.run import Run
 from handrail.training.run_directory import RunDirectory, explain_errors, last_step, newest_checkpoint
 from handrail.training.samples import batch_rows
 from handrail.training.stopping import StopCriteria
 from handrail.training.trained import keep_settings
-from handrail.training.update import Outcome, Update, logs_authors
+from handrail.training.update import Outcome, logs_authors
 from handrail.types.trajectory import Group
 from handrail.verifiers.audit import refusal
 from handrail.verifiers.pool import VerifierPool
 
-log = logging.getLogger("handrail")
 LOOKED_AT = 64
 """Number of problems per source whose answers and references are graded before training starts."""
-
-T = TypeVar("T")
 
 
 def train(
@@ -84,7 +73,7 @@ def train(
     directory = Path(output or "runs/run")
     RunDirectory.claim(directory, config, resume)
     with Interrupts("stopping with a checkpoint") as interrupts, VerifierPool(config.verifier) as verifier:
-        run = Run(config, method, verifier, interrupts, callbacks)
+        run = Loop(config, method, verifier, interrupts, callbacks)
         # Only the main process takes the lock and looks again at the directory, which another run may have
         # taken.
         with (
@@ -96,8 +85,8 @@ def train(
             return run.fit(directory, resume, progress)
 
 
-class Run:
-    """One training run: loads everything once, then runs the steps."""
+class Loop(Run):
+    """The steps of a run, from its start or its last checkpoint to its end."""
 
     def __init__(
         self,
@@ -107,53 +96,8 @@ class Run:
         interrupts: Interrupts,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        if config.rollout.temperature == 0:
-            raise UserError(
-                "rollout.temperature is 0, so all rollouts of a group would be the same; set it above 0"
-            )
-        self.config = config
-        self.method = build(config.method, config.rollout, method)
-        data = load_data(config)
-        if self.method.needs_references and not any(problem.references for problem in data.training):
-            raise UserError(
-                f"{config.method['name']} learns from references, and no training problem has one; name "
-                "their column in data.columns, or choose a method that needs none"
-            )
-        self.contents = contents(config, data.sources, data.held_out)
-        for source in config.data.train:
-            if warning := probed_with_another_model(source, config.model.path):
-                log.warning("data.train: %s", warning)
-        self.accelerator = accelerator(config.model.device, config.train.trackers)
-        self.verifier, self.interrupts = verifier, interrupts
-        self.policy = load_trainable_policy(
-            config, self.accelerator, keep_start="reference" in self.method.models
-        )
-        self.policy.poll = interrupts.check
-        experts = load_experts(config, self.accelerator, self.policy)
-        for role, name in self.method.experts.items():
-            experts.check(role, name, f"method.{role}")
-        seed, require_end = config.train.seed, config.rollout.require_end
-        self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
-        # A fixed seed: evaluations of different runs sample with the same random numbers.
-        self.evaluator = LocalEngine(self.policy, verifier, experts, 0, require_end)
-        self.data = fit(data, self.policy, config)
-        shares = [source.share for source in config.data.train]
-        self.sampler = ProblemSampler(
-            self.data.sources, shares, config.train.problems_per_step, config.train.seed
-        )
-        parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
-        c = config.train
-        betas = (c.betas[0], c.betas[1])
-        optimizer = torch.optim.AdamW(
-            parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon
-        )
-        self.optimizer = self.accelerator.prepare(optimizer)
+        super().__init__(config, method, verifier, interrupts)
         self.added, self.callbacks = list(callbacks), list[Callback]()
-        self.skipped = 0
-        self.stop_requested = self.stop_reason = ""
-        self.decided = 0
-        self.checkpointed: int | None = None
-        self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, c)
 
     def fit(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
@@ -252,21 +196,6 @@ class Run:
         for callback in self.callbacks:
             callback.after_log(self, step, metrics, clock.seconds)
 
-    def stop(self, reason: str) -> None:
-        """End the run, evaluated and checkpointed, after this step or, if it is evaluated, the next."""
-        self.stop_requested = self.stop_requested or reason
-
-    def is_last(self, step: int) -> bool:
-        """True if the run ends after ``step``; decided when it is first asked, in every process."""
-        if self.decided != step:
-            self.stop_reason = next(filter(None, gather_object([self.stop_requested])), "")
-            self.decided = step
-        return step == self.config.train.steps or bool(self.stop_reason)
-
-    def broadcast(self, value: Any) -> Any:
-        """Return the main process's ``value`` in every process."""
-        return broadcast_object_list([value])[0]
-
     def step(self, number: int, out: RunDirectory) -> tuple[dict[str, Any], Clock]:
         """Run one step, from problems to updated weights; return its metrics and its timings."""
         clock, engine, method = Clock(), self.engine, self.method
@@ -283,7 +212,7 @@ class Run:
                 groups = engine.reward(method, groups, places)
             if failing := self.verifier.failing:
                 raise UserError(f"{failing}; fix the verifier")
-            metrics = StepMetrics(groups)
+            metrics = StepMetrics(groups, places)
             with clock("guide"):
                 guided = engine.guide(method, groups, places)
         parts = self.parts(guided, places)
@@ -292,13 +221,14 @@ class Run:
                 parts = [(self.policy.with_old_logp(groups), places) for groups, places in parts]
         for part in parts:
             with clock("guide"), self.failing_together():
-                credited = engine.credit(method, *part)
+                credited = engine.credit_places(method, *part)
+            groups = [group for _, group in credited]
             for callback in self.callbacks:
-                callback.before_update(self, number, credited)
+                callback.before_update(self, number, groups)
             with clock("update"):
-                outcome = self.update(credited, logs_authors(number))
+                outcome = self.update(groups, logs_authors(number))
             metrics.add_update(credited, outcome)
-            self.watch_skips(number, credited, outcome, out)
+            self.watch_skips(number, groups, outcome, out)
 
         engine.counts.update(engine.experts.take_counts())
         return metrics.result(engine) | mismatch, clock
@@ -339,18 +269,3 @@ class Run:
             raise type(failed)(
                 f"{failed}; step {step - 1} is checkpointed, to go on with --resume"
             ) from failed
-
-    @contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """Raise in every process what is raised in one, so that none waits for the others."""
-        failed: Paused | UserError | None = None
-        try:
-            yield
-        except (Paused, UserError) as error:
-            failed = error
-        if failed := next(filter(None, gather_object([failed])), None):
-            raise failed
-
-    def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this process's share."""
-        return items[self.accelerator.process_index :: self.accelerator.num_processes]

@@ -24,8 +24,8 @@ TRAINING_PARTS = ("sample", "verify", "guide", "update")
 class StepMetrics:
     """Collect sums in one process; ``result`` adds up all processes."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
-        """``groups``: graded, before any guidance."""
+    def __init__(self, groups: Sequence[Group], places: Sequence[int]) -> None:
+        """``groups``: graded, before any guidance; ``places``: their problems' in the step."""
         rollouts = [member for group in groups for member in group.rollouts]
         entropies = [known(member.column("entropy")) for member in rollouts]
         self.sums: Counter[str] = Counter({
@@ -47,17 +47,15 @@ class StepMetrics:
             "off_policy": 0,
             "dropped": 0,
         })  # fmt: skip
-        self.all_wrong = {group.problem.id for group in groups if group.all_wrong}
+        self.all_wrong = {place for place, group in zip(places, groups, strict=True) if group.all_wrong}
         self.reward = sum(member.reward for member in rollouts if member.reward == member.reward)
         self.entropy = float(sum(spread.sum() for spread in entropies))
         self.diversity = [measures(group) for group in groups]
         self.updates: list[dict[str, float]] = []
 
-    def add_update(self, groups: Sequence[Group], outcome: Outcome) -> None:
-        """Add one update; ``groups`` after credit."""
-        self.sums["guided"] += sum(
-            group.problem.id in self.all_wrong and learns_from_others(group) for group in groups
-        )
+    def add_update(self, groups: Sequence[tuple[int, Group]], outcome: Outcome) -> None:
+        """Add one update; ``groups`` after credit, each with its place."""
+        self.sums["guided"] += len(self.all_wrong & {at for at, group in groups if learns_from_others(group)})
         self.sums["trained"] += outcome.tokens_trained
         self.sums["off_policy"] += outcome.tokens_off_policy
         self.sums["dropped"] += outcome.tokens_dropped
@@ -155,7 +153,7 @@ def summary(out: RunDirectory, config: Config, method: Method[Any], spent: str) 
         "all_wrong": {"first": share(steps[:tenth], "all_wrong"), "last": share(steps[-tenth:], "all_wrong")},
         "guided": total(steps, "groups/guided"),
         "off_policy": ratio(total(steps, "tokens/off_policy"), total(steps, "tokens/trained")),
-        "salvaged": ratio(total(steps, "scope/repaired"), total(steps, "scope/partly_right")),
+        "salvaged": salvaged(steps),
         "steps_without_signal": sum("note" in line for line in steps),
         "seconds": round(sum(line.get(part, 0.0) for line in timings for part in TRAINING_PARTS), 2),
     }
@@ -168,6 +166,13 @@ def evaluation(line: dict[str, Any], name: str) -> dict[str, Any]:
 
 def total(lines: Sequence[Mapping[str, Any]], key: str) -> int:
     return sum(int(line.get(key, 0)) for line in lines)
+
+
+def salvaged(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Ratio of the counts ``NAME/repaired`` and ``NAME/partly_right``, which any method may keep."""
+    failures = {key for line in lines for key in line if key.endswith("/partly_right")}
+    repaired = [key.removesuffix("partly_right") + "repaired" for key in failures]
+    return ratio(sum(total(lines, key) for key in repaired), sum(total(lines, key) for key in failures))
 
 
 def share(lines: Sequence[dict[str, Any]], kind: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Trajectories as lines of samples.jsonl: every token with its author and its weight in the objective."""
+"""Trajectories as lines of samples.jsonl: every token with its author, advantage and gradient weight."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from handrail.experts.steps import count_prefix_tokens
 from handrail.methods.base import Method
 from handrail.methods.batch import Sample, token_batch
 from handrail.models.hf import TransformersPolicy
+from handrail.models.policy import Policy
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Group, Trajectory
 
@@ -27,15 +28,15 @@ def sample_rows(
                 "problem": group.problem.id,
                 "prompt": policy.tokenizer.decode(member.prompt_ids),
                 "answer": group.problem.answer,
-                "role": "trajectory" if member.in_baseline else "demonstration",
+                "role": "trajectory" if member.in_baseline else "imitated",
                 "reward": known(member.reward),
                 "correct": member.correct,
                 "finished": member.finished,
                 "text": member.text,
                 "tokens": policy.tokenizer.convert_ids_to_tokens(member.tokens),
-                "origin": authors(member),
-                "credit": rounded(member.column("advantage").tolist()),
-                "weight": rounded(token_weights(member, method, policy)),
+                "author": authors(member),
+                "advantage": rounded(member.column("advantage").tolist()),
+                "gradient_weight": rounded(gradient_weights(member, method, policy)),
                 **({"plan": plan} if (plan := member.plan or group.problem.plan) else {}),
                 **({"judged": judged_tokens(member, policy.renderer)} if member.judged else {}),
             }
@@ -54,7 +55,7 @@ def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -
                 "reward": known(member.reward),
                 "prompt": member.prompt_ids,
                 "completion": member.tokens,
-                "origin": authors(member),
+                "author": authors(member),
                 **{
                     name: list(map(known, column.tolist())) for name, column in sorted(member.columns.items())
                 },
@@ -62,7 +63,7 @@ def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -
             }
 
 
-def token_weights(member: Trajectory, method: Method[Any], policy: TransformersPolicy) -> list[float]:
+def gradient_weights(member: Trajectory, method: Method[Any], policy: Policy) -> list[float]:
     """Coefficient of ∇ log π of each token: ∂ objective / ∂ log π, divided by the advantage if that is
     nonzero.
 

@@ -68,15 +68,16 @@ class Update:
         parts = {author: list(pack(part, budget, shared)) for author, part in together.items()}
         passes = {author: int(max(self.gather(len(batches)))) for author, batches in parts.items()}
         active = [author for author in parts if passes[author]]
-        before: list[torch.Tensor] = []
+        before: list[torch.Tensor | None] = [None] * len(self.parameters)
         for author in active:
             loss = self.backward(parts[author], passes[author])
             figures["loss"] = figures.get("loss", 0.0) + loss
             if per_author:
-                gradients = [p.grad for p in self.parameters if p.grad is not None]
+                gradients = [p.grad for p in self.parameters]
                 figures[f"grad_norm/{author}"] = distance(gradients, before)
-                # On the CPU, because a metric should not cost the GPU the memory of a second gradient.
-                before = [each.to("cpu", copy=True) for each in gradients] if author != active[-1] else []
+                if author != active[-1]:
+                    # On the CPU, because a metric should not cost the GPU the memory of a second gradient.
+                    before = [None if each is None else each.to("cpu", copy=True) for each in gradients]
         if active:
             figures["grad_norm/all"] = float(
                 self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
@@ -180,12 +181,11 @@ def empty_sample(policy: TrainablePolicy) -> Sample:
     return Sample(Trajectory.by(Author.REFERENCE, [end], [end]))
 
 
-def distance(gradients: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> float:
-    """Norm of the difference between ``gradients`` and ``before`` (zeros if empty), one tensor at a time."""
-    earlier = before or [torch.zeros(())] * len(gradients)
-    return math.sqrt(
-        sum(
-            float((now - then.to(now.device)).norm()) ** 2
-            for now, then in zip(gradients, earlier, strict=True)
-        )
+def distance(gradients: Sequence[torch.Tensor | None], before: Sequence[torch.Tensor | None]) -> float:
+    """Norm of the difference between two gradients, one tensor at a time; None counts as zeros."""
+    differences = (
+        now if then is None else now - then.to(now.device)
+        for now, then in zip(gradients, before, strict=True)
+        if now is not None
     )
+    return math.sqrt(sum(float(difference.norm()) ** 2 for difference in differences))

@@ -225,8 +225,8 @@ def test_the_recommended_method_is_the_best_compromise_in_the_evidence(style: st
         for source in suite.base["data"]["train"]
     ]
     problems = [problem for source in sources for problem in load_problems(source)]
-    texts = [policy.encode_completion(problem.references[0]) for problem in problems]
-    scores = torch.cat(policy.score([policy.encode_prompt(problem) for problem in problems], texts))
+    texts = [policy.renderer.completion(problem.references[0]) for problem in problems]
+    scores = torch.cat(policy.score([policy.renderer.prompt(problem) for problem in problems], texts))
     strange = (scores < math.log(SURPRISING)).float().mean().item()
     assert strange < FOREIGN / 4 if style == "clean" else strange > FOREIGN * 1.25
 

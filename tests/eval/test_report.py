@@ -163,9 +163,9 @@ def test_a_line_that_is_cut_off_is_left_out(tmp_path: Path) -> None:
 def test_a_figure_that_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [step(1, 1, reward=float("nan")), step(2, 1, reward=0.5)])
     assert windowed(run, "reward", 1) == {2: 0.5}
-    (tmp_path / "samples.jsonl").write_text(json.dumps(sample(1, "x", credit=[float("inf")])) + "\n")
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample(1, "x", advantage=[float("inf")])) + "\n")
     (chunk,) = chunks(0, tmp_path / "samples.jsonl")
-    assert json.loads(gzip.decompress(base64.b64decode(chunk.data)))[0]["members"][0]["credit"] == [None]
+    assert json.loads(gzip.decompress(base64.b64decode(chunk.data)))[0]["members"][0]["advantage"] == [None]
 
 
 def test_runs_have_the_order_and_names_of_the_comparisons_summary(tmp_path: Path) -> None:
@@ -345,8 +345,8 @@ def sample(step: int, problem: str, **more: Any) -> dict[str, Any]:
     return {
         "step": step, "problem": problem, "prompt": "p", "answer": "a", "role": "trajectory", "reward": 0.0,
         "correct": False,
-        "finished": True, "text": "1", "tokens": ["1"], "origin": ["policy"], "credit": [0.5],
-        "weight": [1.0], **more,
+        "finished": True, "text": "1", "tokens": ["1"], "author": ["policy"], "advantage": [0.5],
+        "gradient_weight": [1.0], **more,
     }  # fmt: skip
 
 
@@ -357,7 +357,7 @@ def test_samples_are_packed_by_step_and_grouped_by_problem(
         sample(1, "x", plan="do"),
         sample(1, "x", judged=[None]),
         sample(1, "y"),
-        sample(9, "x", tokens=["\ud800</script>\x00"], weight=[]),
+        sample(9, "x", tokens=["\ud800</script>\x00"], gradient_weight=[]),
     ]
     (tmp_path / "samples.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "prob'
@@ -372,9 +372,9 @@ def test_samples_are_packed_by_step_and_grouped_by_problem(
         "reward": 0.0,
         "correct": False,
         "finished": True,
-        "origin": ["policy"],
-        "credit": [0.5],
-        "weight": [1.0],
+        "author": ["policy"],
+        "advantage": [0.5],
+        "gradient_weight": [1.0],
     }
     assert first == [
         {
@@ -388,6 +388,18 @@ def test_samples_are_packed_by_step_and_grouped_by_problem(
     ]
     assert second[0]["members"][0]["tokens"] == ["\ud800</script>\x00"]
     assert packed == list(chunks(3, tmp_path / "samples.jsonl")), "the same samples give the same bytes"
+
+
+def test_samples_of_runs_made_before_their_keys_were_renamed_are_shown(tmp_path: Path) -> None:
+    today = [sample(1, "x", role="imitated"), sample(1, "y")]
+    before = [
+        {{"author": "origin", "advantage": "credit", "gradient_weight": "weight"}.get(key, key): value
+        for key, value in row.items()} for row in today
+    ]  # fmt: skip
+    before[0]["role"] = "demonstration"
+    for name, samples in (("today", today), ("before", before)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in samples))
+    assert list(chunks(0, tmp_path / "before")) == list(chunks(0, tmp_path / "today"))
 
 
 @pytest.mark.parametrize(

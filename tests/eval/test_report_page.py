@@ -252,40 +252,44 @@ def shades(page: Page, name: str) -> list[str]:
 CLEAR = "rgba(0, 0, 0, 0)"
 
 
-def test_tokens_are_shaded_by_weight_or_credit_and_show_their_values(page: Page, comparison: Path) -> None:
+def test_tokens_are_shaded_by_weight_or_advantage_and_say_their_values(page: Page, comparison: Path) -> None:
     samples = [
         json.loads(line) for line in (comparison / "sort/seed-1/samples.jsonl").read_text().splitlines()
     ]
-    repaired = next(row for row in samples if row["role"] == "demonstration")
+    repaired = next(row for row in samples if row["role"] == "imitated")
     choose(page, "run", "SORT, seed 1")
     choose(page, "step", str(repaired["step"]))
     choose(page, "problem", repaired["problem"])
-    assert len({shade for shade in shades(page, "weight") if shade != CLEAR}) > 2, "weights are many shades"
-    largest = max(repaired["weight"])
-    assert re.fullmatch(rf"weight: 0\s+{float(f'{largest:.4g}'):g}", page.locator("#scale").inner_text())
+    assert len({shade for shade in shades(page, "gradient_weight") if shade != CLEAR}) > 2, (
+        "weights are many shades"
+    )
+    largest = max(repaired["gradient_weight"])
+    assert re.fullmatch(
+        rf"gradient weight: 0\s+{float(f'{largest:.4g}'):g}", page.locator("#scale").inner_text()
+    )
     assert "gradient" in page.locator("#scale .ramp").evaluate(
         "element => getComputedStyle(element).backgroundImage"
     )
-    assert set(shades(page, "credit")) == {CLEAR}, "a group that is all wrong has no credit"
-    assert page.locator("#scale").inner_text() == "Every credit shown is 0."
+    assert set(shades(page, "advantage")) == {CLEAR}, "a group that is all wrong has no advantage"
+    assert page.locator("#scale").inner_text() == "Every advantage shown is 0."
     assert set(shades(page, "none")) == {CLEAR} and page.locator("#scale").inner_text() == ""
     assert page.locator(".question dt").all_text_contents() == ["Prompt", "Answer", "Plan"]
-    demonstration = page.locator(".trajectory").last
-    assert demonstration.locator("h3").inner_text().startswith("Demonstration 1")
-    demonstration.locator(".tokens").focus()
+    imitated = page.locator(".trajectory").last
+    assert imitated.locator("h3").inner_text().startswith("Imitated trajectory 1")
+    imitated.locator(".tokens").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "Home", "ArrowRight"):
         page.keyboard.press(key)
-    weight = f"{repaired['weight'][1]:.4g}"
+    weight = f"{repaired['gradient_weight'][1]:.4g}"
     assert (
-        demonstration.locator(".readout")
+        imitated.locator(".readout")
         .inner_text()
         .startswith(f"Token 2 of {len(repaired['tokens'])}: “{repaired['tokens'][1]}” · ")
     )
-    assert f"reference · weight {float(weight)}" in demonstration.locator(".readout").inner_text()
+    assert f"reference · gradient weight {float(weight)}" in imitated.locator(".readout").inner_text()
     page.keyboard.press("End")
-    assert "“<eos>”" in demonstration.locator(".readout").inner_text()
-    demonstration.locator(".token").nth(2).hover()
-    assert demonstration.locator(".readout").inner_text().startswith("Token 3 of")
+    assert "“<eos>”" in imitated.locator(".readout").inner_text()
+    imitated.locator(".token").nth(2).hover()
+    assert imitated.locator(".readout").inner_text().startswith("Token 3 of")
 
 
 def test_a_repair_shows_authors_and_judge_scores(page: Page, comparison: Path) -> None:
@@ -295,7 +299,7 @@ def test_a_repair_shows_authors_and_judge_scores(page: Page, comparison: Path) -
         for line in (comparison / f"scope/seed-{seed}/samples.jsonl").read_text().splitlines()
     ]
     seed, repaired = next(
-        (seed, row) for seed, row in found if len(set(row["origin"])) == 2 and "judged" in row
+        (seed, row) for seed, row in found if len(set(row["author"])) == 2 and "judged" in row
     )
     choose(page, "run", f"SCOPE, seed {seed}")
     choose(page, "step", str(repaired["step"]))
@@ -303,7 +307,7 @@ def test_a_repair_shows_authors_and_judge_scores(page: Page, comparison: Path) -
     card = page.locator(".trajectory", has=page.locator("h3", has_text="Repaired rollout 1"))
     spliced = card.locator(".token.reference")
     assert spliced.all_text_contents() == [
-        t for t, o in zip(repaired["tokens"], repaired["origin"], strict=True) if o == "reference"
+        t for t, o in zip(repaired["tokens"], repaired["author"], strict=True) if o == "reference"
     ]
     assert "underline" in spliced.first.evaluate("element => getComputedStyle(element).textDecorationLine")
     assert "underline" not in card.locator(".token.policy").first.evaluate(
@@ -325,7 +329,7 @@ def test_the_page_opens_on_the_last_step_with_a_signal_and_marks_steps_without(
         directory.mkdir(parents=True)
         (directory / "metrics.jsonl").write_text('{"step": 0}\n')
         rows = [trajectory(step, "p", 3, random.Random(0)) for step in (1, 2, 3)]
-        dead = [{**row, "weight": [], "correct": False} for row in rows]
+        dead = [{**row, "gradient_weight": [], "correct": False} for row in rows]
         wanted = dead if method == "a-dead" else [rows[0], {**rows[1], "correct": None}, dead[2]]
         (directory / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wanted))
     watched = Watched(browser, write_report(tmp_path))
@@ -461,7 +465,8 @@ def hostile(comparison: Path, tmp_path: Path) -> Path:
     for file in directory.glob("*/*/samples.jsonl"):
         row = json.loads(file.read_text().splitlines()[0])
         many = {
-            key: [row[key][0] if row[key] else 0.5] * len(HOSTILE) for key in ("origin", "credit", "weight")
+            key: [row[key][0] if row[key] else 0.5] * len(HOSTILE)
+            for key in ("author", "advantage", "gradient_weight")
         }
         text = {key: " ".join(HOSTILE) for key in ("problem", "prompt", "answer", "plan", "text")}
         file.write_text(json.dumps({**row, **many, **text, "tokens": HOSTILE}) + "\n")

@@ -139,7 +139,7 @@ def test_a_users_judge_and_corrector_repair_rollouts(
         and sum(row.get("scope/repaired", 0) for row in rows) > 0
     )
     repaired = [
-        row for row in lines(tmp_path / "run/samples.jsonl") if {"policy", author} <= set(row["origin"])
+        row for row in lines(tmp_path / "run/samples.jsonl") if {"policy", author} <= set(row["author"])
     ]
     assert repaired and all(row["reward"] == 1 for row in repaired)
 

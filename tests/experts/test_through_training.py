@@ -163,7 +163,7 @@ def test_scope_repairs_with_a_judge_and_a_corrector_of_a_server(
     assert any("scope/repaired" in row and row["grad_norm/repaired"] > 0 for row in rows)
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     assert any(
-        "teacher" in row["origin"] and "policy" in row["origin"] and row["reward"] == 1 for row in samples
+        "teacher" in row["author"] and "policy" in row["author"] and row["reward"] == 1 for row in samples
     )
 
 

@@ -14,14 +14,23 @@ import torch
 from handrail._util.errors import UserError
 from handrail.engines.local import LocalEngine
 from handrail.methods import METHODS, build
-from handrail.methods.base import Method
+from handrail.methods.base import GrpoSettings, Method, MethodSettings
+from handrail.methods.batch import Sample, token_batch
+from handrail.methods.grpo import Grpo
 from handrail.models.config import RolloutConfig
 from handrail.models.hf import TransformersPolicy
-from handrail.training.samples import token_weights
+from handrail.training.samples import gradient_weights
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
+
+
+class DapoSettings(GrpoSettings):
+    clip_high: float = 0.28
+    kl: float = 0.1
+    skip_dead_groups: bool = True
+
 
 PROBLEM = Problem("p", "77 A 8 ?", "70", ("77 + 8 = 85 , 85 * 2 = 70 # 70",), "add then double")
 OTHER = Problem("q", "9 B 3 ?", "15", ("9 * 2 = 18 , 18 - 3 = 15 # 15",), "double then subtract")
@@ -32,7 +41,7 @@ def make(name: str, **settings: Any) -> Method[Any]:
 
 
 def group(policy: TransformersPolicy, rewards: list[float], problem: Problem = PROBLEM) -> Group:
-    prompt, completion = policy.encode_prompt(problem), policy.encode_completion("# 1")
+    prompt, completion = policy.renderer.prompt(problem), policy.renderer.completion("# 1")
     rollout = Trajectory.by(Author.POLICY, prompt, completion, "# 1")
     known = rollout.with_columns(sampling_logp=torch.zeros(len(rollout)), old_logp=torch.zeros(len(rollout)))
     return Group(problem, [replace(known, reward=reward, correct=reward == 1) for reward in rewards])
@@ -45,7 +54,9 @@ def guide(method: Method[Any], groups: list[Group], engine: LocalEngine) -> list
 def weights_of(method: Method[Any], groups: list[Group], engine: LocalEngine) -> list[list[float]]:
     """Gradient of the surrogate for every token of the imitated trajectories."""
     credited = engine.credit(method, guide(method, groups, engine))
-    return [token_weights(member, method, engine.policy) for group in credited for member in group.imitated]
+    return [
+        gradient_weights(member, method, engine.policy) for group in credited for member in group.imitated
+    ]
 
 
 def test_sort_repairs_all_wrong_groups_only(policy: TransformersPolicy, engine: LocalEngine) -> None:
@@ -149,15 +160,33 @@ def test_the_plan_column_and_the_rule_agree_on_the_built_in_task(
     assert column == rule != nothing
 
 
-def test_a_shuffled_plan_is_that_of_another_problem(policy: TransformersPolicy, engine: LocalEngine) -> None:
-    both = [group(policy, [0, 0]), group(policy, [0, 0], OTHER)]
-    swapped = [
-        group(policy, [0, 0], replace(PROBLEM, plan=OTHER.plan)),
-        group(policy, [0, 0], replace(OTHER, plan=PROBLEM.plan)),
-    ]
-    shuffled = weights_of(make("sort", weights="shuffled-plan"), both, engine)
-    for found, expected in zip(shuffled, weights_of(make("sort"), swapped, engine), strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
+THIRD = Problem("r", "5 A 5 ?", "20", ("5 + 5 = 10 , 10 * 2 = 20 # 20",), "add then subtract")
+
+
+def test_a_shuffled_plan_is_another_problems_whatever_else_is_asked(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
+    problems = [PROBLEM, OTHER, THIRD]
+    engine.experts.problems = [replace(PROBLEM, id="bare", references=()), *problems]
+    shuffled = make("sort", weights="shuffled-plan")
+    together = weights_of(shuffled, [group(policy, [0, 0], each) for each in problems], engine)
+    taken = []
+    for problem, found in zip(problems, together, strict=True):
+        others = [other for other in problems if other is not problem]
+        swapped = [
+            weights_of(make("sort"), [group(policy, [0, 0], replace(problem, plan=other.plan))], engine)[0]
+            for other in others
+        ]
+        taken += [
+            other.id
+            for other, weights in zip(others, swapped, strict=True)
+            if found == pytest.approx(weights, rel=1e-4)
+        ]
+    assert sorted(taken) == ["p", "q", "r"]  # each plan serves once, and never its own problem
+    engine.experts.problems = engine.experts.problems[::-1]
+    for problem, found in zip(problems, together, strict=True):
+        (alone,) = weights_of(shuffled, [group(policy, [0, 0], problem)], engine)
+        assert alone == pytest.approx(found, rel=1e-4)
 
 
 def test_other_ablations_of_the_weights(policy: TransformersPolicy, engine: LocalEngine) -> None:
@@ -165,8 +194,8 @@ def test_other_ablations_of_the_weights(policy: TransformersPolicy, engine: Loca
     (uniform,) = weights_of(make("sort", weights="uniform"), groups, engine)
     assert set(uniform) == {1.0}
     (solution,) = weights_of(make("sort", weights="solution"), groups, engine)
-    shown = [policy.encode_prompt(PROBLEM), policy.encode_prompt(PROBLEM, PROBLEM.references[0])]
-    logp0, logp1 = policy.score(shown, [policy.encode_completion(PROBLEM.references[0])] * 2)
+    shown = [policy.renderer.prompt(PROBLEM), policy.renderer.prompt(PROBLEM, PROBLEM.references[0])]
+    logp0, logp1 = policy.score(shown, [policy.renderer.completion(PROBLEM.references[0])] * 2)
     assert solution == pytest.approx(((logp0 + logp1) / 2).exp().tolist())
     (early,) = weights_of(make("sort", weights_at="rollout"), groups, engine)
     (late,) = weights_of(make("sort"), groups, engine)
@@ -176,7 +205,9 @@ def test_other_ablations_of_the_weights(policy: TransformersPolicy, engine: Loca
 def test_dft_weights_each_token_by_its_probability(policy: TransformersPolicy, engine: LocalEngine) -> None:
     method = make("dft")
     (found,) = weights_of(method, engine.rollout(method, [PROBLEM]), engine)
-    (logp,) = policy.score([policy.encode_prompt(PROBLEM)], [policy.encode_completion(PROBLEM.references[0])])
+    (logp,) = policy.score(
+        [policy.renderer.prompt(PROBLEM)], [policy.renderer.completion(PROBLEM.references[0])]
+    )
     assert found == pytest.approx(logp.exp().tolist())
 
 
@@ -223,6 +254,34 @@ def test_dapo_leaves_dead_groups_out_of_the_normalizer(
     assert len(engine.credit(make("grpo", skip_dead_groups=True), groups)) == 1
 
 
+def test_a_method_decides_which_credited_groups_enter_the_update(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
+    class RightOnly(Grpo):
+        def keeps(self, group: Group) -> bool:
+            return not group.all_wrong
+
+    groups = [group(policy, [0, 0]), group(policy, [0, 1]), group(policy, [1, 1])]
+    assert [g.all_wrong for g in engine.credit(RightOnly(), groups)] == [False, False]
+
+
+@pytest.mark.parametrize("settings", [MethodSettings, GrpoSettings, DapoSettings])
+def test_building_blocks_read_grpos_settings_or_their_defaults(
+    settings: type[MethodSettings], policy: TransformersPolicy, engine: LocalEngine
+) -> None:
+    class Mine(Method[Any]):
+        Settings = settings
+
+    mine, dapo = Mine(), settings is DapoSettings
+    assert mine.grpo == (DapoSettings() if dapo else GrpoSettings())
+    assert mine.keeps(group(policy, [0, 0])) != dapo and mine.kl == (0.1 if dapo else 0.0)
+    batch = token_batch(
+        [Sample(group(policy, [1]).map(lambda m: m.with_advantage(1.0)).trajectories[0], 1.0)]
+    )
+    found = mine.policy_gradient(torch.full_like(batch.mask, 9.0), batch)  # far above the old probability, 1
+    assert found[0, 0].item() == pytest.approx(1.28 if dapo else 1.2)
+
+
 def test_skipping_dead_groups_keeps_those_with_a_reference_to_imitate(
     policy: TransformersPolicy, engine: LocalEngine
 ) -> None:
@@ -230,13 +289,10 @@ def test_skipping_dead_groups_keeps_those_with_a_reference_to_imitate(
     assert len(engine.credit(method, guide(method, [group(policy, [0, 0])], engine))) == 1
 
 
-def test_a_single_repair_has_no_other_plan_to_be_shuffled_with(
-    policy: TransformersPolicy, engine: LocalEngine
-) -> None:
-    groups = [group(policy, [0, 0])]
-    (shuffled,) = weights_of(make("sort", weights="shuffled-plan"), groups, engine)
-    (without,) = weights_of(make("sort", alpha=0.0), groups, engine)
-    assert shuffled == pytest.approx(without, abs=1e-5)
+def test_a_lone_problem_has_no_others_plan_to_take(policy: TransformersPolicy, engine: LocalEngine) -> None:
+    engine.experts.problems = [PROBLEM]
+    with pytest.raises(UserError, match="no other training problem with a reference"):
+        weights_of(make("sort", weights="shuffled-plan"), [group(policy, [0, 0])], engine)
 
 
 def test_every_method_states_its_verbs_source_and_status() -> None:
@@ -290,9 +346,9 @@ def test_numbers_that_the_loss_computes_anyway_are_not_scored_before(
     prompts: list[list[int]] = []
     score = policy.score
 
-    def counted(asked: list[list[int]], completions: Any) -> list[torch.Tensor]:
+    def counted(asked: list[list[int]], completions: Any, model: str) -> list[torch.Tensor]:
         prompts.extend(asked)
-        return score(asked, completions)
+        return score(asked, completions, model)
 
     monkeypatch.setattr(policy, "score", counted)
     groups = [group(policy, [0, 0]), group(policy, [0, 0], OTHER)]
@@ -300,5 +356,5 @@ def test_numbers_that_the_loss_computes_anyway_are_not_scored_before(
     engine.credit(method, guide(method, groups, engine))
     assert len(prompts) == scored
     assert all(
-        prompt not in prompts for prompt in (policy.encode_prompt(PROBLEM), policy.encode_prompt(OTHER))
+        prompt not in prompts for prompt in (policy.renderer.prompt(PROBLEM), policy.renderer.prompt(OTHER))
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from handrail._util.errors import Paused, UserError
 from handrail.methods.requests import Ask, Generate, Pending, drive, gather
 
 
@@ -123,3 +124,74 @@ def test_a_failure_inside_gather_closes_its_siblings(recwarn: pytest.WarningsRec
     with pytest.raises(ZeroDivisionError):
         driven(parent())
     assert not recwarn.list
+
+
+async def fails(after: str = "") -> None:
+    await asks(*after)
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("after", ["", "a", "ab"])
+def test_a_flow_can_catch_what_fails_inside_gather_and_go_on(
+    after: str, nested: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The sibling "xyz" is closed: what it has not asked yet stays unasked."""
+
+    async def within() -> Any:
+        return await gather(asks("p"), gathering())
+
+    async def gathering() -> Any:
+        return await gather(asks("x", "y", "z"), fails(after), asks())
+
+    async def catches() -> Any:
+        try:
+            await (within() if nested else gathering())
+        except ZeroDivisionError:
+            return await gather(asks("c"), asks("d"))
+
+    results, batches = driven(catches(), asks("m", "n"))
+    assert results == [["c", "d"], "mn"]
+    asked = [each.request.question for batch in batches for each in batch]
+    assert len(asked) == len(set(asked))
+    assert {"c", "d", "m", "n"} <= set(asked) and [q in asked for q in "xyz"] == [
+        len(after) > 0,
+        len(after) > 1,
+        False,
+    ]
+    assert not recwarn.list
+
+
+def test_an_error_that_nobody_catches_keeps_its_own_traceback() -> None:
+    async def parent() -> None:
+        await gather(asks("a"), fails("b"))
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        driven(parent())
+    assert "fails" in {entry.name for entry in caught.traceback}
+
+
+@pytest.mark.parametrize(("error", "caught"), [(OSError, 2), (UserError, 0), (Paused, 0)])
+def test_what_ends_the_run_cannot_be_caught_by_a_flow(error: type[Exception], caught: int) -> None:
+    """An engine's other errors are raised in every flow of the batch, and the rest go on."""
+    seen = []
+
+    async def catches(prompt: list[int]) -> str:
+        try:
+            await gather(Generate(prompt))
+        except Exception as failed:
+            seen.append(failed)
+        return await asks("c")
+
+    def answer(pending: list[Pending]) -> Sequence[Any]:
+        if isinstance(pending[0].request, Generate):
+            raise error("no")
+        return [each.request.question for each in pending]
+
+    flows = [((place,), flow) for place, flow in enumerate([catches([1]), asks("a", "b"), catches([2])])]
+    if caught:
+        assert drive(flows, answer) == ["c", "ab", "c"]
+    else:
+        with pytest.raises(error):
+            drive(flows, answer)
+    assert len(seen) == caught

@@ -84,8 +84,8 @@ def guide(method: Scope, members: list[Trajectory], problem: Problem, engine: Lo
 def rollout(
     engine: LocalEngine, problem: Problem, text: str, reward: float = 0.0, finished: bool = True
 ) -> Trajectory:
-    completion = engine.policy.encode_completion(text, end=finished)
-    bare = Trajectory.by(Author.POLICY, engine.policy.encode_prompt(problem), completion, text, finished)
+    completion = engine.policy.renderer.completion(text, end=finished)
+    bare = Trajectory.by(Author.POLICY, engine.policy.renderer.prompt(problem), completion, text, finished)
     logp = torch.tensor([-0.25 - at for at in range(len(completion))])
     return replace(bare.with_columns(sampling_logp=logp, old_logp=logp), reward=reward, correct=reward == 1)
 
@@ -110,7 +110,7 @@ def test_a_repair_has_kept_steps_a_reference_step_and_the_policys_continuation(
     assert untouched.is_rollout and untouched.tokens == failed.tokens and not untouched.reward
     assert repaired.judged == [(split_steps(failed.text)[0], 1.0)]
     assert repaired.text == problem.references[0] and repaired.reward == 1 and repaired.finished
-    assert repaired.tokens == engine.policy.encode_completion(problem.references[0])
+    assert repaired.tokens == engine.policy.renderer.completion(problem.references[0])
     first, second, _ = (len(step.split()) for step in split_steps(problem.references[0]))
     third = len(repaired) - first - second
     assert repaired.author.tolist() == [POLICY] * first + [REFERENCE] * second + [POLICY] * third
@@ -302,16 +302,16 @@ def test_gradient_of_a_repair_that_begins_in_the_middle_by_hand(engine: LocalEng
 
 def test_tokens_that_reach_beyond_the_kept_text_are_not_kept(tmp_path: Path) -> None:
     policy = load_policy(config(model={"path": str(save_chat_model(tmp_path))}), Accelerator(cpu=True))
-    tokens = policy.encode_completion("what is two and three", end=False)
+    tokens = policy.renderer.completion("what is two and three", end=False)
     assert len(tokens) < len("what is two and three")
     for length in range(len("what is two and three") + 1):
         text = "what is two and three"[:length]
         count = count_prefix_tokens(tokens, text, policy.renderer)
         assert (
-            text.startswith(policy.decode(tokens[:count]))
-            and len(policy.decode(tokens[: count + 1])) >= length
+            text.startswith(policy.renderer.text(tokens[:count]))
+            and len(policy.renderer.text(tokens[: count + 1])) >= length
         )
-    emoji = policy.encode_completion("a😀b", end=False)
+    emoji = policy.renderer.completion("a😀b", end=False)
     assert [count_prefix_tokens(emoji, text, policy.renderer) for text in ("", "a", "a😀", "a😀b")] == [
         0,
         1,
@@ -362,7 +362,7 @@ def test_scope_learns_through_the_real_loop(tmp_path: Path, monkeypatch: pytest.
     repaired = [row for row in rows if "scope/repaired" in row]
     assert all(row["tokens/off_policy"] > 0 and row["grad_norm/repaired"] > 0 for row in repaired)
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
-    assert any(len(set(row["origin"])) == 2 for row in samples)
+    assert any(len(set(row["author"])) == 2 for row in samples)
 
 
 @pytest.mark.parametrize(

@@ -167,12 +167,12 @@ def test_sort_and_ace_by_configuration_through_the_real_loop(tmp_path: Path) -> 
     changed = 0
     for before, after in zip(plain, with_ace, strict=True):
         assert before["tokens"] == after["tokens"]
-        for one, other in zip(before["credit"], after["credit"], strict=True):
+        for one, other in zip(before["advantage"], after["advantage"], strict=True):
             assert other == pytest.approx(one * (1 + math.log(2)) if one < 0 else one, rel=1e-4)
             changed += one < 0
     assert changed
     halved = trained(tmp_path / "three", name="sort", terms=[{"name": "ace"}, {"name": "arm"}])
-    assert any(one["credit"] != other["credit"] for one, other in zip(with_ace, halved, strict=True))
+    assert any(one["advantage"] != other["advantage"] for one, other in zip(with_ace, halved, strict=True))
 
 
 def test_a_users_term_through_the_real_loop(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_users_term_through_the_real_loop(tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain", name="grpo")
     halved = trained(tmp_path / "half", name="grpo", terms=[{"name": f"{tmp_path}/half.py:Half"}])
     for before, after in zip(plain, halved, strict=True):
-        assert after["credit"] == pytest.approx([value / 2 for value in before["credit"]], rel=1e-4)
+        assert after["advantage"] == pytest.approx([value / 2 for value in before["advantage"]], rel=1e-4)
     assert '"half/groups": 4' in (tmp_path / "half/metrics.jsonl").read_text()
 
 

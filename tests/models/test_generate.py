@@ -88,7 +88,7 @@ def alone(policy: TransformersPolicy, prompt: list[int], completion: list[int]) 
 @pytest.mark.parametrize("kind", [*ATTENTION, "recurrent"])
 def test_completions_are_sampled_from_the_models_distribution(kind: str, words: Path, tmp_path: Path) -> None:
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20})
-    policy.ends = ENDS
+    policy.renderer.ends = ENDS
     rows = policy.generate(PROMPTS * 16, range(48))
     assert {row.finished for row in rows} == {True, False} and len({len(row) for row in rows}) > 5
     for row in rows:
@@ -171,13 +171,13 @@ def test_a_completion_depends_only_on_its_prompt_and_its_seed(kind: str, words: 
     """It does not depend on its neighbours, its place or the number of completions generated at once, so
     processes can share them in any way."""
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20})
-    policy.ends = ENDS
+    policy.renderer.ends = ENDS
     asked = [(prompt, 1000 * place + number) for place, prompt in enumerate(PROMPTS) for number in range(8)]
     whole = policy.generate([prompt for prompt, _ in asked], [seed for _, seed in asked])
     expected = dict(zip([seed for _, seed in asked], whole, strict=True))
     assert len({tuple(row.tokens) for row in whole}) > 20
     other = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"max_tokens": 20, "batch_size": 5})
-    other.ends = ENDS
+    other.renderer.ends = ENDS
     parts = [
         (other, asked),
         (policy, asked[::-1]),
@@ -197,7 +197,7 @@ def test_a_completion_depends_only_on_its_prompt_and_its_seed(kind: str, words: 
 @pytest.mark.parametrize("kind", ["grouped queries", "recurrent"])
 def test_each_completion_has_its_own_length_limit(kind: str, words: Path, tmp_path: Path) -> None:
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path, rollout={"batch_size": 5})
-    policy.ends = ENDS
+    policy.renderer.ends = ENDS
     prompts, limits = PROMPTS * 8, [1 + 5 * number % 24 for number in range(24)]
     long = policy.generate(prompts, range(24), 24)
     cut = policy.generate(prompts, range(24), limits)

@@ -32,7 +32,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seen(policy: TransformersPolicy, problem: Problem, plan: str | None = None) -> str:
-    return str(policy.tokenizer.decode(policy.encode_prompt(problem, plan)))
+    return str(policy.tokenizer.decode(policy.renderer.prompt(problem, plan)))
 
 
 def test_a_text_prompt_is_a_users_message_and_the_assistants_turn_is_opened(chat_model: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_plan_is_in_the_users_last_message(chat_model: Path) -> None:
 
 def test_a_reference_ends_in_the_end_token(chat_model: Path) -> None:
     policy = policy_of(chat_model)
-    tokens = policy.encode_completion("2 + 3 = 5")
+    tokens = policy.renderer.completion("2 + 3 = 5")
     assert tokens[-1] == policy.tokenizer.eos_token_id and tokens.count(policy.tokenizer.eos_token_id) == 1
     assert policy.tokenizer.decode(tokens) == "2 + 3 = 5<|end|>"
 
@@ -89,7 +89,7 @@ def test_a_turn_ends_with_the_templates_end_token_and_not_the_tokenizers(
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     policy = policy_of(tmp_path, rollout={"max_tokens": 24})
-    assert policy.end == turn_end and policy.ends == {turn_end, words.eos_token_id}
+    assert policy.renderer.end == turn_end and policy.renderer.ends == {turn_end, words.eos_token_id}
     assert turn_end in {
         row.tokens[-1] for row in policy.generate(prompts(policy)[:1] * 32, range(32)) if row.finished
     }
@@ -97,7 +97,7 @@ def test_a_turn_ends_with_the_templates_end_token_and_not_the_tokenizers(
 
 def prompts(policy: TransformersPolicy) -> list[list[int]]:
     return [
-        policy.encode_prompt(Problem("p", text, ""))
+        policy.renderer.prompt(Problem("p", text, ""))
         for text in ("2?", "What is 2 + 3?", "what is two and three and three and two?")
     ]
 
@@ -147,7 +147,8 @@ def test_scores_do_not_depend_on_padding(chat_model: Path, temperature: float, b
     policy = policy_of(chat_model, rollout={"temperature": temperature}, train={"micro_batch_tokens": budget})
     before = prompts(policy)
     after = [
-        policy.encode_completion(text) for text in ("2 + 3 = 5, so it is five", "5", "two and three is five")
+        policy.renderer.completion(text)
+        for text in ("2 + 3 = 5, so it is five", "5", "two and three is five")
     ]
     for prompt, completion, scored in zip(before, after, policy.score(before, after), strict=True):
         torch.testing.assert_close(scored, plain(policy, prompt, completion), atol=1e-4, rtol=1e-4)
@@ -222,7 +223,7 @@ def test_chat_messages_need_a_chat_template() -> None:
             "template"
         ),
     ):
-        load_policy(config(), Accelerator(cpu=True)).encode_prompt(CHAT)
+        load_policy(config(), Accelerator(cpu=True)).renderer.prompt(CHAT)
     with pytest.raises(
         UserError, match="data.chat is on, but the tokenizer of builtin:house-tiny has no chat template"
     ):
@@ -231,14 +232,14 @@ def test_chat_messages_need_a_chat_template() -> None:
 
 def test_chat_messages_are_refused_if_chat_is_off(chat_model: Path) -> None:
     with pytest.raises(UserError, match="field prompt: it is chat messages, but data.chat is off"):
-        policy_of(chat_model, data={"chat": False}).encode_prompt(CHAT)
+        policy_of(chat_model, data={"chat": False}).renderer.prompt(CHAT)
 
 
 def test_a_template_that_refuses_the_messages_is_a_user_error(chat_model: Path) -> None:
     policy = policy_of(chat_model, data={"system": "Be brief."})
     policy.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match="chat.jsonl, line 3, field prompt: .*System role not supported"):
-        policy.encode_prompt(CHAT)
+        policy.renderer.prompt(CHAT)
 
 
 def test_prompts_are_checked_even_if_the_model_has_no_context_length(chat_model: Path) -> None:

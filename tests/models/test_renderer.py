@@ -78,15 +78,17 @@ def test_equal_tokens_give_the_same_text_and_reward_for_any_author(
             and reference.author.tolist() == [Author.REFERENCE] * len(reference)
         )
         said = Trajectory.by(
-            Author.POLICY, reference.prompt_ids, reference.tokens, thinking.decode(reference.tokens)
+            Author.POLICY, reference.prompt_ids, reference.tokens, thinking.renderer.text(reference.tokens)
         )
         graded = LocalEngine(thinking, verifier).verify([(problem(), reference), (problem(), said)])
     assert [(member.text, member.reward) for member in graded] == [(SOLUTION, 1.0)] * 2
 
 
 def test_graded_text_ends_before_the_first_end_token(thinking: TransformersPolicy) -> None:
-    tokens = thinking.encode_completion(SOLUTION)
-    assert thinking.decode([*tokens, *tokens]) == SOLUTION and thinking.decode(tokens[-1:]) == ""
+    tokens = thinking.renderer.completion(SOLUTION)
+    assert (
+        thinking.renderer.text([*tokens, *tokens]) == SOLUTION and thinking.renderer.text(tokens[-1:]) == ""
+    )
 
 
 def test_a_run_trains_on_grades_and_shows_special_tokens_in_references(
@@ -105,7 +107,7 @@ def test_a_run_trains_on_grades_and_shows_special_tokens_in_references(
     }
     train(config(**changes), tmp_path / "run")
     rows = lines(tmp_path / "run/samples.jsonl")
-    (shown,) = [row for row in rows if row["role"] == "demonstration"]
+    (shown,) = [row for row in rows if row["role"] == "imitated"]
     assert (
         shown["text"] == SOLUTION
         and shown["tokens"].count("<|end|>") == 1
@@ -122,7 +124,7 @@ def test_a_reference_continued_from_kept_steps_has_the_tokens_of_the_whole_text(
     text = "<think>1 + 1 = 2\n\n2 + 3 = 5\n\n</think>so five"
     asked, failed = problem(text), "<think>1 + 1 = 2\n\n2 + 3 = 6\n\nso six"
     rollout = Trajectory.by(
-        Author.POLICY, thinking.encode_prompt(asked), thinking.encode_completion(failed), failed
+        Author.POLICY, thinking.renderer.prompt(asked), thinking.renderer.completion(failed), failed
     )
     rollout = replace(rollout, correct=False)
     method = build(
@@ -135,7 +137,7 @@ def test_a_reference_continued_from_kept_steps_has_the_tokens_of_the_whole_text(
             method, [Group(Problem("p", asked.prompt, "five", asked.references), [rollout])]
         )
     (repaired,) = group.trajectories
-    assert repaired.text == text and repaired.tokens == thinking.encode_completion(text)
+    assert repaired.text == text and repaired.tokens == thinking.renderer.completion(text)
     assert repaired.author.tolist() == sorted(repaired.author.tolist()) and set(repaired.author.tolist()) == {
         Author.POLICY,
         Author.REFERENCE,
@@ -155,19 +157,19 @@ class Second:
 def test_a_written_end_and_a_repeated_opening_are_removed(
     thinking: TransformersPolicy, opened: TransformersPolicy
 ) -> None:
-    expected = thinking.encode_completion(SOLUTION)
+    expected = thinking.renderer.completion(SOLUTION)
     for text in (
         SOLUTION,
         f"{SOLUTION}<|end|>",
         f"{SOLUTION}<|end|>\n<|end|> \n",
         f"<|assistant|>{SOLUTION}",
     ):
-        assert thinking.encode_reference(problem(text), text) == expected
+        assert thinking.renderer.reference(problem(text), text) == expected
     rest = "two and three</think>\n<answer>5</answer>"
-    expected = opened.encode_completion(rest)
+    expected = opened.renderer.completion(rest)
     for text in (rest, f"<think>\n{rest}", f"<think>{rest}", f"<|assistant|>\n<think>\n{rest}<|end|>"):
-        assert opened.encode_reference(problem(text), text) == expected
-    assert opened.decode(expected) == rest  # text that the prompt has opened belongs to the prompt
+        assert opened.renderer.reference(problem(text), text) == expected
+    assert opened.renderer.text(expected) == rest  # what the prompt has opened is the prompt's
 
 
 @pytest.mark.parametrize(
@@ -189,9 +191,9 @@ def test_a_reference_that_is_not_a_single_turn_is_refused(
 
 def test_a_reference_that_repeats_a_text_prompt_is_refused(thinking: TransformersPolicy) -> None:
     bare = policy(Path(thinking.config.path), {"chat": False, "prompt_template": "Q: {prompt}\nA:"})
-    assert bare.encode_reference(problem("what is two and three? 5"), "what is two and three? 5")
+    assert bare.renderer.reference(problem("what is two and three? 5"), "what is two and three? 5")
     with pytest.raises(UserError, match="line 3, field reference: it begins with the whole prompt"):
-        bare.encode_reference(problem(), "Q: what is two and three\nA: 5")
+        bare.renderer.reference(problem(), "Q: what is two and three\nA: 5")
 
 
 # Prompts
@@ -235,7 +237,7 @@ def test_a_system_message_that_the_template_drops_or_refuses_is_named(tmp_path: 
         tmp_path,
         template="{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + TEMPLATE,
     )
-    assert policy(tmp_path).encode_prompt(problem())
+    assert policy(tmp_path).renderer.prompt(problem())
     with pytest.raises(UserError, match="leaves out what the system says"):
         policy(tmp_path, {"system": "Be brief."})
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}"
@@ -257,7 +259,7 @@ def test_a_prompt_that_ends_in_an_end_token_is_refused(tmp_path: Path) -> None:
         save_chat_model(tmp_path / "b", template=TEMPLATE.split(GENERATION)[0] + "\n\n"), {"system": "x"}
     )
     with pytest.raises(UserError, match="it ends in the end token"):
-        spaced.encode_prompt(problem())
+        spaced.renderer.prompt(problem())
 
 
 def save_adding(directory: Path, around: str) -> Path:
@@ -281,20 +283,20 @@ def test_an_end_token_from_the_tokenizer_is_removed_and_one_in_the_data_is_refus
     tmp_path: Path,
 ) -> None:
     adding = policy(save_adding(tmp_path, "<s> $A <|end|>"), {"chat": False})
-    assert adding.tokenizer.decode(adding.encode_prompt(problem())) == "<s>what is two and three"
+    assert adding.tokenizer.decode(adding.renderer.prompt(problem())) == "<s>what is two and three"
     with pytest.raises(
         UserError, match=r"it ends in the end token '<\|end\|>', .*; leave it out of the prompt"
     ):
-        adding.encode_prompt(problem(prompt="what is two<|end|>"))
+        adding.renderer.prompt(problem(prompt="what is two<|end|>"))
 
 
 def test_two_start_tokens_are_refused(tmp_path: Path) -> None:
     adding = policy(save_adding(tmp_path, "<s> $A"), {"chat": False, "prompt_template": "<s>{prompt}"})
     with pytest.raises(UserError, match="line 3, field prompt: it begins with two start tokens '<s>'"):
-        adding.encode_prompt(problem())
-    assert policy(tmp_path).encode_reference(problem(), f"<s>{SOLUTION}") == policy(
+        adding.renderer.prompt(problem())
+    assert policy(tmp_path).renderer.reference(problem(), f"<s>{SOLUTION}") == policy(
         tmp_path
-    ).encode_completion(SOLUTION)
+    ).renderer.completion(SOLUTION)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_unused_rows_of_an_embedding_are_accepted(tmp_path: Path) -> None:
     )
     model.bare_model.resize_token_embeddings(400)
     model.save(tmp_path / "b")
-    assert policy(tmp_path / "b").encode_prompt(problem())
+    assert policy(tmp_path / "b").renderer.prompt(problem())
 
 
 def test_a_prompt_of_mostly_unknown_words_is_refused(handrail: Handrail, tmp_path: Path) -> None:
@@ -347,12 +349,12 @@ def test_arguments_reach_the_template_and_unknown_ones_are_refused(tmp_path: Pat
     save_chat_model(tmp_path, special=THINKING, template=ASKED)
     assert (
         policy(tmp_path)
-        .tokenizer.decode(policy(tmp_path).encode_prompt(problem()))
+        .tokenizer.decode(policy(tmp_path).renderer.prompt(problem()))
         .endswith("<|assistant|><think>")
     )
     quick = policy(tmp_path, {"chat_template_kwargs": {"enable_thinking": False}})
-    assert quick.tokenizer.decode(quick.encode_prompt(problem())).endswith("<|assistant|>")
-    assert quick.encode_reference(problem(), SOLUTION) == quick.encode_completion(SOLUTION)
+    assert quick.tokenizer.decode(quick.renderer.prompt(problem())).endswith("<|assistant|>")
+    assert quick.renderer.reference(problem(), SOLUTION) == quick.renderer.completion(SOLUTION)
     with pytest.raises(
         UserError, match="chat_template_kwargs: .* has no 'enable_thinkin'; did you mean 'enable_thinking'"
     ):
@@ -383,7 +385,7 @@ def test_every_command_warns_of_a_template_that_writes_the_date(
         assert "the chat template of model writes today's date into prompts" in caplog.text, command
     caplog.clear()
     fixed = policy(tmp_path / "model", {"chat_template_kwargs": {"date_string": "1 Jan 2025"}})
-    assert not caplog.text and "1 Jan 2025" in fixed.tokenizer.decode(fixed.encode_prompt(problem()))
+    assert not caplog.text and "1 Jan 2025" in fixed.tokenizer.decode(fixed.renderer.prompt(problem()))
 
 
 def test_a_teachers_template_does_not_need_the_policys_arguments_and_errors_name_its_setting(

@@ -11,8 +11,8 @@ import trackio
 from trackio.sqlite_storage import SQLiteStorage
 
 from handrail import Callback, Group, UserError, train
-from handrail.training.loop import Run
 from handrail.training.resources import Clock
+from handrail.training.run import Run
 from tests.conftest import EASY, config
 
 

@@ -42,7 +42,7 @@ def run(model: Path, source: str, output: Path, **verifier: Any) -> list[dict[st
 
 
 def references(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [sample for sample in samples if sample["origin"][0] == "reference"]
+    return [sample for sample in samples if sample["author"][0] == "reference"]
 
 
 def test_a_jsonl_file_that_a_user_wrote(model: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def tool_group(policy: TrainablePolicy, answers: Sequence[str]) -> Group:
     members = []
     for answer in answers:
         turns = [(POLICY, "77 + 8 ="), (TOOL, "85 85 85 85 85 ;"), (POLICY, f"85 * 2 = 70 # {answer}")]
-        bare = conversation(turns, policy.encode_prompt(PROBLEM), policy.encode_completion)
+        bare = conversation(turns, policy.renderer.prompt(PROBLEM), policy.renderer.completion)
         (logp,) = policy.score([bare.prompt_ids], [bare.token_ids])
         sampled = torch.where(bare.trained, logp - 0.1, torch.nan)
         known = bare.with_columns(sampling_logp=sampled, old_logp=sampled)
@@ -124,11 +124,11 @@ def test_sort_acts_on_a_tool_using_group_that_is_all_wrong_through_the_real_loop
     assert metrics["groups/all_wrong"] == metrics["groups/guided"] == 4 and metrics["rollouts"] == 8
     rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     rollouts = [row for row in rows if row["role"] == "trajectory"]
-    assert {row["origin"].count("environment") for row in rollouts} == {4}
+    assert {row["author"].count("environment") for row in rollouts} == {4}
     assert (
         metrics["tokens/sampled"]
         == sum(len(row["tokens"]) - 4 for row in rollouts)
         == metrics["tokens/dropped"]
     )
-    references = [row for row in rows if row["role"] == "demonstration"]
+    references = [row for row in rows if row["role"] == "imitated"]
     assert metrics["tokens/trained"] == sum(len(row["tokens"]) for row in references) > 0

@@ -158,19 +158,23 @@ def test_a_run_ends_with_its_budget_of_seconds(tmp_path: Path) -> None:
 def test_samples_have_the_author_and_weight_of_each_token(tmp_path: Path) -> None:
     train(small(method={"name": "sort"}, train={"steps": 1}), tmp_path / "sort")
     rows = lines(tmp_path / "sort/samples.jsonl")
-    references = [row for row in rows if row["role"] == "demonstration"]
+    references = [row for row in rows if row["role"] == "imitated"]
     assert references
     for row in references:
-        assert set(row["origin"]) == {"reference"} and len(row["origin"]) == len(row["tokens"]) == len(
-            row["weight"]
+        assert set(row["author"]) == {"reference"} and len(row["author"]) == len(row["tokens"]) == len(
+            row["gradient_weight"]
         )
-        assert row["tokens"][-1] == "<eos>" and min(row["weight"]) > 0 and max(row["weight"]) <= 1
+        assert (
+            row["tokens"][-1] == "<eos>"
+            and min(row["gradient_weight"]) > 0
+            and max(row["gradient_weight"]) <= 1
+        )
     train(small(method={"name": "luffy"}, train={"steps": 1}), tmp_path / "luffy")
     rows = lines(tmp_path / "luffy/samples.jsonl")
-    references = [row for row in rows if row["origin"][0] == "reference"]
+    references = [row for row in rows if row["author"][0] == "reference"]
     assert len(references) == 4 and len(rows) == 16
     for row in references:
-        assert max(row["weight"]) <= 0.25 + 1e-6 and set(row["credit"]) < {0.25, 0.5, 0.75}
+        assert max(row["gradient_weight"]) <= 0.25 + 1e-6 and set(row["advantage"]) < {0.25, 0.5, 0.75}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -481,3 +485,50 @@ class Scripted(Sort):
 
     async def reward(self, group: Group, ctx: Context) -> Group:
         return await super().reward(await written(group, script(group.problem), ctx), ctx)
+
+
+class Copies(Sort):
+    """Of two copies of a problem, one fails; each group becomes two, and each of them gets the repair."""
+
+    def samples(self, problem: Problem) -> int:
+        return 0
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        solved = group.problem.references if ctx.counts[f"seen/{group.problem.id}"] else ()
+        ctx.counts[f"seen/{group.problem.id}"] += 1
+        return await super().reward(await written(group, ["# 2", "# 3", *solved], ctx), ctx)
+
+    async def guide(self, group: Group, ctx: Context) -> list[Group]:  # type: ignore[override]
+        guided = await super().guide(group, ctx)
+        return [replace(guided, trajectories=[half, *guided.imitated]) for half in guided.baseline[:2]]
+
+
+def test_guided_groups_are_counted_once_each_whatever_their_problems_are_called(tmp_path: Path) -> None:
+    train(
+        small(
+            data={"train": f"{HARD}&n=2"}, method={"name": "sort", "repair": "all"},
+            train={"updates_per_step": 2}, eval={"sets": {}},
+        ),
+        tmp_path / "run",
+        method=Copies,
+    )  # fmt: skip
+    for row in lines(tmp_path / "run/metrics.jsonl")[1:]:
+        assert row["groups/all"] == 4 and row["groups/guided"] == row["groups/all_wrong"] == 2
+
+
+class Mends(Sort):
+    """SORT that counts as a method of one's own would that repairs."""
+
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        guided = await super().guide(group, ctx)
+        ctx.counts["mends/partly_right"] += 2
+        ctx.counts["mends/repaired"] += 1
+        return guided
+
+
+def test_the_summary_tells_what_any_method_salvages(tmp_path: Path) -> None:
+    assert (
+        train(small(train={"steps": 1}, eval={"sets": {}}), tmp_path / "mine", method=Mends)["salvaged"]
+        == 0.5
+    )
+    assert train(small(train={"steps": 1}, eval={"sets": {}}), tmp_path / "grpo")["salvaged"] is None

@@ -166,7 +166,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(tmp_path: Pa
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
     kept = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [row["step"] for row in kept] == [2] * 16 + [3] * 16  # 4 groups of 4
-    columns = ("advantage", "sampling_logp", "logp", "origin")
+    columns = ("advantage", "sampling_logp", "logp", "author")
     assert all(
         len(row["completion"]) == len(row[column]) for row in kept for column in columns if column in row
     )

@@ -53,7 +53,7 @@ def test_each_of_two_sources_keeps_its_own_references(
     file = configured(tmp_path, data={"train": ["easy/train.jsonl", "hard/train.jsonl"]}, method=method)
     done = handrail("train", str(file), "--output", "out")
     assert done.code == 0, done.err
-    shown = {(each["prompt"], each["text"]) for each in samples() if each["role"] == "demonstration"}
+    shown = {(each["prompt"], each["text"]) for each in samples() if each["role"] == "imitated"}
     assert shown == {(row["prompt"], row["reference"]) for row in rows.values()}
     own = str(given.get("id", "train.jsonl:1"))
     assert {each["problem"] for each in samples()} == {f"easy/train.jsonl:{own}", f"hard/train.jsonl:{own}"}
@@ -188,9 +188,9 @@ TEXTS = ["2 + 3 = 5", "π ≈ 3", "a b " * 40, "ﷺ" * 3, "5<|end|>"]
 REFERENCES = [(Problem("p", "1 + 1?", "2"), text) for text in TEXTS]
 
 
-def test_lengths_include_the_references(chat_policy: TransformersPolicy) -> None:
-    expected = [len(chat_policy.encode_reference(problem, text)) for problem, text in REFERENCES]
-    chat_policy.tokenizer("so", truncation=True, max_length=1)  # otherwise the tokenizer would truncate
+def test_lengths_are_those_of_the_references(chat_policy: TransformersPolicy) -> None:
+    expected = [len(chat_policy.renderer.reference(problem, text)) for problem, text in REFERENCES]
+    chat_policy.tokenizer("so", truncation=True, max_length=1)  # the tokenizer would go on to truncate
     assert reference_lengths(chat_policy.renderer, REFERENCES) == expected
 
 
@@ -201,9 +201,9 @@ def test_references_that_cannot_be_used_are_refused(chat_policy: TransformersPol
 
 def test_the_longest_reference_that_fits_is_kept(chat_policy: TransformersPolicy) -> None:
     problem = Problem("p", "1 + 1?", "2")
-    room = 64 - len(chat_policy.encode_prompt(problem))
+    room = 64 - len(chat_policy.renderer.prompt(problem))
     fits, exceeds = ("a " * n for n in (1, 100))
-    while len(chat_policy.encode_reference(problem, fits + "a ")) <= room:
+    while len(chat_policy.renderer.reference(problem, fits + "a ")) <= room:
         fits += "a "
     problems = [
         Problem("short", "1 + 1?", "2", ("2",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,13 @@ from accelerate import Accelerator
 from handrail.engines.local import LocalEngine
 from handrail.methods import METHODS
 from handrail.methods.base import Method
-from handrail.methods.batch import Sample, micro_batch
+from handrail.methods.batch import Sample, TokenBatch, micro_batch
 from handrail.methods.imitating import imitated
+from handrail.methods.luffy import Luffy, LuffySettings
 from handrail.methods.normalizers import Normalizers
 from handrail.models.batching import by_budget
 from handrail.models.trainable import TrainablePolicy
-from handrail.training.samples import token_weights
+from handrail.training.samples import gradient_weights
 from handrail.training.update import Update
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
@@ -33,7 +35,7 @@ def build(name: str, group_size: int = 4, max_tokens: int = 48, **settings: Any)
 
 
 def rollout(policy: TrainablePolicy, text: str, reward: float, prompt: str = "77 A 8 ?") -> Trajectory:
-    completion = policy.encode_completion(text)
+    completion = policy.renderer.completion(text)
     prompt_ids = policy.tokenizer.encode(prompt)
     (logp,) = policy.score([prompt_ids], [completion])
     # A little off-policy, so that ratios are not all 1.
@@ -216,13 +218,13 @@ def test_sorts_update_equals_a_float64_sum_over_single_rows(
     method, credited_groups = credited("sort", {}, groups, engine)
     assert [len(group.imitated) for group in credited_groups] == [0, 1, 0]
     reference = credited_groups[1].imitated[0]
-    planned = policy.encode_prompt(credited_groups[1].problem, "add double")
+    planned = policy.renderer.prompt(credited_groups[1].problem, "add double")
     model = copy.deepcopy(policy.model).double()
     p0, p1 = (
         token_probabilities(model, prompt, reference.tokens) for prompt in (reference.prompt_ids, planned)
     )
     weights = (p0 * p1).sqrt()
-    assert token_weights(reference, method, policy) == pytest.approx(weights.tolist(), rel=1e-4)
+    assert gradient_weights(reference, method, policy) == pytest.approx(weights.tolist(), rel=1e-4)
     advantage = 0.5 / ((1 / 3) ** 0.5 + 1e-4)
     terms = [
         (member, [sign * advantage / (12 * len(member))] * len(member), "ratio")
@@ -239,7 +241,33 @@ def token_probabilities(model: Any, prompt: list[int], completion: list[int]) ->
     return logits[torch.arange(len(completion)), torch.tensor(completion)]
 
 
-def test_a_batch_without_any_signal_changes_nothing(
+def test_gradient_norms_by_author_where_a_parameter_has_a_gradient_in_one_part_only(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
+) -> None:
+    """As an expert of a mixture has that no token of the other part reaches."""
+    twin = copy.copy(policy)
+    twin.model = copy.deepcopy(policy.model)
+    twin.model.lone = torch.nn.Parameter(torch.ones(()))
+
+    class Lone(Luffy):
+        def surrogate(self, logp: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+            found = super().surrogate(logp, batch)
+            of_references = batch.author == Author.REFERENCE
+            return found + twin.model.lone * of_references if of_references.any() else found
+
+    method = Lone(LuffySettings(entropy_bonus=0.0), 5, 48)
+    guided = [each for found in engine.guide(method, groups[:2]) for each in found]
+    credited_groups = engine.credit(method, guided)
+    _, plain = gradients(build("luffy", 5, entropy_bonus=0.0), policy, credited_groups, apart=True)
+    optimizer = torch.optim.SGD(twin.model.parameters(), lr=0.0)
+    settings = config(train={"grad_clip": 1e9}).train
+    figures = Update(method, twin, Accelerator(cpu=True), optimizer, settings)(credited_groups, True).figures
+    lone = sum(len(group.trajectories[-1]) for group in credited_groups)
+    assert figures["grad_norm/policy"] == pytest.approx(plain["grad_norm/policy"], rel=1e-5)
+    assert figures["grad_norm/guided"] == pytest.approx(math.hypot(plain["grad_norm/guided"], lone), rel=1e-5)
+
+
+def test_a_batch_without_any_signal_touches_nothing(
     policy: TrainablePolicy, groups: list[Group], engine: LocalEngine
 ) -> None:
     method, credited_groups = credited("grpo", {}, groups[1:], engine)

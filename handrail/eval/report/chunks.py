@@ -16,7 +16,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from handrail.eval.report.read import Row, rows
 
 BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
-MEMBER = ("role", "reward", "correct", "finished", "origin", "credit", "weight", "judged")
+MEMBER = ("role", "reward", "correct", "finished", "author", "advantage", "gradient_weight", "judged")
+RENAMED = {"origin": "author", "credit": "advantage", "weight": "gradient_weight"}
+"""Old keys of samples.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,17 @@ class Chunk:
 
 def chunks(run: int, file: Path) -> Iterator[Chunk]:
     """Yield a chunk for every step in ``file``."""
-    for step, lines in groupby(rows(file), key=lambda row: row["step"]):
+    for step, lines in groupby(map(current, rows(file)), key=lambda row: row["step"]):
         found = list(lines)
         text = json.dumps(problems(found), separators=(",", ":"))
         data = base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
-        yield Chunk(run, step, data, any(row["weight"] for row in found))
+        yield Chunk(run, step, data, any(row["gradient_weight"] for row in found))
+
+
+def current(row: Row) -> Row:
+    """Return a row by today's names, whichever version wrote it."""
+    row = {RENAMED.get(key, key): value for key, value in row.items()}
+    return {**row, "role": "imitated"} if row["role"] == "demonstration" else row
 
 
 def problems(lines: list[Row]) -> list[dict[str, Any]]:

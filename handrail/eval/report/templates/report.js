@@ -15,10 +15,10 @@ function visible(text, keep = "") {
 }
 
 const byId = id => document.getElementById(id);
-const foreign = member => member.origin.some(origin => origin !== "policy");
+const foreign = member => member.author.some(author => author !== "policy");
 const figure = value => String(Number(value.toPrecision(4))).replace("-", "−");
 const loaded = new Map();
-const words = {weight: "weight", credit: "credit", judged: "judge’s score"};
+const words = {gradient_weight: "gradient weight", advantage: "advantage", judged: "judge’s score"};
 let runs = [];
 let shown;
 
@@ -56,7 +56,7 @@ function outcome(problem) {
   return `${count("correct")} of ${rollouts.length} rollouts correct${unverified}${rollouts.length < problem.members.length ? ", guided" : ""}`;
 }
 
-const learnt = problem => problem.members.some(member => member.weight.length);
+const learnt = problem => problem.members.some(member => member.gradient_weight.length);
 /** The last step that anything was learnt from: it shows what the policy has come to, and tokens with weights to look at. */
 const opening = run => (run.steps.filter(([, signal]) => signal).pop() || run.steps[run.steps.length - 1])[0];
 
@@ -87,23 +87,23 @@ function show(problem) {
 }
 
 function kindOf(member) {
-  if (member.role === "demonstration") return "Demonstration";
+  if (member.role === "imitated") return "Imitated trajectory";
   if (!foreign(member)) return "Rollout";
-  return member.origin.includes("policy") ? "Repaired rollout" : "Reference in the group";
+  return member.author.includes("policy") ? "Repaired rollout" : "Reference in the group";
 }
 
-/** All members of the group are sent to the verifier, demonstrations by some methods only. */
+/** All members of the group are sent to the verifier, imitated trajectories by some methods only. */
 function verdict(member) {
-  if (member.correct == null) return member.role === "demonstration" ? "not graded" : "unverified";
+  if (member.correct == null) return member.role === "imitated" ? "not graded" : "unverified";
   return member.correct ? "correct" : "wrong";
 }
 
 function card(member, name) {
   const reward = member.correct == null ? "" : `reward ${figure(member.reward)}`;
   const facts = [verdict(member), reward, member.finished ? "" : "cut off", `${member.tokens.length} tokens`];
-  if (new Set(member.credit).size === 1 && member.credit[0]) facts.push(`credit ${figure(member.credit[0])}`);
-  if (!member.weight.length) facts.push("no signal");
-  const spans = member.tokens.map((text, place) => element("span", `token ${member.origin[place]}`, visible(text).replace(/^ +$/, "␣")));
+  if (new Set(member.advantage).size === 1 && member.advantage[0]) facts.push(`advantage ${figure(member.advantage[0])}`);
+  if (!member.gradient_weight.length) facts.push("no signal");
+  const spans = member.tokens.map((text, place) => element("span", `token ${member.author[place]}`, visible(text).replace(/^ +$/, "␣")));
   const tokens = element("div", "tokens", "", ...spans.flatMap((span, place) => member.tokens[place].endsWith("\n") ? [span, element("br")] : [span]));
   const readout = element("p", "readout");
   tokens.tabIndex = 0;
@@ -132,8 +132,8 @@ function card(member, name) {
 }
 
 function describe(member, place) {
-  const values = ["weight", "credit", "judged"].filter(name => member[name]?.[place] != null).map(name => `${name} ${figure(member[name][place])}`);
-  return [`Token ${place + 1} of ${member.tokens.length}: “${visible(member.tokens[place])}”`, member.origin[place], ...values].join(" · ");
+  const values = ["gradient_weight", "advantage", "judged"].filter(name => member[name]?.[place] != null).map(name => `${name.replace("_", " ")} ${figure(member[name][place])}`);
+  return [`Token ${place + 1} of ${member.tokens.length}: “${visible(member.tokens[place])}”`, member.author[place], ...values].join(" · ");
 }
 
 /** Colours the tokens of the problem that is shown: strength from 0 to 1, and a sign. */

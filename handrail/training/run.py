@@ -1,0 +1,142 @@
+"""What a run has loaded and where it stands: what its callbacks see."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from handrail._util.errors import Paused, UserError
+from handrail._util.interrupts import Interrupts
+from handrail._util.processes import accelerator
+from handrail.data.sampler import ProblemSampler
+from handrail.engines.local import LocalEngine
+from handrail.experts.registry import Experts
+from handrail.methods import build
+from handrail.methods.base import Method
+from handrail.models.trainable import TrainablePolicy
+from handrail.training.config import Config, TrainConfig
+from handrail.training.contents import contents, probed_with_another_model
+from handrail.training.policies import load_experts, load_trainable_policy
+from handrail.training.run_data import RunData, fit, load_data
+from handrail.training.run_directory import RunDirectory
+from handrail.training.update import Update
+from handrail.verifiers.pool import VerifierPool
+
+log = logging.getLogger("handrail")
+
+T = TypeVar("T")
+
+
+class Run:
+    """One training run: everything that is loaded once, and what its processes agree on."""
+
+    out: RunDirectory
+    directory: Path
+
+    def __init__(
+        self,
+        config: Config,
+        method: type[Method[Any]] | None,
+        verifier: VerifierPool,
+        interrupts: Interrupts,
+    ) -> None:
+        if config.rollout.temperature == 0:
+            raise UserError(
+                "rollout.temperature is 0, so all rollouts of a group would be the same; set it above 0"
+            )
+        self.config, self.verifier, self.interrupts = config, verifier, interrupts
+        self.method = build(config.method, config.rollout, method)
+        data = usable_data(config, self.method)
+        self.contents = contents(config, data.sources, data.held_out)
+        self.accelerator = accelerator(config.model.device, config.train.trackers)
+        self.policy = load_trainable_policy(
+            config, self.accelerator, keep_start="reference" in self.method.models
+        )
+        self.policy.poll = interrupts.check
+        experts = usable_experts(config, self.accelerator, self.policy, self.method)
+        seed, require_end = config.train.seed, config.rollout.require_end
+        self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
+        # A fixed seed: evaluations of different runs sample with the same random numbers.
+        self.evaluator = LocalEngine(self.policy, verifier, experts, 0, require_end)
+        self.data = fit(data, self.policy, config)
+        experts.problems = self.data.training
+        shares = [source.share for source in config.data.train]
+        self.sampler = ProblemSampler(self.data.sources, shares, config.train.problems_per_step, seed)
+        self.optimizer = self.accelerator.prepare(adamw(self.policy, config.train))
+        self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, config.train)
+        self.skipped = 0
+        self.stop_requested = self.stop_reason = ""
+        self.decided = 0
+        self.checkpointed: int | None = None
+
+    def stop(self, reason: str) -> None:
+        """End the run, evaluated and checkpointed, after this step or, if it is evaluated, the next."""
+        self.stop_requested = self.stop_requested or reason
+
+    def is_last(self, step: int) -> bool:
+        """True if the run ends after ``step``; decided when it is first asked, in every process."""
+        if self.decided != step:
+            self.stop_reason = next(filter(None, gather_object([self.stop_requested])), "")
+            self.decided = step
+        return step == self.config.train.steps or bool(self.stop_reason)
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the main process's ``value`` in every process."""
+        return broadcast_object_list([value])[0]
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Raise in every process what is raised in one, so that none waits for the others."""
+        failed: Paused | UserError | None = None
+        try:
+            yield
+        except (Paused, UserError) as error:
+            failed = error
+        if failed := next(filter(None, gather_object([failed])), None):
+            raise failed
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this process's share."""
+        return items[self.accelerator.process_index :: self.accelerator.num_processes]
+
+
+def usable_data(config: Config, method: Method[Any]) -> RunData:
+    """Load the data. Raises UserError if the method cannot learn from it."""
+    data = load_data(config)
+    if method.needs_references and not any(problem.references for problem in data.training):
+        raise UserError(
+            f"{config.method['name']} learns from references, and no training problem has one; name "
+            "their column in data.columns, or choose a method that needs none"
+        )
+    for source in config.data.train:
+        if warning := probed_with_another_model(source, config.model.path):
+            log.warning("data.train: %s", warning)
+    return data
+
+
+def usable_experts(
+    config: Config, accelerator: Accelerator, policy: TrainablePolicy, method: Method[Any]
+) -> Experts:
+    """Set up the experts. Raises UserError if one that the method asks cannot be loaded."""
+    experts = load_experts(config, accelerator, policy)
+    for role, name in method.experts.items():
+        experts.check(role, name, f"method.{role}")
+    return experts
+
+
+def adamw(policy: TrainablePolicy, config: TrainConfig) -> torch.optim.AdamW:
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        eps=config.epsilon,
+    )
