@@ -133,10 +133,13 @@ class TrainablePolicy(TransformersPolicy):
         return self.forward(inputs, model=self.start)[0]
 
     def score_reference(
-        self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int] | Tensor]
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        targets: Sequence[Sequence[int] | Tensor] | None = None,
     ) -> list[Tensor]:
         """Like ``score``, but under the model before training."""
-        return self._score(prompts, completions, self.reference_logprobs)
+        return self._score(prompts, completions, self.reference_logprobs, targets)
 
     # Sampling with a separate engine
 
@@ -204,7 +207,11 @@ class TrainablePolicy(TransformersPolicy):
             for member in group.trajectories
             if (member.author == Author.POLICY).any()
         ]
-        scored = self.score([member.prompt_ids for member in wanted], [member.token_ids for member in wanted])
+        scored = self.score(
+            [member.prompt_ids for member in wanted],
+            [member.token_ids for member in wanted],
+            [member.predicted for member in wanted],
+        )
         found = {id(member): logp for member, logp in zip(wanted, scored, strict=True)}
 
         def with_old(member: Trajectory) -> Trajectory:

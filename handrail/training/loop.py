@@ -24,6 +24,7 @@ from handrail.training.callbacks import (
     Callback,
     Checkpoints,
     Evaluation,
+    Labels,
     LearningRate,
     Monitor,
     Progress,
@@ -41,6 +42,7 @@ from handrail.training.resuming import require_unchanged, run_directory
 from handrail.training.run_data import fit, load_data
 from handrail.training.run_directory import RunDirectory, explain_errors, last_step, newest_checkpoint
 from handrail.training.samples import batch_rows
+from handrail.training.shared_state import learn, observe
 from handrail.training.stopping import StopCriteria
 from handrail.training.trained import keep_settings
 from handrail.training.update import Outcome, Update, logs_authors
@@ -130,8 +132,13 @@ class Run:
         )
         self.policy.poll = interrupts.check
         experts = load_experts(config, self.accelerator, self.policy)
-        for role, name in self.method.experts.items():
-            experts.check(role, name, f"method.{role}")
+        asking = {"method": self.method.experts}
+        asking |= {f"method.terms[{at}]": term.experts for at, term in enumerate(self.method.terms, 1)}
+        for section, named in asking.items():
+            for role, name in named.items():
+                experts.check(role, name, f"{section}.{role}")
+        if "teacher" in self.method.models:
+            experts.white_box(self.policy)
         seed, require_end = config.train.seed, config.rollout.require_end
         self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
         # A fixed seed: evaluations of different runs sample with the same random numbers.
@@ -183,7 +190,7 @@ class Run:
             if self.accelerator.is_main_process:
                 out.reopen()
             report = Report(progress, criteria)
-            self.callbacks = [LearningRate(criteria), Samples(), Stop(criteria), *self.added]
+            self.callbacks = [LearningRate(criteria), Samples(), Labels(), Stop(criteria), *self.added]
             self.callbacks += [Evaluation(), Monitor(rows), report, Checkpoints()]
             self.callbacks += [Trackers()] if c.trackers else []
             for callback in self.callbacks:
@@ -286,6 +293,9 @@ class Run:
             metrics = StepMetrics(groups)
             with clock("guide"):
                 guided = engine.guide(method, groups, places)
+                observed = observe(method, guided, places)
+        with clock("guide"):
+            learn(method, observed)
         parts = self.parts(guided, places)
         if self.policy.sampler_differs and len(parts) > 1:
             with clock("update"):

@@ -1,6 +1,6 @@
-"""Registry of credit terms: small adjustments of advantages that work under any method.
+"""Registry of terms: small changes of rewards and advantages that work under any method.
 
-Your own subclass of CreditTerm can be anywhere: ``terms = [{ name = "my_file.py:MyTerm" }]``.
+Your own subclass of Term can be anywhere: ``terms = [{ name = "my_file.py:MyTerm" }]``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pydantic import ValidationError
 from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
 from handrail._util.section import explain
-from handrail.methods.base import CreditTerm
+from handrail.methods.base import Term
 from handrail.methods.terms.ace import Ace
 from handrail.methods.terms.arm import Arm
 
-TERMS: dict[str, type[CreditTerm]] = {"ace": Ace, "arm": Arm}
+TERMS: dict[str, type[Term]] = {"ace": Ace, "arm": Arm}
 
 
-def build_term(settings: Mapping[str, Any], place: int) -> CreditTerm:
+def build_term(settings: Mapping[str, Any], place: int) -> Term:
     """Build the term that an item of ``method.terms`` describes.
 
     Raises UserError for unknown names and settings.
@@ -30,8 +30,8 @@ def build_term(settings: Mapping[str, Any], place: int) -> CreditTerm:
     name = str(settings.get("name", ""))
     if ":" in name:
         cls = load_attribute(name, where)
-        if not (isinstance(cls, type) and issubclass(cls, CreditTerm)):
-            raise UserError(f"{where}: {name} is not a subclass of handrail.CreditTerm")
+        if not (isinstance(cls, type) and issubclass(cls, Term)):
+            raise UserError(f"{where}: {name} is not a subclass of handrail.Term")
     elif name in TERMS:
         cls = TERMS[name]
     else:
