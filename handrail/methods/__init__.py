@@ -26,13 +26,14 @@ from handrail.methods.scope import Scope
 from handrail.methods.sft import Dft, GrpoSft, Sft, SftOnFailures
 from handrail.methods.sort import Sort
 from handrail.methods.stride import Stride
-from handrail.methods.terms import build_term
+from handrail.methods.terms import build_term, require_compatible
+from handrail.methods.tgpo import Tgpo
 from handrail.models.config import RolloutConfig
 
 _ALL: tuple[type[Method[Any]], ...] = (
     Grpo, Sft, GrpoSft, SftOnFailures, Dft,
     Luffy, Sort, Scope,
-    ActGuide, CalibRL, Cso, Dmpo, InT, Npo, Stride,
+    ActGuide, CalibRL, Cso, Dmpo, InT, Npo, Stride, Tgpo,
 )  # fmt: skip
 METHODS: dict[str, type[Method[Any]]] = {cls.name: cls for cls in _ALL}
 
@@ -74,4 +75,8 @@ def build(
             f"method.terms: {cls.name} has no advantages that a term could change; leave them out"
         )
     terms = [build_term(each, place) for place, each in enumerate(parsed.terms, 1)]
+    require_compatible([term.name for term in terms])
+    for term in terms:
+        if why := cls.refuses.get(term.name):
+            raise UserError(f"method.terms: {cls.name} and {term.name} exclude each other, because {why}")
     return cls(parsed, rollout.group_size, rollout.max_tokens, terms)

@@ -55,7 +55,7 @@ class Renderer:
     @cached_property
     def vocabulary(self) -> int:
         """Number of ids that can be tokens: the largest id of a token, plus 1."""
-        return max(self.tokenizer.get_vocab().values()) + 1
+        return int(max(self.tokenizer.get_vocab().values())) + 1
 
     # Prompts
 
