@@ -10,7 +10,7 @@ from handrail.methods.base import State, Status, Term
 from handrail.methods.context import Context
 from handrail.methods.terms.novelty import Novelty, bonuses, padded
 from handrail.methods.terms.step_tokens import own, written
-from handrail.types.trajectory import Group, Trajectory
+from handrail.types.trajectory import Group
 
 
 class Imentor(Term):
@@ -40,45 +40,46 @@ class Imentor(Term):
     """Seed of the networks' first weights (our choice)."""
 
     _novelty: Novelty | None = PrivateAttr(None)
-    _steps: int = PrivateAttr(0)
     _bonus: dict[tuple[int, ...], float] = PrivateAttr(default_factory=dict)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        return self.prompt_tokens, self.response_tokens
 
     async def reward(self, group: Group, ctx: Context) -> Group:
         return replace(group, notes={**group.notes, "imentor": ctx.renderer.embeddings})
 
     def observe(self, group: Group) -> Any:
         vocabulary = group.notes.get("imentor")
-        return vocabulary and (vocabulary, [self.row(member) for member in written(group)])
+        return vocabulary and (vocabulary, [padded(each, *self.lengths) for each in written(group)])
 
     def learn(self, seen: list[Any]) -> None:
         rows, self._bonus = [row for _, rows in seen for row in rows], {}
         if len(rows) < 2:  # nothing to normalize over
             return
-        factor = self.decay / (self.decay + self._steps)
-        found = bonuses(self.opened(seen[0][0]).step(rows), self.scale * factor)
-        self._bonus, self._steps = dict(zip(rows, found.tolist(), strict=True)), self._steps + 1
+        novelty = self.opened(seen[0][0])
+        scale = self.scale * self.decay / (self.decay + int(novelty.steps))
+        self._bonus = dict(zip(rows, bonuses(novelty.step(rows), scale).tolist(), strict=True))
 
     async def credit(self, group: Group, ctx: Context) -> Group:
         ctx.counts["imentor/groups_without_bonus"] += not self._bonus
         for member in written(group):
-            bonus = self._bonus.get(self.row(member), 0.0) if member.reward < 1 else 0.0  # nor if it is NaN
+            bonus = self._bonus.get(padded(member, *self.lengths), 0.0) * (
+                member.reward < 1
+            )  # 0 if it is NaN
             ctx.counts["imentor/bonuses"] += bonus > 0
             advantage = member.column("advantage") + own(member) * bonus
             group = group.swap(member, member.with_columns(advantage=advantage))
         return group
 
-    def row(self, member: Trajectory) -> tuple[int, ...]:
-        return padded(member, self.prompt_tokens, self.response_tokens)
-
     def opened(self, vocabulary: int) -> Novelty:
-        length = self.prompt_tokens + self.response_tokens
-        self._novelty = self._novelty or Novelty(vocabulary, length, self.learning_rate, self.seed)
-        return self._novelty
+        made = self._novelty or Novelty(vocabulary, sum(self.lengths), self.learning_rate, self.seed)
+        self._novelty = made
+        return made
 
     def state(self) -> State:
-        return {"steps": self._steps, **self._novelty.state()} if self._novelty else {}
+        return self._novelty.state() if self._novelty else {}
 
     def load_state(self, state: State) -> None:
         if state:
-            self._steps = state["steps"]
             self.opened(len(state["nets"]["embedding.weight"])).load_state(state)

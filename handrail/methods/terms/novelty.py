@@ -17,8 +17,10 @@ WIDTH = 16
 class Novelty(nn.Module):
     """Embedding, batch normalization, target and predictor (16, 8, 1 units, LeakyReLU, sigmoid), and AdamW.
 
-    The target itself is not trained; the embedding and the normalization are.
+    The target itself is not trained; the embedding and the normalization are. ``steps`` counts AdamW's.
     """
+
+    steps: Tensor
 
     def __init__(self, vocabulary: int, length: int, learning_rate: float, seed: int) -> None:
         """``length``: number of tokens in a row."""
@@ -29,6 +31,7 @@ class Novelty(nn.Module):
             self.norm = nn.BatchNorm1d(WIDTH * length)
             self.target = perceptron(WIDTH * length).requires_grad_(False)
             self.predictor = perceptron(WIDTH * length)
+        self.register_buffer("steps", torch.tensor(0))
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=learning_rate)
 
@@ -44,6 +47,7 @@ class Novelty(nn.Module):
         self.optimizer.zero_grad()
         errors.mean().backward()
         self.optimizer.step()
+        self.steps += 1
         return errors.detach()
 
     def state(self) -> State:

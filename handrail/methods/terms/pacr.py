@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Score, gather
-from handrail.methods.terms.step_tokens import number_steps, own, tokens_before, written
+from handrail.methods.terms.step_tokens import discounted, number_steps, own, tokens_before, written
 from handrail.types.trajectory import Group, Trajectory
 
 
@@ -23,7 +22,7 @@ class Pacr(Term):
     """
 
     source: ClassVar[str] = "arXiv 2510.22255"
-    status: ClassVar[Status] = "published"
+    status: ClassVar[Status] = "secondary"
 
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount γ of later steps (not published; 1 is ours)."""
@@ -38,8 +37,8 @@ class Pacr(Term):
     centre: bool = False
     """Subtract A_P's mean over the tokens, because A_P is never negative (our option)."""
     answer_template: str = "{answer}"
-    """The answer as it is scored (ours), such as ``" # {answer}"``. The last step would tell the answer, so it
-    is cut before the words that precede the answer here, or without such words before the answer."""
+    """The answer as it is scored (ours), such as ``" # {answer}"``. The last step, which tells it, is cut
+    before the words that precede the answer here, or without such words before the answer."""
     step_end: str | None = None
     """Regular expression for the end of a step; by default as for scope."""
 
@@ -78,8 +77,3 @@ class Pacr(Term):
         c = torch.stack([likelihood(each.double()) for each in scored])
         values = discounted((c[1:] - c[:-1]).tolist(), self.gamma)
         return values[number if self.values == "step" else torch.zeros_like(number)]
-
-
-def discounted(gains: list[float], gamma: float) -> Tensor:
-    """Σ_(t≥k) γ^(t−k)·g_t for every k, float64."""
-    return torch.tensor([*accumulate(gains[::-1], lambda later, gain: gain + gamma * later)][::-1]).double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,8 @@ def tokens_before(mark: str, steps: list[str], member: Trajectory, renderer: Ren
     while count and member.tokens[count - 1] in renderer.ends:
         count -= 1
     return count
+
+
+def discounted(gains: list[float], gamma: float) -> Tensor:
+    """Σ_(t≥k) γ^(t−k)·g_t for every k, float64."""
+    return torch.tensor([*accumulate(gains[::-1], lambda later, gain: gain + gamma * later)][::-1]).double()
