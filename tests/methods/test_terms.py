@@ -171,7 +171,7 @@ def test_sort_and_ace_by_configuration_through_the_real_loop(tmp_path: Path) -> 
             assert other == pytest.approx(one * (1 + math.log(2)) if one < 0 else one, rel=1e-4)
             changed += one < 0
     assert changed
-    halved = trained(tmp_path / "three", name="sort", terms=[{"name": "ace"}, {"name": "arm"}])
+    halved = trained(tmp_path / "three", name="sort", terms=[{"name": "ace"}, {"name": "imentor"}])
     assert any(one["credit"] != other["credit"] for one, other in zip(with_ace, halved, strict=True))
 
 
@@ -264,7 +264,7 @@ def live(policy: TrainablePolicy, each: Trajectory) -> Tensor:
     """Return log π [T] with gradient, by a plain forward pass over prompt and completion."""
     ids = torch.tensor([each.prompt_ids + each.tokens])
     logits = policy.model(input_ids=ids).logits[0, len(each.prompt_ids) - 1 : -1].log_softmax(-1)
-    return torch.as_tensor(logits[torch.arange(len(each)), each.token_ids])
+    return torch.as_tensor(logits[torch.arange(len(each)), each.predicted])
 
 
 def test_groups_of_equal_rewards_are_skipped_by_default(policy: TrainablePolicy, engine: LocalEngine) -> None:

@@ -42,16 +42,13 @@ class Imentor(Term):
     _novelty: Novelty | None = PrivateAttr(None)
     _bonus: dict[tuple[int, ...], float] = PrivateAttr(default_factory=dict)
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        return self.prompt_tokens, self.response_tokens
-
     async def reward(self, group: Group, ctx: Context) -> Group:
         return replace(group, notes={**group.notes, "imentor": ctx.renderer.embeddings})
 
     def observe(self, group: Group) -> Any:
         vocabulary = group.notes.get("imentor")
-        return vocabulary and (vocabulary, [padded(each, *self.lengths) for each in written(group)])
+        rows = [padded(each, self.prompt_tokens, self.response_tokens) for each in written(group)]
+        return vocabulary and (vocabulary, rows)
 
     def learn(self, seen: list[Any]) -> None:
         rows, self._bonus = [row for _, rows in seen for row in rows], {}
@@ -64,18 +61,17 @@ class Imentor(Term):
     async def credit(self, group: Group, ctx: Context) -> Group:
         ctx.counts["imentor/groups_without_bonus"] += not self._bonus
         for member in written(group):
-            bonus = self._bonus.get(padded(member, *self.lengths), 0.0) * (
-                member.reward < 1
-            )  # 0 if it is NaN
+            known = self._bonus.get(padded(member, self.prompt_tokens, self.response_tokens), 0.0)
+            bonus = known if member.reward < 1 else 0.0  # also without a verdict
             ctx.counts["imentor/bonuses"] += bonus > 0
-            advantage = member.column("advantage") + own(member) * bonus
-            group = group.swap(member, member.with_columns(advantage=advantage))
+            raised = member.with_columns(advantage=member.column("advantage") + own(member) * bonus)
+            group = group.swap(member, raised)
         return group
 
     def opened(self, vocabulary: int) -> Novelty:
-        made = self._novelty or Novelty(vocabulary, sum(self.lengths), self.learning_rate, self.seed)
-        self._novelty = made
-        return made
+        length = self.prompt_tokens + self.response_tokens
+        self._novelty = self._novelty or Novelty(vocabulary, length, self.learning_rate, self.seed)
+        return self._novelty
 
     def state(self) -> State:
         return self._novelty.state() if self._novelty else {}

@@ -75,4 +75,4 @@ class Prorag(Term):
             values.append(
                 math.nan if score is None else score + (self.valid_bonus if valid else self.invalid_bonus)
             )
-        return torch.where(own(member), torch.tensor(values).double()[number], math.nan)
+        return torch.where(own(member), torch.tensor(values, dtype=torch.float64)[number], math.nan)

@@ -46,4 +46,5 @@ def tokens_before(mark: str, steps: list[str], member: Trajectory, renderer: Ren
 
 def discounted(gains: list[float], gamma: float) -> Tensor:
     """Σ_(t≥k) γ^(t−k)·g_t for every k, float64."""
-    return torch.tensor([*accumulate(gains[::-1], lambda later, gain: gain + gamma * later)][::-1]).double()
+    found = [*accumulate(gains[::-1], lambda later, gain: gain + gamma * later)][::-1]
+    return torch.tensor(found, dtype=torch.float64)
