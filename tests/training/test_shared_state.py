@@ -15,6 +15,7 @@ from handrail import Config, Context, Group, Method, Term, train
 from handrail.training import shared_state
 from handrail.training.checkpoint import with_tensors, without_tensors
 from tests.conftest import EASY, config
+from tests.methods.terms.test_olr import mislabelled
 from tests.training.test_loop import lines
 from tests.training.test_worlds import noted, uneven
 
@@ -95,8 +96,9 @@ def test_two_processes_share_one_state(tmp_path: Path) -> None:
     olr = {"name": "olr", "start": 0, "slope": -1.0}
     imentor = {"name": "imentor", "prompt_tokens": 8, "response_tokens": 48}
     sections["method"] = {"name": "grpo", "terms": [olr, imentor, {"name": "pacr"}]}
-    sections["data"]["train"] = [{"path": f"{EASY}&n=5", "share": 1.0}]
-    sections["rollout"] |= {"temperature": 1.0, "max_tokens": 24}
+    # Four problems for five places, so that one is there twice; half of their answers are wrong.
+    sections["data"]["train"] = [{"path": mislabelled(tmp_path / "data.jsonl"), "share": 1.0}]
+    sections["rollout"] |= {"temperature": 0.5, "max_tokens": 16}
     one, two = tmp_path / "one", tmp_path / "two"
     train(Config.model_validate(sections), one)
     noted(two, 2, 2, sections)
