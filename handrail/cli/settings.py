@@ -28,7 +28,8 @@ def methods_command(
     from handrail.methods.terms import TERMS
 
     if name is None:
-        for kind, classes in {"method": METHODS, "term": TERMS}.items():
+        kinds: dict[str, dict[str, Any]] = {"method": {**METHODS}, "term": {**TERMS}}
+        for kind, classes in kinds.items():
             table = Table(kind, "status", "source", "what it is")
             for key, cls in classes.items():
                 table.add_row(key, cls.status, cls.source, first_line(cls))

@@ -38,14 +38,14 @@ class Novelty(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(target − predictor)² [B] of token ids [B, length]."""
         inputs = self.norm(self.embedding(rows).flatten(1))
-        target: Tensor = self.target(inputs.detach())
-        return (target - self.predictor(inputs)).square().squeeze(1)
+        errors: Tensor = (self.target(inputs.detach()) - self.predictor(inputs)).square().squeeze(1)
+        return errors
 
     def step(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Return the errors [B] of at least two rows, then take one step on their mean."""
         errors: Tensor = self(torch.tensor(rows))
         self.optimizer.zero_grad()
-        errors.mean().backward()
+        torch.autograd.backward(errors.mean())
         self.optimizer.step()
         self.steps += 1
         return errors.detach()

@@ -109,9 +109,10 @@ def test_the_networks_are_what_their_description_says() -> None:
     normal = normal * twin.norm.weight + twin.norm.bias
 
     def through(net: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-        for layer in (net[0], net[2]):
-            x = nn.functional.leaky_relu(x @ layer.weight.T + layer.bias, 0.01)
-        return torch.sigmoid(x @ net[4].weight.T + net[4].bias).squeeze(1)
+        weights = [parameter.T for parameter in net.parameters()]
+        for weight, bias in (weights[:2], weights[2:4]):
+            x = nn.functional.leaky_relu(x @ weight + bias, 0.01)
+        return torch.sigmoid(x @ weights[4] + weights[5]).squeeze(1)
 
     target = through(twin.target, normal).detach()
     errors = (target - through(twin.predictor, normal)) ** 2
@@ -131,11 +132,11 @@ def test_the_networks_are_what_their_description_says() -> None:
 def test_state_restores_the_networks_to_the_bit() -> None:
     rows = [(0, term, 3, 4) for term in range(5)]
     sizes = {"prompt_tokens": 2, "response_tokens": 2}
-    whole, first = Imentor(name="imentor", **sizes), Imentor(name="imentor", **sizes)  # type: ignore[arg-type]
+    whole, first = Imentor(name="imentor", **sizes), Imentor(name="imentor", **sizes)
     for term in (whole, first):
         term.learn([(10, rows)])
         term.learn([(10, rows[:3])])
-    resumed = Imentor(name="imentor", **sizes)  # type: ignore[arg-type]
+    resumed = Imentor(name="imentor", **sizes)
     resumed.load_state(first.state())
     for term in (whole, resumed):
         term.learn([(10, rows)])
