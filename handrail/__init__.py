@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from handrail.data.load import load_problems
     from handrail.engines.local import LocalEngine
     from handrail.methods import METHODS
-    from handrail.methods.base import CreditTerm, Method
+    from handrail.methods.base import Method, Term
     from handrail.methods.batch import TokenBatch
     from handrail.methods.context import Context
     from handrail.methods.linearise import linearised
-    from handrail.methods.requests import Ask, Generate, Score, Verify, gather
+    from handrail.methods.requests import Ask, Generate, Score, TopTokens, Verify, gather
     from handrail.models.hf import TransformersPolicy
     from handrail.models.policy import Policy
     from handrail.models.trainable import TrainablePolicy
@@ -35,11 +35,11 @@ _HOMES = {
     "data.load": ["load_problems"],
     "engines.local": ["LocalEngine"],
     "methods": ["METHODS"],
-    "methods.base": ["CreditTerm", "Method"],
+    "methods.base": ["Method", "Term"],
     "methods.batch": ["TokenBatch"],
     "methods.context": ["Context"],
     "methods.linearise": ["linearised"],
-    "methods.requests": ["Ask", "Generate", "Score", "Verify", "gather"],
+    "methods.requests": ["Ask", "Generate", "Score", "TopTokens", "Verify", "gather"],
     "models.hf": ["TransformersPolicy"],
     "models.policy": ["Policy"],
     "models.trainable": ["TrainablePolicy"],
@@ -52,9 +52,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "METHODS", "Ask", "Author", "Callback", "Config", "Context", "CreditTerm", "Generate", "Group",
-    "LocalEngine", "Method", "Policy", "Problem", "Score", "TokenBatch", "TrainablePolicy", "Trajectory",
-    "TransformersPolicy", "UserError", "VerifierPool", "Verify", "gather", "linearised",
+    "METHODS", "Ask", "Author", "Callback", "Config", "Context", "Generate", "Group", "LocalEngine",
+    "Method", "Policy", "Problem", "Score", "Term", "TokenBatch", "TopTokens", "TrainablePolicy",
+    "Trajectory", "TransformersPolicy", "UserError", "VerifierPool", "Verify", "gather", "linearised",
     "load_config", "load_problems", "train",
 ]  # fmt: skip
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from handrail._util.errors import UserError
 from handrail.methods import METHODS
-from handrail.methods.base import Method
+from handrail.methods.base import Method, Term
+from handrail.methods.terms import TERMS
 from handrail.training.config import Config
 
 Schema = dict[str, Any]
@@ -70,6 +71,12 @@ def method_table(cls: type[Method[Any]]) -> SettingsTable:
         setting for setting in _settings(tidy(cls.Settings.model_json_schema()), "") if setting.key != "name"
     ]
     return SettingsTable(f'[method] name = "{cls.name}"', first_line(cls), settings)
+
+
+def term_table(name: str, cls: type[Term]) -> SettingsTable:
+    """Return the settings of one term, without its name."""
+    settings = [setting for setting in _settings(tidy(cls.model_json_schema()), "") if setting.key != "name"]
+    return SettingsTable(f'[[method.terms]] name = "{name}"', first_line(cls), settings)
 
 
 def find(name: str) -> list[SettingsTable]:
@@ -234,6 +241,7 @@ A `–` as default means that the setting has no value unless you give one. This
 def page() -> str:
     """Return the text of docs/configuration.md."""
     everything = [*tables(), *map(method_table, METHODS.values())]
+    everything += [term_table(name, cls) for name, cls in TERMS.items()]
     return PAGE + "".join(map(_markdown, everything))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -18,23 +18,45 @@ if TYPE_CHECKING:
 
 
 def methods_command(
-    name: Annotated[str | None, typer.Argument(help="Show this method with its settings.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show this method or term with its verbs and settings.")
+    ] = None,
 ) -> None:
-    """List the methods with source and status, or show one method with its settings."""
-    from handrail.cli.schema import first_line, method_table
-    from handrail.methods import METHODS, find
+    """List the methods and terms with source and status, or show one with its settings."""
+    from handrail.cli.schema import first_line, method_table, term_table
+    from handrail.methods import METHODS, combinations, find, term_combinations, verbs
+    from handrail.methods.terms import TERMS
 
     if name is None:
-        table = Table("method", "status", "source", "what it is")
-        for key, cls in METHODS.items():
-            table.add_row(key, cls.status, cls.source, first_line(cls))
-        console.print(table)
+        kinds: dict[str, dict[str, Any]] = {"method": {**METHODS}, "term": {**TERMS}}
+        for kind, classes in kinds.items():
+            table = Table(kind, "status", "source", "what it is")
+            for key, cls in classes.items():
+                table.add_row(key, cls.status, cls.source, first_line(cls))
+            console.print(table)
         return
-    cls = find(name)
-    show(f"{cls.name or name} · {cls.source} · status: {cls.status}\n")
+    if name in METHODS or name not in TERMS:
+        method = find(name)
+        describe(method.name or name, "method", method, verbs(method), *combinations(method))
+        show("\nsettings, under [method]")
+        console.print(make_table(method_table(method)))
+    if name in TERMS:
+        term = TERMS[name]
+        describe(name, "term", term, verbs(term), *term_combinations(name))
+        show("\nsettings, in an item of method.terms")
+        console.print(make_table(term_table(name, term)))
+
+
+def describe(
+    name: str, kind: str, cls: Any, verbs: list[str], composes: list[str], refuses: dict[str, str]
+) -> None:
+    """Show what a method or a term is, what it does, and what it can be combined with."""
+    show(f"{name} · {kind} · {cls.source} · status: {cls.status}\n")
     show(reflowed(inspect.getdoc(cls) or ""))
-    show("\nsettings, under [method]")
-    console.print(make_table(method_table(cls)))
+    show(f"\nverbs of its own: {', '.join(verbs) or 'none'}")
+    show(f"composes with: {', '.join(composes) or 'no term'}")
+    for other, why in refuses.items():
+        show(f"refuses {other}: {why}")
 
 
 def config_command(

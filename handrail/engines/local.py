@@ -16,7 +16,7 @@ from handrail._util.seeds import derive
 from handrail.experts.registry import Experts
 from handrail.methods.base import Method
 from handrail.methods.context import Context
-from handrail.methods.requests import Ask, Flow, Generate, Pending, Score, Verify, drive
+from handrail.methods.requests import Ask, Flow, Generate, Pending, Score, TopTokens, Verify, drive
 from handrail.models.policy import Policy
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group, Trajectory
@@ -137,7 +137,10 @@ class LocalEngine:
             case Score():
                 return self._score(requests)
             case Verify():
-                return self.verify([(request.problem, request.trajectory) for request in requests])
+                pairs = [(request.problem, request.trajectory) for request in requests]
+                return self.verify(pairs, answers=any(request.answer for request in requests))
+            case TopTokens():
+                return self._top_tokens(requests)
             case Ask():
                 return self._ask(requests, [derive(self.seed, *each.key) for each in pending])
         raise TypeError(f"this engine does not answer {type(requests[0]).__name__}")
@@ -160,25 +163,39 @@ class LocalEngine:
         return [[next(completions) for _ in range(request.n)] for request in requests]
 
     def _score(self, requests: Sequence[Score]) -> list[Tensor]:
-        out: dict[int, Tensor] = {}
-        for model in dict.fromkeys(request.model for request in requests):
-            places = [place for place, request in enumerate(requests) if request.model == model]
-            found = self.policy.score(
-                [requests[place].prompt_ids for place in places],
-                [requests[place].token_ids for place in places],
-                model,
+        def score(model: str, asked: Sequence[Score]) -> list[Tensor]:
+            targets = [each.token_ids if each.targets is None else each.targets for each in asked]
+            policy, model = self._model(model)
+            return policy.score(
+                [each.prompt_ids for each in asked], [each.token_ids for each in asked], model, targets
             )
-            out.update(zip(places, found, strict=True))
-        return [out[place] for place in range(len(requests))]
 
-    def verify(self, pairs: Sequence[tuple[Problem, Trajectory]]) -> list[Trajectory]:
+        return by_model(requests, score)
+
+    def _top_tokens(self, requests: Sequence[TopTokens]) -> list[Tensor]:
+        known = self.policy.renderer.vocabulary
+
+        def top(model: str, asked: Sequence[TopTokens]) -> list[Tensor]:
+            policy, model = self._model(model)
+            return policy.top_tokens(
+                [each.prompt_ids for each in asked], [each.token_ids for each in asked], model, known
+            )
+
+        return by_model(requests, top)
+
+    def _model(self, name: str) -> tuple[Policy, str]:
+        """Return the policy that holds a model, and the model's name there."""
+        return (self.experts.white_box(self.policy), "policy") if name == "teacher" else (self.policy, name)
+
+    def verify(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool = False) -> list[Trajectory]:
         """Set ``correct`` and ``reward`` from the verifier's verdicts; the reward is NaN without a verdict.
 
+        ``answers``: True to set ``answer`` too; that of a truncated trajectory is None with ``require_end``.
         With ``require_end``, a truncated trajectory is wrong and earns nothing.
         """
         complete = [member.finished or not self.require_end for _, member in pairs]
         asked = [pair for pair, ok in zip(pairs, complete, strict=True) if ok]
-        verdicts = self.verifier.grade([(problem, member.text) for problem, member in asked])
+        verdicts = self.verifier.grade([(problem, member.text) for problem, member in asked], answers)
         for (problem, _), verdict in zip(asked, verdicts, strict=True):
             if verdict.correct is None:
                 self.counts.update(["verifier/unverified", f"verifier/{verdict.status}"])
@@ -188,7 +205,7 @@ class LocalEngine:
         for (_, member), ok in zip(pairs, complete, strict=True):
             verdict = next(reached) if ok else CUT_OFF
             reward = nan if verdict.correct is None else verdict.reward
-            out.append(replace(member, reward=reward, correct=verdict.correct))
+            out.append(replace(member, reward=reward, correct=verdict.correct, answer=verdict.answer))
         return out
 
     def _ask(self, requests: Sequence[Ask], seeds: Sequence[int]) -> list[Any]:
@@ -200,3 +217,12 @@ class LocalEngine:
             answers = self.experts.answer(kind[0], questions, [seeds[place] for place in places])
             out.update(zip(places, answers, strict=True))
         return [out[place] for place in range(len(requests))]
+
+
+def by_model(requests: Sequence[Any], answer: Callable[[str, Sequence[Any]], list[Tensor]]) -> list[Tensor]:
+    """Answer the requests to each model together, and return the answers in the order of the requests."""
+    out: dict[int, Tensor] = {}
+    for model in dict.fromkeys(request.model for request in requests):
+        places = [place for place, request in enumerate(requests) if request.model == model]
+        out.update(zip(places, answer(model, [requests[place] for place in places]), strict=True))
+    return [out[place] for place in range(len(requests))]

@@ -29,6 +29,7 @@ from handrail.types.problem import Problem
 
 if TYPE_CHECKING:
     from handrail.experts.endpoint import Endpoint
+    from handrail.models.renderer import Renderer
 
 Role = Literal["judge", "corrector", "planner"]
 BUILT_IN: dict[Role, tuple[str, ...]] = {
@@ -241,6 +242,25 @@ class Experts:
             )
         return self._load(self.config.teacher, "experts.teacher")
 
+    def white_box(self, policy: Policy) -> Policy:
+        """The teacher as a model whose probabilities are read.
+
+        Raises UserError if none is set, or if its tokens are not those of ``policy``.
+        """
+        if not self.config.teacher:
+            raise UserError(
+                "what reads a teacher's probabilities needs experts.teacher, a local causal language model "
+                "with the policy's tokenizer"
+            )
+        if id(self.teacher) not in self._compared:
+            require_same_tokens(policy.renderer, self.teacher.renderer, self.config.teacher)
+            self._compared.add(id(self.teacher))
+        return self.teacher
+
+    @cached_property
+    def _compared(self) -> set[int]:
+        return set()
+
     def _load(self, path: str, field: str) -> Policy:
         if self.load is None:
             raise UserError(f"{field}: this expert asks a model, and nothing here can load one")
@@ -262,6 +282,19 @@ class Experts:
 
 def ring_order(problem: Problem) -> int:
     return derive("another problem's plan", problem.id)
+
+
+def require_same_tokens(ours: Renderer, theirs: Renderer, name: str) -> None:
+    """Raise UserError unless every token of ours is a token of theirs with the same id and an embedding."""
+    own, other = ours.tokenizer.get_vocab(), theirs.tokenizer.get_vocab()
+    different = next((token for token, number in own.items() if other.get(token) != number), None)
+    if different is None and ours.vocabulary <= theirs.embeddings:
+        return
+    what = "has too few embeddings" if different is None else f"does not have {different!r} by the same id"
+    raise UserError(
+        f"experts.teacher: {name} {what}, so it cannot read the policy's tokens; choose a teacher with the "
+        "policy's tokenizer"
+    )
 
 
 def misshapen(question: Any, answer: Any) -> str:

@@ -14,7 +14,7 @@ from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
 from handrail._util.section import explain
 from handrail.methods.actguide import ActGuide
-from handrail.methods.base import Method, MethodSettings
+from handrail.methods.base import Method, MethodSettings, Term
 from handrail.methods.calibrl import CalibRL
 from handrail.methods.cso import Cso
 from handrail.methods.dmpo import Dmpo
@@ -26,13 +26,14 @@ from handrail.methods.scope import Scope
 from handrail.methods.sft import Dft, GrpoSft, Sft, SftOnFailures
 from handrail.methods.sort import Sort
 from handrail.methods.stride import Stride
-from handrail.methods.terms import build_term
+from handrail.methods.terms import TERMS, build_term, refusal, require_compatible
+from handrail.methods.tgpo import Tgpo
 from handrail.models.config import RolloutConfig
 
 _ALL: tuple[type[Method[Any]], ...] = (
     Grpo, Sft, GrpoSft, SftOnFailures, Dft,
     Luffy, Sort, Scope,
-    ActGuide, CalibRL, Cso, Dmpo, InT, Npo, Stride,
+    ActGuide, CalibRL, Cso, Dmpo, InT, Npo, Stride, Tgpo,
 )  # fmt: skip
 METHODS: dict[str, type[Method[Any]]] = {cls.name: cls for cls in _ALL}
 
@@ -74,4 +75,39 @@ def build(
             f"method.terms: {cls.name} has no advantages that a term could change; leave them out"
         )
     terms = [build_term(each, place) for place, each in enumerate(parsed.terms, 1)]
+    require_compatible([term.name for term in terms])
+    for term in terms:
+        if why := cls.refuses.get(term.name):
+            raise UserError(f"method.terms: {cls.name} and {term.name} exclude each other, because {why}")
     return cls(parsed, rollout.group_size, rollout.max_tokens, terms)
+
+
+def verbs(cls: type[Method[Any]] | type[Term]) -> list[str]:
+    """Verbs that a method or a term has of its own, in the order in which they are called."""
+    base: type = Method if issubclass(cls, Method) else Term
+    every = ("samples", "reward", "guide", "observe", "learn", "credit", "surrogate")
+    own = {
+        verb for verb in (*every, "advantages") if getattr(cls, verb, None) is not getattr(base, verb, None)
+    }
+    own |= {"credit"} if "advantages" in own else set()
+    return [verb for verb in every if verb in own]
+
+
+def combinations(cls: type[Method[Any]]) -> tuple[list[str], dict[str, str]]:
+    """The terms that a method can have, and those that it refuses, with the reason."""
+    if not cls.uses_advantages:
+        return [], {"all terms": "it has no advantages that a term could change"}
+    return [name for name in TERMS if name not in cls.refuses], dict(cls.refuses)
+
+
+def term_combinations(name: str) -> tuple[list[str], dict[str, str]]:
+    """The methods and terms that a term can be combined with, and those that it refuses, with the reason."""
+    others = {other: refusal(name, other) for other in TERMS if other != name}
+    refused = {f"term {other}": why for other, why in others.items() if why}
+    refused |= {
+        f"method {key}": cls.refuses.get(name, "it has no advantages that a term could change")
+        for key, cls in METHODS.items()
+        if name in cls.refuses or not cls.uses_advantages
+    }
+    kinds = [*(f"method {key}" for key in METHODS), *(f"term {key}" for key in others)]
+    return [kind for kind in kinds if kind not in refused], refused

@@ -32,13 +32,15 @@ class MethodSettings(Section):
     name: str = ""
     """Name of the method, or ``file.py:Name`` for one of your own."""
     terms: list[dict[str, Any]] = []
-    """Credit terms, applied in order to the method's advantages: ``[{name = "ace", alpha = 1.0}]``, or
+    """Terms, applied in order to the method's rewards and advantages: ``[{name = "ace", alpha = 1.0}]``, or
     ``file.py:Name`` for one of your own."""
 
 
 class GrpoSettings(MethodSettings):
     normalise_std: bool = True
-    """Divide advantages by (standard deviation of the group's rewards + 1e-4); Dr.GRPO does not."""
+    """Divide advantages by (standard deviation of the group's rewards + std_epsilon); Dr.GRPO does not."""
+    std_epsilon: float = Field(STD_EPSILON, ge=0)
+    """Small number added to that standard deviation; TGPO uses 1e-6, i-MENTOR 1e-10."""
     clip: bool = True
     """Clip the importance ratio."""
     clip_low: float = Field(0.2, ge=0, le=1)
@@ -65,26 +67,75 @@ class GrpoSettings(MethodSettings):
 S = TypeVar("S", bound=MethodSettings)
 
 
-class CreditTerm(Section):
-    """An adjustment of a group's advantages that works under any method; its fields are its settings.
+State = dict[str, Any]
+"""What a checkpoint keeps: JSON values and tensors, in dictionaries with strings as keys and in lists."""
 
-    ``models`` names the models besides the policy that it scores tokens with; "reference" is the model before
-    training.
+
+class Stateful:
+    """What outlives a step, and how all processes come to agree on it."""
+
+    def observe(self, group: Group) -> Any:
+        """What every process must know of a guided group: anything that pickles, None for nothing."""
+        return None
+
+    def learn(self, seen: list[Any]) -> None:
+        """Learn from the observations of all the step's groups, in the order of its problems.
+
+        Called once a step, between ``guide`` and the first ``credit``, with the same in every process; never
+        if ``observe`` is not overridden.
+        """
+
+    def state(self) -> State:
+        """State for the checkpoint; must be identical in every process."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Restore from ``state()``, to the bit."""
+
+
+class Term(Section, Stateful):
+    """A change of rewards or advantages that works under any method; its fields are its settings.
+
+    State goes into private attributes of pydantic (``_seen: dict = PrivateAttr(default_factory=dict)``).
     """
 
     source: ClassVar[str] = "your own"
     status: ClassVar[Status] = "yours"
-    models: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Methods and terms that it cannot be combined with, and why."""
+    precedes: ClassVar[frozenset[str]] = frozenset()
+    """Terms that it must come before."""
 
     name: str = ""
     """Name of the term, or ``file.py:Name`` for one of your own."""
 
-    async def __call__(self, group: Group, ctx: Context) -> Group:
-        """Return the group with adjusted advantages."""
-        raise NotImplementedError
+    @property
+    def experts(self) -> Mapping[Role, str]:
+        """Names of the experts that the term asks, by role. They are loaded before sampling starts."""
+        return {}
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Models besides the policy that the term scores with, see ``Method.models``."""
+        return frozenset()
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        """Change the rewards of a graded group, before the method's ``guide``."""
+        return group
+
+    async def credit(self, group: Group, ctx: Context) -> Group:
+        """Change the advantages that the method has set."""
+        return group
+
+    def changed_labels(self) -> list[dict[str, Any]]:
+        """Answers of problems that the term replaced in this step, as lines of the run's labels.jsonl.
+
+        Asked after ``learn``; must be identical in every process.
+        """
+        return []
 
 
-class Method(Generic[S]):
+class Method(Generic[S], Stateful):
     """rollout: G samples of each problem. guide: nothing. credit: (R − mean)/(std + 1e-4). surrogate: min(rA,
     clip(r)A).
 
@@ -98,7 +149,9 @@ class Method(Generic[S]):
     status: ClassVar[Status] = "yours"
     Settings: ClassVar[type[MethodSettings]] = GrpoSettings
     uses_advantages: ClassVar[bool] = True
-    """True if the surrogate reads advantages, so that credit terms can act on it."""
+    """True if the surrogate reads advantages, so that terms can act on it."""
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """Terms that it cannot be combined with, and why."""
     smallest_group: ClassVar[int] = 2
     """Minimum ``rollout.group_size``: the advantage of a group's only rollout is always 0."""
 
@@ -107,7 +160,7 @@ class Method(Generic[S]):
         settings: S | None = None,
         group_size: int = 8,
         max_tokens: int = 256,
-        terms: Sequence[CreditTerm] = (),
+        terms: Sequence[Term] = (),
     ) -> None:
         """``max_tokens``: length limit of a rollout, used by the constant normalizer."""
         self.settings: S = settings or self.Settings()  # type: ignore[assignment]  # a subclass names its own settings
@@ -129,7 +182,11 @@ class Method(Generic[S]):
 
     @property
     def models(self) -> frozenset[str]:
-        """Models besides the policy that the method scores with; "reference" is the model before training."""
+        """Models besides the policy that the method scores with.
+
+        "reference" is the model before training, "teacher" the model ``experts.teacher``, which must have the
+        policy's tokens.
+        """
         needed = frozenset({"reference"} if self.kl else ())
         return needed.union(*(term.models for term in self.terms))
 
@@ -141,8 +198,7 @@ class Method(Generic[S]):
 
     async def reward(self, group: Group, ctx: Context) -> Group:
         """Grade every trajectory and set its reward."""
-        graded = await gather(*(Verify(group.problem, member) for member in group.trajectories))
-        return replace(group, trajectories=graded)
+        return await self.graded(group, ctx)
 
     async def guide(self, group: Group, ctx: Context) -> Group | list[Group]:
         """Add trajectories to a graded group, or replace or repair those in it."""
@@ -156,7 +212,7 @@ class Method(Generic[S]):
         """
         group = self.advantages(group)
         for term in self.terms:
-            group = await term(group, ctx)
+            group = await term.credit(group, ctx)
         return group
 
     def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
@@ -170,6 +226,14 @@ class Method(Generic[S]):
         """Settings of the building blocks: the method's own, or the defaults if it has no GrpoSettings."""
         return self.settings if isinstance(self.settings, GrpoSettings) else GrpoSettings()
 
+    async def graded(self, group: Group, ctx: Context) -> Group:
+        """Return the group as the verifier grades it and the terms reward it."""
+        graded = await gather(*(Verify(group.problem, member) for member in group.trajectories))
+        group = replace(group, trajectories=graded)
+        for term in self.terms:
+            group = await term.reward(group, ctx)
+        return group
+
     def advantages(self, group: Group) -> Group:
         """Set GRPO's advantages in the baseline.
 
@@ -179,7 +243,7 @@ class Method(Generic[S]):
         if group.dead:
             return group.map(lambda member: member.with_advantage(0.0) if member.in_baseline else member)
         base = mean(group.rewards)
-        scale = 1 / (stdev(group.rewards) + STD_EPSILON) if self.grpo.normalise_std else 1.0
+        scale = 1 / (stdev(group.rewards) + self.grpo.std_epsilon) if self.grpo.normalise_std else 1.0
 
         def set_advantage(member: Trajectory) -> Trajectory:
             if not member.in_baseline:
@@ -199,7 +263,7 @@ class Method(Generic[S]):
         reference = ctx.reference(group.problem)
         if reference is None:
             return None
-        graded: Trajectory = await Verify(group.problem, reference)
+        (graded,) = (await self.graded(Group(group.problem, [reference]), ctx)).trajectories
         ctx.counts["guide/reference_rejected"] += graded.correct is False
         ctx.counts["guide/reference_unverified"] += graded.correct is None
         return graded
@@ -232,12 +296,3 @@ class Method(Generic[S]):
         """Factor applied to the imitation weight of each token: a mean over its trajectory and all
         problems."""
         return 1 / (normalizers.problems * trajectory.trained_tokens)
-
-    # State that outlives a step
-
-    def state(self) -> dict[str, object]:
-        """JSON-serializable state for the checkpoint; must be identical in every process."""
-        return {}
-
-    def load_state(self, state: dict[str, object]) -> None:
-        """Restore from ``state()``."""

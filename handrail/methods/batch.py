@@ -123,7 +123,11 @@ def pad(rows: Sequence[Tensor]) -> Tensor:
 
 def micro_batch(samples: Sequence[Sample]) -> MicroBatch:
     trajectories = [sample.trajectory for sample in samples]
-    inputs = Inputs.of([each.prompt_ids for each in trajectories], [each.token_ids for each in trajectories])
+    inputs = Inputs.of(
+        [each.prompt_ids for each in trajectories],
+        [each.token_ids for each in trajectories],
+        [each.predicted for each in trajectories],
+    )
     return MicroBatch(inputs, token_batch(samples))
 
 

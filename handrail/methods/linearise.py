@@ -21,7 +21,9 @@ async def linearised(group: Group, members: Sequence[Trajectory], objective: Obj
     the next update is exactly that of the mean of J, however trajectories are split into micro-batches. Costs
     one forward pass over ``members``.
     """
-    scored = await gather(*(Score(member.prompt_ids, member.token_ids) for member in members))
+    scored = await gather(
+        *(Score(member.prompt_ids, member.token_ids, targets=member.targets) for member in members)
+    )
     logps = [logp.requires_grad_() for logp in scored]
     with torch.enable_grad():
         gradients = torch.autograd.grad(objective(members, logps), logps, materialize_grads=True)

@@ -41,7 +41,22 @@ class Score(Request):
     """Score tokens (int64 [T]) that follow a prompt. Answer: log-probabilities, float32 [T], without
     gradient.
 
-    ``model`` is "policy", or "reference" for the model before training (declared in ``Method.models``).
+    ``model`` is "policy", or one that ``Method.models`` declares: "reference", the model before training, or
+    "teacher", the model ``experts.teacher``. ``targets`` (int64 [T]) are the tokens to predict at each
+    position if they differ from those that are read.
+    """
+
+    prompt_ids: list[int]
+    token_ids: Tensor
+    model: str = "policy"
+    targets: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TopTokens(Request):
+    """Find the likeliest token at every position of ``token_ids`` (int64 [T]). Answer: int64 [T].
+
+    ``model`` is "policy" or "teacher", see ``Score``. Only tokens that the policy knows are considered.
     """
 
     prompt_ids: list[int]
@@ -51,10 +66,14 @@ class Score(Request):
 
 @dataclass(frozen=True, eq=False)
 class Verify(Request):
-    """Grade a trajectory with the verifier. Answer: the trajectory with ``correct`` and ``reward`` set."""
+    """Grade a trajectory with the verifier. Answer: the trajectory with ``correct`` and ``reward`` set.
+
+    ``answer``: True to set its ``answer`` too.
+    """
 
     problem: Problem
     trajectory: Trajectory
+    answer: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +104,7 @@ async def _answer(request: Request) -> Any:
     return await request
 
 
-ANSWERED_FIRST: tuple[type[Request], ...] = (Verify, Ask, Score, Generate)
+ANSWERED_FIRST: tuple[type[Request], ...] = (Verify, Ask, Score, TopTokens, Generate)
 """Cheap requests come first: answering them lets more flows join the batches of expensive requests."""
 
 

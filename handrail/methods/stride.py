@@ -69,11 +69,11 @@ class Stride(Repairing[StrideSettings]):
         prompt = ctx.renderer.prompt(problem, said or None) + start
         members = await Generate(prompt, s.anchor_size, ctx.max_tokens - len(start))
         ctx.counts["tokens/resampled"] += sum(map(len, members))
-        graded = await gather(*(self.graded(problem, kept, member) for member in members))
+        graded = await gather(*(self.graded_whole(problem, kept, member) for member in members))
         return Group(problem, list(graded))
 
     @staticmethod
-    async def graded(problem: Problem, kept: str, member: Trajectory) -> Trajectory:
+    async def graded_whole(problem: Problem, kept: str, member: Trajectory) -> Trajectory:
         """Grade the whole solution, of which the trajectory is only the end."""
         whole: Trajectory = await Verify(problem, replace(member, text=kept + member.text))
         return replace(whole, text=member.text)

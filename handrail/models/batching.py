@@ -12,16 +12,26 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class Inputs:
-    """Model inputs: right-padded completions [B, T] and their U distinct left-padded prompts [U, P]."""
+    """Model inputs: right-padded completions [B, T] and their U distinct left-padded prompts [U, P].
+
+    ``targets`` [B, T] are the tokens to predict at each position of the completions.
+    """
 
     prompt: Tensor
     prompt_mask: Tensor
     prompt_of: Tensor  # [B], index of the prompt of each completion
     completion: Tensor
     completion_mask: Tensor
+    targets: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int] | Tensor]) -> Inputs:
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        targets: Sequence[Sequence[int] | Tensor] | None = None,
+    ) -> Inputs:
+        """``targets``: by default, the completions themselves."""
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         prompt, prompt_mask = pad([*distinct], side="left")
         completion, completion_mask = pad(completions)
@@ -31,6 +41,7 @@ class Inputs:
             torch.tensor([distinct[tuple(prompt)] for prompt in prompts]),
             completion,
             completion_mask,
+            completion if targets is None else pad(targets)[0],
         )
 
     @property

@@ -134,15 +134,13 @@ class TransformersPolicy:
     def forward(
         self, inputs: Inputs, with_entropy: bool = False, model: Any = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute log π [B, T] and the entropy ([B, T] or None) of completion tokens, float32, with gradient.
+        """Compute log π [B, T] of the targets and the entropy ([B, T] or None), float32, with gradient.
 
         ``model`` replaces the wrapped model, which synchronizes gradients between processes.
         """
         pieces, at, found = self._logits(inputs, model or self.model), 0, []
         for logits in pieces:
-            found.append(
-                self._log_probs(logits, inputs.completion[:, at : at + logits.shape[1]], with_entropy)
-            )
+            found.append(self._log_probs(logits, inputs.targets[:, at : at + logits.shape[1]], with_entropy))
             at += logits.shape[1]
         logp = torch.cat([piece[0] for piece in found], 1)
         return logp, torch.cat([piece[1] for piece in found], 1) if with_entropy else None
@@ -193,8 +191,9 @@ class TransformersPolicy:
         prompts: Sequence[list[int]],
         completions: Sequence[Sequence[int] | Tensor],
         model: str = "policy",
+        targets: Sequence[Sequence[int] | Tensor] | None = None,
     ) -> list[Tensor]:
-        return self._score(prompts, completions, self._logprobs(model))
+        return self._score(prompts, completions, self._logprobs(model), targets)
 
     def _logprobs(self, model: str) -> Callable[[Inputs], Tensor]:
         """Return the function that computes log π [B, T] under ``model``, see ``score``."""
@@ -206,19 +205,40 @@ class TransformersPolicy:
         bare = self.bare_model.eval()  # processes may score different numbers of batches
         return lambda inputs: self.forward(inputs, model=bare)[0]
 
+    @torch.no_grad()
+    def top_tokens(
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        model: str = "policy",
+        vocabulary: int | None = None,
+    ) -> list[Tensor]:
+        if model != "policy":
+            raise UserError(f"there are no likeliest tokens of {model!r}; ask the policy or the teacher")
+        bare = self.bare_model.eval()
+
+        def likeliest(inputs: Inputs) -> Tensor:
+            return torch.cat(
+                [logits[..., :vocabulary].argmax(-1) for logits in self._logits(inputs, bare)], 1
+            )
+
+        return self._score(prompts, completions, likeliest)
+
     def _score(
         self,
         prompts: Sequence[list[int]],
         completions: Sequence[Sequence[int] | Tensor],
-        logprobs: Callable[[Inputs], Tensor],
+        rows: Callable[[Inputs], Tensor],
+        targets: Sequence[Sequence[int] | Tensor] | None = None,
     ) -> list[Tensor]:
-        """Compute the log-probabilities of all completions' tokens in micro-batches."""
+        """Compute ``rows``, a value for each token such as its log-probability, in micro-batches."""
+        targets = completions if targets is None else targets
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = list(map(len, completions))
         for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.shares_prompts):
-            inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part]).to(
-                self.accelerator.device
-            )
-            for index, row in zip(part, logprobs(inputs).cpu(), strict=True):
+            inputs = Inputs.of(
+                [prompts[i] for i in part], [completions[i] for i in part], [targets[i] for i in part]
+            ).to(self.accelerator.device)
+            for index, row in zip(part, rows(inputs).cpu(), strict=True):
                 out[index] = row[: lengths[index]].clone()
         return out

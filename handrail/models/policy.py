@@ -49,10 +49,25 @@ class Policy(Protocol):
         prompts: Sequence[list[int]],
         completions: Sequence[Sequence[int] | Tensor],
         model: str = "policy",
+        targets: Sequence[Sequence[int] | Tensor] | None = None,
     ) -> list[Tensor]:
         """Compute log π of each completion's tokens, float32 [len(completion)], without gradient.
 
-        ``model``: "policy", or "reference" for the policy before training. Raises UserError if it cannot
+        ``model``: "policy", or "reference" for the policy before training. ``targets``: tokens to score in
+        place of each completion's own, which are still what the model reads. Raises UserError if it cannot
         score as that model.
         """
         raise UserError(f"{type(self).__name__} cannot score completions; choose a method that only samples")
+
+    def top_tokens(
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        model: str = "policy",
+        vocabulary: int | None = None,
+    ) -> list[Tensor]:
+        """Find the likeliest token at every position of each completion, int64 [len(completion)].
+
+        ``vocabulary``: only ids below it are considered.
+        """
+        raise UserError(f"{type(self).__name__} has no likeliest tokens; choose a model that runs here")

@@ -52,6 +52,11 @@ class Renderer:
         written = "|".join(re.escape(str(tokenizer.convert_ids_to_tokens(end))) for end in sorted(self.ends))
         self._written_end = re.compile(rf"(?:(?:{written})\s*)+\Z")
 
+    @cached_property
+    def vocabulary(self) -> int:
+        """Number of ids that can be tokens: the largest id of a token, plus 1."""
+        return int(max(self.tokenizer.get_vocab().values())) + 1
+
     # Prompts
 
     def prompt(self, problem: Problem, plan: str | None = None) -> list[int]:

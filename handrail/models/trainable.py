@@ -203,7 +203,11 @@ class TrainablePolicy(TransformersPolicy):
             for member in group.trajectories
             if (member.author == Author.POLICY).any()
         ]
-        scored = self.score([member.prompt_ids for member in wanted], [member.token_ids for member in wanted])
+        scored = self.score(
+            [member.prompt_ids for member in wanted],
+            [member.token_ids for member in wanted],
+            targets=[member.predicted for member in wanted],
+        )
         found = {id(member): logp for member, logp in zip(wanted, scored, strict=True)}
 
         def with_old(member: Trajectory) -> Trajectory:

@@ -132,6 +132,14 @@ class Samples(Callback):
             run.out.sample(sample_rows(step, groups, run.method, run.policy))
 
 
+class Labels(Callback):
+    """Write the labels that terms changed in a step to labels.jsonl."""
+
+    def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        if run.accelerator.is_main_process:
+            run.out.label({"step": step, **row} for term in run.method.terms for row in term.changed_labels())
+
+
 class Checkpoints(Callback):
     """Write a checkpoint every ``train.checkpoint_every`` steps and after the last one."""
 

@@ -18,6 +18,7 @@ from handrail.training.callbacks import (
     Callback,
     Checkpoints,
     Evaluation,
+    Labels,
     LearningRate,
     Monitor,
     Progress,
@@ -33,6 +34,7 @@ from handrail.training.resuming import require_unchanged, run_directory
 from handrail.training.run import Run
 from handrail.training.run_directory import RunDirectory, explain_errors, last_step, newest_checkpoint
 from handrail.training.samples import batch_rows
+from handrail.training.shared_state import learn, observe
 from handrail.training.stopping import StopCriteria
 from handrail.training.trained import keep_settings
 from handrail.training.update import Outcome, logs_authors
@@ -127,7 +129,7 @@ class Loop(Run):
             if self.accelerator.is_main_process:
                 out.reopen()
             report = Report(progress, criteria)
-            self.callbacks = [LearningRate(criteria), Samples(), Stop(criteria), *self.added]
+            self.callbacks = [LearningRate(criteria), Samples(), Labels(), Stop(criteria), *self.added]
             self.callbacks += [Evaluation(), Monitor(rows), report, Checkpoints()]
             self.callbacks += [Trackers()] if c.trackers else []
             for callback in self.callbacks:
@@ -215,6 +217,9 @@ class Loop(Run):
             metrics = StepMetrics(groups, places)
             with clock("guide"):
                 guided = engine.guide(method, groups, places)
+                observed = observe(method, guided, places)
+        with clock("guide"):
+            learn(method, observed)
         parts = self.parts(guided, places)
         if self.policy.sampler_differs and len(parts) > 1:
             with clock("update"):

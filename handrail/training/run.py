@@ -126,8 +126,13 @@ def usable_experts(
 ) -> Experts:
     """Set up the experts. Raises UserError if one that the method asks cannot be loaded."""
     experts = load_experts(config, accelerator, policy)
-    for role, name in method.experts.items():
-        experts.check(role, name, f"method.{role}")
+    asking = {"method": method.experts}
+    asking |= {f"method.terms[{place}]": term.experts for place, term in enumerate(method.terms, 1)}
+    for section, named in asking.items():
+        for role, name in named.items():
+            experts.check(role, name, f"{section}.{role}")
+    if "teacher" in method.models:
+        experts.white_box(policy)
     return experts
 
 

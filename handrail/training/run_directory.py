@@ -45,7 +45,7 @@ class RunDirectory:
             path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")
         ]
         self.metrics, self.timings, self.samples, self.evaluations, self.versions = self.files
-        self.skipped = path / "skipped.jsonl"
+        self.skipped, self.labels = path / "skipped.jsonl", path / "labels.jsonl"
         if not writes:
             return
         path.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,8 @@ class RunDirectory:
         write_whole(
             path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True, exclude={"compare"}))
         )
-        if self.skipped.exists():
-            keep_until(self.skipped, resume_from)
+        for file in filter(Path.exists, (self.skipped, self.labels)):
+            keep_until(file, resume_from)
         append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
         self.board = SummaryWriter(
             str(path / "tensorboard"), purge_step=None if resume_from is None else resume_from + 1
@@ -142,6 +142,11 @@ class RunDirectory:
         for row in rows:
             append(self.skipped, row)
 
+    def label(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the answers of problems that were replaced, and what by."""
+        for row in rows:
+            append(self.labels, row)
+
     def write_evaluation(self, step: int, name: str, correct: Mapping[str, float | None]) -> None:
         """Write the share of correct completions of each held-out problem, by id; None without a verdict."""
         if self.writes:
@@ -166,7 +171,7 @@ class RunDirectory:
 
     def sync(self) -> None:
         """Flush all lines to disk, before the checkpoint that belongs to them is written."""
-        for file in filter(Path.exists, [*self.files, self.skipped]):
+        for file in filter(Path.exists, [*self.files, self.skipped, self.labels]):
             sync(file)
 
 

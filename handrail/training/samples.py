@@ -37,6 +37,7 @@ def sample_rows(
                 "author": authors(member),
                 "advantage": rounded(member.column("advantage").tolist()),
                 "gradient_weight": rounded(gradient_weights(member, method, policy)),
+                **target_tokens(member, policy),
                 **({"plan": plan} if (plan := member.plan or group.problem.plan) else {}),
                 **({"judged": judged_tokens(member, policy.renderer)} if member.judged else {}),
             }
@@ -47,7 +48,7 @@ def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -
     numbers."""
     for group in groups:
         for member in group.trajectories:
-            (logp,) = policy.score([member.prompt_ids], [member.token_ids])
+            (logp,) = policy.score([member.prompt_ids], [member.token_ids], targets=[member.predicted])
             yield {
                 "step": step,
                 "problem": group.problem.id,
@@ -55,6 +56,7 @@ def batch_rows(step: int, groups: Sequence[Group], policy: TransformersPolicy) -
                 "reward": known(member.reward),
                 "prompt": member.prompt_ids,
                 "completion": member.tokens,
+                **({} if member.targets is None else {"targets": member.targets.tolist()}),
                 "author": authors(member),
                 **{
                     name: list(map(known, column.tolist())) for name, column in sorted(member.columns.items())
@@ -72,11 +74,18 @@ def gradient_weights(member: Trajectory, method: Method[Any], policy: Policy) ->
     """
     if not member.has_signal:
         return []
-    (logp,) = policy.score([member.prompt_ids], [member.token_ids])
+    (logp,) = policy.score([member.prompt_ids], [member.token_ids], targets=[member.predicted])
     logp = logp[None].requires_grad_()
     batch = token_batch([Sample(member, 1.0, 1.0)])
     (gradient,) = torch.autograd.grad(method.surrogate(logp, batch).sum(), logp)
     return list((gradient / torch.where(batch.advantage == 0, 1.0, batch.advantage))[0].tolist())
+
+
+def target_tokens(member: Trajectory, policy: TransformersPolicy) -> dict[str, list[str]]:
+    """The tokens that it is trained to predict, if they are not the tokens that it consists of."""
+    if member.targets is None:
+        return {}
+    return {"targets": policy.tokenizer.convert_ids_to_tokens(member.targets.tolist())}
 
 
 def judged_tokens(member: Trajectory, renderer: Renderer) -> list[float | None]:

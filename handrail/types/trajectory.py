@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +55,13 @@ class Trajectory:
       ungraded or unverified.
     - ``reward``: the value that credit starts from, which a method may change; NaN if there is no verdict.
     - ``in_baseline``: if False, the trajectory is imitated and enters no statistic of its group.
+    - ``answer``: the answer that the verifier reads in the text; None if there is none, or nobody asked.
     - ``judged``: the leading steps that a judge scored, with their scores; None if no judge scored it.
     - ``plan``: the plan that its imitation weights depend on, if any.
     - ``hint``: what the prompt showed besides the problem when the completion was sampled, if anything; it is
       not in ``prompt_ids``.
+    - ``targets``: the tokens to predict at each position, int64 [T], if they differ from ``token_ids``, the
+      tokens that are read. ``old_logp`` and what an update learns are then the targets'.
     """
 
     prompt_ids: list[int]
@@ -69,9 +73,11 @@ class Trajectory:
     reward: float = 0.0
     correct: bool | None = None
     in_baseline: bool = True
+    answer: str | None = None
     judged: list[tuple[str, float | None]] | None = None
     plan: str | None = None
     hint: str | None = None
+    targets: Tensor | None = None
 
     @classmethod
     def by(
@@ -92,6 +98,11 @@ class Trajectory:
     @property
     def tokens(self) -> list[int]:
         return [int(token) for token in self.token_ids.tolist()]
+
+    @property
+    def predicted(self) -> Tensor:
+        """Tokens to predict, int64 [T]: ``targets`` or else ``token_ids``."""
+        return self.token_ids if self.targets is None else self.targets
 
     @cached_property
     def trained(self) -> Tensor:
@@ -137,7 +148,9 @@ class Trajectory:
             finished=False,
             reward=0.0,
             correct=None,
+            answer=None,
             judged=None,
+            targets=None if self.targets is None else self.targets[:length],
         )
 
     def append(self, tokens: Sequence[int], author: Author, finished: bool) -> Trajectory:
@@ -147,21 +160,28 @@ class Trajectory:
     def extend(self, more: Trajectory) -> Trajectory:
         """Append the completion of ``more``, with its columns."""
         names = self.columns.keys() | more.columns.keys()
+        same = self.targets is None and more.targets is None
         return replace(
             self,
             token_ids=torch.cat([self.token_ids, more.token_ids]),
             author=torch.cat([self.author, more.author]),
             columns={name: torch.cat([self.column(name), more.column(name)]) for name in names},
             finished=more.finished,
+            targets=None if same else torch.cat([self.predicted, more.predicted]),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The trajectories of one problem in one step; those with ``in_baseline=False`` are only imitated."""
+    """The trajectories of one problem in one step; those with ``in_baseline=False`` are only imitated.
+
+    ``notes``: what a method or a term wants to know of the group later in the step, by its name. Make changed
+    groups with ``dataclasses.replace``, which keeps them.
+    """
 
     problem: Problem
     trajectories: list[Trajectory] = field(default_factory=list)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def baseline(self) -> list[Trajectory]:

@@ -311,7 +311,7 @@ def test_every_method_states_its_verbs_source_and_status() -> None:
 
 def test_a_group_of_one_is_refused_by_methods_that_compare_its_members() -> None:
     for name in METHODS:
-        if name in ("sft", "dft", "sft-on-failures"):
+        if name in ("sft", "dft", "sft-on-failures", "tgpo"):
             assert build({"name": name}, RolloutConfig(group_size=1)).group_size == 1
         else:
             with pytest.raises(
@@ -346,9 +346,11 @@ def test_numbers_that_the_loss_computes_anyway_are_not_scored_before(
     prompts: list[list[int]] = []
     score = policy.score
 
-    def counted(asked: list[list[int]], completions: Any, model: str) -> list[torch.Tensor]:
+    def counted(
+        asked: list[list[int]], completions: Any, model: str, targets: Any = None
+    ) -> list[torch.Tensor]:
         prompts.extend(asked)
-        return score(asked, completions, model)
+        return score(asked, completions, model, targets)
 
     monkeypatch.setattr(policy, "score", counted)
     groups = [group(policy, [0, 0]), group(policy, [0, 0], OTHER)]

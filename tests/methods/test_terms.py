@@ -1,4 +1,4 @@
-"""Credit terms and coupled objectives, by hand, against autograd, and through the real loop."""
+"""Terms and coupled objectives, by hand, against autograd, and through the real loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from handrail import CreditTerm, UserError, train
+from handrail import Term, UserError, train
 from handrail.engines.local import LocalEngine
 from handrail.methods import METHODS, build
 from handrail.methods.batch import micro_batch
@@ -49,14 +49,14 @@ def member(
 
 
 def applied(
-    term: CreditTerm, group: Group, engine: LocalEngine, scores: dict[str, Tensor] | None = None
+    term: Term, group: Group, engine: LocalEngine, scores: dict[str, Tensor] | None = None
 ) -> list[list[float]]:
     """Return the advantages that ``term`` produces; ``scores`` by model replace the engine's."""
 
     def answer(pending: list[Pending]) -> Sequence[Any]:
         return [scores[each.request.model] for each in pending] if scores else engine.answer(pending)
 
-    (found,) = drive([((), term(group, engine.context(0, group.problem, "credit")))], answer)
+    (found,) = drive([((), term.credit(group, engine.context(0, group.problem, "credit")))], answer)
     return [each.column("advantage").tolist() for each in found.trajectories]
 
 
@@ -124,7 +124,7 @@ def test_terms_are_built_or_refused_by_name(tmp_path: Path) -> None:
         build({"name": "grpo", "terms": [{"name": "ace"}, {"name": "acee"}]}, RolloutConfig())
     with pytest.raises(UserError, match=r"there is no setting method.terms\[1\].alfa; did you mean 'alpha'"):
         build({"name": "grpo", "terms": [{"name": "ace", "alfa": 2.0}]}, RolloutConfig())
-    with pytest.raises(UserError, match="is not a subclass of handrail.CreditTerm"):
+    with pytest.raises(UserError, match="is not a subclass of handrail.Term"):
         build({"name": "grpo", "terms": [{"name": "handrail.types.trajectory:Group"}]}, RolloutConfig())
     (tmp_path / "half.py").write_text(HALF)
     method = build(
@@ -134,12 +134,12 @@ def test_terms_are_built_or_refused_by_name(tmp_path: Path) -> None:
 
 
 HALF = """
-from handrail import Context, CreditTerm, Group
+from handrail import Context, Group, Term
 
-class Half(CreditTerm):
+class Half(Term):
     factor: float = 0.5
 
-    async def __call__(self, group: Group, ctx: Context) -> Group:
+    async def credit(self, group: Group, ctx: Context) -> Group:
         ctx.counts["half/groups"] += 1
         def scale(member):
             return member.with_columns(advantage=member.column("advantage") * self.factor)
@@ -171,7 +171,7 @@ def test_sort_and_ace_by_configuration_through_the_real_loop(tmp_path: Path) -> 
             assert other == pytest.approx(one * (1 + math.log(2)) if one < 0 else one, rel=1e-4)
             changed += one < 0
     assert changed
-    halved = trained(tmp_path / "three", name="sort", terms=[{"name": "ace"}, {"name": "arm"}])
+    halved = trained(tmp_path / "three", name="sort", terms=[{"name": "ace"}, {"name": "imentor"}])
     assert any(one["advantage"] != other["advantage"] for one, other in zip(with_ace, halved, strict=True))
 
 
@@ -264,7 +264,7 @@ def live(policy: TrainablePolicy, each: Trajectory) -> Tensor:
     """Return log π [T] with gradient, by a plain forward pass over prompt and completion."""
     ids = torch.tensor([each.prompt_ids + each.tokens])
     logits = policy.model(input_ids=ids).logits[0, len(each.prompt_ids) - 1 : -1].log_softmax(-1)
-    return torch.as_tensor(logits[torch.arange(len(each)), each.token_ids])
+    return torch.as_tensor(logits[torch.arange(len(each)), each.predicted])
 
 
 def test_groups_of_equal_rewards_are_skipped_by_default(policy: TrainablePolicy, engine: LocalEngine) -> None:

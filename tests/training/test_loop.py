@@ -181,6 +181,7 @@ def test_samples_have_the_author_and_weight_of_each_token(tmp_path: Path) -> Non
 def test_every_method_runs_in_the_loop_and_changes_the_model(name: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in ("grpo", "scope", "dmpo") else {}
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
+    changes |= {"experts": {"teacher": "builtin:house-tiny"}} if name == "tgpo" else {}
     train(
         small(method={"name": name}, train={"steps": 3, "samples_every": 0}, rollout=hot, **changes),
         tmp_path / "run",

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch.nn.functional import softplus
 
-from handrail.methods.base import CreditTerm, Status
+from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Score, gather
 from handrail.types.trajectory import Author, Group, Trajectory
 
 
-class Ace(CreditTerm):
+class Ace(Term):
     """ACE: penalize confident errors more.
 
     A · (1 + α·softplus(c)) if A < 0; c is the mean of log π − log π_ref over the policy's own tokens, without
@@ -21,12 +23,16 @@ class Ace(CreditTerm):
 
     source: ClassVar[str] = "arXiv 2602.21420"
     status: ClassVar[Status] = "secondary"
-    models: ClassVar[frozenset[str]] = frozenset({"reference"})
+    refuses: ClassVar[Mapping[str, str]] = {"arm": "both scale advantages by the policy's confidence"}
 
     alpha: float = Field(1.0, ge=0)
     """Strength α of the penalty (not published)."""
 
-    async def __call__(self, group: Group, ctx: Context) -> Group:
+    @property
+    def models(self) -> frozenset[str]:
+        return frozenset({"reference"})
+
+    async def credit(self, group: Group, ctx: Context) -> Group:
         async def penalize(member: Trajectory) -> Trajectory:
             advantage = member.column("advantage")
             if not member.is_rollout or not (advantage < 0).any():
@@ -38,4 +44,4 @@ class Ace(CreditTerm):
             return member.with_columns(advantage=advantage * factor)
 
         members = await gather(*(penalize(member) for member in group.trajectories))
-        return Group(group.problem, members)
+        return replace(group, trajectories=members)

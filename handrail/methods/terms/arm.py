@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from handrail.methods.base import CreditTerm, Status
+from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Score
 from handrail.types.trajectory import Author, Group, Trajectory
 
 
-class Arm(CreditTerm):
+class Arm(Term):
     """ARM (ProGRPO): reduce the advantage of completions that the policy is already confident in.
 
     A + α·(conf(prompt) − conf(completion)) on the policy's own tokens; conf = exp of the mean log-probability
@@ -29,7 +29,7 @@ class Arm(CreditTerm):
     share: float = Field(0.2, gt=0, le=1)
     """Confidence is measured on this share of the tokens, the least likely ones."""
 
-    async def __call__(self, group: Group, ctx: Context) -> Group:
+    async def credit(self, group: Group, ctx: Context) -> Group:
         if not group.mixed:
             return group
         prompt = group.rollouts[0].prompt_ids

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from handrail.methods.base import State, Status, Term
+from handrail.methods.context import Context
+from handrail.methods.terms.novelty import Novelty, bonuses, padded
+from handrail.methods.terms.step_tokens import own, written
+from handrail.types.trajectory import Group
+
+
+class Imentor(Term):
+    """i-MENTOR: a bonus for trajectories that two small networks disagree about, unless they are right.
+
+    A + b on the policy's own tokens of trajectories with a reward below 1; b = scale·(e − min e)/(max e −
+    min e) over the whole step, times decay/(decay + k) in the networks' k-th step (from 0). e is (target −
+    predictor)² of the trajectory's tokens, before one step on mean e. Equal e give 0, and so does a lone
+    trajectory. The paper's base is grpo with std_epsilon = 1e-10.
+    """
+
+    source: ClassVar[str] = "arXiv 2505.17621"
+    status: ClassVar[Status] = "published"
+    refuses: ClassVar[Mapping[str, str]] = {"fapo": "with fapo, right answers can score below 1 too"}
+
+    scale: float = Field(0.5, ge=0)
+    """Largest bonus."""
+    decay: float = Field(40.0, gt=0)
+    """Steps after which the bonus is halved."""
+    prompt_tokens: int = Field(256, ge=1)
+    """The networks read the last tokens of a prompt; a longer one is cut (our choice)."""
+    response_tokens: int = Field(1024, ge=1)
+    """The networks read the first tokens of a completion; a longer one is cut (our choice)."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of the networks."""
+    seed: int = 0
+    """Seed of the networks' first weights (our choice)."""
+
+    _novelty: Novelty | None = PrivateAttr(None)
+    _bonus: dict[tuple[int, ...], float] = PrivateAttr(default_factory=dict)
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        return replace(group, notes={**group.notes, "imentor": ctx.renderer.embeddings})
+
+    def observe(self, group: Group) -> Any:
+        vocabulary = group.notes.get("imentor")
+        rows = [padded(each, self.prompt_tokens, self.response_tokens) for each in written(group)]
+        return vocabulary and (vocabulary, rows)
+
+    def learn(self, seen: list[Any]) -> None:
+        rows, self._bonus = [row for _, rows in seen for row in rows], {}
+        if len(rows) < 2:  # nothing to normalize over
+            return
+        novelty = self.opened(seen[0][0])
+        scale = self.scale * self.decay / (self.decay + int(novelty.steps))
+        self._bonus = dict(zip(rows, bonuses(novelty.step(rows), scale).tolist(), strict=True))
+
+    async def credit(self, group: Group, ctx: Context) -> Group:
+        ctx.counts["imentor/groups_without_bonus"] += not self._bonus
+        for member in written(group):
+            known = self._bonus.get(padded(member, self.prompt_tokens, self.response_tokens), 0.0)
+            bonus = known if member.reward < 1 else 0.0  # also without a verdict
+            ctx.counts["imentor/bonuses"] += bonus > 0
+            raised = member.with_columns(advantage=member.column("advantage") + own(member) * bonus)
+            group = group.swap(member, raised)
+        return group
+
+    def opened(self, vocabulary: int) -> Novelty:
+        length = self.prompt_tokens + self.response_tokens
+        self._novelty = self._novelty or Novelty(vocabulary, length, self.learning_rate, self.seed)
+        return self._novelty
+
+    def state(self) -> State:
+        return self._novelty.state() if self._novelty else {}
+
+    def load_state(self, state: State) -> None:
+        if state:
+            self.opened(len(state["nets"]["embedding.weight"])).load_state(state)

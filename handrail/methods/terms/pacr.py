@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handrail.methods.base import Status, Term
+from handrail.methods.context import Context
+from handrail.methods.requests import Score, gather
+from handrail.methods.terms.step_tokens import discounted, number_steps, own, tokens_before, written
+from handrail.types.trajectory import Group, Trajectory
+
+
+class Pacr(Term):
+    """PACR: credit steps after which the policy finds the right answer likelier.
+
+    c_k = log π(answer | prompt, steps 1 to k); G_k = Σ_(t≥k) γ^(t−k)·(c_t − c_(t−1)); A_P is G, scaled to
+    [0, 1] over all steps of the group's rollouts, 0 if all are equal. The policy's own tokens of step k get
+    outcome_coef·A + step_coef·A_P. The paper's base is Dr.GRPO. Costs a forward pass for every step.
+    """
+
+    source: ClassVar[str] = "arXiv 2510.22255"
+    status: ClassVar[Status] = "secondary"
+
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount γ of later steps (not published; 1 is ours)."""
+    outcome_coef: float = Field(1.0, ge=0)
+    """Coefficient of the method's advantage (not published; 1 is ours)."""
+    step_coef: float = Field(0.1, ge=0)
+    """Coefficient of A_P (not published; 0.1 is ours)."""
+    values: Literal["step", "rollout"] = "step"
+    """One value for each step, or one for each rollout (sparse): G_1, which is our reading."""
+    answer_mean: bool = False
+    """Divide c by the answer's number of tokens (our option)."""
+    centre: bool = False
+    """Subtract A_P's mean over the tokens, because A_P is never negative (our option)."""
+    answer_template: str = "{answer}"
+    """The answer as it is scored (ours), such as ``" # {answer}"``. The last step, which tells it, is cut
+    before the words that precede the answer here, or without such words before the answer."""
+    step_end: str | None = None
+    """Regular expression for the end of a step; by default as for scope."""
+
+    async def credit(self, group: Group, ctx: Context) -> Group:
+        answer = self.answer_template.replace("{answer}", group.problem.answer)
+        tokens = ctx.renderer.completion(answer, end=False, plain=True)
+        members = written(group) if tokens else []
+        ctx.counts["pacr/no_answer"] += not tokens
+        found = await gather(*(self.returns(each, tokens, group.problem.answer, ctx) for each in members))
+        known = torch.cat([torch.empty(0).double(), *(each[~each.isnan()] for each in found)])
+        if not len(known):
+            return group
+        low, spread = known.min(), known.max() - known.min()
+        scaled = [(each - low) / spread if spread else 0 * each for each in found]
+        shift = torch.cat([each[own(member)] for member, each in zip(members, scaled, strict=True)]).nanmean()
+        for member, each in zip(members, scaled, strict=True):
+            bonus = (each - shift * self.centre).nan_to_num(0.0)
+            mixed = self.outcome_coef * member.column("advantage") + self.step_coef * bonus
+            advantage = torch.where(own(member), mixed, member.column("advantage")).float()
+            group = group.swap(member, member.with_columns(advantage=advantage))
+        return group
+
+    async def returns(self, member: Trajectory, answer: list[int], right: str, ctx: Context) -> Tensor:
+        """G of each token's step (of the first step, if sparse), float64 [T]; NaN if there is no room."""
+        if ctx.longest and len(member.prompt_ids) + len(member) + len(answer) > ctx.longest:
+            ctx.counts["pacr/too_long"] += 1
+            return torch.full((len(member),), torch.nan).double()
+        steps, number = number_steps(member, ctx.renderer, self.step_end)
+        lead = self.answer_template.partition("{answer}")[0]
+        mark = lead if lead.strip() else right
+        ends = [int((number < k).sum()) for k in range(len(steps))]
+        ends.append(max(ends[-1], tokens_before(mark, steps, member, ctx.renderer)))
+        prefixes = [[*member.prompt_ids, *member.tokens[:end]] for end in ends]
+        scored = await gather(*(Score(prefix, torch.tensor(answer)) for prefix in prefixes))
+        likelihood = Tensor.mean if self.answer_mean else Tensor.sum
+        c = torch.stack([likelihood(each.double()) for each in scored])
+        values = discounted((c[1:] - c[:-1]).tolist(), self.gamma)
+        return values[number if self.values == "step" else torch.zeros_like(number)]

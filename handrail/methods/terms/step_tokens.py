@@ -1,0 +1,50 @@
+"""The steps of a completion and the tokens of each: what terms that credit steps share."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from handrail.experts.steps import count_prefix_tokens, split_steps
+from handrail.models.renderer import Renderer
+from handrail.types.trajectory import Author, Group, Trajectory
+
+
+def own(member: Trajectory) -> Tensor:
+    """Mask of the tokens that the policy wrote, bool [T]."""
+    return member.author == Author.POLICY
+
+
+def written(group: Group) -> list[Trajectory]:
+    """Trajectories of the baseline with at least one token that the policy wrote."""
+    return [member for member in group.baseline if own(member).any()]
+
+
+def number_steps(member: Trajectory, renderer: Renderer, end: str | None) -> tuple[list[str], Tensor]:
+    """Split the text into steps, and number the step of every token from 0, int64 [T].
+
+    A text without marks of steps is one step; an end token belongs to the last one.
+    """
+    steps = split_steps(member.text, end) or [member.text]
+    ends, text = [], ""
+    for step in steps[:-1]:
+        text += step
+        ends.append(count_prefix_tokens(member.tokens, text, renderer))
+    return steps, (torch.arange(len(member))[:, None] >= torch.tensor(ends)).sum(1)
+
+
+def tokens_before(mark: str, steps: list[str], member: Trajectory, renderer: Renderer) -> int:
+    """Number of tokens before the last ``mark`` in the last step; if there is none, of all but end tokens."""
+    cut = member.text.rfind(mark, len(member.text) - len(steps[-1]))
+    count = count_prefix_tokens(member.tokens, member.text if cut < 0 else member.text[:cut], renderer)
+    while count and member.tokens[count - 1] in renderer.ends:
+        count -= 1
+    return count
+
+
+def discounted(gains: list[float], gamma: float) -> Tensor:
+    """Σ_(t≥k) γ^(t−k)·g_t for every k, float64."""
+    found = [*accumulate(gains[::-1], lambda later, gain: gain + gamma * later)][::-1]
+    return torch.tensor(found, dtype=torch.float64)
