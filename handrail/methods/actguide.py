@@ -70,7 +70,7 @@ class ActGuide(Method[ActGuideSettings]):
         ctx.counts["actguide/guided"] += 1
         ctx.counts["actguide/steps_shown"] += length
         ctx.counts["actguide/still_wrong"] += not any(member.reward > 0 for member in guided)
-        return replace(group, trajectories=guided)
+        return await self.apply_rewards(replace(group, trajectories=guided), ctx)
 
     def hints(self, problem: Problem, ctx: Context) -> list[str | None]:
         """Hints of 0, 1, ... leading steps of a reference that do not name the answer and leave room."""

@@ -198,7 +198,7 @@ class Method(Generic[S], Stateful):
 
     async def reward(self, group: Group, ctx: Context) -> Group:
         """Grade every trajectory and set its reward."""
-        return await self.graded(group, ctx)
+        return await self.grade(group, ctx)
 
     async def guide(self, group: Group, ctx: Context) -> Group | list[Group]:
         """Add trajectories to a graded group, or replace or repair those in it."""
@@ -226,10 +226,13 @@ class Method(Generic[S], Stateful):
         """Settings of the building blocks: the method's own, or the defaults if it has no GrpoSettings."""
         return self.settings if isinstance(self.settings, GrpoSettings) else GrpoSettings()
 
-    async def graded(self, group: Group, ctx: Context) -> Group:
+    async def grade(self, group: Group, ctx: Context) -> Group:
         """Return the group as the verifier grades it and the terms reward it."""
         graded = await gather(*(Verify(group.problem, member) for member in group.trajectories))
-        group = replace(group, trajectories=graded)
+        return await self.apply_rewards(replace(group, trajectories=graded), ctx)
+
+    async def apply_rewards(self, group: Group, ctx: Context) -> Group:
+        """Let the terms change the rewards of a graded group."""
         for term in self.terms:
             group = await term.reward(group, ctx)
         return group
@@ -263,7 +266,7 @@ class Method(Generic[S], Stateful):
         reference = ctx.reference(group.problem)
         if reference is None:
             return None
-        (graded,) = (await self.graded(Group(group.problem, [reference]), ctx)).trajectories
+        (graded,) = (await self.grade(Group(group.problem, [reference]), ctx)).trajectories
         ctx.counts["guide/reference_rejected"] += graded.correct is False
         ctx.counts["guide/reference_unverified"] += graded.correct is None
         return graded

@@ -36,7 +36,7 @@ class Olr(Term):
     _changed: list[dict[str, Any]] = PrivateAttr(default_factory=list)
 
     async def reward(self, group: Group, ctx: Context) -> Group:
-        if not group.rollouts:
+        if not group.rollouts or "olr" in group.notes:  # only a reference, or decided already
             return group
         problem, past = group.problem, self._passes.get(group.problem.id, [])
         read = await gather(*(Verify(problem, member, answer=True) for member in group.rollouts))

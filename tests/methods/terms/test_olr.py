@@ -150,6 +150,8 @@ def test_a_problem_twice_in_a_step_is_counted_once(policy: TrainablePolicy, engi
     term = Olr(name="olr")
     first, _ = verb(term, "reward", rollouts(policy, "# 71"), engine)
     second, _ = verb(term, "reward", rollouts(policy, "# 8"), engine)
+    again, _ = verb(term, "reward", replace(first, trajectories=second.trajectories), engine)
+    assert again.notes["olr"][0]["answer"] == "71"  # rollouts that replace the group's do not vote
     bare = Group(replace(PROBLEM, id="q"))
     seen = [term.observe(group) for group in (first, second, bare)]
     assert seen[2] is None
