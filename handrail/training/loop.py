@@ -145,8 +145,10 @@ class Run:
         c = config.train
         betas = (c.betas[0], c.betas[1])
         optimizer = torch.optim.AdamW(
-            parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon
-        )
+            parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon,
+            # One kernel on a GPU, without temporary copies of all weights.
+            fused=self.accelerator.device.type == "cuda",
+        )  # fmt: skip
         self.optimizer = self.accelerator.prepare(optimizer)
         self.added, self.callbacks = list(callbacks), list[Callback]()
         self.skipped = 0
