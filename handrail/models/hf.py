@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from handrail._util.errors import UserError
 from handrail._util.memory import enough_memory
 from handrail.data.config import PromptFormat
-from handrail.models.attention import share_on_cpu
-from handrail.models.batching import Inputs, by_budget
+from handrail.models import attention, packing
+from handrail.models.attention import use_ours
+from handrail.models.batching import Inputs, Layout, by_budget
 from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.generate import Completion, generate, positions
+from handrail.models.head import is_last, log_probs, skipped
 from handrail.models.loading import load_model
+from handrail.models.packing import Packed, can_pack
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Trajectory
 
 log = logging.getLogger("handrail")
+
+
+def unpacked(values: Tensor, inputs: Inputs, places: Tensor) -> Tensor:
+    """Put a value for each of N completion tokens into [B, T], zero elsewhere."""
+    filled = values.new_zeros(inputs.completion.numel()).scatter(0, places, values)
+    return filled.view(inputs.completion.shape)
 
 
 def can_share_prompts(model: Any) -> bool:
@@ -69,17 +79,26 @@ class TransformersPolicy:
         )
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
-        if self.accelerator.device.type == "cpu" and model.attention == "auto":
-            share_on_cpu(loaded)
-        self.shares_prompts = can_share_prompts(loaded)
+        if model.attention == "auto":
+            use_ours(loaded)
+        self.layout: Layout = "shared" if can_share_prompts(loaded) else "padded"
         with enough_memory("load"):
             self.model = self._prepare(loaded)
+            with self.autocast():  # on its device, because some attention kernels exist there only
+                self.head_is_last = is_last(self.bare_model.eval())
+                if loaded.config._attn_implementation == attention.NAME and can_pack(self.bare_model):
+                    self.layout = "packed"
         self.temperature = self.rollout.temperature or 1.0
 
     @property
     def param_dtype(self) -> str:
         """Number type of the weights."""
         return self.config.dtype
+
+    def autocast(self) -> torch.autocast:
+        """Compute in ``model.dtype``, whatever the number type of the weights."""
+        enabled = self.config.dtype == "bfloat16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
 
     def _prepare(self, model: Any) -> Any:
         return model.to(self.accelerator.device).requires_grad_(False)
@@ -136,19 +155,33 @@ class TransformersPolicy:
     ) -> tuple[Tensor, Tensor | None]:
         """Compute log π [B, T] of the targets and the entropy ([B, T] or None), float32, with gradient.
 
-        ``model`` replaces the wrapped model, which synchronizes gradients between processes.
+        Both are on the model's device; ``inputs`` are on the CPU, where they are packed. ``model``
+        replaces the wrapped model, which synchronizes gradients between processes.
         """
-        pieces, at, found = self._logits(inputs, model or self.model), 0, []
-        for logits in pieces:
-            found.append(self._log_probs(logits, inputs.targets[:, at : at + logits.shape[1]], with_entropy))
-            at += logits.shape[1]
-        logp = torch.cat([piece[0] for piece in found], 1)
-        return logp, torch.cat([piece[1] for piece in found], 1) if with_entropy else None
+        hidden, head, places = self._hidden(inputs, model or self.model)
+        targets = inputs.targets.to(hidden.device).view(-1, 1)[places]
+        logp, entropy = log_probs(hidden, head, targets, self.temperature, with_entropy)
+        return unpacked(logp[:, 0], inputs, places), (
+            None if entropy is None else unpacked(entropy, inputs, places)
+        )
 
-    def _logits(self, inputs: Inputs, model: Any) -> list[Tensor]:
-        """Compute only the logits that predict completion tokens: [B, T, V], in pieces along T."""
+    def _hidden(self, inputs: Inputs, model: Any) -> tuple[Tensor, nn.Module, Tensor]:
+        """Return what the output layer reads before each completion token, [N, D], that layer, and the place
+        of each of the N tokens among the completions' [B·T]."""
+        device, head = self.accelerator.device, self.accelerator.unwrap_model(model).get_output_embeddings()
+        with skipped(head) if self.head_is_last else nullcontext():
+            if self.layout == "packed":
+                packed = Packed.of(inputs).to(device)
+                hidden, places = packing.forward(model, packed), packed.completion
+            else:
+                hidden = self._outputs(inputs.to(device), model).flatten(0, 1)
+                places = torch.arange(inputs.completion.numel(), device=device)
+        return hidden, head if self.head_is_last else nn.Identity(), places
+
+    def _outputs(self, inputs: Inputs, model: Any) -> Tensor:
+        """Return what the model puts out for the token before each completion token, [B, T, V]."""
         mask, width = inputs.whole_mask, inputs.completion.shape[1]
-        if width == 1 or not (self.shares_prompts and inputs.share_prompts):
+        if width == 1 or not (self.layout == "shared" and inputs.share_prompts):
             out = model(
                 input_ids=inputs.whole,
                 attention_mask=mask,
@@ -156,10 +189,11 @@ class TransformersPolicy:
                 logits_to_keep=width + 1,
                 use_cache=False,
             )
-            return [out.logits[:, :-1]]
-        cache = DynamicCache(config=self.bare_model.config.get_text_config(decoder=True))
+            return torch.as_tensor(out.logits[:, :-1])
+        bare = self.accelerator.unwrap_model(model)
+        cache = DynamicCache(config=bare.config.get_text_config(decoder=True))
         # The bare model, because every process must call the wrapped (synchronizing) one equally often.
-        first = self.bare_model(
+        first = bare(
             input_ids=inputs.prompt,
             attention_mask=inputs.prompt_mask,
             position_ids=positions(inputs.prompt_mask),
@@ -175,15 +209,7 @@ class TransformersPolicy:
             past_key_values=cache,
             use_cache=True,
         ).logits
-        return [first, rest]
-
-    def _log_probs(self, logits: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        logits = logits.float()
-        if self.temperature != 1:
-            logits = logits / self.temperature
-        norm = logits.logsumexp(-1)
-        logp = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
-        return logp, norm - (torch.softmax(logits, -1) * logits).sum(-1) if with_entropy else logp
+        return torch.cat([first, rest], 1)
 
     @torch.no_grad()
     def score(
@@ -218,9 +244,9 @@ class TransformersPolicy:
         bare = self.bare_model.eval()
 
         def likeliest(inputs: Inputs) -> Tensor:
-            return torch.cat(
-                [logits[..., :vocabulary].argmax(-1) for logits in self._logits(inputs, bare)], 1
-            )
+            hidden, head, places = self._hidden(inputs, bare)
+            top = [head(rows)[:, :vocabulary].argmax(-1) for rows in torch.split(hidden, 1024)]
+            return unpacked(torch.cat(top), inputs, places)
 
         return self._score(prompts, completions, likeliest)
 
@@ -235,10 +261,10 @@ class TransformersPolicy:
         targets = completions if targets is None else targets
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = list(map(len, completions))
-        for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.shares_prompts):
+        for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.layout):
             inputs = Inputs.of(
                 [prompts[i] for i in part], [completions[i] for i in part], [targets[i] for i in part]
-            ).to(self.accelerator.device)
+            )
             for index, row in zip(part, rows(inputs).cpu(), strict=True):
                 out[index] = row[: lengths[index]].clone()
         return out

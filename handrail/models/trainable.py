@@ -103,7 +103,7 @@ class TrainablePolicy(TransformersPolicy):
         elif self.keep_start:
             self.start = copy.deepcopy(model).to(self.accelerator.device).requires_grad_(False).eval()
         if self.config.gradient_checkpointing:
-            self.shares_prompts = False  # activations that are not kept cannot be shared
+            self.layout = "padded"  # activations that are not kept cannot be shared in a cache
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.checkpointed = [
                 disable_dropout(module)
@@ -118,9 +118,7 @@ class TrainablePolicy(TransformersPolicy):
         self.model.eval()  # no dropout, as when sampling
         for layer in self.checkpointed:  # transformers checkpoints activations in training mode only
             layer.training = torch.is_grad_enabled()
-        with torch.autocast(
-            self.accelerator.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
-        ):
+        with self.autocast():
             return super().forward(inputs, with_entropy, model)
 
     @torch.no_grad()
