@@ -181,6 +181,26 @@ def make_prm(
     """Train the process reward model from scratch and write it to ``output`` (safetensors, float16)."""
     recipe, rng, words = recipe or PrmRecipe(), random.Random(seed), tokenizer()
     torch.manual_seed(seed)
+    model = untrained(recipe, words)
+    guesser, checker = nn.Linear(recipe.hidden, len(words)), nn.Linear(recipe.hidden, 2)
+    parameters = [*model.parameters(), *guesser.parameters(), *checker.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=recipe.betas)
+    data = batches(recipe, ChatLayout(words), rng)
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        judged, auxiliary = losses(recipe, model, guesser, checker, *next(data))
+        optimizer.zero_grad()
+        torch.autograd.backward(judged + auxiliary)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if progress and step % 50 == 0:
+            progress(step, recipe.steps, judged.item())
+    model.half().save_pretrained(output)
+    words.save_pretrained(output, save_jinja_files=False)
+
+
+def untrained(recipe: PrmRecipe, words: PreTrainedTokenizerFast) -> Qwen2ForProcessRewardModel:
     model = Qwen2ForProcessRewardModel(
         Qwen2Config(
             vocab_size=len(words), hidden_size=recipe.hidden, intermediate_size=2 * recipe.hidden,
@@ -192,37 +212,34 @@ def make_prm(
         )
     )  # fmt: skip
     nn.init.normal_(model.model.embed_tokens.weight)
-    guesser, checker = nn.Linear(recipe.hidden, len(words)), nn.Linear(recipe.hidden, 2)
-    parameters = [*model.parameters(), *guesser.parameters(), *checker.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=recipe.betas)
-    data = batches(recipe, ChatLayout(words), rng)
-    for step in range(recipe.steps):
-        done = max(0.0, (step / recipe.steps - recipe.flat) / (1 - recipe.flat))
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                recipe.learning_rate * min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
-            )
-        tokens, labels, checks = next(data)
-        states = model.model(input_ids=tokens, use_cache=False, output_hidden_states=True)
-        guessed, checked = (norm(states.hidden_states[layer]) for layer in (recipe.guess_at, recipe.check_at))
-        right, known = checks[:, 1:] == 1, checks >= 0
-        balance = known.sum() / 2 / (checks[known].bincount(minlength=2) + 1)
-        judged = nn.functional.cross_entropy(
-            model.score(states.last_hidden_state[labels >= 0]), labels[labels >= 0]
-        )
-        loss = (
-            judged
-            + nn.functional.cross_entropy(checker(checked[known]), checks[known], weight=balance)
-            + nn.functional.cross_entropy(guesser(guessed[:, :-1][right]), tokens[:, 1:][right])
-        )
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if progress and step % 50 == 0:
-            progress(step, recipe.steps, judged.item())
-    model.half().save_pretrained(output)
-    words.save_pretrained(output, save_jinja_files=False)
+    return model
+
+
+def learning_rate(recipe: PrmRecipe, step: int) -> float:
+    """Warm-up over 100 steps, then constant, then a cosine to zero."""
+    done = max(0.0, (step / recipe.steps - recipe.flat) / (1 - recipe.flat))
+    return recipe.learning_rate * min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
+
+
+def losses(
+    recipe: PrmRecipe,
+    model: Qwen2ForProcessRewardModel,
+    guesser: nn.Module,
+    checker: nn.Module,
+    tokens: Tensor,
+    labels: Tensor,
+    checks: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The loss of the steps' labels, and the sum of the auxiliary losses."""
+    cross_entropy = nn.functional.cross_entropy
+    states = model.model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    guessed, checked = (norm(states.hidden_states[layer]) for layer in (recipe.guess_at, recipe.check_at))
+    right, known = checks[:, 1:] == 1, checks >= 0
+    balance = known.sum() / 2 / (checks[known].bincount(minlength=2) + 1)
+    judged = cross_entropy(model.score(states.last_hidden_state[labels >= 0]), labels[labels >= 0])
+    of_words = cross_entropy(checker(checked[known]), checks[known], weight=balance)
+    of_guesses = cross_entropy(guesser(guessed[:, :-1][right]), tokens[:, 1:][right])
+    return judged, of_words + of_guesses
 
 
 def norm(states: Tensor) -> Tensor:

@@ -8,12 +8,15 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from handrail._util.progress import quiet, show
 from handrail.cli import main
+
+if TYPE_CHECKING:
+    from benchmarks.suite.suite import Suite
 
 app = typer.Typer()
 
@@ -45,42 +48,50 @@ def suite_command(
     Write the answers to a page of Markdown. The same command continues a suite that was stopped.
     """
     quiet()
-    from benchmarks.suite.page import page as written
-    from benchmarks.suite.suite import BUILTIN, Result, current, load_suite, planned, read_results, run_suite
-    from benchmarks.suite.weights import weights_of
+    from benchmarks.suite.suite import BUILTIN, load_suite
 
     what = load_suite(suite or BUILTIN, quick)
     output = output or Path("runs") / ("suite-quick" if quick else "suite")
+    run(what, output, workers, write_only)
+    write_page(what, output, page or output / "evidence.md")
+
+
+def run(what: Suite, output: Path, workers: int | None, nothing: bool) -> None:
+    """Make the runs that are not finished, unless ``nothing`` is to be run; measure the plans' weights."""
+    from benchmarks.suite.suite import Result, current, planned, read_results, run_suite
+    from benchmarks.suite.weights import weights_of
+
     file = output / "results.jsonl"
     finished = len(current(what, read_results(file)))
     show(f"{planned(what)} runs, {finished} of them finished already, into {file}")
-    if not write_only:
-        started = time.monotonic()
+    if nothing:
+        return
+    started = time.monotonic()
 
-        def report(done: int, total: int, result: Result) -> None:
-            left = (time.monotonic() - started) / (done - finished) * (total - done) / 60
-            accuracy = result.mean(what.in_domain)
-            show(
-                f"{done}/{total} {result.cell.label}: in-domain {accuracy:.1%}, "
-                f"{result.figures['seconds']:.0f} s; {left:.0f} min left"
-            )
+    def report(done: int, total: int, result: Result) -> None:
+        left = (time.monotonic() - started) / (done - finished) * (total - done) / 60
+        accuracy = result.mean(what.in_domain)
+        show(
+            f"{done}/{total} {result.cell.label}: in-domain {accuracy:.1%}, "
+            f"{result.figures['seconds']:.0f} s; {left:.0f} min left"
+        )
 
-        run_suite(what, output, workers, report)
-        (output / "weights.json").write_text(json.dumps(weights_of(what), indent=1) + "\n", encoding="utf-8")
-    weights = (
-        json.loads((output / "weights.json").read_text(encoding="utf-8"))
-        if (output / "weights.json").exists()
-        else {}
-    )
-    target = page or output / "evidence.md"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    run_suite(what, output, workers, report)
+    (output / "weights.json").write_text(json.dumps(weights_of(what), indent=1) + "\n", encoding="utf-8")
+
+
+def write_page(what: Suite, output: Path, target: Path) -> None:
+    """Write the page from the results in ``output``."""
+    from benchmarks.suite.page import page
+    from benchmarks.suite.suite import current, read_results
+
+    results, file = output / "results.jsonl", output / "weights.json"
+    weights = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     command = shlex.join(["python", "-m", "benchmarks.suite", *sys.argv[1:]])
-    target.write_text(
-        written(
-            what, current(what, read_results(file)), weights, command, os.path.relpath(file, target.parent)
-        ),
-        encoding="utf-8",
-    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = os.path.relpath(results, target.parent)
+    text = page(what, current(what, read_results(results)), weights, command, place)
+    target.write_text(text, encoding="utf-8")
     show(f"page: {target}")
 
 

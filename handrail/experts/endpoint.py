@@ -132,21 +132,11 @@ class Endpoint:
         The first failure of each kind is logged. Raises Paused after ``pause_after`` failures in a row, and
         UserError if the server refuses the key or the model.
         """
-        settings = (
-            self.config.base_url.rstrip("/"),
-            self.config.model,
-            max_tokens,
-            float(temperature),
-            attempt,
-        )
         questions = [
             [{key: _clean(text) for key, text in message.items()} for message in messages]
             for messages in conversations
         ]
-        keys = [
-            hashlib.sha256(json.dumps([*settings, messages], sort_keys=True).encode()).digest()
-            for messages in questions
-        ]
+        keys = [self._cache_key(messages, max_tokens, temperature, attempt) for messages in questions]
         pauses = self._pauses
 
         def answer(
@@ -155,15 +145,11 @@ class Endpoint:
             text, cached = self._answer(key, messages, max_tokens, temperature, pauses)
             return None if text is None else self._read(text, reader, cached, pauses)
 
+        different = dict(zip(keys, zip(questions, readers, strict=True), strict=True))
         pool = ThreadPoolExecutor(self.config.concurrency)
         try:
-            asked = {
-                key: pool.submit(answer, key, messages, reader)
-                for key, (messages, reader) in dict(
-                    zip(keys, zip(questions, readers, strict=True), strict=True)
-                ).items()
-            }
-            answers = dict(zip(asked, results(list(asked.values())), strict=True))
+            asked = [pool.submit(answer, key, *question) for key, question in different.items()]
+            answers = dict(zip(different, results(asked), strict=True))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if self._pauses != pauses:
@@ -172,6 +158,13 @@ class Endpoint:
                 f"the last with: {self._reason}"
             )
         return [answers[key] for key in keys]
+
+    def _cache_key(
+        self, messages: list[dict[str, str]], max_tokens: int, temperature: float, attempt: int
+    ) -> bytes:
+        server = (self.config.base_url.rstrip("/"), self.config.model)
+        asked = [*server, max_tokens, float(temperature), attempt, messages]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
     def _answer(
         self, key: bytes, messages: list[Message], max_tokens: int, temperature: float, pauses: int
