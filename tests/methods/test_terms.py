@@ -6,6 +6,8 @@ import copy
 import json
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from handrail.methods import METHODS, build
 from handrail.methods.batch import micro_batch
 from handrail.methods.context import Context
 from handrail.methods.dmpo import Dmpo
+from handrail.methods.imitating import imitated
 from handrail.methods.linearise import linearised
 from handrail.methods.requests import Pending, Score, drive
 from handrail.methods.sft import GrpoSft
@@ -194,6 +197,34 @@ def test_a_method_object_pickles(name: str, tmp_path: Path) -> None:
     assert (twin.settings, twin.group_size, twin.terms) == (method.settings, 4, method.terms)
 
 
+OWN = """
+from handrail import Method
+from handrail.methods.base import GrpoSettings
+
+class MineSettings(GrpoSettings):
+    strength: float = 1.0
+
+class Mine(Method[MineSettings]):
+    Settings = MineSettings
+"""
+ELSEWHERE = """
+import pickle, sys
+from handrail.methods import find
+find(sys.argv[1])  # as any process of a run does, from its configuration
+method = pickle.load(sys.stdin.buffer)
+print(type(method).__name__, method.settings.strength, method.group_size)
+"""
+
+
+def test_a_method_from_a_file_pickles_into_a_process_that_has_loaded_the_file(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    name = f"{tmp_path}/own.py:Mine"
+    method = build({"name": name, "strength": 0.5}, RolloutConfig(group_size=4))
+    command = [sys.executable, "-c", ELSEWHERE, name]
+    done = subprocess.run(command, input=pickle.dumps(method), capture_output=True, check=True)
+    assert done.stdout.decode().split() == ["Mine", "0.5", "4"]
+
+
 # DMPO
 
 
@@ -258,6 +289,27 @@ def test_dmpos_gradient_is_that_of_direct_autograd(
     )
     assert scale > 0 and difference / scale < 1e-5
     assert_equal(found, expected)
+
+
+def test_dmpo_matches_only_members_of_the_baseline_with_a_known_reward(
+    policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    """What is imitated or unverified changes neither p nor q, and has no gradient of the objective."""
+    texts = ("# 70", "77 + 8 = 85 ; 85 * 2 = 70 # 70", "85")
+    plain = [rollout(policy, text, reward) for text, reward in zip(texts, (1.0, 0.0, 0.5), strict=True)]
+    unknown = replace(rollout(policy, "# 1", math.nan), correct=None)
+    outside = imitated(rollout(policy, "# 2", 1.0))
+    method = build({"name": "dmpo"}, RolloutConfig(group_size=4))
+    (alone,) = engine.credit(method, [Group(PROBLEM, plain)])
+    (beside,) = engine.credit(method, [Group(PROBLEM, [outside, plain[0], unknown, *plain[1:]])])
+    found = [each.column("linear_weight") for each in beside.trajectories]
+    assert not found[0].any() and not found[2].any()
+    for one, other in zip(alone.trajectories, [found[1], *found[3:]], strict=True):
+        assert one.column("linear_weight").any()
+        torch.testing.assert_close(one.column("linear_weight"), other, rtol=1e-4, atol=1e-7)
+    assert beside.trajectories[0].column("imitation_weight").all()
+    (lonely,) = engine.credit(method, [Group(PROBLEM, [unknown, outside])])
+    assert not lonely.trajectories[0].has_signal and not lonely.trajectories[1].column("linear_weight").any()
 
 
 def live(policy: TrainablePolicy, each: Trajectory) -> Tensor:
