@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,50 @@ def test_a_users_callback_sees_every_step_adds_metrics_and_stops_the_run(tmp_pat
     assert [row.get("mine/groups") for row in rows] == [None, 5, 5]
     assert "eval/easy/mean" in rows[-1] and "eval/easy/mean" not in rows[1]  # stopped with a last evaluation
     assert (tmp_path / "run/checkpoints/step-000002").is_dir()  # and a checkpoint
+
+
+class StopsAt(Callback):
+    """Stops the run from one hook, in the second step if it knows its step, and notes those taken."""
+
+    def __init__(self, hook: str) -> None:
+        self.steps: list[int] = []
+        own = getattr(self, hook)
+
+        def stop(run: Run, step: Any, *more: Any) -> None:
+            own(run, step, *more)
+            if hook in ("on_start", "on_end") or step == 2:
+                run.stop(f"from {hook}")
+
+        setattr(self, hook, stop)
+
+    def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize(
+    ("hook", "last"),
+    [
+        ("on_start", 1),
+        ("before_step", 2),
+        ("before_update", 2),
+        ("after_step", 2),
+        ("after_log", 3),
+        ("on_end", 4),
+    ],
+)
+def test_a_run_can_be_stopped_from_every_hook(hook: str, last: int, tmp_path: Path) -> None:
+    """After the step, or the next if it is too late for this one; always evaluated and checkpointed."""
+    stops = StopsAt(hook)
+    settings = config(
+        method={"name": "sft"}, train={"steps": 4, "checkpoint_every": 9},
+        eval={"sets": {"easy": f"{EASY}&split=test&n=2"}},
+    )  # fmt: skip
+    summary = train(settings, tmp_path / "run", callbacks=[stops])
+    assert stops.steps == list(range(1, last + 1)) and summary["steps"] == last
+    assert summary["ended_by"] == ("steps" if hook == "on_end" else f"from {hook}")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"step-{last:06}"]
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert "eval/easy/mean" in rows[-1]
 
 
 def test_trackers_get_every_finite_number(tmp_path: Path) -> None:
