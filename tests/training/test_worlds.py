@@ -111,7 +111,7 @@ def test_torchrun_as_documented_gives_the_evaluation_of_one_process(tmp_path: Pa
 
 
 NOTED = """
-import json, os, sys, torch
+import glob, json, os, sys, torch
 from handrail import Config, train
 from handrail.methods import METHODS
 from handrail.models.trainable import TrainablePolicy
@@ -138,8 +138,9 @@ step = torch.optim.AdamW.step
 
 def noting(self, closure=None):
     if rank == "0":
-        with open(f"{directory}.gradients", "ab") as file:
-            torch.save([p.grad for group in self.param_groups for p in group["params"]], file)
+        number = len(glob.glob(f"{directory}.gradient-*"))
+        gradient = [p.grad for group in self.param_groups for p in group["params"]]
+        torch.save(gradient, f"{directory}.gradient-{number:02}")
     return step(self, closure)
 
 torch.optim.AdamW.step = noting
@@ -190,9 +191,14 @@ def completions(directory: Path) -> list[Any]:
     return sorted(json.loads(line) for file in files for line in file.read_text().splitlines())
 
 
+def gradients(directory: Path) -> list[torch.Tensor]:
+    """The gradient of every update."""
+    files = sorted(directory.parent.glob(f"{directory.name}.gradient-*"))
+    return [torch.cat([each.flatten() for each in torch.load(file)]).double() for file in files]
+
+
 def first_gradient(directory: Path) -> torch.Tensor:
-    with directory.with_name(f"{directory.name}.gradients").open("rb") as file:
-        return torch.cat([gradient.flatten() for gradient in torch.load(file)]).double()
+    return gradients(directory)[0]
 
 
 @pytest.mark.parametrize("method", ["grpo", "luffy", "scope"])
@@ -220,3 +226,66 @@ def test_a_run_stopped_in_two_processes_continues_the_same_in_one(tmp_path: Path
     noted(tmp_path / "stopped", 3, 3, sections)
     found = completions(tmp_path / "stopped")
     assert found == completions(tmp_path / "never-stopped") and {step for step, *_ in found} == {1, 2, 3}
+
+
+def test_three_processes_and_one_skip_the_same_dead_groups_in_several_updates(tmp_path: Path) -> None:
+    """Each update gets five of ten problems; a dead group counts in no normalizer."""
+    sections = uneven("grpo", problems_per_step=10, updates_per_step=2, learning_rate=1e-9)
+    sections["method"]["skip_dead_groups"] = True
+    for processes in (1, 3):
+        noted(tmp_path / f"of-{processes}", processes, 1, sections, IN_FLOAT64="1")
+    (_, one), (_, three) = (lines(tmp_path / f"of-{processes}/metrics.jsonl") for processes in (1, 3))
+    assert one["groups/dead"] and one["groups/dead"] < one["groups/all"] == 10
+    assert {key: three[key] for key in one if key.startswith(("groups/", "tokens/"))} == {
+        key: value for key, value in one.items() if key.startswith(("groups/", "tokens/"))
+    }
+    expected, found = (gradients(tmp_path / f"of-{processes}") for processes in (1, 3))
+    assert len(found) == len(expected) > 0
+    for left, right in zip(expected, found, strict=True):
+        assert left.norm() > 0 and (right - left).norm() / left.norm() < 1e-6
+
+
+ENDS = """
+import json, os, sys, torch
+from handrail import Callback, UserError, train
+from tests.training.test_loop import Scripted
+from tests.training.test_worlds import scripted
+
+rank = int(os.environ["RANK"])
+
+class Stops(Callback):
+    def before_step(self, run, step):
+        if rank == 1 and step == 2:
+            run.stop("said by one")
+
+class Fails(Scripted):
+    async def credit(self, group, ctx):
+        if rank == 1:
+            raise UserError("no credit for this group")
+        return await super().credit(group, ctx)
+
+torch.set_num_threads(1)
+summary = train(scripted(), sys.argv[1] + "/stopped", method=Scripted, callbacks=[Stops()])
+said = [summary["ended_by"], summary["steps"]]
+try:
+    train(scripted(), sys.argv[1] + "/failed", method=Fails)
+except UserError as error:
+    said.append(str(error))
+with open(f"{sys.argv[1]}/said-{rank}", "w") as file:
+    json.dump(said, file)
+"""
+
+
+def test_what_ends_one_of_two_processes_ends_both(tmp_path: Path) -> None:
+    """A callback that stops the run in one process, and an error in the credit of one."""
+    script = tmp_path / "ends.py"
+    script.write_text(ENDS)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    done = subprocess.run(
+        [sys.executable, *launch], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in range(2)]
+    assert said[0] == said[1] == ["said by one", 2, "no credit for this group"]
+    assert (tmp_path / "failed/stopped.txt").read_text().count("no credit for this group") == 1
