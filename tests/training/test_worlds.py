@@ -229,13 +229,13 @@ def test_a_run_stopped_in_two_processes_continues_the_same_in_one(tmp_path: Path
 
 
 def test_three_processes_and_one_skip_the_same_dead_groups_in_several_updates(tmp_path: Path) -> None:
-    """Of five problems, two updates get three and two; a dead group counts in no normalizer."""
-    sections = uneven("grpo", updates_per_step=2, learning_rate=1e-9)
+    """Each update gets five of ten problems; a dead group counts in no normalizer."""
+    sections = uneven("grpo", problems_per_step=10, updates_per_step=2, learning_rate=1e-9)
     sections["method"]["skip_dead_groups"] = True
     for processes in (1, 3):
         noted(tmp_path / f"of-{processes}", processes, 1, sections, IN_FLOAT64="1")
     (_, one), (_, three) = (lines(tmp_path / f"of-{processes}/metrics.jsonl") for processes in (1, 3))
-    assert one["groups/dead"] and one["groups/dead"] < one["groups/all"] == 5
+    assert one["groups/dead"] and one["groups/dead"] < one["groups/all"] == 10
     assert {key: three[key] for key in one if key.startswith(("groups/", "tokens/"))} == {
         key: value for key, value in one.items() if key.startswith(("groups/", "tokens/"))
     }
