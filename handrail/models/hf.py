@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
@@ -19,6 +20,7 @@ from handrail.models.attention import share_on_cpu
 from handrail.models.batching import Inputs, by_budget
 from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.generate import Completion, generate, positions
+from handrail.models.head import is_last, log_probs, skipped
 from handrail.models.loading import load_model
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Trajectory
@@ -72,6 +74,7 @@ class TransformersPolicy:
         if self.accelerator.device.type == "cpu" and model.attention == "auto":
             share_on_cpu(loaded)
         self.shares_prompts = can_share_prompts(loaded)
+        self.head_is_last = is_last(loaded)
         with enough_memory("load"):
             self.model = self._prepare(loaded)
         self.temperature = self.rollout.temperature or 1.0
@@ -138,15 +141,19 @@ class TransformersPolicy:
 
         ``model`` replaces the wrapped model, which synchronizes gradients between processes.
         """
-        pieces, at, found = self._logits(inputs, model or self.model), 0, []
-        for logits in pieces:
-            found.append(self._log_probs(logits, inputs.targets[:, at : at + logits.shape[1]], with_entropy))
-            at += logits.shape[1]
-        logp = torch.cat([piece[0] for piece in found], 1)
-        return logp, torch.cat([piece[1] for piece in found], 1) if with_entropy else None
+        model = model or self.model
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with skipped(head) if self.head_is_last else nullcontext():
+            pieces = self._outputs(inputs, model)
+        hidden, shape = torch.cat(pieces, 1).flatten(0, 1), inputs.completion.shape
+        head = head if self.head_is_last else nn.Identity()
+        targets = inputs.completion.reshape(-1, 1)
+        logp, entropy = log_probs(hidden, head, targets, self.temperature, with_entropy)
+        return logp.view(shape), None if entropy is None else entropy.view(shape)
 
-    def _logits(self, inputs: Inputs, model: Any) -> list[Tensor]:
-        """Compute only the logits that predict completion tokens: [B, T, V], in pieces along T."""
+    def _outputs(self, inputs: Inputs, model: Any) -> list[Tensor]:
+        """Compute only what predicts completion tokens, [B, T, V] (or D, if the output layer is skipped), in
+        pieces along T."""
         mask, width = inputs.whole_mask, inputs.completion.shape[1]
         if width == 1 or not (self.shares_prompts and inputs.share_prompts):
             out = model(
@@ -176,14 +183,6 @@ class TransformersPolicy:
             use_cache=True,
         ).logits
         return [first, rest]
-
-    def _log_probs(self, logits: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        logits = logits.float()
-        if self.temperature != 1:
-            logits = logits / self.temperature
-        norm = logits.logsumexp(-1)
-        logp = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
-        return logp, norm - (torch.softmax(logits, -1) * logits).sum(-1) if with_entropy else logp
 
     @torch.no_grad()
     def score(
