@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,8 @@ def log_probs(
         return from_logits(head(hidden), targets, temperature, with_entropy)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    logp, entropy = ChunkedLogProbs.apply(hidden, head.weight, targets, temperature, with_entropy, dtype)
+    chunked_log_probs: Callable[..., tuple[Tensor, Tensor]] = ChunkedLogProbs.apply
+    logp, entropy = chunked_log_probs(hidden, head.weight, targets, temperature, with_entropy, dtype)
     return logp, entropy if with_entropy else None
 
 
@@ -99,7 +100,7 @@ class ChunkedLogProbs(torch.autograd.Function):
 
 def chunks(rows: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """Views of the rows whose logits are in memory together."""
-    return rows.split(max(1, CHUNK // len(weight)))
+    return torch.split(rows, max(1, CHUNK // len(weight)))
 
 
 def scaled_logits(hidden: Tensor, columns: Tensor, temperature: float) -> Tensor:
@@ -117,17 +118,17 @@ def is_last(model: Any) -> bool:
     head, found = model.get_output_embeddings(), []
     if head is None:
         return False
-    token = torch.zeros(1, 1, dtype=torch.long, device=head.weight.device)
+    tokens = torch.arange(8, device=head.weight.device)[None]
     hook = head.register_forward_hook(lambda module, inputs, output: found.append(output))
     with hook, torch.no_grad():
-        logits = model(input_ids=token, use_cache=False).logits
+        logits = model(input_ids=tokens, use_cache=False).logits
     return len(found) == 1 and torch.equal(found[0], logits)
 
 
 @contextmanager
 def skipped(head: nn.Module) -> Iterator[None]:
     """Make a model return the inputs of its output layer in place of logits."""
-    head.forward = lambda hidden: hidden  # type: ignore[method-assign]
+    head.forward = lambda hidden: hidden
     try:
         yield
     finally:

@@ -74,15 +74,21 @@ class TransformersPolicy:
         if self.accelerator.device.type == "cpu" and model.attention == "auto":
             share_on_cpu(loaded)
         self.shares_prompts = can_share_prompts(loaded)
-        self.head_is_last = is_last(loaded)
         with enough_memory("load"):
             self.model = self._prepare(loaded)
+            with self.autocast():  # on its device, because some attention kernels exist there only
+                self.head_is_last = is_last(self.bare_model.eval())
         self.temperature = self.rollout.temperature or 1.0
 
     @property
     def param_dtype(self) -> str:
         """Number type of the weights."""
         return self.config.dtype
+
+    def autocast(self) -> torch.autocast:
+        """Compute in ``model.dtype``, whatever the number type of the weights."""
+        enabled = self.config.dtype == "bfloat16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
 
     def _prepare(self, model: Any) -> Any:
         return model.to(self.accelerator.device).requires_grad_(False)
@@ -166,7 +172,7 @@ class TransformersPolicy:
             return [out.logits[:, :-1]]
         cache = DynamicCache(config=self.bare_model.config.get_text_config(decoder=True))
         # The bare model, because every process must call the wrapped (synchronizing) one equally often.
-        first = self.bare_model(
+        first = self.accelerator.unwrap_model(model)(
             input_ids=inputs.prompt,
             attention_mask=inputs.prompt_mask,
             position_ids=positions(inputs.prompt_mask),

@@ -118,9 +118,7 @@ class TrainablePolicy(TransformersPolicy):
         self.model.eval()  # no dropout, as when sampling
         for layer in self.checkpointed:  # transformers checkpoints activations in training mode only
             layer.training = torch.is_grad_enabled()
-        with torch.autocast(
-            self.accelerator.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
-        ):
+        with self.autocast():
             return super().forward(inputs, with_entropy, model)
 
     @torch.no_grad()

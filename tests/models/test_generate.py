@@ -137,12 +137,17 @@ def test_the_synchronizing_model_is_called_once_for_any_length(
     policy = made(ATTENTION["grouped queries"], words, tmp_path)
     calls = []
 
-    def synchronizing(*arguments: Any, **named: Any) -> Any:
-        calls.append(arguments)
-        return policy.bare_model(*arguments, **named)
+    class Synchronizing(torch.nn.DataParallel):  # type: ignore[type-arg]
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.module = policy.bare_model
+
+        def forward(self, *arguments: Any, **named: Any) -> Any:
+            calls.append(arguments)
+            return self.module(*arguments, **named)
 
     rows = [list(range(50, 50 + length)), list(range(60, 60 + length))]
-    logp, _ = policy.forward(Inputs.of([PROMPTS[1]] * 2, rows), model=synchronizing)
+    logp, _ = policy.forward(Inputs.of([PROMPTS[1]] * 2, rows), model=Synchronizing())
     assert len(calls) == 1
     for row, found in zip(rows, logp, strict=True):
         torch.testing.assert_close(found, alone(policy, PROMPTS[1], row))

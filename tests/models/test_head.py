@@ -57,18 +57,16 @@ def found(dtype: torch.dtype, with_entropy: bool, limit: int, temperature: float
     """Log-probabilities, entropies and both gradients of 37 positions with three targets each."""
     torch.manual_seed(0)
     hidden = torch.randn(37, 16, dtype=torch.float64).to(dtype).requires_grad_()
-    layer = linear(torch.randn(101, 16, dtype=torch.float64).to(dtype))
-    targets = torch.randint(101, (37, 3))
+    weight, targets = torch.randn(101, 16, dtype=torch.float64), torch.randint(101, (37, 3))
     targets[3] = 5  # the same target three times
     of_logp, of_entropy = torch.randn(37, 3, dtype=torch.float64), torch.randn(37, dtype=torch.float64)
+    layer = linear(weight.to(dtype))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "CHUNK", limit)
         logp, entropy = log_probs(hidden, layer, targets, temperature, with_entropy)
-    loss = (logp * of_logp).sum() + (0 if entropy is None else (entropy * of_entropy).sum())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "CHUNK", limit)
+        loss = (logp * of_logp).sum() + (0 if entropy is None else (entropy * of_entropy).sum())
         torch.as_tensor(loss).backward()
-    spread = torch.zeros(()) if entropy is None else entropy.detach()
+    spread = logp.new_zeros(()) if entropy is None else entropy.detach()
     return logp.detach(), spread, torch.as_tensor(hidden.grad), torch.as_tensor(layer.weight.grad)
 
 
@@ -143,7 +141,8 @@ def test_a_model_that_does_more_than_multiply_keeps_its_logits(
 ) -> None:
     words = AutoTokenizer.from_pretrained(chat_model)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes |= {"vocab_size": len(words), "eos_token_id": words.eos_token_id, "bos_token_id": None}
+    sizes["num_key_value_heads"] = 2
+    sizes |= {"vocab_size": len(words), "eos_token_id": words.eos_token_id, "bos_token_id": 0}
     torch.manual_seed(0)
     if kind == "soft-capped":
         model = Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=0.5))

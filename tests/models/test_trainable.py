@@ -392,3 +392,13 @@ def test_with_several_updates_old_log_probabilities_are_scored_before_the_first(
 def spliced(row: Trajectory) -> Trajectory:
     """Return the row followed by two tokens of another author."""
     return row.append([8, 9], Author.TEACHER, finished=True)
+
+
+def test_the_model_before_training_reads_shared_prompts_itself(chat_model: Path) -> None:
+    policy = load_trainable_policy(config(model={"path": str(chat_model)}), Accelerator(cpu=True), True)
+    prompts, completions = [[5, 6, 7]] * 2, [[8, 9], [10, 11, 12]]
+    before = policy.score(prompts, completions)
+    for parameter in policy.model.parameters():
+        parameter.data.add_(torch.randn_like(parameter))
+    for scored, expected in zip(policy.score_reference(prompts, completions), before, strict=True):
+        torch.testing.assert_close(scored, expected)
