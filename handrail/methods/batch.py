@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from handrail.models.batching import Inputs, by_budget
+from handrail.models.batching import Inputs, Layout, by_budget
 from handrail.types.trajectory import Trajectory, default
 
 
@@ -80,13 +80,14 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Trajectories of one forward and backward pass."""
+    """Trajectories of one forward and backward pass; ``inputs`` stay on the CPU, see
+    ``TransformersPolicy.forward``."""
 
     inputs: Inputs
     tokens: TokenBatch
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(self.inputs.to(device), self.tokens.to(device))
+        return MicroBatch(self.inputs, self.tokens.to(device))
 
 
 ALWAYS = ("advantage", "imitation_weight", "sampling_logp", "old_logp")
@@ -131,11 +132,8 @@ def micro_batch(samples: Sequence[Sample]) -> MicroBatch:
     return MicroBatch(inputs, token_batch(samples))
 
 
-def pack(samples: Sequence[Sample], budget: int, shared: bool = True) -> Iterator[MicroBatch]:
-    """Yield micro-batches of at most ``budget`` tokens, padding included.
-
-    ``shared``: True if the model reads a prompt once for all its completions.
-    """
+def pack(samples: Sequence[Sample], budget: int, layout: Layout = "packed") -> Iterator[MicroBatch]:
+    """Yield micro-batches of at most ``budget`` tokens, counted as in ``by_budget``."""
     prompts = [sample.trajectory.prompt_ids for sample in samples]
-    for part in by_budget(prompts, [len(sample.trajectory) for sample in samples], budget, shared):
+    for part in by_budget(prompts, [len(sample.trajectory) for sample in samples], budget, layout):
         yield micro_batch([samples[index] for index in part])

@@ -1,4 +1,5 @@
-"""CPU attention: PyTorch's own kernel, with keys and values of grouped queries shared instead of copied.
+"""PyTorch's attention kernels for packed rows, and on a CPU with keys and values of grouped queries shared
+instead of copied.
 
 If there is a padding mask, transformers repeats keys and values for every query head, because CUDA's fast
 kernels need it. The CPU kernel does not, and during sampling the copy costs more than everything else in a
@@ -15,10 +16,12 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "sdpa_shared"
+from handrail.models.packing import Packed, packed_attention
+
+NAME = "handrail_sdpa"
 
 
-def shared_sdpa(
+def sdpa(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -27,13 +30,18 @@ def shared_sdpa(
     dropout: float = 0.0,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
+    packed: Packed | None = None,
+    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Like transformers' ``sdpa``: query [B, H, Q, D], key and value [B, H / groups, K, D], result [B, Q, H,
-    D]."""
-    if attention_mask is None or position_bias is not None:
+    D]. ``packed``: the rows that the tokens belong to, if they are packed."""
+    if packed is not None:
+        return packed_attention(query, key, value, packed, dropout, scaling, sliding_window), None
+    if attention_mask is None or position_bias is not None or query.device.type != "cpu":
+        others |= {"position_bias": position_bias, "sliding_window": sliding_window}
         whole: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, position_bias=position_bias, **others
+            module, query, key, value, attention_mask, dropout, scaling, **others
         )
         return whole
     out = scaled_dot_product_attention(
@@ -42,11 +50,11 @@ def shared_sdpa(
     return out.transpose(1, 2).contiguous(), None
 
 
-def share_on_cpu(model: Any) -> None:
-    """Make ``model`` use ``shared_sdpa`` instead of ``sdpa``; other attention implementations stay."""
+def use_ours(model: Any) -> None:
+    """Make ``model`` use ``sdpa`` above instead of transformers'; other attention implementations stay."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 
-AttentionInterface.register(NAME, shared_sdpa)
+AttentionInterface.register(NAME, sdpa)
 AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -72,37 +73,55 @@ def pad(rows: Sequence[Sequence[int] | Tensor], side: str = "right") -> tuple[Te
     )
 
 
+Layout = Literal["packed", "shared", "padded"]
+"""How a model reads rows: without padding, with every prompt once; padded, with every prompt once; or padded
+in full."""
+
+
 def by_budget(
-    prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, shared: bool = True
+    prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, layout: Layout = "packed"
 ) -> list[list[int]]:
     """Split rows into batches of at most ``budget`` tokens, padding included, or of a single row; return
     indices.
 
-    ``prompts`` and ``lengths``: the prompt and the completion length of each row. ``shared``: True if a
-    prompt is read once for all its rows, which then stay together. Batches consist of rows of similar length.
+    ``prompts`` and ``lengths``: the prompt and the completion length of each row. Rows of a prompt that is
+    read once stay together. Batches consist of rows of similar length.
     """
     number: dict[tuple[int, ...], int] = {}
     group = [
-        number.setdefault(tuple(prompt), len(number)) if shared else place
+        place if layout == "padded" else number.setdefault(tuple(prompt), len(number))
         for place, prompt in enumerate(prompts)
     ]
     longest: dict[int, int] = {}
     for key, prompt, length in zip(group, prompts, lengths, strict=True):
         longest[key] = max(longest.get(key, 0), len(prompt) + length)
     parts: list[list[int]] = []
-    read: set[int] = set()
-    before = after = 0
+    size = Size(layout)
     for index in sorted(
         range(len(group)), key=lambda i: (longest[group[i]], group[i], lengths[i]), reverse=True
     ):
-        read, before, after = (
-            read | {group[index]},
-            max(before, len(prompts[index])),
-            max(after, lengths[index]),
-        )
-        if parts and len(read) * before + (len(parts[-1]) + 1) * after <= budget:
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-            read, before, after = {group[index]}, len(prompts[index]), lengths[index]
+        row = (group[index], len(prompts[index]), lengths[index])
+        if not parts or size.add(*row) > budget:
+            parts.append([])
+            size = Size(layout)
+            size.add(*row)
+        parts[-1].append(index)
     return parts
+
+
+class Size:
+    """Number of tokens of a batch, padding included, while rows are added."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout, self.rows, self.tokens, self.prompt, self.completion = layout, 0, 0, 0, 0
+        self.read: set[int] = set()
+
+    def add(self, group: int, prompt: int, completion: int) -> int:
+        """Add a row, given the number of its prompt and both lengths; return the new size."""
+        self.tokens += completion + (0 if group in self.read else prompt)
+        self.read.add(group)
+        self.rows += 1
+        self.prompt, self.completion = max(self.prompt, prompt), max(self.completion, completion)
+        if self.layout == "packed":
+            return self.tokens
+        return len(self.read) * self.prompt + self.rows * self.completion

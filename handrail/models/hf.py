@@ -16,12 +16,14 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from handrail._util.errors import UserError
 from handrail._util.memory import enough_memory
 from handrail.data.config import PromptFormat
-from handrail.models.attention import share_on_cpu
-from handrail.models.batching import Inputs, by_budget
+from handrail.models import attention, packing
+from handrail.models.attention import use_ours
+from handrail.models.batching import Inputs, Layout, by_budget
 from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.generate import Completion, generate, positions
 from handrail.models.head import is_last, log_probs, skipped
 from handrail.models.loading import load_model
+from handrail.models.packing import Packed, can_pack
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Trajectory
 
@@ -71,13 +73,15 @@ class TransformersPolicy:
         )
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
-        if self.accelerator.device.type == "cpu" and model.attention == "auto":
-            share_on_cpu(loaded)
-        self.shares_prompts = can_share_prompts(loaded)
+        if model.attention == "auto":
+            use_ours(loaded)
+        self.layout: Layout = "shared" if can_share_prompts(loaded) else "padded"
         with enough_memory("load"):
             self.model = self._prepare(loaded)
             with self.autocast():  # on its device, because some attention kernels exist there only
                 self.head_is_last = is_last(self.bare_model.eval())
+                if loaded.config._attn_implementation == attention.NAME and can_pack(self.bare_model):
+                    self.layout = "packed"
         self.temperature = self.rollout.temperature or 1.0
 
     @property
@@ -145,23 +149,32 @@ class TransformersPolicy:
     ) -> tuple[Tensor, Tensor | None]:
         """Compute log π [B, T] of the targets and the entropy ([B, T] or None), float32, with gradient.
 
-        ``model`` replaces the wrapped model, which synchronizes gradients between processes.
+        Both are on the model's device; ``inputs`` are on the CPU, where they are packed. ``model``
+        replaces the wrapped model, which synchronizes gradients between processes.
         """
-        model = model or self.model
+        model, device = model or self.model, self.accelerator.device
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         with skipped(head) if self.head_is_last else nullcontext():
-            pieces = self._outputs(inputs, model)
-        hidden, shape = torch.cat(pieces, 1).flatten(0, 1), inputs.completion.shape
+            if self.layout == "packed":
+                packed = Packed.of(inputs).to(device)
+                hidden, places = packing.forward(model, packed), packed.completion
+            else:
+                hidden = self._outputs(inputs.to(device), model).flatten(0, 1)
+                places = torch.arange(inputs.completion.numel(), device=device)
+        targets = inputs.completion.to(device).view(-1, 1)[places]
         head = head if self.head_is_last else nn.Identity()
-        targets = inputs.completion.reshape(-1, 1)
         logp, entropy = log_probs(hidden, head, targets, self.temperature, with_entropy)
-        return logp.view(shape), None if entropy is None else entropy.view(shape)
 
-    def _outputs(self, inputs: Inputs, model: Any) -> list[Tensor]:
-        """Compute only what predicts completion tokens, [B, T, V] (or D, if the output layer is skipped), in
-        pieces along T."""
+        def unpack(values: Tensor) -> Tensor:
+            filled = values.new_zeros(inputs.completion.numel()).scatter(0, places, values)
+            return filled.view(inputs.completion.shape)
+
+        return unpack(logp[:, 0]), None if entropy is None else unpack(entropy)
+
+    def _outputs(self, inputs: Inputs, model: Any) -> Tensor:
+        """Return what the model puts out for the token before each completion token, [B, T, V]."""
         mask, width = inputs.whole_mask, inputs.completion.shape[1]
-        if width == 1 or not (self.shares_prompts and inputs.share_prompts):
+        if width == 1 or not (self.layout == "shared" and inputs.share_prompts):
             out = model(
                 input_ids=inputs.whole,
                 attention_mask=mask,
@@ -169,10 +182,11 @@ class TransformersPolicy:
                 logits_to_keep=width + 1,
                 use_cache=False,
             )
-            return [out.logits[:, :-1]]
-        cache = DynamicCache(config=self.bare_model.config.get_text_config(decoder=True))
+            return torch.as_tensor(out.logits[:, :-1])
+        bare = self.accelerator.unwrap_model(model)
+        cache = DynamicCache(config=bare.config.get_text_config(decoder=True))
         # The bare model, because every process must call the wrapped (synchronizing) one equally often.
-        first = self.accelerator.unwrap_model(model)(
+        first = bare(
             input_ids=inputs.prompt,
             attention_mask=inputs.prompt_mask,
             position_ids=positions(inputs.prompt_mask),
@@ -188,7 +202,7 @@ class TransformersPolicy:
             past_key_values=cache,
             use_cache=True,
         ).logits
-        return [first, rest]
+        return torch.cat([first, rest], 1)
 
     @torch.no_grad()
     def score(
@@ -240,10 +254,8 @@ class TransformersPolicy:
         targets = completions if targets is None else targets
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = list(map(len, completions))
-        for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.shares_prompts):
-            inputs = Inputs.of(
-                [prompts[i] for i in part], [completions[i] for i in part], [targets[i] for i in part]
-            ).to(self.accelerator.device)
-            for index, row in zip(part, rows(inputs).cpu(), strict=True):
+        for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.layout):
+            inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part])
+            for index, row in zip(part, logprobs(inputs).cpu(), strict=True):
                 out[index] = row[: lengths[index]].clone()
         return out

@@ -103,7 +103,7 @@ class TrainablePolicy(TransformersPolicy):
         elif self.keep_start:
             self.start = copy.deepcopy(model).to(self.accelerator.device).requires_grad_(False).eval()
         if self.config.gradient_checkpointing:
-            self.shares_prompts = False  # activations that are not kept cannot be shared
+            self.layout = "padded"  # activations that are not kept cannot be shared in a cache
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.checkpointed = [
                 disable_dropout(module)

@@ -64,8 +64,8 @@ class Update:
         live = [sample for sample in samples if sample.is_live]
         figures: dict[str, float] = {}
         together = by_authors(live) if per_author else {"all": live}
-        shared, budget = self.policy.shares_prompts, self.config.micro_batch_tokens
-        parts = {author: list(pack(part, budget, shared)) for author, part in together.items()}
+        layout, budget = self.policy.layout, self.config.micro_batch_tokens
+        parts = {author: list(pack(part, budget, layout)) for author, part in together.items()}
         passes = {author: int(max(self.gather(len(batches)))) for author, batches in parts.items()}
         active = [author for author in parts if passes[author]]
         before: list[torch.Tensor | None] = [None] * len(self.parameters)

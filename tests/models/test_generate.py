@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from handrail.models import attention
-from handrail.models.batching import Inputs
+from handrail.models.batching import Inputs, Layout
 from handrail.models.generate import Completion, draw, generate
 from handrail.models.hf import TransformersPolicy
 from tests.conftest import policy_of
@@ -103,31 +103,33 @@ def test_the_gradient_equals_that_of_single_rows_with_and_without_shared_prompts
     kind: str, words: Path, tmp_path: Path
 ) -> None:
     policy = made(ATTENTION.get(kind, RECURRENT), words, tmp_path)
-    assert policy.shares_prompts == (kind != "recurrent")
+    assert policy.layout == ("padded" if kind == "recurrent" else "packed")
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[0]]
     completions = [[50, 51, 52], [53], [54, 55, 56, 57, 58, 59, 60, 61, 62, 63], [64, 65], [66]]
     parameters = dict(policy.bare_model.named_parameters())
 
     def gradient(values: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         total = sum((place + 1) * value.sum() for place, value in enumerate(values))
-        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)  # type: ignore[arg-type]
-        return {name: each for name, each in zip(parameters, found, strict=True) if each is not None}
+        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)  # type: ignore[arg-type]
+        return {name: each for name, each in zip(parameters, grads, strict=True) if each is not None}
 
     def together() -> list[torch.Tensor]:
         logp, _ = policy.forward(Inputs.of(prompts, completions))
         return [row[: len(completion)] for row, completion in zip(logp, completions, strict=True)]
 
-    shared = gradient(together())
-    policy.shares_prompts = False
-    apart = gradient(together())
+    layouts: list[Layout] = ["padded"] if kind == "recurrent" else ["packed", "shared", "padded"]
+    found = []
+    for layout in layouts:
+        policy.layout = layout
+        found.append(gradient(together()))
     expected = gradient(
         [alone(policy, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
     )
-    assert shared.keys() == apart.keys() == expected.keys()
-    for name, value in expected.items():
-        scale = value.abs().max().item()
-        torch.testing.assert_close(shared[name], value, atol=2e-5 * scale + 1e-7, rtol=1e-4)
-        torch.testing.assert_close(apart[name], value, atol=2e-5 * scale + 1e-7, rtol=1e-4)
+    for each in found:
+        assert each.keys() == expected.keys()
+        for name, value in expected.items():
+            scale = value.abs().max().item()
+            torch.testing.assert_close(each[name], value, atol=2e-5 * scale + 1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 2])

@@ -18,7 +18,7 @@ from handrail.methods.batch import Sample, TokenBatch, micro_batch
 from handrail.methods.imitating import imitated
 from handrail.methods.luffy import Luffy, LuffySettings
 from handrail.methods.normalizers import Normalizers
-from handrail.models.batching import by_budget
+from handrail.models.batching import Layout, by_budget
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.samples import gradient_weights
 from handrail.training.update import Update
@@ -334,14 +334,21 @@ def test_entropy_is_that_of_the_sampling_distribution(policy: TrainablePolicy) -
 def test_micro_batches_respect_their_budget_and_lose_no_row() -> None:
     prompts = [[1] * 3, [2] * 10, [3], [1] * 3, [4] * 30, [5, 5], [4] * 30]
     lengths = [40, 1, 1, 39, 30, 5, 12]
-    for shared in (True, False):
-        parts = by_budget(prompts, lengths, 90, shared)
+    layouts: list[Layout] = ["packed", "shared", "padded"]
+    for layout in layouts:
+        parts = by_budget(prompts, lengths, 90, layout)
         assert sorted(index for part in parts for index in part) == list(range(7))
         for part in parts:
-            read = len({tuple(prompts[i]) for i in part}) if shared else len(part)
-            padded = max(len(prompts[i]) for i in part) * read + max(lengths[i] for i in part) * len(part)
-            assert padded <= 90 or len(part) == 1
-    assert by_budget(prompts, lengths, 90) == [[4, 6], [0, 3], [1, 5, 2]]  # 30 + 2·30, 3 + 2·40, 3·10 + 3·5
+            read = len({tuple(prompts[i]) for i in part}) if layout == "shared" else len(part)
+            tokens = max(len(prompts[i]) for i in part) * read + max(lengths[i] for i in part) * len(part)
+            if layout == "packed":
+                tokens = sum(map(len, {tuple(prompts[i]) for i in part})) + sum(lengths[i] for i in part)
+            assert tokens <= 90 or len(part) == 1
+    # 30 + 2·30, 3 + 2·40, 3·10 + 3·5
+    assert by_budget(prompts, lengths, 90, "shared") == [[4, 6], [0, 3], [1, 5, 2]]
+    # 30 + 30 + 12, 3 + 40 + 39, and the rest: 10 + 1 + 2 + 5 + 1 + 1
+    assert by_budget(prompts, lengths, 90) == [[4, 6], [0, 3], [1, 5, 2]]
+    assert by_budget(prompts, lengths, 102) == [[4, 6], [0, 3, 1, 5, 2]]
 
 
 def test_normalizers_include_trajectories_that_are_dropped_later(groups: list[Group]) -> None:

@@ -153,7 +153,7 @@ class PrmJudge:
         ]
         todo = [index for index, (_, ends) in enumerate(encoded) if ends and out[index] is not None]
         for part in by_budget(
-            [()] * len(todo), [len(encoded[index][0]) for index in todo], self.batch_tokens
+            [()] * len(todo), [len(encoded[index][0]) for index in todo], self.batch_tokens, "padded"
         ):
             indices = [todo[place] for place in part]
             for index, scores in zip(

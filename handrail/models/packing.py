@@ -1,0 +1,122 @@
+"""Packed rows: every distinct prompt and every completion once, one behind the other, without padding.
+
+Only attention needs to know the rows. It gathers them from the packed tokens, pads them on the right, where
+causal attention needs no mask, and keeps the result of one copy of every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from handrail.models.batching import Inputs
+
+
+@dataclass(frozen=True)
+class Packed:
+    """L tokens of B rows: the U distinct prompts, then the completions without their last tokens, which
+    predict nothing.
+
+    The prompt ``a b`` with the completions ``c d e`` and ``f g``: tokens ``a b c d f``, rows ``a b c d`` and
+    ``a b f``.
+    """
+
+    tokens: Tensor  # [L]
+    positions: Tensor  # [L], within the row
+    rows: Tensor  # [B, S], places in ``tokens``; right-padded with 0
+    source: Tensor  # [L], place of each token, or of one of its copies, in the flattened ``rows``
+    before: Tensor  # [N], place in ``tokens`` of the token before each of the N completion tokens
+    completion: Tensor  # [N], place of each completion token in the flattened [B, T]
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Packed:
+        """Pack rows whose prompts are not empty."""
+        prompts, read = inputs.prompt_mask.sum(1), inputs.completion_mask[:, 1:]
+        lengths = read.sum(1)
+        starts = prompts.cumsum(0) - prompts
+        behind = prompts.sum() + lengths.cumsum(0) - lengths
+        start, prompt = starts[inputs.prompt_of, None], prompts[inputs.prompt_of, None]
+        at = torch.arange(int((prompt[:, 0] + lengths).max())).expand(len(lengths), -1)
+        inside = at < prompt + lengths[:, None]
+        rows = torch.where(at < prompt, start + at, behind[:, None] + at - prompt) * inside
+        tokens = torch.cat([
+            inputs.prompt[inputs.prompt_mask.bool()], inputs.completion[:, :-1][read.bool()]
+        ])  # fmt: skip
+        positions, source = torch.empty_like(tokens), torch.empty_like(tokens)
+        positions[rows[inside]] = at[inside]
+        source[rows[inside]] = inside.flatten().nonzero()[:, 0]
+        row, place = inputs.completion_mask.nonzero(as_tuple=True)
+        before = rows[row, prompt[row, 0] - 1 + place]
+        return cls(tokens, positions, rows, source, before, row * inputs.completion.shape[1] + place)
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Packed,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """Causal attention within each packed row: query [1, H, L, D], key and value [1, H / groups, L, D], result
+    [1, L, H, D]."""
+    width, flat = packed.rows.shape[1], packed.rows.flatten()
+
+    def rows(states: Tensor) -> Tensor:
+        gathered = states[0].transpose(0, 1).index_select(0, flat)
+        return gathered.unflatten(0, packed.rows.shape).transpose(1, 2)
+
+    mask = None
+    if sliding_window is not None and sliding_window < width:
+        mask = torch.ones(width, width, dtype=torch.bool, device=query.device)
+        mask = mask.tril().triu(1 - sliding_window)
+    out = scaled_dot_product_attention(
+        rows(query), rows(key), rows(value), mask, dropout, is_causal=mask is None, scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )  # fmt: skip
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, packed.source).unsqueeze(0)
+
+
+def forward(model: Any, packed: Packed) -> Tensor:
+    """Return what ``model`` puts out for the token before each completion token, [N, V]."""
+    out = model(
+        input_ids=packed.tokens[None],
+        position_ids=packed.positions[None],
+        # Four dimensions keep transformers from making a mask; ``packed_attention`` reads ``packed`` instead.
+        attention_mask=packed.tokens.new_zeros(1, 1, 1, 1, dtype=torch.bool),
+        logits_to_keep=packed.before,
+        use_cache=False,
+        packed=packed,
+    )
+    return torch.as_tensor(out.logits)[0]
+
+
+@torch.no_grad()
+def can_pack(model: Any) -> bool:
+    """True if ``model`` puts out the same for packed rows as for rows read alone.
+
+    It does not if it mixes tokens elsewhere than in attention, or attends with biases or caps of its own.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return False
+    prompts, completions = [[4, 3, 2], [1, 2], [4, 3, 2]], [[5, 1, 2], [3, 4, 5, 6], [2, 2]]
+    found = forward(model, Packed.of(Inputs.of(prompts, completions)).to(model.device))
+    alone = [
+        model(input_ids=torch.tensor([prompt + row], device=model.device), use_cache=False).logits[
+            0, len(prompt) - 1 : -1
+        ]
+        for prompt, row in zip(prompts, completions, strict=True)
+    ]
+    expected = torch.cat(alone).float()
+    rounding = 1e-4 if found.dtype == torch.float32 else 0.1
+    return bool((found.float() - expected).abs().mean() <= rounding * expected.std())

@@ -1,0 +1,88 @@
+"""Packed rows: the layout by hand, and the same gradients as from padded rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import BloomConfig, Gemma2Config
+
+from handrail.models.batching import Inputs, Layout
+from handrail.models.packing import Packed
+from handrail.models.trainable import TrainablePolicy
+from handrail.training.policies import load_trainable_policy
+from tests.conftest import config
+from tests.models.test_generate import ATTENTION, SMALL, made
+from tests.tiny_models import save_chat_model
+
+A, B, C, D, E, F, G, H = range(10, 18)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_chat_model(tmp_path_factory.mktemp("words"))
+
+
+def test_the_layout_by_hand() -> None:
+    packed = Packed.of(Inputs.of([[A, B], [G], [A, B]], [[C, D, E], [H], [F, G]]))
+    assert packed.tokens.tolist() == [A, B, G, C, D, F]
+    assert packed.positions.tolist() == [0, 1, 0, 2, 3, 2]
+    assert packed.rows.tolist() == [[0, 1, 3, 4], [2, 0, 0, 0], [0, 1, 5, 0]]
+    assert [packed.rows.flatten()[place].item() for place in packed.source] == [0, 1, 2, 3, 4, 5]
+    assert packed.before.tolist() == [1, 3, 4, 2, 1, 5]  # of C D E, of H, of F G
+    assert packed.completion.tolist() == [0, 1, 2, 3, 6, 7]
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_gradients_are_those_of_padded_rows_in_float64(kind: str, words: Path, tmp_path: Path) -> None:
+    policy = made(ATTENTION[kind], words, tmp_path)
+    policy.model.double()
+    prompts = [[10, 11, 12, 13, 14], [30, 31], [10, 11, 12, 13, 14], [40, 41, 42, 43, 44, 45, 46, 47, 48]]
+    completions = [[50, 51, 52], [53], list(range(54, 74)), [64, 65, 66]]
+    found: list[list[torch.Tensor]] = []
+    layouts: list[Layout] = ["padded", "packed"]
+    for policy.layout in layouts:
+        policy.model.zero_grad()
+        inputs = Inputs.of(prompts, completions)
+        logp, entropy = policy.forward(inputs, with_entropy=True)
+        weights = torch.arange(1.0, 81.0, dtype=torch.float64).view(4, 20) * inputs.completion_mask
+        (logp * weights + torch.as_tensor(entropy)).mul(inputs.completion_mask).sum().backward()
+        found.append([p.grad.clone() for p in policy.model.parameters() if p.grad is not None])
+    scale = torch.nn.utils.get_total_norm(found[0])
+    difference = [one - other for one, other in zip(*found, strict=True)]
+    assert scale > 0 and torch.nn.utils.get_total_norm(difference) < 1e-6 * scale
+
+
+BIASED: dict[str, Any] = {
+    "biases by distance": BloomConfig(hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
+    "capped scores": Gemma2Config(**SMALL, head_dim=8, query_pre_attn_scalar=8, attn_logit_softcapping=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", BIASED)
+def test_a_model_whose_attention_is_another_is_padded(kind: str, words: Path, tmp_path: Path) -> None:
+    assert made(BIASED[kind], words, tmp_path).layout != "packed"
+
+
+def configured(words: Path, **model: Any) -> TrainablePolicy:
+    return load_trainable_policy(config(model={"path": str(words), **model}), Accelerator(cpu=True))
+
+
+def test_attention_that_the_user_chose_stays_and_is_padded(words: Path) -> None:
+    policy = configured(words, attention="sdpa")
+    assert policy.layout == "shared" and policy.bare_model.config._attn_implementation == "sdpa"
+
+
+def test_checkpointed_activations_are_packed_too(words: Path) -> None:
+    policy, plain = configured(words, gradient_checkpointing=True), configured(words)
+    assert policy.layout == plain.layout == "packed" and policy.checkpointed
+    found = []
+    for each in (policy, plain):
+        logp, _ = each.forward(Inputs.of([[5, 6], [5, 6]], [[7, 8, 9], [10, 11]]))
+        logp.sum().backward()
+        found.append([p.grad for p in each.model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
