@@ -66,8 +66,10 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """Causal attention within each packed row: query [1, H, L, D], key and value [1, H / groups, L, D], result
-    [1, L, H, D]."""
+    """Causal attention within each packed row.
+
+    query [1, H, L, D], key and value [1, H / groups, L, D], result [1, L, H, D].
+    """
     width, flat = packed.rows.shape[1], packed.rows.flatten()
 
     def rows(states: Tensor) -> Tensor:

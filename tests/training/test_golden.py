@@ -70,7 +70,7 @@ METHODS: dict[str, type[Method[Any]]] = {
 }
 
 
-def curve(method: type[Method[Any]], output: Path) -> list[dict[str, Any]]:
+def curve(method: type[Method[Any]], output: Path, device: str = "cpu") -> list[dict[str, Any]]:
     """Return ten steps on hard and easy problems; figures have six digits."""
     sources = [{"path": f"{HARD}&n=64"}, {"path": f"{EASY}&n=64"}]
     schedule = {
@@ -82,7 +82,8 @@ def curve(method: type[Method[Any]], output: Path) -> list[dict[str, Any]]:
         "samples_every": 0,
     }
     with patch("handrail.training.update.AUTHORS_EVERY", 1):  # every norm in every step
-        train(config(data={"train": sources}, train=schedule), output, method=method)
+        settings = config(model={"device": device}, data={"train": sources}, train=schedule)
+        train(settings, output, method=method)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [
         {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}

@@ -1,0 +1,54 @@
+"""Every tensor of a loss is on the policy's device, as far as that can be told without a GPU: PyTorch's fake
+tensors know their device, and refuse to be mixed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from handrail.methods import METHODS
+from handrail.methods.batch import Sample, token_batch
+from handrail.methods.losses import token_loss
+from handrail.models import head
+from handrail.types.trajectory import Author, Trajectory
+
+
+def batch() -> list[Sample]:
+    mixed = Trajectory.by(Author.POLICY, [1], [2, 3, 4]).append([5, 6], Author.REFERENCE, True)
+    mixed = mixed.append([7], Author.ENVIRONMENT, True)
+    columns = {
+        name: torch.rand(len(mixed))
+        for name in ("sampling_logp", "old_logp", "imitation_weight", "plan_logp")
+    }
+    return [Sample(mixed.with_columns(**columns).with_advantage(1.0), 1.0, 1.0, 1.0, 0.1, 0.1)] * 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_mixes_no_devices(name: str) -> None:
+    cls = METHODS[name]
+    method: Any = cls(cls.Settings.model_validate({"name": name}), 4, 8)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu = token_batch(batch()).to(torch.device("cuda"))
+        logp = torch.zeros(2, 6, device="cuda", requires_grad=True)
+        loss = token_loss(method, logp, on_gpu, logp.detach(), logp.detach(), 2.0)
+        assert loss.device.type == "cuda"
+
+
+def test_mixed_devices_are_seen() -> None:
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="two different devices"):
+        torch.zeros(2, device="cuda") + torch.zeros(2)
+
+
+def test_chunks_mix_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK", 10)
+    with FakeTensorMode():
+        layer = torch.nn.Linear(8, 9, bias=False, device="cuda")
+        hidden = torch.zeros(5, 8, device="cuda", requires_grad=True)
+        logp, entropy = head.log_probs(
+            hidden, layer, torch.zeros(5, 2, device="cuda", dtype=torch.long), 0.5, True
+        )
+        (logp.sum() + torch.as_tensor(entropy).sum()).backward()
+        assert logp.device.type == "cuda"
