@@ -1,0 +1,1 @@
+"""How fast Handrail is on a GPU: ``python -m benchmarks.gpu``."""
