@@ -1,7 +1,7 @@
 """How fast Handrail is on this GPU, in parts: ``python -m benchmarks.gpu --minutes 8``.
 
 Every part writes a JSON file to the results' folder and is not run again; the page docs/gpu.md is written
-from them after each. ``--prepare DIR`` gathers beforehand, where there is a network, what a bare machine lacks.
+from them after each. ``--prepare DIR`` gathers beforehand, where there is a network, what a machine lacks.
 ``--tiny`` runs everything in miniature, on a CPU too.
 """
 

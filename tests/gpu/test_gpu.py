@@ -61,12 +61,16 @@ def settings(**changes: Any) -> Config:
     return config(**{**changes, "model": {"device": DEVICE, **changes.get("model", {})}})
 
 
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if isinstance(value, float)}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_objectives_are_those_of_a_cpu(name: str, tmp_path: Path) -> None:
     """Losses, gradient norms and everything else of ten steps on written completions, in float32."""
     expected = [json.loads(line) for line in (GOLDEN / f"{name}.jsonl").read_text().splitlines()]
     for row, golden in zip(curve(METHODS[name], tmp_path / "run", DEVICE), expected, strict=True):
-        assert row == pytest.approx(golden, rel=5e-3, abs=1e-5)
+        assert numbers(row) == pytest.approx(numbers(golden), rel=5e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -123,7 +127,8 @@ def test_chunks_of_the_output_layer_equal_float64(
 
     def both(on: str, cast: torch.dtype, limit: int) -> list[Tensor]:
         monkeypatch.setattr(head, "CHUNK", limit)
-        inputs, copied = hidden.to(on, cast).requires_grad_(), copy.deepcopy(layer).to(on, cast)
+        inputs = hidden.detach().clone().to(on, cast).requires_grad_()
+        copied = copy.deepcopy(layer).to(on, cast)
         logp, entropy = log_probs(inputs, copied, targets.to(on), 0.7, True)
         (logp.sum() + torch.as_tensor(entropy).sum()).backward()
         parts = [logp, entropy, inputs.grad, copied.weight.grad]
@@ -146,7 +151,8 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(kind: str, tmp_path: Pat
     run(4, "parts", resume=True)
     whole, parts = (lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     for one, other in zip(whole, parts, strict=True):
-        assert one == pytest.approx(other, rel=1e-2, abs=1e-4)  # kernels that add in any order
+        # Some kernels add in any order.
+        assert numbers(one) == pytest.approx(numbers(other), rel=1e-2, abs=1e-4)
 
 
 CORE: dict[str, dict[str, Any]] = {
