@@ -161,11 +161,11 @@ def flops_per_token(policy: TrainablePolicy, width: int) -> float:
     base, config = policy.bare_base, policy.bare_base.config
     tied = base.get_input_embeddings().weight
     weights = {id(p): p for p in policy.model.parameters() if p.ndim == 2}
-    total = sum((6.0 if p.requires_grad else 4.0) * p.numel() for p in weights.values())
+    total: float = sum((6.0 if p.requires_grad else 4.0) * p.numel() for p in weights.values())
     if base.get_output_embeddings().weight is not tied:
         total -= (6.0 if tied.requires_grad else 4.0) * tied.numel()  # looked up, not multiplied
     heads = config.num_attention_heads * config.head_dim
-    return total + 6.0 * config.num_hidden_layers * heads * width
+    return float(total + 6.0 * config.num_hidden_layers * heads * width)
 
 
 # The parts
@@ -212,7 +212,8 @@ def measured_update(update: Update, sizes: Sizes, tokens: int) -> dict[str, Any]
         policy.model.zero_grad()
         with policy.autocast():
             logits = policy.model(input_ids=ids, use_cache=False).logits
-        nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+        torch.autograd.backward(loss)
 
     def ours() -> None:
         policy.model.zero_grad()
@@ -248,7 +249,7 @@ def output_layer(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
     def work() -> None:
         with torch.autocast(device.type, cast, enabled=cast == torch.bfloat16):
             logp, _ = head.log_probs(hidden, layer, targets)
-        logp.sum().backward()
+        torch.autograd.backward(logp.sum())
 
     out = {}
     for chunk in (*sizes.chunks, 2**62):
@@ -269,7 +270,7 @@ def sampling(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
         policy = load_trainable_policy(config, accelerator("auto"))
         policy.ends = set()
         if policy.sampler is not None:
-            policy.sampler.ends = set()  # type: ignore[assignment]
+            policy.sampler.ends = set()
         for batch in sizes.batches:
             generator = torch.Generator().manual_seed(0)
             words = sizes.model["vocab_size"]

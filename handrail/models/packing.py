@@ -74,7 +74,7 @@ def packed_attention(
 
     def rows(states: Tensor) -> Tensor:
         gathered = states[0].transpose(0, 1).index_select(0, flat)
-        return gathered.unflatten(0, packed.rows.shape).transpose(1, 2)
+        return gathered.view(*packed.rows.shape, *gathered.shape[1:]).transpose(1, 2)
 
     mask = None
     if sliding_window is not None and sliding_window < width:

@@ -1,4 +1,4 @@
-"""Every tensor of a loss is on the policy's device, as far as that shows without a GPU: PyTorch's "meta" device
+"""Every tensor of a loss is on the policy's device, as far as that shows without a GPU: the device "meta"
 holds no numbers, and arithmetic refuses to mix it with another."""
 
 from __future__ import annotations
