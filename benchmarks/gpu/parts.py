@@ -51,7 +51,7 @@ class Sizes:
     row: int = 512  # prompt and completion
     prompt: int = 64
     rounds: int = 5
-    chunks: tuple[int, ...] = (2**23, 2**25, 2**27, 2**29)
+    chunks: tuple[int, ...] = (2**24, 2**26, 2**28)
     batches: tuple[int, ...] = (64, 256)
     length: int = 256  # of sampled completions
     step: tuple[str, ...] = ("--problems", "16", "--tokens", "128", "--rounds", "4", "--dead", "0,0.5")
