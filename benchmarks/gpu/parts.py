@@ -173,7 +173,7 @@ def flops_per_token(policy: TrainablePolicy, width: int) -> float:
 
 def tests(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
     """The tests that a GPU can break."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=max(60, left))
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
