@@ -268,7 +268,7 @@ def sampling(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         config = settings(save_model(sizes, Path(directory)), sizes, False, max(sizes.tokens))
         policy = load_trainable_policy(config, accelerator("auto"))
-        policy.ends = set()
+        policy.renderer.ends = set()
         if policy.sampler is not None:
             policy.sampler.ends = set()
         for batch in sizes.batches:

@@ -152,24 +152,26 @@ class TransformersPolicy:
         Both are on the model's device; ``inputs`` are on the CPU, where they are packed. ``model``
         replaces the wrapped model, which synchronizes gradients between processes.
         """
-        model, device = model or self.model, self.accelerator.device
+        model = model or self.model
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         with skipped(head) if self.head_is_last else nullcontext():
-            if self.layout == "packed":
-                packed = Packed.of(inputs).to(device)
-                hidden, places = packing.forward(model, packed), packed.completion
-            else:
-                hidden = self._outputs(inputs.to(device), model).flatten(0, 1)
-                places = torch.arange(inputs.completion.numel(), device=device)
-        targets = inputs.completion.to(device).view(-1, 1)[places]
+            hidden, places = self._read(inputs, model)
         head = head if self.head_is_last else nn.Identity()
+        targets = inputs.targets.to(hidden.device).view(-1, 1)[places]
         logp, entropy = log_probs(hidden, head, targets, self.temperature, with_entropy)
+        shape = inputs.completion.shape
+        spread = None if entropy is None else unpack(entropy, places, shape)
+        return unpack(logp[:, 0], places, shape), spread
 
-        def unpack(values: Tensor) -> Tensor:
-            filled = values.new_zeros(inputs.completion.numel()).scatter(0, places, values)
-            return filled.view(inputs.completion.shape)
-
-        return unpack(logp[:, 0]), None if entropy is None else unpack(entropy)
+    def _read(self, inputs: Inputs, model: Any) -> tuple[Tensor, Tensor]:
+        """Return what the model puts out for the token before each completion token, [N, V], and the places
+        [N] of these completion tokens in the flattened [B, T]."""
+        device = self.accelerator.device
+        if self.layout == "packed":
+            packed = Packed.of(inputs).to(device)
+            return packing.forward(model, packed), packed.completion
+        outputs = self._outputs(inputs.to(device), model).flatten(0, 1)
+        return outputs, torch.arange(len(outputs), device=device)
 
     def _outputs(self, inputs: Inputs, model: Any) -> Tensor:
         """Return what the model puts out for the token before each completion token, [B, T, V]."""
@@ -237,9 +239,8 @@ class TransformersPolicy:
         bare = self.bare_model.eval()
 
         def likeliest(inputs: Inputs) -> Tensor:
-            return torch.cat(
-                [logits[..., :vocabulary].argmax(-1) for logits in self._logits(inputs, bare)], 1
-            )
+            logits, places = self._read(inputs, bare)
+            return unpack(logits[:, :vocabulary].argmax(-1), places, inputs.completion.shape)
 
         return self._score(prompts, completions, likeliest)
 
@@ -255,7 +256,14 @@ class TransformersPolicy:
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         lengths = list(map(len, completions))
         for part in by_budget(prompts, lengths, self.micro_batch_tokens, self.layout):
-            inputs = Inputs.of([prompts[i] for i in part], [completions[i] for i in part])
-            for index, row in zip(part, logprobs(inputs).cpu(), strict=True):
+            inputs = Inputs.of(
+                [prompts[i] for i in part], [completions[i] for i in part], [targets[i] for i in part]
+            )
+            for index, row in zip(part, rows(inputs).cpu(), strict=True):
                 out[index] = row[: lengths[index]].clone()
         return out
+
+
+def unpack(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """Put values [N] at ``places`` [N] of a flattened tensor of ``shape``, zeros elsewhere."""
+    return values.new_zeros(shape.numel()).scatter(0, places, values).view(shape)

@@ -98,49 +98,7 @@ class Loop(Run):
         interrupts: Interrupts,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        if config.rollout.temperature == 0:
-            raise UserError(
-                "rollout.temperature is 0, so all rollouts of a group would be the same; set it above 0"
-            )
-        self.config = config
-        self.method = build(config.method, config.rollout, method)
-        data = load_data(config)
-        if self.method.needs_references and not any(problem.references for problem in data.training):
-            raise UserError(
-                f"{config.method['name']} learns from references, and no training problem has one; name "
-                "their column in data.columns, or choose a method that needs none"
-            )
-        self.contents = contents(config, data.sources, data.held_out)
-        for source in config.data.train:
-            if warning := probed_with_another_model(source, config.model.path):
-                log.warning("data.train: %s", warning)
-        self.accelerator = accelerator(config.model.device, config.train.trackers)
-        self.verifier, self.interrupts = verifier, interrupts
-        self.policy = load_trainable_policy(
-            config, self.accelerator, keep_start="reference" in self.method.models
-        )
-        self.policy.poll = interrupts.check
-        experts = load_experts(config, self.accelerator, self.policy)
-        for role, name in self.method.experts.items():
-            experts.check(role, name, f"method.{role}")
-        seed, require_end = config.train.seed, config.rollout.require_end
-        self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
-        # A fixed seed: evaluations of different runs sample with the same random numbers.
-        self.evaluator = LocalEngine(self.policy, verifier, experts, 0, require_end)
-        self.data = fit(data, self.policy, config)
-        shares = [source.share for source in config.data.train]
-        self.sampler = ProblemSampler(
-            self.data.sources, shares, config.train.problems_per_step, config.train.seed
-        )
-        parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
-        c = config.train
-        betas = (c.betas[0], c.betas[1])
-        optimizer = torch.optim.AdamW(
-            parameters, lr=c.learning_rate, betas=betas, weight_decay=c.weight_decay, eps=c.epsilon,
-            # One kernel on a GPU, without temporary copies of all weights.
-            fused=self.accelerator.device.type == "cuda",
-        )  # fmt: skip
-        self.optimizer = self.accelerator.prepare(optimizer)
+        super().__init__(config, method, verifier, interrupts)
         self.added, self.callbacks = list(callbacks), list[Callback]()
 
     def fit(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:

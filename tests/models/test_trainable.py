@@ -400,5 +400,5 @@ def test_the_model_before_training_reads_shared_prompts_itself(chat_model: Path)
     before = policy.score(prompts, completions)
     for parameter in policy.model.parameters():
         parameter.data.add_(torch.randn_like(parameter))
-    for scored, expected in zip(policy.score_reference(prompts, completions), before, strict=True):
+    for scored, expected in zip(policy.score(prompts, completions, "reference"), before, strict=True):
         torch.testing.assert_close(scored, expected)
