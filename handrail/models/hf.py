@@ -268,3 +268,8 @@ class TransformersPolicy:
             for index, row in zip(part, rows(inputs).cpu(), strict=True):
                 out[index] = row[: lengths[index]].clone()
         return out
+
+
+def unpack(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """Put values [N] at ``places`` [N] of a flattened tensor of ``shape``, zeros elsewhere."""
+    return values.new_zeros(shape.numel()).scatter(0, places, values).view(shape)
