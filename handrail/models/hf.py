@@ -30,12 +30,6 @@ from handrail.types.trajectory import Author, Trajectory
 log = logging.getLogger("handrail")
 
 
-def unpacked(values: Tensor, inputs: Inputs, places: Tensor) -> Tensor:
-    """Put a value for each of N completion tokens into [B, T], zero elsewhere."""
-    filled = values.new_zeros(inputs.completion.numel()).scatter(0, places, values)
-    return filled.view(inputs.completion.shape)
-
-
 def can_share_prompts(model: Any) -> bool:
     """True if the model can read completions after a cached prompt.
 
@@ -161,9 +155,9 @@ class TransformersPolicy:
         hidden, head, places = self._hidden(inputs, model or self.model)
         targets = inputs.targets.to(hidden.device).view(-1, 1)[places]
         logp, entropy = log_probs(hidden, head, targets, self.temperature, with_entropy)
-        return unpacked(logp[:, 0], inputs, places), (
-            None if entropy is None else unpacked(entropy, inputs, places)
-        )
+        shape = inputs.completion.shape
+        spread = None if entropy is None else unpack(entropy, places, shape)
+        return unpack(logp[:, 0], places, shape), spread
 
     def _hidden(self, inputs: Inputs, model: Any) -> tuple[Tensor, nn.Module, Tensor]:
         """Return what the output layer reads before each completion token, [N, D], that layer, and the place
@@ -246,7 +240,7 @@ class TransformersPolicy:
         def likeliest(inputs: Inputs) -> Tensor:
             hidden, head, places = self._hidden(inputs, bare)
             top = [head(rows)[:, :vocabulary].argmax(-1) for rows in torch.split(hidden, 1024)]
-            return unpacked(torch.cat(top), inputs, places)
+            return unpack(torch.cat(top), places, inputs.completion.shape)
 
         return self._score(prompts, completions, likeliest)
 
