@@ -143,18 +143,19 @@ def test_the_teachers_tokens_are_those_of_a_plain_forward_pass(
         return await gather(*requests)
 
     (found,) = taught.run([((), asked())])
-    known = len(policy.tokenizer)
+    known, foreign = len(policy.tokenizer), 0
     for each, (top, logp, own) in zip(members, (found[:3], found[3:]), strict=True):
         ids = torch.tensor([each.prompt_ids + each.tokens])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, len(each.prompt_ids) - 1 : -1]
             ours = policy.model(input_ids=ids).logits[0, len(each.prompt_ids) - 1 : -1]
         assert top.tolist() == logits[:, :known].argmax(-1).tolist() and top.dtype == torch.int64
-        assert logits.argmax(-1).tolist() != top.tolist()  # the token that the policy lacks is likelier
+        foreign += int((logits.argmax(-1) >= known).sum())
         assert logp.tolist() == close(
             logits.log_softmax(-1)[torch.arange(len(each)), each.token_ids].tolist(), 2e-3
         )
         assert own.tolist() == ours.argmax(-1).tolist()
+    assert foreign  # the token that the policy lacks would have been the likeliest at some positions
 
 
 @pytest.mark.parametrize("budget", [10**6, 30])
