@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -33,29 +34,37 @@ class Dmpo(Method[DmpoSettings]):
     The formulas come from two sets of notes on the paper; no code was published.
     """
 
+    refuses: ClassVar[Mapping[str, str]] = {"dmpo": "the method has this objective already"}
+
     name = "dmpo"
     source = "arXiv 2605.19461"
     status = "secondary"
     Settings = DmpoSettings
 
     async def credit(self, group: Group, ctx: Context) -> Group | None:
-        credited = await super().credit(group, ctx)
-        if credited is None or (group.dead and self.settings.mask_uniform):
-            return credited
-        comparable = self.comparable(credited)
-        return await linearised(credited, comparable, self.matching) if comparable else credited
+        credited, s = await super().credit(group, ctx), self.settings
+        if credited is None:
+            return None
+        return await match_rewards(credited, s.temperature, s.matching_coef, s.mask_uniform)
 
-    def matching(self, members: Sequence[Trajectory], logps: Sequence[Tensor]) -> Tensor:
-        """Compute −λ·mean (p − q)² of trajectories with log-probabilities ``logps`` [T] each."""
-        pairs = zip(members, logps, strict=True)
-        likelihood = torch.stack([logp[member.trained].mean() for member, logp in pairs])
-        rewards = torch.tensor([member.reward for member in members])
-        target = torch.softmax(rewards / self.settings.temperature, 0)
-        return -self.settings.matching_coef * ((target - torch.softmax(likelihood, 0)) ** 2).mean()
 
-    @staticmethod
-    def comparable(group: Group) -> list[Trajectory]:
-        """Trajectories of the baseline with a known reward and at least one trained token."""
-        return [
-            member for member in group.baseline if member.reward == member.reward and member.trained_tokens
-        ]
+async def match_rewards(group: Group, temperature: float, coef: float, mask_uniform: bool) -> Group:
+    """Add the gradient of −coef·mean (p − q)² over the trajectories of the baseline with a known reward."""
+    comparable = [
+        member for member in group.baseline if member.reward == member.reward and member.trained_tokens
+    ]
+    if not comparable or (group.dead and mask_uniform):
+        return group
+
+    def objective(members: Sequence[Trajectory], logps: Sequence[Tensor]) -> Tensor:
+        return -coef * mismatch(members, logps, temperature)
+
+    return await linearised(group, comparable, objective)
+
+
+def mismatch(members: Sequence[Trajectory], logps: Sequence[Tensor], temperature: float) -> Tensor:
+    """Compute mean (p − q)² of trajectories with log-probabilities ``logps`` [T] each."""
+    pairs = zip(members, logps, strict=True)
+    likelihood = torch.stack([logp[member.trained].mean() for member, logp in pairs])
+    rewards = torch.tensor([member.reward for member in members])
+    return ((torch.softmax(rewards / temperature, 0) - torch.softmax(likelihood, 0)) ** 2).mean()

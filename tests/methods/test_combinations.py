@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handrail import UserError, train
+from handrail.data.load import load_problems
 from handrail.methods import METHODS, build, combinations, term_combinations, verbs
 from handrail.methods.terms import TERMS
 from handrail.models.config import RolloutConfig
+from handrail.models.trainable import TrainablePolicy
 from tests.conftest import EASY, HARD, Handrail, config
 from tests.methods.terms.scripted import lines
+from tests.methods.test_scope import TRUE_STEPS
+
+ROOT = Path(__file__).parents[2]
 
 
 def made(*names: str, method: str = "grpo") -> Any:
@@ -99,3 +105,40 @@ def test_terms_compose_with_methods_through_the_loop(tmp_path: Path) -> None:
         train(settings, tmp_path / directory)
         (_, row) = lines(tmp_path / directory / "metrics.jsonl")
         assert row[count] > 0 and row["loss"] == row["loss"] and row["grad_norm/all"] > 0, directory
+
+
+def test_guides_compose_with_terms_and_with_each_other_through_the_loop(tmp_path: Path) -> None:
+    answers, problems = tmp_path / "answers.jsonl", load_problems(f"{EASY}&n=64")
+    policy = TrainablePolicy("builtin:house-tiny")
+    rows = []
+    for problem in problems:
+        tokens = policy.renderer.completion(problem.references[0])
+        answer = {"tokens": tokens, "logp": [-0.1] * len(tokens), "text": problem.references[0]}
+        rows.append(json.dumps({"id": problem.id, "answers": [answer]}))
+    answers.write_text("\n".join(["{}", *rows]) + "\n")
+    own = f"{ROOT / 'examples/luffy_scope_npo.py'}:LuffyScopeNpo"
+    runs: dict[str, tuple[dict[str, Any], list[str]]] = {
+        "actguide+arm": ({"name": "actguide", "terms": [{"name": "arm"}]}, ["actguide/guided"]),
+        "npo+dmpo": (
+            {"name": "npo", "cache": str(answers), "threshold": 0.9, "terms": [{"name": "dmpo"}]},
+            ["npo/replayed"],
+        ),
+        "luffy+scope+npo": (
+            {"name": own, "cache": str(answers), "judge": TRUE_STEPS, "min_correct_prefix": 0.0},
+            ["npo/replayed", "scope/repaired", "groups/guided"],
+        ),
+    }
+    for directory, (method, counts) in runs.items():
+        settings = config(
+            data={"train": f"{EASY}&n=64"},
+            method=method,
+            rollout={"temperature": 2.0},
+            train={"steps": 1, "problems_per_step": 8},
+        )
+        train(settings, tmp_path / directory)
+        (_, row) = lines(tmp_path / directory / "metrics.jsonl")
+        assert all(row[count] > 0 for count in counts) and row["grad_norm/all"] > 0, directory
+    authors = {
+        author for row in lines(tmp_path / "luffy+scope+npo/samples.jsonl") for author in row["author"]
+    }
+    assert {"policy", "reference", "replay"} <= authors

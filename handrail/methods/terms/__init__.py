@@ -17,6 +17,7 @@ from handrail._util.section import explain
 from handrail.methods.base import Term
 from handrail.methods.terms.ace import Ace
 from handrail.methods.terms.arm import Arm
+from handrail.methods.terms.dmpo import DmpoMatching
 from handrail.methods.terms.fapo import Fapo
 from handrail.methods.terms.imentor import Imentor
 from handrail.methods.terms.olr import Olr
@@ -25,8 +26,8 @@ from handrail.methods.terms.prorag import Prorag
 from handrail.methods.terms.tgpo import TgpoAdvantage
 
 TERMS: dict[str, type[Term]] = {
-    "ace": Ace, "arm": Arm, "fapo": Fapo, "imentor": Imentor, "olr": Olr, "pacr": Pacr, "prorag": Prorag,
-    "tgpo": TgpoAdvantage,
+    "ace": Ace, "arm": Arm, "dmpo": DmpoMatching, "fapo": Fapo, "imentor": Imentor, "olr": Olr, "pacr": Pacr,
+    "prorag": Prorag, "tgpo": TgpoAdvantage,
 }  # fmt: skip
 
 
