@@ -58,7 +58,7 @@ def test_what_is_listed_as_composing_does_and_what_is_refused_does_not() -> None
                 made(name, other) if kind.startswith("term") else made(name, method=other)
     for key, cls in METHODS.items():
         composes, refuses = combinations(cls)
-        assert (composes == [*TERMS]) == cls.uses_advantages != bool(refuses), key
+        assert not composes and refuses if not cls.uses_advantages else {*composes, *refuses} == {*TERMS}, key
 
 
 def test_every_term_states_its_source_status_and_verbs() -> None:
@@ -108,7 +108,8 @@ def test_terms_compose_with_methods_through_the_loop(tmp_path: Path) -> None:
 
 
 def test_guides_compose_with_terms_and_with_each_other_through_the_loop(tmp_path: Path) -> None:
-    answers, problems = tmp_path / "answers.jsonl", load_problems(f"{EASY}&n=64")
+    answers = tmp_path / "answers.jsonl"
+    problems = load_problems(f"{EASY}&n=64") + load_problems(f"{HARD}&n=64")
     policy = TrainablePolicy("builtin:house-tiny")
     rows = []
     for problem in problems:
@@ -130,7 +131,7 @@ def test_guides_compose_with_terms_and_with_each_other_through_the_loop(tmp_path
     }
     for directory, (method, counts) in runs.items():
         settings = config(
-            data={"train": f"{EASY}&n=64"},
+            data={"train": [{"path": f"{EASY}&n=64"}, {"path": f"{HARD}&n=64"}]},
             method=method,
             rollout={"temperature": 2.0},
             train={"steps": 1, "problems_per_step": 8},
