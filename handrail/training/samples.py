@@ -39,6 +39,7 @@ def sample_rows(
                 "gradient_weight": rounded(gradient_weights(member, method, policy)),
                 **target_tokens(member, policy),
                 **({"plan": plan} if (plan := member.plan or group.problem.plan) else {}),
+                **({"hint": member.hint} if member.hint else {}),
                 **({"judged": judged_tokens(member, policy.renderer)} if member.judged else {}),
             }
 

@@ -356,7 +356,7 @@ def test_samples_are_packed_by_step_and_grouped_by_problem(
     rows = [
         sample(1, "x", plan="do"),
         sample(1, "x", judged=[None]),
-        sample(1, "y"),
+        sample(1, "y", targets=["▁2"], hint="double"),
         sample(9, "x", tokens=["\ud800</script>\x00"], gradient_weight=[]),
     ]
     (tmp_path / "samples.jsonl").write_text(
@@ -384,7 +384,13 @@ def test_samples_are_packed_by_step_and_grouped_by_problem(
             "plan": "do",
             "members": [member, {**member, "judged": [None]}],
         },
-        {"id": "y", "prompt": "p", "answer": "a", "plan": None, "members": [member]},
+        {
+            "id": "y",
+            "prompt": "p",
+            "answer": "a",
+            "plan": None,
+            "members": [{**member, "targets": [" 2"], "hint": "double"}],
+        },
     ]
     assert second[0]["members"][0]["tokens"] == ["\ud800</script>\x00"]
     assert packed == list(chunks(3, tmp_path / "samples.jsonl")), "the same samples give the same bytes"

@@ -192,6 +192,9 @@ def test_actguide_through_the_real_loop(tmp_path: Path) -> None:
     assert total(found, "actguide/guided") > 0 and total(found, "actguide/still_wrong") < total(
         found, "actguide/guided"
     )
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    hinted = [row for row in samples if "hint" in row]
+    assert hinted and all(row["hint"] not in row["prompt"] for row in hinted)
     assert total(found, "tokens/resampled") > 0 and total(found, "grad_norm/all") > 0
 
 

@@ -16,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from handrail.eval.report.read import Row, rows
 
 BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
-MEMBER = ("role", "reward", "correct", "finished", "author", "advantage", "gradient_weight", "judged")
+MEMBER = ("role", "reward", "correct", "finished", "author", "advantage", "gradient_weight", "judged", "hint")
 RENAMED = {"origin": "author", "credit": "advantage", "weight": "gradient_weight"}
 """Old keys of samples.jsonl."""
 
@@ -64,8 +64,12 @@ def problems(lines: list[Row]) -> list[dict[str, Any]]:
 
 
 def member(row: Row, byte_level: bool) -> dict[str, Any]:
-    tokens = [readable(token, byte_level) for token in row["tokens"]]
-    return {"tokens": tokens, **{key: row[key] for key in MEMBER if key in row}}
+    texts = {
+        key: [readable(token, byte_level) for token in row[key]]
+        for key in ("tokens", "targets")
+        if key in row
+    }
+    return {**texts, **{key: row[key] for key in MEMBER if key in row}}
 
 
 def readable(token: str, byte_level: bool) -> str:

@@ -89,7 +89,8 @@ function show(problem) {
 function kindOf(member) {
   if (member.role === "imitated") return "Imitated trajectory";
   if (!foreign(member)) return "Rollout";
-  return member.author.includes("policy") ? "Repaired rollout" : "Reference in the group";
+  if (member.author.includes("policy")) return "Repaired rollout";
+  return member.author.includes("replay") ? "Replayed answer" : "Reference in the group";
 }
 
 /** All members of the group are sent to the verifier, imitated trajectories by some methods only. */
@@ -128,12 +129,14 @@ function card(member, name) {
     if (spans.includes(event.target)) select(spans.indexOf(event.target));
   });
   const heading = element("h3", "", name, element("span", "", facts.filter(Boolean).join(" · ")));
-  return element("article", "trajectory", "", heading, tokens, readout);
+  const hint = member.hint ? [element("p", "hint", `Sampled with this hint in the prompt, trained without it: ${visible(member.hint, "\n")}`)] : [];
+  return element("article", "trajectory", "", heading, ...hint, tokens, readout);
 }
 
 function describe(member, place) {
   const values = ["gradient_weight", "advantage", "judged"].filter(name => member[name]?.[place] != null).map(name => `${name.replace("_", " ")} ${figure(member[name][place])}`);
-  return [`Token ${place + 1} of ${member.tokens.length}: “${visible(member.tokens[place])}”`, member.author[place], ...values].join(" · ");
+  const taught = member.targets ? [`trained to predict “${visible(member.targets[place])}”`] : [];
+  return [`Token ${place + 1} of ${member.tokens.length}: “${visible(member.tokens[place])}”`, member.author[place], ...taught, ...values].join(" · ");
 }
 
 /** Colours the tokens of the problem that is shown: strength from 0 to 1, and a sign. */
