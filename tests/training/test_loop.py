@@ -179,11 +179,16 @@ def test_samples_have_the_author_and_weight_of_each_token(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_in_the_loop_and_changes_the_model(name: str, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in ("grpo", "scope", "dmpo") else {}
+    needs_signal = ("grpo", "scope", "dmpo", "npo", "int", "calibrl")
+    changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in needs_signal else {}
+    (tmp_path / "answers.jsonl").write_text("{}\n")
+    needed = {"cache": str(tmp_path / "answers.jsonl")} if name == "npo" else {}
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
     changes |= {"experts": {"teacher": "builtin:house-tiny"}} if name == "tgpo" else {}
     train(
-        small(method={"name": name}, train={"steps": 3, "samples_every": 0}, rollout=hot, **changes),
+        small(
+            method={"name": name, **needed}, train={"steps": 3, "samples_every": 0}, rollout=hot, **changes
+        ),
         tmp_path / "run",
     )
     before = AutoModelForCausalLM.from_pretrained(

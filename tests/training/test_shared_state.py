@@ -101,7 +101,7 @@ def test_two_processes_share_one_state(tmp_path: Path) -> None:
     sections["rollout"] |= {"temperature": 0.5, "max_tokens": 16}
     one, two = tmp_path / "one", tmp_path / "two"
     train(Config.model_validate(sections), one)
-    noted(two, 2, 2, sections)
+    noted(2, {two: sections})
     for left, right in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
         assert left.keys() == right.keys()
         for key, value in left.items():

@@ -123,16 +123,16 @@ if os.environ.get("IN_FLOAT64"):
     torch.Tensor.float = torch.Tensor.double
     torch.set_default_dtype(torch.float64)
 
-directory, last, sections = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 rank = os.environ.get("RANK", "0")
-base = METHODS[sections["method"]["name"]]
 
-class Noted(base):
-    async def credit(self, group, ctx):
-        with open(f"{directory}-{rank}.tokens", "a") as file:
-            for member in group.trajectories:
-                file.write(json.dumps([ctx.step, group.problem.id, member.tokens]) + chr(10))
-        return await super().credit(group, ctx)
+def noted(name):
+    class Noted(METHODS[name]):
+        async def credit(self, group, ctx):
+            with open(f"{directory}-{rank}.tokens", "a") as file:
+                for member in group.trajectories:
+                    file.write(json.dumps([ctx.step, group.problem.id, member.tokens]) + chr(10))
+            return await super().credit(group, ctx)
+    return Noted
 
 step = torch.optim.AdamW.step
 
@@ -145,8 +145,9 @@ def noting(self, closure=None):
 
 torch.optim.AdamW.step = noting
 torch.set_num_threads(1)
-sections["train"]["steps"] = last
-train(Config.model_validate(sections), directory, method=Noted, resume=os.path.exists(directory))
+for directory, sections in json.loads(sys.argv[1]).items():
+    method = noted(sections["method"]["name"])
+    train(Config.model_validate(sections), directory, method=method, resume=os.path.exists(directory))
 """
 
 
@@ -165,6 +166,7 @@ def uneven(method: str, **changes: Any) -> dict[str, Any]:
             "checkpoint_every": 1,
             "updates_per_step": 1,
             "micro_batch_tokens": 300,
+            "steps": 1,
             **changes,
         },
         eval={"sets": {"easy": f"{EASY}&split=test&n=3"}},
@@ -172,8 +174,9 @@ def uneven(method: str, **changes: Any) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude_none=True)
 
 
-def noted(directory: Path, processes: int, last: int, sections: dict[str, Any], **environment: str) -> None:
-    script = directory.parent / "noted.py"
+def noted(processes: int, runs: dict[Path, dict[str, Any]], **environment: str) -> None:
+    """Train every run, directory -> sections of its configuration, in the same processes."""
+    script = next(iter(runs)).parent / "noted.py"
     script.write_text(NOTED)
     launch = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -181,7 +184,8 @@ def noted(directory: Path, processes: int, last: int, sections: dict[str, Any], 
         else []
     )
     environment = {**os.environ, "PYTHONPATH": ".", **environment}
-    command = [sys.executable, *launch, str(script), str(directory), str(last), json.dumps(sections)]
+    jobs = json.dumps({str(directory): sections for directory, sections in runs.items()})
+    command = [sys.executable, *launch, str(script), jobs]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -197,52 +201,62 @@ def gradients(directory: Path) -> list[torch.Tensor]:
     return [torch.cat([each.flatten() for each in torch.load(file)]).double() for file in files]
 
 
-def first_gradient(directory: Path) -> torch.Tensor:
-    return gradients(directory)[0]
+METHODS = ("grpo", "luffy", "scope")
 
 
-@pytest.mark.parametrize("method", ["grpo", "luffy", "scope"])
-def test_one_two_and_three_processes_give_the_same_samples_and_gradient(method: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """NAME-1, NAME-2 and NAME-3: the same run in one, two and three processes, in float64."""
+    root = tmp_path_factory.mktemp("worlds")
+    runs = {method: uneven(method) for method in METHODS}
+    # Each of two updates gets five of ten problems; a dead group counts in no normalizer.
+    runs["dead"] = uneven("grpo", problems_per_step=10, updates_per_step=2, learning_rate=1e-9)
+    runs["dead"]["method"]["skip_dead_groups"] = True
     for processes in (1, 2, 3):
-        noted(tmp_path / f"of-{processes}", processes, 1, uneven(method), IN_FLOAT64="1")
-    one = completions(tmp_path / "of-1")
-    assert len({problem for _, problem, _ in one}) == 5 and len(one) == 15
-    for processes in (2, 3):
-        assert completions(tmp_path / f"of-{processes}") == one
-        expected, found = first_gradient(tmp_path / "of-1"), first_gradient(tmp_path / f"of-{processes}")
-        assert expected.norm() > 0 and (found - expected).norm() / expected.norm() < 1e-6
-        assert (
-            lines(tmp_path / f"of-{processes}/evaluations.jsonl")[0]
-            == lines(tmp_path / "of-1/evaluations.jsonl")[0]
+        noted(
+            processes,
+            {root / f"{name}-{processes}": sections for name, sections in runs.items()},
+            IN_FLOAT64="1",
         )
+    return root
+
+
+def assert_same_gradients(one: Path, other: Path) -> None:
+    expected, found = gradients(one), gradients(other)
+    assert len(found) == len(expected) > 0
+    for left, right in zip(expected, found, strict=True):
+        assert left.norm() > 0 and (right - left).norm() / left.norm() < 1e-6
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_several_processes_give_the_samples_and_the_gradient_of_one(
+    method: str, processes: int, worlds: Path
+) -> None:
+    alone, together = worlds / f"{method}-1", worlds / f"{method}-{processes}"
+    one = completions(alone)
+    assert len({problem for _, problem, _ in one}) == 5 and len(one) == 15
+    assert completions(together) == one
+    assert_same_gradients(alone, together)
+    assert lines(together / "evaluations.jsonl")[0] == lines(alone / "evaluations.jsonl")[0]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_skip_the_same_dead_groups_in_several_updates(processes: int, worlds: Path) -> None:
+    (_, one), (_, several) = (lines(worlds / f"dead-{each}/metrics.jsonl") for each in (1, processes))
+    assert one["groups/dead"] and one["groups/dead"] < one["groups/all"] == 10
+    counts = [key for key in one if key.startswith(("groups/", "tokens/"))]
+    assert {key: several[key] for key in counts} == {key: one[key] for key in counts}
+    assert_same_gradients(worlds / "dead-1", worlds / f"dead-{processes}")
 
 
 def test_a_run_stopped_in_two_processes_continues_the_same_in_one(tmp_path: Path) -> None:
     """The learning rate is so small that rounding cannot distinguish the two models."""
-    sections = uneven("sort", learning_rate=1e-9)
-    noted(tmp_path / "never-stopped", 1, 3, sections)
-    noted(tmp_path / "stopped", 2, 1, sections)
-    noted(tmp_path / "stopped", 1, 2, sections)
-    noted(tmp_path / "stopped", 3, 3, sections)
-    found = completions(tmp_path / "stopped")
-    assert found == completions(tmp_path / "never-stopped") and {step for step, *_ in found} == {1, 2, 3}
-
-
-def test_three_processes_and_one_skip_the_same_dead_groups_in_several_updates(tmp_path: Path) -> None:
-    """Each update gets five of ten problems; a dead group counts in no normalizer."""
-    sections = uneven("grpo", problems_per_step=10, updates_per_step=2, learning_rate=1e-9)
-    sections["method"]["skip_dead_groups"] = True
-    for processes in (1, 3):
-        noted(tmp_path / f"of-{processes}", processes, 1, sections, IN_FLOAT64="1")
-    (_, one), (_, three) = (lines(tmp_path / f"of-{processes}/metrics.jsonl") for processes in (1, 3))
-    assert one["groups/dead"] and one["groups/dead"] < one["groups/all"] == 10
-    assert {key: three[key] for key in one if key.startswith(("groups/", "tokens/"))} == {
-        key: value for key, value in one.items() if key.startswith(("groups/", "tokens/"))
-    }
-    expected, found = (gradients(tmp_path / f"of-{processes}") for processes in (1, 3))
-    assert len(found) == len(expected) > 0
-    for left, right in zip(expected, found, strict=True):
-        assert left.norm() > 0 and (right - left).norm() / left.norm() < 1e-6
+    never, stopped = tmp_path / "never-stopped", tmp_path / "stopped"
+    for directory, processes, last in ((never, 1, 3), (stopped, 2, 1), (stopped, 1, 2), (stopped, 3, 3)):
+        noted(processes, {directory: uneven("sort", learning_rate=1e-9, steps=last)})
+    found = completions(stopped)
+    assert found == completions(never) and {step for step, *_ in found} == {1, 2, 3}
 
 
 ENDS = """

@@ -64,7 +64,7 @@ def problems(lines: list[Row]) -> list[dict[str, Any]]:
 
 
 def member(row: Row, byte_level: bool) -> dict[str, Any]:
-    texts = {
+    texts: dict[str, Any] = {
         key: [readable(token, byte_level) for token in row[key]]
         for key in ("tokens", "targets")
         if key in row

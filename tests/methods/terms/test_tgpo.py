@@ -193,8 +193,8 @@ def test_what_is_trained_is_in_the_samples(policy: TrainablePolicy, taught: Loca
     taught.begin(1)
     ((guided,),) = taught.guide(method, [Group(PROBLEM, [member(policy, "77 8")])])
     plain, row = sample_rows(1, taught.credit(method, [guided]), method, policy)
-    assert "targets" not in plain and len(row["targets"]) == 2 and row["origin"] == ["teacher"] * 2
-    assert row["weight"] == close([0.002, 0.002], 1e-6)
+    assert "targets" not in plain and len(row["targets"]) == 2 and row["author"] == ["teacher"] * 2
+    assert row["gradient_weight"] == close([0.002, 0.002], 1e-6)
 
 
 def test_through_the_loop_the_policy_comes_to_say_what_its_teacher_would(
