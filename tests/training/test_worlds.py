@@ -253,8 +253,13 @@ def test_several_processes_skip_the_same_dead_groups_in_several_updates(processe
 def test_a_run_stopped_in_two_processes_continues_the_same_in_one(tmp_path: Path) -> None:
     """The learning rate is so small that rounding cannot distinguish the two models."""
     never, stopped = tmp_path / "never-stopped", tmp_path / "stopped"
-    for directory, processes, last in ((never, 1, 3), (stopped, 2, 1), (stopped, 1, 2), (stopped, 3, 3)):
-        noted(processes, {directory: uneven("sort", learning_rate=1e-9, steps=last)})
+
+    def until(last: int) -> dict[str, Any]:
+        return uneven("sort", learning_rate=1e-9, steps=last)
+
+    noted(2, {stopped: until(1)})
+    noted(1, {stopped: until(2), never: until(3)})
+    noted(3, {stopped: until(3)})
     found = completions(stopped)
     assert found == completions(never) and {step for step, *_ in found} == {1, 2, 3}
 
