@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 from pydantic import Field
 from torch import Tensor
 
+from handrail._util.errors import UserError
 from handrail._util.section import Section
 from handrail.experts.registry import Role
 from handrail.methods import losses
@@ -189,6 +190,14 @@ class Method(Generic[S], Stateful):
         """
         needed = frozenset({"reference"} if self.kl else ())
         return needed.union(*(term.models for term in self.terms))
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise UserError if the method cannot learn from these training problems."""
+        if self.needs_references and not any(problem.references for problem in problems):
+            raise UserError(
+                f"{self.settings.name or self.name} learns from references, and no training problem has one; "
+                "name their column in data.columns, or choose a method that needs none"
+            )
 
     # The verbs
 

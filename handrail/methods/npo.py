@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
+from handrail._util.errors import UserError
 from handrail.data.answers import Answer, read_answers
 from handrail.methods.base import GrpoSettings, Method
 from handrail.methods.context import Context
 from handrail.methods.requests import Verify
+from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 
 
@@ -42,6 +45,14 @@ class Npo(Method[NpoSettings]):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.answers = read_answers(self.settings.cache, "method.cache")
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        super().check(problems)
+        if not any(self.answers.get(problem.id) for problem in problems):
+            raise UserError(
+                f"method.cache: {self.settings.cache} has no answer to any of the training problems; harvest "
+                "from the data that the run trains on"
+            )
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         known = [member for member in group.rollouts if member.correct is not None]

@@ -110,11 +110,7 @@ class Run:
 def usable_data(config: Config, method: Method[Any]) -> RunData:
     """Load the data. Raises UserError if the method cannot learn from it."""
     data = load_data(config)
-    if method.needs_references and not any(problem.references for problem in data.training):
-        raise UserError(
-            f"{config.method['name']} learns from references, and no training problem has one; name "
-            "their column in data.columns, or choose a method that needs none"
-        )
+    method.check(data.training)
     for source in config.data.train:
         if warning := probed_with_another_model(source, config.model.path):
             log.warning("data.train: %s", warning)

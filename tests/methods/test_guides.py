@@ -291,6 +291,12 @@ def test_a_damaged_cache_is_refused(line: str, sentence: str, tmp_path: Path) ->
         build("npo", cache=str(tmp_path / "none.jsonl"))
 
 
+def test_a_cache_without_any_answer_to_the_training_problems_is_refused(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="answers.jsonl has no answer to any of the training problems"):
+        train(config(method={"name": "npo", "cache": str(cache)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_harvest_feeds_npo_through_the_real_loop(handrail: Handrail, tmp_path: Path) -> None:
     data, verifier = (
         f"{EASY}&n=12",

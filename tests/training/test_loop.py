@@ -181,7 +181,8 @@ def test_samples_have_the_author_and_weight_of_each_token(tmp_path: Path) -> Non
 def test_every_method_runs_in_the_loop_and_changes_the_model(name: str, tmp_path: Path) -> None:
     needs_signal = ("grpo", "scope", "dmpo", "npo", "int", "calibrl")
     changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in needs_signal else {}
-    (tmp_path / "answers.jsonl").write_text("{}\n")
+    answer = '{"id": "easy-train-0-0", "answers": [{"tokens": [5], "logp": [-1.0], "text": "?"}]}'
+    (tmp_path / "answers.jsonl").write_text("{}\n" + answer + "\n")
     needed = {"cache": str(tmp_path / "answers.jsonl")} if name == "npo" else {}
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
     changes |= {"experts": {"teacher": "builtin:house-tiny"}} if name == "tgpo" else {}
