@@ -52,7 +52,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=8, help="start no part after so many minutes")
+    parser.add_argument(
+        "--minutes", type=float, default=8, help="Start no further part after this many minutes."
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of the results")
     parser.add_argument("--page", type=Path, default=Path("docs/gpu.md"), help="page to write")
     parser.add_argument("--only", default="", help=f"parts, separated by commas: {','.join(parts.PARTS)}")

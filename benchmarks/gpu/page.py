@@ -11,8 +11,8 @@ Result = dict[str, Any]
 
 TEMPLATE = Path(__file__).with_name("page.md")
 NOT_YET = (
-    "**It has not been run on a GPU yet**: below is only what each part will show. In miniature it runs on a "
-    "CPU in every run of the tests.\n"
+    "**It has not been run on a GPU yet.** Below is what each part will show. The tests run its update, output\n"
+    "layer and sampling in miniature on a CPU.\n"
 )
 
 

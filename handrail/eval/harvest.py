@@ -14,6 +14,7 @@ from handrail.data.load import load_problems
 from handrail.engines.local import LocalEngine
 from handrail.methods.grpo import Grpo
 from handrail.training.config import Config
+from handrail.training.contents import code_digest, model_digest
 from handrail.training.policies import load_policy
 from handrail.types.problem import digest
 from handrail.types.trajectory import Group
@@ -39,6 +40,8 @@ def harvest(
     problems = load_problems(source, config.data.columns)[:limit]
     what = {
         "model": config.model.path,
+        "weights": model_digest(config.model.path),
+        "verifier": [config.verifier.name, code_digest(config.verifier.name)],
         "source": source,
         "problems": digest(problems),
         "rollouts": rollouts,

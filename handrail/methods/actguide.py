@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 import torch
 from pydantic import Field
@@ -63,9 +64,7 @@ class ActGuide(Method[ActGuideSettings]):
         if not steps:
             return group
         share = self.settings.share
-        length = (
-            await self.shortest(group.problem, hints, ctx) if share is None else -int(-steps * share // 1)
-        )
+        length = await self.shortest(group.problem, hints, ctx) if share is None else ceil(steps * share)
         guided = await self.sample(group.problem, hints[length], self.group_size, ctx)
         ctx.counts["actguide/guided"] += 1
         ctx.counts["actguide/steps_shown"] += length
