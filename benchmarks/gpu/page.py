@@ -11,8 +11,8 @@ Result = dict[str, Any]
 
 TEMPLATE = Path(__file__).with_name("page.md")
 NOT_YET = (
-    "**It has not been run on a GPU yet.** Below is what each part will show. The tests run its update, output\n"
-    "layer and sampling in miniature on a CPU.\n"
+    "**It has not been run on a GPU yet.** Below is what each part will show. The tests run its update, "
+    "output\nlayer and sampling in miniature on a CPU.\n"
 )
 
 
