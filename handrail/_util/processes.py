@@ -24,7 +24,8 @@ def accelerator(device: str, trackers: Sequence[str] = ()) -> Accelerator:
         raise UserError(f"train.trackers: {missing[0]} is not installed; pip install {missing[0]}")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     kind = torch.accelerator.current_accelerator()
-    has_gpus = kind is not None and kind.type != "mps"  # a Mac has one device, not one for each process
+    # CUDA builds of PyTorch name their kind without a GPU too. A Mac has one device, not one per process.
+    has_gpus = torch.accelerator.is_available() and kind is not None and kind.type != "mps"
     if device != "cpu" and has_gpus and local > torch.accelerator.device_count():
         raise UserError(
             f"{local} processes but only {torch.accelerator.device_count()} GPUs; "
