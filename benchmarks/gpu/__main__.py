@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.gpu import parts
 from benchmarks.gpu.page import write_page
-from benchmarks.gpu.travel import join, prepare
+from benchmarks.gpu.travel import prepare
 
 Result = dict[str, Any]
 
@@ -61,12 +61,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tiny", action="store_true", help="in miniature, on a CPU too")
     parser.add_argument("--prepare", type=Path, help="gather wheels and weights in this folder, and end")
     parser.add_argument("--present", type=Path, help="pip freeze of the machine with the GPU, for --prepare")
-    parser.add_argument("--prepared", type=Path, help="folder that --prepare filled, on the machine")
     options = parser.parse_args(arguments)
     if options.prepare:
         return prepare(options.prepare, options.present)
-    if options.prepared:
-        join(options.prepared)
     only = [name for name in options.only.split(",") if name]
     run(options.output, parts.TINY if options.tiny else parts.FULL, options.minutes, only, options.page)
 

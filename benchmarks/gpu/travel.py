@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from handrail.models.fetch import MODELS, fetch
+from handrail.models.fetch import MODELS
 
 PRESENT = ("torch", "transformers", "accelerate", "peft", "pandas", "pyarrow", "rich", "typer")
 """What is taken to be there, with all that these need, if no list says what is."""
@@ -20,7 +19,6 @@ ALSO = ("pytest", "trl")
 PIECE = 48 * 2**20
 PYTHON = "3.12"
 MODEL = "smollm2-135m"
-WEIGHTS = Path("models", MODEL)
 
 
 def closure(names: tuple[str, ...]) -> dict[str, str]:
@@ -92,24 +90,3 @@ def split(file: Path) -> None:
         for number, piece in enumerate(iter(lambda: whole.read(PIECE), b"")):
             (file.parent / f"{file.name}.part{number:02}").write_bytes(piece)
     file.unlink()
-
-
-def join(directory: Path) -> None:
-    """Join the pieces, install the packages and write the weights, on the machine with the GPU."""
-    for first in sorted(directory.rglob("*.part00")):
-        whole = first.with_suffix("")
-        pieces = sorted(whole.parent.glob(f"{whole.name}.part*"))
-        with whole.open("wb") as out:
-            for piece in pieces:
-                out.write(piece.read_bytes())
-        for piece in pieces:
-            piece.unlink()
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    if wheels := [str(each) for each in directory.glob("*.whl")]:
-        subprocess.run([*pip, *wheels], check=True)
-    for source in directory.glob("*.tar.gz"):  # a benchmark that does not need it can do without
-        if subprocess.run([*pip, "--no-build-isolation", str(source)]).returncode:
-            print(f"{source.name} could not be built and is left out", file=sys.stderr)
-    if list((directory / "weights").glob("*.whl")) and not WEIGHTS.exists():
-        os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(directory / "weights")}
-        fetch(MODEL, WEIGHTS)

@@ -1,16 +1,19 @@
-"""PyTorch's attention kernels for packed rows, and on a CPU with keys and values of grouped queries shared
-instead of copied.
+"""PyTorch's attention kernels for packed rows, and while sampling with keys and values of grouped queries
+shared instead of copied.
 
-If there is a padding mask, transformers repeats keys and values for every query head, because CUDA's fast
-kernels need it. The CPU kernel does not, and during sampling the copy costs more than everything else in a
+If there is a padding mask, transformers repeats keys and values for every query head, because some of CUDA's
+kernels need it. A CPU's and cuDNN's do not, and during sampling the copy costs more than everything else in a
 layer.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -38,16 +41,27 @@ def sdpa(
     D]. ``packed``: the rows that the tokens belong to, if they are packed."""
     if packed is not None:
         return packed_attention(query, key, value, packed, dropout, scaling, sliding_window), None
-    if attention_mask is None or position_bias is not None or query.device.type != "cpu":
+    if attention_mask is None or position_bias is not None or not shares(query, key, value, attention_mask):
         others |= {"position_bias": position_bias, "sliding_window": sliding_window}
         whole: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **others
         )
         return whole
-    out = scaled_dot_product_attention(
-        query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True
-    )
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if query.is_cuda else nullcontext():
+        out = scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True
+        )
     return out.transpose(1, 2).contiguous(), None
+
+
+def shares(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:
+    """True if a fast kernel reads the keys and values of grouped queries without copies."""
+    if query.device.type != "cuda":
+        return query.device.type == "cpu"
+    # cuDNN makes a kernel for every new shape, which takes longer than it saves on anything but sampling.
+    return query.shape[2] == 1 and can_use_cudnn_attention(
+        SDPAParams(query, key, value, mask, 0.0, False, True)
+    )
 
 
 def use_ours(model: Any) -> None:

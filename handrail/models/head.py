@@ -86,11 +86,14 @@ class ChunkedLogProbs(torch.autograd.Function):
         ):
             rows = rows.to(ctx.dtype)
             logp = scaled_logits(rows, weight_cast.T, ctx.temperature).sub_(norms.unsqueeze(-1))
-            p, total = logp.exp(), of_logp.sum(-1, keepdim=True)
+            total = of_logp.sum(-1, keepdim=True)
             if ctx.with_entropy:
+                p = logp.exp()
                 total = logp.add_(spread.unsqueeze(-1)).mul_(of_entropy.unsqueeze(-1)).add_(total)
-            of_logits = p.mul_(total).neg_().scatter_add_(-1, wanted, of_logp)
-            of_logits = of_logits.div_(ctx.temperature).to(ctx.dtype)
+            else:
+                p = logp.exp_()
+            of_logits = p.mul_(total.neg_()).scatter_add_(-1, wanted, of_logp)
+            of_logits = divided(of_logits, ctx.temperature).to(ctx.dtype)
             out.copy_(of_logits @ weight_cast)
             if of_weight is not None and of_weight.dtype == ctx.dtype:
                 of_weight.addmm_(of_logits.T, rows)
@@ -106,7 +109,12 @@ def chunks(rows: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
 
 def scaled_logits(hidden: Tensor, columns: Tensor, temperature: float) -> Tensor:
     """Logits [N, V] in float32, or float64 if ``hidden`` is; of no graph, so that they may be overwritten."""
-    return widen(hidden @ columns).div_(temperature)
+    return divided(widen(hidden @ columns), temperature)
+
+
+def divided(values: Tensor, temperature: float) -> Tensor:
+    """Divide ``values`` in place; by 1, without reading them all."""
+    return values if temperature == 1 else values.div_(temperature)
 
 
 def widen(values: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from handrail.data.config import PromptFormat
 from handrail.models import attention, packing
 from handrail.models.attention import use_ours
 from handrail.models.batching import Inputs, Layout, by_budget
+from handrail.models.cached import positions
 from handrail.models.config import ModelConfig, RolloutConfig
-from handrail.models.generate import Completion, generate, positions
+from handrail.models.generate import Completion, generate
 from handrail.models.head import is_last, log_probs, skipped
 from handrail.models.loading import load_model
 from handrail.models.packing import Packed, can_pack

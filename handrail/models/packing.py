@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from handrail.models.batching import Inputs
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All but cuDNN's, which is made anew for every shape, and hardly two micro-batches have the same."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ def packed_attention(
     if sliding_window is not None and sliding_window < width:
         mask = torch.ones(width, width, dtype=torch.bool, device=query.device)
         mask = mask.tril().triu(1 - sliding_window)
-    out = scaled_dot_product_attention(
-        rows(query), rows(key), rows(value), mask, dropout, is_causal=mask is None, scale=scaling,
-        enable_gqa=key.shape[1] != query.shape[1],
-    )  # fmt: skip
+    with sdpa_kernel(KERNELS):
+        out = scaled_dot_product_attention(
+            rows(query), rows(key), rows(value), mask, dropout, is_causal=mask is None, scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )  # fmt: skip
     return out.transpose(1, 2).flatten(0, 1).index_select(0, packed.source).unsqueeze(0)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from benchmarks.gpu import parts, travel
+from benchmarks.gpu import install, parts, travel
 from benchmarks.gpu.__main__ import main
 from handrail.training.policies import load_trainable_policy
 
@@ -64,5 +64,5 @@ def test_large_files_travel_in_pieces(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "weights.bin").write_bytes(bytes(range(25)))
     travel.split(tmp_path / "weights.bin")
     assert [file.stat().st_size for file in sorted(tmp_path.iterdir())] == [10, 10, 5]
-    travel.join(tmp_path)
+    install.join(tmp_path)
     assert (tmp_path / "weights.bin").read_bytes() == bytes(range(25))

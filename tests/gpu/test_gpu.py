@@ -22,6 +22,9 @@ from handrail import UserError, train
 from handrail._util.memory import enough_memory
 from handrail.models import head
 from handrail.models.batching import Inputs, Layout
+from handrail.models.cached import CachedModel
+from handrail.models.generate import Completion, generate
+from handrail.models.graphs import can_repeat
 from handrail.models.head import log_probs
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config
@@ -91,6 +94,36 @@ def test_the_same_seeds_draw_what_they_draw_on_a_cpu() -> None:
     expected = [row.tokens for row in reference.generate(PROMPTS * 8, range(32))]
     same = sum(one == other for one, other in zip(drawn, expected, strict=True))
     assert same >= 30  # a number on the edge between two tokens may fall to either side
+
+
+def drawn_by(model: Any, kind: type[CachedModel] | None) -> list[Completion]:
+    limits = [5 * (row + 1) for row in range(32)]
+    return generate(model.eval(), PROMPTS * 8, range(32), limits, 1.0, set(), kind=kind)
+
+
+def test_cuda_graphs_draw_what_single_calls_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = policy().bare_model
+    replayed: list[None] = []
+    if ON != "cpu":
+        replay = torch.cuda.CUDAGraph.replay
+        monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda self: replayed.append(replay(self)))
+    found, expected = drawn_by(model, None), drawn_by(model, CachedModel)
+    assert can_repeat(model) == bool(replayed) == (ON != "cpu")
+    same = [torch.equal(one.tokens, other.tokens) for one, other in zip(found, expected, strict=True)]
+    assert sum(same) >= 30
+    for one, other in zip(found, expected, strict=True):
+        if torch.equal(one.tokens, other.tokens):
+            torch.testing.assert_close(one.logp, other.logp, atol=1e-3, rtol=0)
+
+
+def test_a_model_that_cannot_be_captured_is_sampled_without_graphs() -> None:
+    model = policy().bare_model
+    layer = model.get_input_embeddings()
+    layer.register_forward_hook(lambda module, inputs, output: output * (inputs[0].float().sum().item() > -1))
+    found, expected = drawn_by(model, None), drawn_by(model, CachedModel)
+    same = [torch.equal(one.tokens, other.tokens) for one, other in zip(found, expected, strict=True)]
+    assert sum(same) >= 30
+    assert not can_repeat(model)
 
 
 def gradient(of: TrainablePolicy) -> Tensor:

@@ -168,7 +168,7 @@ def test_a_completion_does_not_depend_on_when_others_leave_the_batch(
     prompts = [prompt for prompt in PROMPTS for _ in range(8)]
     found = []
     for together in (8, 10**9, 0):  # after few steps, at the first end, and never
-        monkeypatch.setattr("handrail.models.generate.LEAVE_TOGETHER", together)
+        monkeypatch.setattr("handrail.models.cached.LEAVE_TOGETHER", together)
         found.append([row.tokens.tolist() for row in drawn(policy, prompts, range(24), [20] * 24)])
     assert found[0] == found[1] == found[2]
 
