@@ -23,7 +23,8 @@ def write_page(folder: Path, page: Path) -> None:
     on_gpu = any(each["device"] != "CPU" for each in found.values())
     text = text.replace("{state}\n", "" if on_gpu else NOT_YET + "\n")
     for name, show in SHOW.items():
-        text = text.replace(f"{{{name}}}\n", body(found[name], show) + "\n\n" if name in found else "")
+        missing = "Not measured on a GPU yet.\n\n" if on_gpu else ""
+        text = text.replace(f"{{{name}}}\n", body(found[name], show) + "\n\n" if name in found else missing)
     page.write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
