@@ -36,7 +36,8 @@ class TrainConfig(Section):
     steps: int = Field(200, ge=1)
     """Number of steps; a budget may end the run earlier."""
     token_budget: int | None = Field(None, ge=1)
-    """End the run after the step in which the total number of sampled tokens reaches this."""
+    """End the run after the step in which the total number of sampled tokens, those of repairs, hints and
+    other guidance included, reaches this."""
     seconds_budget: float | None = Field(None, gt=0)
     """End the run after the step in which the seconds spent training, evaluation excluded, reach this."""
     problems_per_step: int = Field(16, ge=1)

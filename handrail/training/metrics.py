@@ -108,6 +108,11 @@ def first_unverified(unverified: dict[str, str]) -> dict[str, str]:
     return {f"verifier/first_{reason}": said for process in found for reason, said in process.items()}
 
 
+def tokens_sampled(step: Mapping[str, Any]) -> int:
+    """All tokens that the policy sampled in a step: its rollouts and what ``guide`` asked for."""
+    return int(step.get("tokens/sampled", 0)) + int(step.get("tokens/resampled", 0))
+
+
 def learns_from_others(group: Group) -> bool:
     """True if the update of ``group`` learns from tokens that the policy did not sample."""
     return any(member.has_signal and not member.is_rollout for member in group.trajectories)
@@ -145,7 +150,7 @@ def summary(out: RunDirectory, config: Config, method: Method[Any], spent: str) 
         "seed": config.train.seed,
         "steps": len(steps),
         "ended_by": spent or "steps",
-        "tokens_sampled": total(steps, "tokens/sampled"),
+        "tokens_sampled": sum(map(tokens_sampled, steps)),
         "eval": {
             name: {"start": evaluation(lines[0], name), "end": evaluation(lines[-1], name)}
             for name in config.eval.sets

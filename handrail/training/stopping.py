@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from handrail.training.config import TrainConfig
-from handrail.training.metrics import TRAINING_PARTS, total
+from handrail.training.metrics import TRAINING_PARTS, tokens_sampled
 
 
 class StopCriteria:
@@ -19,12 +19,12 @@ class StopCriteria:
     ) -> None:
         """``steps`` and ``timings``: the lines of the steps that the run has already completed."""
         self.config = config
-        self.tokens = total(steps, "tokens/sampled")
+        self.tokens = sum(map(tokens_sampled, steps))
         self.seconds = sum(map(training_seconds, timings))
 
     def spend(self, metrics: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
         """Add one step to what is used."""
-        self.tokens += metrics["tokens/sampled"]
+        self.tokens += tokens_sampled(metrics)
         self.seconds += training_seconds(seconds)
 
     def last_step(self, step: int) -> int:

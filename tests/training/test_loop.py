@@ -119,6 +119,20 @@ def test_a_run_ends_with_its_budget_of_tokens(tmp_path: Path) -> None:
     ] == sampled[:5]
 
 
+def test_tokens_of_repairs_count_towards_the_budget(tmp_path: Path) -> None:
+    method = {"name": "scope", "judge": "random", "corrector": "reference"}
+    summary = train(
+        small(method=method, train={"steps": 9, "token_budget": 1500, "updates_per_step": 1}),
+        tmp_path / "run",
+    )
+    steps = lines(tmp_path / "run/metrics.jsonl")[1:]
+    own, repairs = (sum(step.get(f"tokens/{kind}", 0) for step in steps) for kind in ("sampled", "resampled"))
+    assert repairs > 0 and summary["ended_by"] == "tokens"
+    assert summary["tokens_sampled"] == own + repairs >= 1500
+    last = steps[-1]["tokens/sampled"] + steps[-1]["tokens/resampled"]
+    assert own + repairs - last < 1500
+
+
 @pytest.mark.parametrize("budget", [{}, {"token_budget": 1}])
 def test_a_run_stopped_after_its_last_checkpoint_is_finished_on_resuming(
     tmp_path: Path, budget: dict[str, int]
