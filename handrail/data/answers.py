@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from handrail._util.errors import UserError
+from handrail.types.trajectory import Group
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,13 @@ def write_answers(rows: Iterable[Answers]) -> str:
     """The lines of ``rows``."""
     return "".join(
         json.dumps({"id": row.id, "answers": [vars(answer) for answer in row.answers]}) + "\n" for row in rows
+    )
+
+
+def right(group: Group, keep: int | None = None) -> Answers:
+    """The first ``keep`` right rollouts of a group; all by default."""
+    found = [member for member in group.rollouts if member.correct][:keep]
+    return Answers(
+        group.problem.id,
+        [Answer(each.tokens, each.column("sampling_logp").tolist(), each.text) for each in found],
     )

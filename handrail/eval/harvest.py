@@ -9,7 +9,7 @@ from pathlib import Path
 from handrail._util.errors import UserError
 from handrail._util.files import locked, write_whole
 from handrail._util.processes import accelerator
-from handrail.data.answers import Answer, Answers, write_answers
+from handrail.data.answers import right, write_answers
 from handrail.data.load import load_problems
 from handrail.engines.local import LocalEngine
 from handrail.methods.grpo import Grpo
@@ -17,7 +17,6 @@ from handrail.training.config import Config
 from handrail.training.contents import code_digest, model_digest
 from handrail.training.policies import load_policy
 from handrail.types.problem import digest
-from handrail.types.trajectory import Group
 from handrail.verifiers.pool import VerifierPool
 
 
@@ -75,12 +74,3 @@ def harvest(
                 done += written.splitlines()
     progress(len(problems), len(problems))
     return sum(bool(json.loads(line)["answers"]) for line in done), len(problems)
-
-
-def right(group: Group, keep: int) -> Answers:
-    """The first ``keep`` right rollouts of a group."""
-    found = [member for member in group.rollouts if member.correct][:keep]
-    return Answers(
-        group.problem.id,
-        [Answer(each.tokens, each.column("sampling_logp").tolist(), each.text) for each in found],
-    )

@@ -14,6 +14,7 @@ from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
 from handrail._util.section import explain
 from handrail.methods.actguide import ActGuide
+from handrail.methods.autonpo import AutoNpo
 from handrail.methods.base import Method, MethodSettings, Term
 from handrail.methods.calibrl import CalibRL
 from handrail.methods.cso import Cso
@@ -33,7 +34,7 @@ from handrail.models.config import RolloutConfig
 _ALL: tuple[type[Method[Any]], ...] = (
     Grpo, Sft, GrpoSft, SftOnFailures, Dft,
     Luffy, Sort, Scope,
-    ActGuide, CalibRL, Cso, Dmpo, InT, Npo, Stride, Tgpo,
+    ActGuide, AutoNpo, CalibRL, Cso, Dmpo, InT, Npo, Stride, Tgpo,
 )  # fmt: skip
 METHODS: dict[str, type[Method[Any]]] = {cls.name: cls for cls in _ALL}
 

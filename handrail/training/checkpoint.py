@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import damage, no_room, whole_directory, write_sums
+from handrail._util.state import read_state, write_state
 from handrail.methods.base import Method
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
@@ -40,12 +40,8 @@ def save(
                 for name, value in entry.items()
             }
             save_file(moments, aside / "optimizer.safetensors")
-            tensors: dict[str, torch.Tensor] = {}
             terms = [term.state() for term in method.terms]
-            state = without_tensors({"step": step, "method": method.state(), "terms": terms}, tensors)
-            (aside / "state.json").write_text(json.dumps(state, indent=1, default=float))
-            if tensors:
-                save_file(tensors, aside / "state.safetensors")
+            write_state(aside / "state", {"step": step, "method": method.state(), "terms": terms})
             write_sums(aside)
     except Exception as error:
         if not no_room(error):
@@ -140,9 +136,7 @@ def load(path: Path, policy: TrainablePolicy, optimizer: Any, method: Method[Any
     Raises UserError if it is of a different model.
     """
     policy.load_state(path / "model")
-    tensors = path / "state.safetensors"
-    saved = json.loads((path / "state.json").read_text())
-    state = with_tensors(saved, load_file(tensors) if tensors.exists() else {})
+    state = read_state(path / "state")
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(path / "optimizer.safetensors").items():
         index, _, name = key.partition(".")
@@ -152,28 +146,3 @@ def load(path: Path, policy: TrainablePolicy, optimizer: Any, method: Method[Any
     for term, own in zip(method.terms, state["terms"], strict=True):
         term.load_state(own)
     return int(state["step"])
-
-
-TENSOR = "tensor:"
-"""Marks the name of a tensor in state.json."""
-
-
-def without_tensors(value: Any, tensors: dict[str, torch.Tensor], name: str = "state") -> Any:
-    """Replace the tensors in nested dictionaries and lists by names, and collect them in ``tensors``."""
-    if isinstance(value, torch.Tensor):
-        tensors[name] = value.detach().cpu().clone().contiguous()
-        return {TENSOR: name}
-    if isinstance(value, dict):
-        return {key: without_tensors(inner, tensors, f"{name}.{key}") for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_tensors(inner, tensors, f"{name}.{place}") for place, inner in enumerate(value)]
-    return value
-
-
-def with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Undo ``without_tensors``."""
-    if isinstance(value, dict):
-        if value.keys() == {TENSOR}:
-            return tensors[value[TENSOR]]
-        return {key: with_tensors(inner, tensors) for key, inner in value.items()}
-    return [with_tensors(inner, tensors) for inner in value] if isinstance(value, list) else value

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import whole_directory
 from handrail._util.interrupts import Interrupts
+from handrail.methods.autonpo import AutoNpo
 from handrail.methods.base import Method
 from handrail.training import checkpoint
 from handrail.training.callbacks import (
@@ -31,6 +32,7 @@ from handrail.training.config import Config, load_config
 from handrail.training.metrics import StepMetrics, summary
 from handrail.training.resources import Clock
 from handrail.training.resuming import require_unchanged, run_directory
+from handrail.training.rollback import Rollback
 from handrail.training.run import Run
 from handrail.training.run_directory import RunDirectory, explain_errors, last_step, newest_checkpoint
 from handrail.training.samples import batch_rows
@@ -100,6 +102,9 @@ class Loop(Run):
     ) -> None:
         super().__init__(config, method, verifier, interrupts)
         self.added, self.callbacks = list(callbacks), list[Callback]()
+        self.rollback: list[Callback] = []
+        if isinstance(self.method, AutoNpo):
+            self.rollback.append(Rollback(self.method, config.train))
 
     def fit(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
@@ -129,8 +134,8 @@ class Loop(Run):
             if self.accelerator.is_main_process:
                 out.reopen()
             report = Report(progress, criteria)
-            self.callbacks = [LearningRate(criteria), Samples(), Labels(), Stop(criteria), *self.added]
-            self.callbacks += [Evaluation(), Monitor(rows), report, Checkpoints()]
+            self.callbacks = [LearningRate(criteria), Samples(), Labels(), *self.rollback, Stop(criteria)]
+            self.callbacks += [*self.added, Evaluation(), Monitor(rows), report, Checkpoints()]
             self.callbacks += [Trackers()] if c.trackers else []
             for callback in self.callbacks:
                 callback.on_start(self, done or 0)
@@ -142,7 +147,10 @@ class Loop(Run):
                 }
                 report.after_log(self, done, last_known, {})
             self.steps(range((done or 0) + 1, 0 if self.stop_reason else c.steps + 1))
-            return self.finish(directory)
+            if not self.gone_back:
+                return self.finish(directory)
+        self.gone_back = False
+        return self.fit(directory, True, progress)
 
     def finish(self, directory: Path) -> dict[str, Any]:
         """Write the model and the summary; return the summary in every process."""
@@ -180,7 +188,7 @@ class Loop(Run):
         self.log(0, metrics, clock)
 
     def steps(self, numbers: range) -> None:
-        """Run these steps, or fewer if a callback stops the run."""
+        """Run these steps, or fewer if a callback stops the run or goes back."""
         for step in numbers:
             for callback in self.callbacks:
                 callback.before_step(self, step)
@@ -190,7 +198,7 @@ class Loop(Run):
             if self.is_last(step) and self.stop_reason:
                 metrics["stopped"] = self.stop_reason
             self.log(step, metrics, clock)
-            if self.is_last(step):
+            if self.is_last(step) or self.gone_back:
                 break
 
     def log(self, step: int, metrics: dict[str, Any], clock: Clock) -> None:

@@ -75,6 +75,8 @@ class Run:
         self.stop_requested = self.stop_reason = ""
         self.decided = 0
         self.checkpointed: int | None = None
+        self.gone_back = False
+        """Set by a callback that made an earlier checkpoint the newest, from which the run then goes on."""
 
     def stop(self, reason: str) -> None:
         """End the run, evaluated and checkpointed, after this step or, if it is evaluated, the next."""

@@ -45,7 +45,8 @@ class RunDirectory:
             path / f"{name}.jsonl" for name in ("metrics", "timings", "samples", "evaluations", "versions")
         ]
         self.metrics, self.timings, self.samples, self.evaluations, self.versions = self.files
-        self.skipped, self.labels = path / "skipped.jsonl", path / "labels.jsonl"
+        self.optional = [path / f"{name}.jsonl" for name in ("skipped", "labels", "mistakes", "rollbacks")]
+        self.skipped, self.labels, self.mistakes, self.rollbacks = self.optional
         if not writes:
             return
         path.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ class RunDirectory:
         write_whole(
             path / "config.toml", tomli_w.dumps(config.model_dump(exclude_none=True, exclude={"compare"}))
         )
-        for file in filter(Path.exists, (self.skipped, self.labels)):
+        for file in filter(Path.exists, self.optional):
             keep_until(file, resume_from)
         append(self.versions, {"step": 0 if resume_from is None else resume_from + 1, **versions()})
         self.board = SummaryWriter(
@@ -171,7 +172,7 @@ class RunDirectory:
 
     def sync(self) -> None:
         """Flush all lines to disk, before the checkpoint that belongs to them is written."""
-        for file in filter(Path.exists, [*self.files, self.skipped, self.labels]):
+        for file in filter(Path.exists, [*self.files, *self.optional]):
             sync(file)
 
 

@@ -193,7 +193,7 @@ def test_samples_have_the_author_and_weight_of_each_token(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_in_the_loop_and_changes_the_model(name: str, tmp_path: Path) -> None:
-    needs_signal = ("grpo", "scope", "dmpo", "npo", "int", "calibrl")
+    needs_signal = ("grpo", "scope", "dmpo", "npo", "autonpo", "int", "calibrl")
     changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in needs_signal else {}
     answer = '{"id": "easy-train-0-0", "answers": [{"tokens": [5], "logp": [-1.0], "text": "?"}]}'
     (tmp_path / "answers.jsonl").write_text("{}\n" + answer + "\n")
@@ -202,7 +202,10 @@ def test_every_method_runs_in_the_loop_and_changes_the_model(name: str, tmp_path
     changes |= {"experts": {"teacher": "builtin:house-tiny"}} if name == "tgpo" else {}
     train(
         small(
-            method={"name": name, **needed}, train={"steps": 3, "samples_every": 0}, rollout=hot, **changes
+            method={"name": name, **needed},
+            train={"steps": 3, "samples_every": 0, "checkpoint_every": 1},
+            rollout=hot,
+            **changes,
         ),
         tmp_path / "run",
     )

@@ -12,8 +12,8 @@ from pydantic import PrivateAttr
 from safetensors.torch import load_file
 
 from handrail import Config, Context, Group, Method, Term, train
+from handrail._util.state import with_tensors, without_tensors
 from handrail.training import shared_state
-from handrail.training.checkpoint import with_tensors, without_tensors
 from tests.conftest import EASY, config
 from tests.methods.terms.test_olr import mislabelled
 from tests.training.test_loop import lines

@@ -1,0 +1,166 @@
+"""AutoNPO's rollback: on a plateau, go back to an earlier checkpoint with the answers found since."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from handrail._util.errors import UserError
+from handrail._util.files import write_whole
+from handrail._util.processes import dealt_back
+from handrail.data.answers import read_answers, right, write_answers
+from handrail.methods.autonpo import AutoNpo
+from handrail.methods.grpo import Grpo
+from handrail.training import checkpoint
+from handrail.training.callbacks import Callback, Checkpoints
+from handrail.training.config import TrainConfig
+from handrail.training.evaluate import share_correct
+from handrail.training.metrics import tokens_sampled
+from handrail.training.resources import Clock
+from handrail.training.run import Run
+from handrail.training.run_directory import append
+from handrail.types.trajectory import Group, Trajectory
+
+
+class Rollback(Callback):
+    """Watch for a plateau; then probe the recent mistakes and choose the checkpoint to go back to.
+
+    What it decided is in ``rollbacks.jsonl``: ``from`` and ``to`` are steps, ``to`` is null if the run stayed
+    where it was, and ``step`` is the one that the run went on from. The answers are in ``answers-N.jsonl``,
+    and the metrics of the steps that were given up in ``branches/N/``. A run that is killed while it decides
+    makes the same decision again.
+    """
+
+    def __init__(self, method: AutoNpo, config: TrainConfig) -> None:
+        """Raises UserError if the run will not keep a checkpoint to go back to."""
+        if not config.checkpoint_every or config.keep_last < 2:
+            raise UserError(
+                "method autonpo goes back to earlier checkpoints, of which the run keeps too few; set "
+                "train.checkpoint_every, and train.keep_last to at least 2"
+            )
+        self.method = method
+        self.failed: dict[int, list[str]] = {}
+
+    def on_start(self, run: Run, step: int) -> None:
+        files = [run.out.metrics, run.out.mistakes, run.out.rollbacks]
+        rows, mistakes, self.decided = run.broadcast([run.out.read(file) for file in files])
+        self.steps = rows[1:]
+        self.failed = {row["step"]: row["problems"] for row in mistakes}
+        self.method.until = self.decided[-1]["from"] if self.decided else 0
+        if self.decided and (file := self.decided[-1]["answers"]):
+            self.method.answers = read_answers(str(run.directory / file), "method.answers")
+
+    def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
+        wrong = [
+            group.problem.id
+            for group in groups
+            if group.rollouts and all(member.correct is False for member in group.rollouts)
+        ]
+        self.failed.setdefault(step, []).extend(gather_object(wrong))
+
+    def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        if self.decided and step == self.decided[-1]["step"] + 1:  # what was given up was not free
+            spent = metrics.get("tokens/resampled", 0) + self.decided[-1]["tokens"]
+            metrics["tokens/resampled"] = spent
+        self.steps.append(metrics)
+        if run.accelerator.is_main_process and self.failed.get(step):
+            append(run.out.mistakes, {"step": step, "problems": self.failed[step]})
+
+    def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        until = self.method.until
+        if step <= until or len(self.decided) >= self.method.settings.most or run.is_last(step):
+            return
+        if self.method.on_plateau(self.steps[until:]):
+            self.decide(run, step)
+
+    def decide(self, run: Run, step: int) -> None:
+        """Probe the mistakes, and go back or stay."""
+        Checkpoints.write(run, step)
+        groups = self.probe(run, step)
+        members = [member for group in groups for member in group.rollouts]
+        earlier = {
+            step - checkpoint.step_of(path): path
+            for path in checkpoint.checkpoints(run.out.checkpoints)
+            if 0 < step - checkpoint.step_of(path) <= self.method.settings.farthest
+        }
+        solved = {delta: self.solved(groups, step - delta) for delta in earlier}
+        divergence = self.divergence(run, members, earlier, run.out.checkpoints / f"step-{step:06d}")
+        delta = self.method.best(solved, divergence)
+        given_up = self.steps[step - delta :] if delta else []
+        tokens = sum(map(tokens_sampled, given_up)) + sum(map(len, members))
+        row: dict[str, Any] = {
+            "from": step,
+            "to": step - delta if delta else None,
+            "answers": None,
+            "tokens": tokens,
+        }
+        row |= {"step": step - (delta or 0), "solved": solved, "divergence": divergence}
+        if run.accelerator.is_main_process:
+            self.write(run, row, groups)
+        run.accelerator.wait_for_everyone()
+        if delta:
+            run.gone_back = True
+        else:
+            self.decided.append(row)
+            self.method.until = step
+
+    def probe(self, run: Run, step: int) -> list[Group]:
+        """Sample and grade the problems that failed lately, the newest mistakes first."""
+        s = self.method.settings
+        recent = [name for at in sorted(self.failed, reverse=True) if at > step - s.farthest
+                  for name in sorted(self.failed[at])]  # fmt: skip
+        known = {problem.id: problem for problem in run.data.training}
+        problems = [known[name] for name in dict.fromkeys(recent) if name in known][: s.probe_problems]
+        places = run.shard(range(len(problems)))
+        run.evaluator.begin(step)
+        method = Grpo(group_size=s.probe_rollouts)
+        sampled = run.evaluator.rollout(method, [problems[place] for place in places], places)
+        mine = run.evaluator.reward(method, sampled, places)
+        return dealt_back(gather_object([mine]))
+
+    def solved(self, groups: Sequence[Group], since: int) -> float:
+        """Q: mean share of right completions of the problems that failed after step ``since``."""
+        failed = {name for at, names in self.failed.items() if at > since for name in names}
+        shares = [share_correct(group) for group in groups if group.problem.id in failed]
+        return fmean([share for share in shares if share is not None] or [0.0])
+
+    @staticmethod
+    def divergence(
+        run: Run, members: Sequence[Trajectory], earlier: dict[int, Path], present: Path
+    ) -> dict[int, float]:
+        """KL(policy || checkpoint) per token, in nats, by Δ; the policy is left as it was."""
+
+        def logps() -> torch.Tensor:
+            prompts = [member.prompt_ids for member in members]
+            return torch.cat(run.policy.score(prompts, [member.tokens for member in members]))
+
+        if not members:
+            return dict.fromkeys(earlier, 0.0)
+        own, out = logps(), {}
+        for delta, path in earlier.items():
+            run.policy.load_state(path / "model")
+            out[delta] = (own - logps()).mean().item()
+        run.policy.load_state(present / "model")
+        return out
+
+    def write(self, run: Run, row: dict[str, Any], groups: Sequence[Group]) -> None:
+        """Write the decision last, so that a run that is killed before makes it again."""
+        directory, number = run.directory, len(self.decided) + 1
+        if row["to"] is not None:
+            lines = write_answers(right(group) for group in groups)
+            row["answers"] = f"answers-{number}.jsonl"
+            write_whole(directory / row["answers"], json.dumps({"step": row["from"]}) + "\n" + lines)
+            branch = directory / "branches" / str(number)
+            branch.mkdir(parents=True, exist_ok=True)
+            shutil.copy(run.out.metrics, branch)
+            for path in reversed(checkpoint.checkpoints(run.out.checkpoints)):
+                if checkpoint.step_of(path) > row["to"]:
+                    shutil.rmtree(path)
+        append(run.out.rollbacks, row)
