@@ -83,7 +83,7 @@ def table(task: str, names: Sequence[str], runs: Path) -> str:
             f"{100 * fmean(fmean(each.values()) for each in found[held_out].values()):.1f}"
             for held_out in ("hard", "easy")
         ]
-        cells += [f"{mean(run, key) or 0:,.0f}" for key in ("tokens_sampled", "seconds")]
+        cells += [f"{mean(run, key) or 0:,.0f}" for key in ("tokens_sampled", "steps")]
         lines.append(f"| {name} | {' | '.join(cells)} | {len(directories(run))} |")
     return "\n".join(lines) + "\n"
 
@@ -97,7 +97,8 @@ def section(claim: dict[str, Any], task: Path) -> str:
         found = row.difference
         seeds = ", ".join(f"{100 * each:+.1f}" for each in found.per_seed)
         figures = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-        parts.append(f"Found: **{row.answer}**, {figures} points; per seed {seeds}.")
+        answer = f"**{row.answer}**" if len(found.per_seed) > 1 else "no answer yet, as there is one seed"
+        parts.append(f"Found: {answer}; {figures} points; per seed {seeds}.")
     else:
         parts.append("Not measured yet.")
     if note := claim.get("note"):
