@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from handrail._util.errors import UserError
 from handrail.models.renderer import Renderer
-from handrail.types.trajectory import Trajectory
+from handrail.types.trajectory import Author, Group, Trajectory
 
 
 class Policy(Protocol):
@@ -71,3 +72,25 @@ class Policy(Protocol):
         ``vocabulary``: only ids below it are considered.
         """
         raise UserError(f"{type(self).__name__} has no likeliest tokens; choose a model that runs here")
+
+
+def with_old_logp(policy: Policy, groups: Sequence[Group]) -> list[Group]:
+    """Set ``old_logp`` of the policy's tokens to its log-probabilities, where it is unknown."""
+    wanted = [
+        member for group in groups for member in group.trajectories if (member.author == Author.POLICY).any()
+    ]
+    scored = policy.score(
+        [member.prompt_ids for member in wanted],
+        [member.token_ids for member in wanted],
+        targets=[member.predicted for member in wanted],
+    )
+    found = {id(member): logp for member, logp in zip(wanted, scored, strict=True)}
+
+    def with_old(member: Trajectory) -> Trajectory:
+        if id(member) not in found:
+            return member
+        known = member.column("old_logp")  # values set by a method stay
+        ours = (member.author == Author.POLICY) & known.isnan()
+        return member.with_columns(old_logp=torch.where(ours, found[id(member)], known))
+
+    return [group.map(with_old) for group in groups]

@@ -22,8 +22,9 @@ from handrail.models.generate import Completion, CopySampler
 from handrail.models.hf import TransformersPolicy
 from handrail.models.loading import absolute, load_model
 from handrail.models.lora import load_adapter, merge_weights, with_adapter
+from handrail.models.policy import with_old_logp
 from handrail.models.vllm import INSTEAD, VllmSampler
-from handrail.types.trajectory import Author, Group, Trajectory
+from handrail.types.trajectory import Group, Trajectory
 
 COMPARED = 2
 """Number of completions per step whose log-probabilities are compared with the trainer's."""
@@ -195,27 +196,7 @@ class TrainablePolicy(TransformersPolicy):
 
         Needed for several updates on the same rollouts.
         """
-        wanted = [
-            member
-            for group in groups
-            for member in group.trajectories
-            if (member.author == Author.POLICY).any()
-        ]
-        scored = self.score(
-            [member.prompt_ids for member in wanted],
-            [member.token_ids for member in wanted],
-            targets=[member.predicted for member in wanted],
-        )
-        found = {id(member): logp for member, logp in zip(wanted, scored, strict=True)}
-
-        def with_old(member: Trajectory) -> Trajectory:
-            if id(member) not in found:
-                return member
-            known = member.column("old_logp")  # values set by a method stay
-            ours = (member.author == Author.POLICY) & known.isnan()
-            return member.with_columns(old_logp=torch.where(ours, found[id(member)], known))
-
-        return [group.map(with_old) for group in groups]
+        return with_old_logp(self, groups)
 
     # Saving
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from handrail.methods.base import Method
 from handrail.methods.batch import MicroBatch, Sample, micro_batch, pack
 from handrail.methods.losses import token_loss
-from handrail.methods.normalizers import Normalizers
+from handrail.methods.scaling import scaled
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
 from handrail.types.trajectory import Author, Group, Trajectory
@@ -98,26 +98,8 @@ class Update:
         )
 
     def samples(self, groups: Sequence[Group]) -> list[Sample]:
-        """Scale every trajectory by its normalizers, which also count the trajectories that will be
-        dropped."""
-        normalizers = Normalizers.of(groups, self.total)
-        return [
-            self.sample(member, normalizers)
-            for group in groups
-            for member in group.trajectories
-            if member.trained_tokens
-        ]
-
-    def sample(self, member: Trajectory, normalizers: Normalizers) -> Sample:
-        bonus, kl = (self.method.entropy_bonus, self.method.kl) if member.in_baseline else (0.0, 0.0)
-        advantage = imitation = 0.0
-        if member.column("advantage").any() or bonus or kl:
-            advantage = self.method.advantage_scale(member, normalizers)
-        if member.column("imitation_weight").any():
-            imitation = self.method.imitation_scale(member, normalizers)
-        return Sample(
-            member, advantage, imitation, 1 / normalizers.problems, bonus * advantage, kl * advantage
-        )
+        """Scale every trajectory by its normalizers over all processes, see ``scaled``."""
+        return scaled(self.method, groups, self.total)
 
     def backward(self, batches: list[MicroBatch], passes: int) -> float:
         """Add the batches' gradient and return their loss, over all processes.

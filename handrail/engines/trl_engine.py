@@ -1,0 +1,320 @@
+"""Requests of methods answered by TRL's GRPOTrainer: its model generates and scores, its rewards grade."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import isnan, nan
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import IterableDataset
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer.utils import use_adapter
+
+from handrail._util.errors import UserError
+from handrail._util.seeds import derive
+from handrail.data.config import PromptFormat
+from handrail.data.layouts import final_answer
+from handrail.engines.dealt import DealtExperts, DealtPolicy, share
+from handrail.engines.local import LocalEngine
+from handrail.experts.config import EndpointConfig, ExpertsConfig
+from handrail.experts.registry import Experts
+from handrail.methods.base import Method
+from handrail.models.batching import Inputs
+from handrail.models.config import ModelConfig, RolloutConfig
+from handrail.models.hf import TransformersPolicy
+from handrail.models.policy import Policy
+from handrail.models.renderer import Renderer
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Group, Trajectory
+
+COLUMNS = ("id", "prompt", "answer", "reference", "references", "plan")
+
+
+def with_logp(policy: Policy, rollouts: Sequence[Trajectory]) -> list[Trajectory]:
+    """Set the log-probabilities of rollouts that the policy itself has sampled."""
+    scored = policy.score([each.prompt_ids for each in rollouts], [each.token_ids for each in rollouts])
+    return [
+        each.with_columns(sampling_logp=logp, old_logp=logp)
+        for each, logp in zip(rollouts, scored, strict=True)
+    ]
+
+
+class TrlPolicy(Policy):
+    """The model of a GRPOTrainer, in one process."""
+
+    def __init__(self, trainer: Any, plan_template: str = "") -> None:
+        self.trainer = trainer
+        chat = not isinstance(next(iter(trainer.train_dataset))["prompt"], str)
+        prompts = PromptFormat(chat=chat, chat_template_kwargs=trainer.chat_template_kwargs)
+        if plan_template:
+            prompts = PromptFormat.model_validate(prompts.model_dump() | {"plan_template": plan_template})
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        self.text_config = model.config.get_text_config()
+        name = str(model.config._name_or_path) or "the model"
+        vocabulary = self.text_config.vocab_size
+        self.renderer = Renderer(trainer.processing_class, prompts, name, vocabulary, trainer.eos_token_ids)
+
+    @property
+    def context(self) -> int | None:
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self.trainer.max_completion_length)
+
+    def trajectory(
+        self, prompt: list[int], tokens: Sequence[int], logp: Sequence[float | None] | None = None
+    ) -> Trajectory:
+        """Make an ungraded rollout; ``logp`` are the sampler's log-probabilities, if it tells them."""
+        rollout = Trajectory.by(
+            Author.POLICY,
+            prompt,
+            tokens,
+            self.renderer.text(tokens),
+            finished=bool(tokens) and tokens[-1] in self.renderer.ends,
+        )
+        if logp is None:
+            return rollout
+        known = torch.tensor([nan if value is None else value for value in logp])
+        return rollout.with_columns(sampling_logp=known)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: int | Sequence[int] | None = None,
+    ) -> list[Trajectory]:
+        """``seeds`` are not used: TRL samples with PyTorch's own random numbers, or with vLLM's."""
+        assert not isinstance(max_tokens, int | None)  # DealtPolicy gives one limit for each prompt
+        size = self.trainer.args.per_device_train_batch_size * self.trainer.args.steps_per_generation
+        out: list[Trajectory] = []
+        with self._at_most(max(gather_object([max(max_tokens, default=0)]))):
+            for at in range(0, len(prompts), size):
+                part, limits = list(prompts[at : at + size]), max_tokens[at : at + size]
+                tokens, logps = self.trainer._generate_single_turn(part, None, {}, 1)
+                for place, (prompt, limit) in enumerate(zip(part, limits, strict=True)):
+                    logp = None if logps is None else logps[place][:limit]
+                    out.append(self.trajectory(prompt, tokens[place][:limit], logp))
+        return out if self.trainer.use_vllm else with_logp(self, out)
+
+    @contextmanager
+    def _at_most(self, tokens: int) -> Iterator[None]:
+        trainer = self.trainer
+        owner, name = (
+            (trainer.vllm_generation, "max_completion_length")
+            if trainer.use_vllm
+            else (trainer.generation_config, "max_new_tokens")
+        )
+        before = getattr(owner, name)
+        setattr(owner, name, tokens)
+        try:
+            yield
+        finally:
+            setattr(owner, name, before)
+
+    def load(self, path: str, field: str) -> Policy:
+        """Load another model to sample and score. Raises UserError, naming ``field``, if that fails."""
+        model = ModelConfig(path=path, trust_remote_code=self.trainer.args.trust_remote_code)
+        rollout = RolloutConfig(max_tokens=self.max_tokens, temperature=self.trainer.temperature)
+        return TransformersPolicy(model, rollout, self.renderer.data, self.trainer.accelerator, field=field)
+
+    @torch.no_grad()
+    def score(
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[Sequence[int] | Tensor],
+        model: str = "policy",
+        targets: Sequence[Sequence[int] | Tensor] | None = None,
+    ) -> list[Tensor]:
+        size, out = self.trainer.args.per_device_train_batch_size, list[Tensor]()
+        targets = completions if targets is None else targets
+        logprobs = self.reference_logprobs if model == "reference" else self.logprobs
+        for at in range(0, len(prompts), size):
+            part = slice(at, at + size)
+            logps = logprobs(Inputs.of(prompts[part], completions[part], targets[part])).cpu()
+            out += [row[: len(each)].clone() for row, each in zip(logps, completions[part], strict=True)]
+        return out
+
+    def logprobs(self, inputs: Inputs, model: Any = None) -> Tensor:
+        """Compute log π [B, T] of the targets."""
+        return self.forward(inputs, model)[0]
+
+    @torch.no_grad()
+    def reference_logprobs(self, inputs: Inputs) -> Tensor:
+        """Compute log π [B, T] of the targets under the model before training."""
+        trainer = self.trainer
+        if trainer.ref_model is not None:
+            return self.forward(inputs, trainer.ref_model)[0]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            return self.forward(inputs)[0]
+
+    def forward(self, inputs: Inputs, model: Any = None) -> tuple[Tensor, Tensor]:
+        """Compute log π and the entropy, [B, T] each, as the trainer does, but of the targets."""
+        trainer = self.trainer
+        inputs, width = inputs.to(trainer.accelerator.device), inputs.completion.shape[1]
+        labels = torch.full_like(inputs.whole, -100)
+        labels[:, labels.shape[1] - width :] = inputs.targets.masked_fill(inputs.completion_mask == 0, -100)
+        with trainer.accelerator.autocast():
+            out = (model or trainer.model)(
+                input_ids=inputs.whole, attention_mask=inputs.whole_mask, labels=labels, fused_lm_head=True
+            )
+        start = out.log_probs.shape[1] - width
+        return out.log_probs[:, start:], out.log_probs if out.entropy is None else out.entropy[:, start:]
+
+
+class TrlEngine(LocalEngine):
+    """LocalEngine on a GRPOTrainer's model; without a pool, TRL's reward functions grade."""
+
+    def __init__(
+        self,
+        trainer: Any,
+        policy: DealtPolicy,
+        experts: Experts,
+        correct_by: str,
+        correct_from: float,
+    ) -> None:
+        """``correct_by``: the reward function that tells if a completion is correct: it gives at least
+        ``correct_from`` then."""
+        super().__init__(policy, trainer.pool, experts, trainer.args.seed)
+        names = trainer.reward_func_names
+        if not correct_by and len(names) > 1 and not trainer.plain:
+            raise UserError(
+                f"reward_funcs: there are {', '.join(names)}; say by correct_by= which one tells if a "
+                "completion is correct"
+            )
+        if correct_by and correct_by not in names:
+            raise UserError(f"correct_by: there is no {correct_by!r}; there are: {', '.join(names)}")
+        self.trainer, self.correct_from = trainer, correct_from
+        self.decisive = names.index(correct_by or names[0])
+        self.known: dict[int, Trajectory] = {}
+        """By id, the rollouts that TRL has had graded."""
+        self.verdicts: list[Trajectory] = []
+        """The last rollouts as the pool has graded them."""
+
+    def grade_rollouts(self, rows: Sequence[tuple[Mapping[str, Any], list[int]]]) -> Tensor:
+        """Let the pool grade rows with their completions; return the rewards [N, 1]."""
+        trajectory, renderer = self.trainer.policy.trajectory, self.policy.renderer
+        pairs = [(problem_of(row, renderer), trajectory([], tokens)) for row, tokens in rows]
+        self.verdicts = self.verify(pairs)
+        return torch.tensor([[each.reward] for each in self.verdicts])
+
+    def rollouts(
+        self, method: Method[Any], rollouts: Sequence[tuple[Any, ...]], rewards: Tensor
+    ) -> list[Group]:
+        """Make groups of the rollouts of all processes: rows, prompts, completions, log-probabilities.
+
+        ``rewards``: of all reward functions, [N, F]. Raises UserError if Handrail would write another prompt
+        than TRL did.
+        """
+        size, trajectory = method.group_size, self.trainer.policy.trajectory
+        members = [trajectory(prompt, tokens, logp) for _, prompt, tokens, logp in rollouts]
+        if not self.trainer.use_vllm:
+            members = with_logp(self.policy, members)
+        if self.verifier is None:
+            members = self.rewarded(members, rewards)
+        else:
+            members = [
+                replace(member, reward=verdict.reward, correct=verdict.correct, answer=verdict.answer)
+                for member, verdict in zip(members, self.verdicts, strict=True)
+            ]
+        self.known = {id(member): member for member in members}
+        groups = []
+        for at in range(0, len(members), size):
+            problem = problem_of(rollouts[at][0], self.policy.renderer)
+            if self.policy.renderer.prompt(problem) != members[at].prompt_ids:
+                raise UserError(
+                    f"problem {problem.id}: TRL writes its prompt with other tokens than Handrail would for "
+                    "references and hints; give prompts as text, or a simpler chat template"
+                )
+            if (n := method.samples(problem)) > size:
+                raise UserError(
+                    f"{method.name} asks for {n} rollouts, and num_generations is {size}; raise it"
+                )
+            groups.append(Group(problem, members[at : at + n]))
+        return groups
+
+    def _model(self, name: str) -> tuple[Policy, str]:
+        policy, model = super()._model(name)
+        return (policy if policy is self.policy else DealtPolicy(policy)), model
+
+    def verify(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool = False) -> list[Trajectory]:
+        todo = [pair for pair in pairs if answers or id(pair[1]) not in self.known]
+        graded = iter(self._grade(todo, answers) if todo else [])
+        return [member if id(member) in self.known and not answers else next(graded) for _, member in pairs]
+
+    def _grade(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool) -> list[Trajectory]:
+        if self.verifier is not None:
+            graded = super().verify(pairs, answers)
+            if failing := next(filter(None, gather_object([self.verifier.failing])), None):
+                raise UserError(f"{failing}; fix the verifier")
+            return graded
+        if answers:
+            raise UserError(
+                "a term asks for the answer in a completion, which a reward function does not tell; leave "
+                "out reward_funcs, so that verifier= grades by the dataset's answer column"
+            )
+        own = share(pairs)
+        rows = [problem.metadata for problem, _ in own]
+        tokens = [member.tokens for _, member in own]
+        texts = self.trainer.processing_class.batch_decode(tokens, skip_special_tokens=True)
+        chat = self.policy.renderer.chat
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+        # Every process calls it, because it gathers the rewards of all.
+        rewards = GRPOTrainer._calculate_rewards(
+            self.trainer, rows, [row["prompt"] for row in rows], completions, tokens
+        )
+        # What reward functions log of these completions has no row in TRL's table of rollouts.
+        self.trainer._pending_extra_logs.clear()
+        return self.rewarded([member for _, member in pairs], rewards[: len(pairs)])
+
+    def rewarded(self, members: Sequence[Trajectory], rewards: Tensor) -> list[Trajectory]:
+        """Set ``reward`` and ``correct`` from the rewards of all functions [N, F]; NaN is no reward."""
+        totals = (rewards * self.trainer.reward_weights.to(rewards.device)).nansum(1)
+        totals[rewards.isnan().all(1)] = nan
+        verdicts = zip(members, totals.tolist(), rewards[:, self.decisive].tolist(), strict=True)
+        return [
+            replace(member, reward=total, correct=None if isnan(score) else score >= self.correct_from)
+            for member, total, score in verdicts
+        ]
+
+
+def problem_of(row: Mapping[str, Any], renderer: Renderer) -> Problem:
+    """Make a problem of a row of the dataset, with the whole row as metadata."""
+    given = row.get("references") or row.get("reference") or ()
+    references = (given,) if isinstance(given, str) else tuple(given)
+    answer = row.get("answer")
+    if answer is None:
+        answer = next(filter(None, map(final_answer, references)), "")
+    name = row.get("id", derive(row["prompt"], answer))
+    problem = Problem(str(name), row["prompt"], str(answer), references, row.get("plan"), dict(row))
+    return renderer.clean_references(problem)
+
+
+def experts_of(
+    trainer: Any, policy: DealtPolicy, experts: Mapping[str, Any] | None, endpoint: Mapping[str, Any] | None
+) -> DealtExperts:
+    """Set up the experts. Raises UserError if one is missing, or if the data cannot be learned from."""
+    asked = DealtExperts(
+        ExpertsConfig.model_validate(experts or {}),
+        EndpointConfig.model_validate(endpoint) if endpoint else None,
+        trainer.policy.load,
+        policy,
+        trainer.accelerator.device,
+    )
+    if not isinstance(trainer.train_dataset, IterableDataset):
+        used = [name for name in COLUMNS if name in trainer.train_dataset.column_names]
+        rows = trainer.train_dataset.select_columns(used)
+        asked.problems = [problem_of(row, trainer.policy.renderer) for row in rows]
+        trainer.method.check(asked.problems)
+    asking = {"method": trainer.method.experts}
+    asking |= {f"terms[{place}]": term.experts for place, term in enumerate(trainer.method.terms, 1)}
+    for where, named in asking.items():
+        for role, name in named.items():
+            asked.check(role, name, f"{where}.{role}")
+    return asked
