@@ -192,8 +192,8 @@ class TrlEngine(LocalEngine):
             raise UserError(f"correct_by: there is no {correct_by!r}; there are: {', '.join(names)}")
         self.trainer, self.correct_from = trainer, correct_from
         self.decisive = names.index(correct_by or names[0])
-        self.known: dict[int, Trajectory] = {}
-        """By id, the rollouts that TRL has had graded."""
+        self.known: dict[tuple[int, int], tuple[Problem, Trajectory]] = {}
+        """The rollouts that TRL has had graded, with their problems, by the ids of both objects."""
         self.verdicts: list[Trajectory] = []
         """The last rollouts as the pool has graded them."""
 
@@ -223,7 +223,7 @@ class TrlEngine(LocalEngine):
                 replace(member, reward=verdict.reward, correct=verdict.correct, answer=verdict.answer)
                 for member, verdict in zip(members, self.verdicts, strict=True)
             ]
-        self.known = {id(member): member for member in members}
+        self.known = {}
         groups = []
         for at in range(0, len(members), size):
             problem = problem_of(rollouts[at][0], self.policy.renderer)
@@ -237,6 +237,7 @@ class TrlEngine(LocalEngine):
                     f"{method.name} asks for {n} rollouts, and num_generations is {size}; raise it"
                 )
             groups.append(Group(problem, members[at : at + n]))
+            self.known |= {(id(problem), id(each)): (problem, each) for each in members[at : at + n]}
         return groups
 
     def _model(self, name: str) -> tuple[Policy, str]:
@@ -244,9 +245,10 @@ class TrlEngine(LocalEngine):
         return (policy if policy is self.policy else DealtPolicy(policy)), model
 
     def verify(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool = False) -> list[Trajectory]:
-        todo = [pair for pair in pairs if answers or id(pair[1]) not in self.known]
+        fresh = [answers or (id(problem), id(member)) not in self.known for problem, member in pairs]
+        todo = [pair for pair, new in zip(pairs, fresh, strict=True) if new]
         graded = iter(self._grade(todo, answers) if todo else [])
-        return [member if id(member) in self.known and not answers else next(graded) for _, member in pairs]
+        return [next(graded) if new else member for (_, member), new in zip(pairs, fresh, strict=True)]
 
     def _grade(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool) -> list[Trajectory]:
         if self.verifier is not None:
@@ -260,7 +262,8 @@ class TrlEngine(LocalEngine):
                 "out reward_funcs, so that verifier= grades by the dataset's answer column"
             )
         own = share(pairs)
-        rows = [problem.metadata for problem, _ in own]
+        # A term may have replaced the answer of a problem.
+        rows = [problem.metadata | {"answer": problem.answer} for problem, _ in own]
         tokens = [member.tokens for _, member in own]
         texts = self.trainer.processing_class.batch_decode(tokens, skip_special_tokens=True)
         chat = self.policy.renderer.chat

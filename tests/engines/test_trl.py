@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from handrail import UserError
 from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines.local import LocalEngine
@@ -94,16 +99,19 @@ class Gradients:
         self.updates: list[dict[str, torch.Tensor]] = []
         self.losses: list[float] = []
         self.weights: list[dict[str, torch.Tensor]] = []
-        self.guided: list[list[tuple[int, Group]]] = []
+        self.guided: list[dict[int, list[tuple[int, Group]]]] = []
+        """Of every update, the guided groups of each generation that it has a part of."""
         step, loss = trainer.training_step, trainer._compute_loss
 
         def training_step(model: Any, *rest: Any) -> Any:
             if trainer.state.global_step == len(self.weights):
                 self.weights.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
+                self.guided.append({})
             out = step(model, *rest)
+            if isinstance(trainer, GuidedGRPOTrainer):
+                self.guided[-1][trainer.generations] = trainer.guided
             if trainer.accelerator.sync_gradients:
                 self.updates.append(gradient(trainer.model))
-                self.guided.append(list(getattr(trainer, "guided", ())))
             return out
 
         def compute(model: Any, inputs: Any) -> Any:
@@ -169,24 +177,33 @@ def npo_cache(directory: Path) -> Path:
     return file
 
 
-def local_gradient(run: Any, kept: Gradients, update: int, updates: int) -> dict[str, torch.Tensor]:
+def local_gradient(run: Any, kept: Gradients, update: int) -> dict[str, torch.Tensor]:
     """What the local engine's update gives for the groups and weights of an update of ``run``."""
-    method = run.method
+    method, args = run.method, run.args
     reference = "reference" in method.models
     policy = load_trainable_policy(config(rollout={"max_tokens": 48}), Accelerator(cpu=True), reference)
     policy.bare_model.load_state_dict(kept.weights[update])
-    engine = LocalEngine(policy, run.pool, seed=run.args.seed)
-    engine.begin(update // updates + 1)
-    part = [
-        (place, group)
-        for place, group in kept.guided[update]
-        if place * updates // run.problems == update % updates
-    ]
-    credited = engine.credit(method, [group for _, group in part], [place for place, _ in part])
+    engine = LocalEngine(policy, run.pool, seed=args.seed)
+    updates = max(1, args.steps_per_generation // args.gradient_accumulation_steps)
     trained = Update(method, policy, policy.accelerator, None, config().train)
-    batches = list(pack([each for each in trained.samples(credited) if each.is_live], 8192, policy.layout))
-    trained.backward(batches, len(batches))
-    return gradient(policy.bare_model)
+    for generation, guided in kept.guided[update].items():
+        engine.begin(generation)
+        part = [each for each in guided if each[0] * updates // run.problems == update % updates]
+        credited = engine.credit(method, [group for _, group in part], [place for place, _ in part])
+        live = [each for each in trained.samples(credited) if each.is_live]
+        batches = list(pack(live, 8192, policy.layout))
+        trained.backward(batches, len(batches))
+    share = 1 / len(kept.guided[update])
+    return {name: value * share for name, value in gradient(policy.bare_model).items()}
+
+
+def require_parity(run: Any, kept: Gradients) -> None:
+    for update, found in enumerate(kept.updates):
+        expected = local_gradient(run, kept, update)
+        assert found.keys() == expected.keys()
+        size = math.sqrt(sum(float(value.norm()) ** 2 for value in expected.values()))
+        error = math.sqrt(sum(float((found[name] - value).norm()) ** 2 for name, value in expected.items()))
+        assert size > 0 and error <= 1e-5 * size
 
 
 PARITY = ["grpo", "luffy", "sort", "scope", "actguide", "npo", "dmpo"]
@@ -206,31 +223,130 @@ def test_an_update_equals_the_local_engines(method: str, updates: int, tmp_path:
     kept = Gradients(run)
     run.train()
     assert len(kept.updates) == 2 * updates
-    for update, found in enumerate(kept.updates):
-        expected = local_gradient(run, kept, update, updates)
-        assert found.keys() == expected.keys()
-        size = math.sqrt(sum(float(value.norm()) ** 2 for value in expected.values()))
-        error = math.sqrt(sum(float((found[name] - value).norm()) ** 2 for name, value in expected.items()))
-        assert size > 0 and error <= 1e-5 * size
+    require_parity(run, kept)
 
 
 @pytest.mark.parametrize(("accumulated", "generated"), [(1, 1), (4, 1), (4, 2), (4, 4), (2, 4), (1, 4)])
 def test_any_number_of_micro_batches_makes_the_same_update(
     accumulated: int, generated: int, tmp_path: Path
 ) -> None:
-    """With weights that stay, all rollouts of a run have the gradient of one large update."""
-    batches = {"per_device_train_batch_size": 4, "learning_rate": 0.0, "max_steps": 16 // accumulated // 4}
-    steps = {"gradient_accumulation_steps": accumulated, "steps_per_generation": generated}
-    run = trainer(
-        GuidedGRPOTrainer,
-        tmp_path,
-        coin,
-        config={**batches, **steps, "max_steps": 8 // accumulated},
-        method={"name": "grpo+sft", "loss_normalizer": "constant"},
-    )
+    changes = {"gradient_accumulation_steps": accumulated, "steps_per_generation": generated}
+    changes |= {"per_device_train_batch_size": 4, "max_steps": 8 // accumulated}
+    run = trainer(GuidedGRPOTrainer, tmp_path, coin, config=changes, method="grpo+sft")
     kept = Gradients(run)
     run.train()
     assert len(kept.updates) == 8 // accumulated and len(kept.losses) == 8
     assert run.generations == 8 // generated
-    total = run.state.log_history[-1]["train_loss"]
-    assert math.isfinite(total)
+    require_parity(run, kept)
+
+
+def test_an_update_may_use_a_generation_twice(tmp_path: Path) -> None:
+    changes = {"num_iterations": 2, "max_steps": 4, "steps_per_generation": 1}
+    run = trainer(GuidedGRPOTrainer, tmp_path, coin, config=changes, method="dmpo")
+    kept = Gradients(run)
+    run.train()
+    assert run.generations == 2 and len(kept.updates) == 4
+    require_parity(run, kept)
+
+
+TERMS: list[Any] = [
+    {"name": "ace", "alpha": 1.0}, "arm", "dmpo", "pacr", "imentor", {"name": "prorag", "judge": "arithmetic"}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term if isinstance(term, str) else term["name"])
+def test_terms_work_under_a_method(term: Any, tmp_path: Path) -> None:
+    run = trainer(GuidedGRPOTrainer, tmp_path, coin, config={"max_steps": 1}, method="sort", terms=[term])
+    kept = Gradients(run)
+    run.train()
+    require_parity(run, kept)
+
+
+def test_olr_reads_answers_with_the_verifier_only(tmp_path: Path) -> None:
+    terms = [{"name": "olr", "start": 0, "slope": -1.0}]
+    run = trainer(GuidedGRPOTrainer, tmp_path, None, method="luffy", terms=terms, verifier=VERIFIER)
+    run.train()
+    assert len(run.method.terms[0].state()["passes"]) == 4  # two groups in each of two steps
+    run = trainer(GuidedGRPOTrainer, tmp_path, exact, method="luffy", terms=terms)
+    with pytest.raises(UserError, match="leave out reward_funcs, so that verifier= grades"):
+        run.train()
+
+
+def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """Imentor's networks are the term's state, and the reference's choice depends on the generation."""
+    changes = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    named = {"method": "sort", "terms": ["imentor"]}
+    whole = trainer(GuidedGRPOTrainer, tmp_path / "whole", coin, config=changes, **named)
+    whole.train()
+    resumed = trainer(GuidedGRPOTrainer, tmp_path / "resumed", coin, config=changes, **named)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    assert resumed.generations == whole.generations == 4
+    one, other = whole.method.terms[0].state(), resumed.method.terms[0].state()
+    assert one["nets"].keys() == other["nets"].keys()
+    assert all(torch.equal(one["nets"][name], other["nets"][name]) for name in one["nets"])
+    before, after = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    (tmp_path / "whole/checkpoint-2/handrail.pt").unlink()
+    with pytest.raises(UserError, match="another trainer wrote it"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+
+
+TWO = """
+import pickle, sys
+import torch
+from tests.engines.test_trl import CASES, Gradients, case
+
+torch.set_num_threads(1)
+for number in range(len(CASES)):
+    run = case(number, sys.argv[1])
+    kept = Gradients(run)
+    run.train()
+    with open(f"{sys.argv[1]}/{number}-{run.accelerator.process_index}.pickle", "wb") as file:
+        pickle.dump((kept.losses, kept.weights, kept.guided, kept.updates, run.state.log_history), file)
+"""
+CASES: list[tuple[dict[str, Any], Any, int, int]] = [
+    ({"name": "sort", "terms": [{"name": "ace", "alpha": 1.0}]}, exact, 2, 2),
+    ({"name": "scope", "corrector": "policy"}, coin, 1, 2),
+    ({"name": "actguide", "share": 1.0}, exact, 2, 1),
+    ({"name": "dmpo"}, coin, 1, 1),
+    ({"name": "luffy"}, None, 2, 2),
+]
+
+
+def case(number: int, directory: str) -> Any:
+    """A trainer of which each process has half of every group."""
+    method, rewards, accumulated, generated = CASES[number]
+    changes = {
+        "gradient_accumulation_steps": accumulated, "steps_per_generation": generated, "max_steps": 2,
+        "per_device_train_batch_size": 4 if generated == 1 else 2, "num_generations": 8 // generated,
+    }  # fmt: skip
+    named = {"method": method, "verifier": VERIFIER}
+    return trainer(GuidedGRPOTrainer, Path(directory, str(number)), rewards, config=changes, **named)
+
+
+def test_two_processes_share_groups_and_make_one_update(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "two.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "."},
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for number in range(len(CASES)):
+        run, kept = case(number, str(tmp_path / "one")), None
+        for rank in range(2):
+            other, kept = kept, Gradients(run)
+            written = pickle.loads((tmp_path / f"{number}-{rank}.pickle").read_bytes())
+            losses, kept.weights, kept.guided, kept.updates, log = written
+            run.problems = len({place for place, _ in next(iter(kept.guided[0].values()))})
+            assert "handrail/trajectories/trained" in log[0]
+        assert other and all(
+            torch.equal(one[name], two[name])
+            for one, two in zip(other.updates, kept.updates, strict=True)
+            for name in one
+        )
+        require_parity(run, kept)
