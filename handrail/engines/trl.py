@@ -82,6 +82,8 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
             self.pool = DealtPool(VerifierConfig.model_validate(named))
             weakref.finalize(self, self.pool.close)
         super().__init__(**bound)
+        if self.plain and self.pool is None:
+            return
         if not self.plain:
             self.beta = 0.0  # the method has a KL term of its own
             require_text(self.method, self)

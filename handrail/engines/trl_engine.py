@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.trainer.utils import use_adapter
 
 from handrail._util.errors import UserError
 from handrail._util.seeds import derive
@@ -150,6 +149,8 @@ class TrlPolicy(Policy):
         trainer = self.trainer
         if trainer.ref_model is not None:
             return self.forward(inputs, trainer.ref_model)[0]
+        from trl.trainer.utils import use_adapter  # not in every version, and this one has been checked
+
         model = trainer.accelerator.unwrap_model(trainer.model)
         with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
             return self.forward(inputs)[0]

@@ -78,6 +78,10 @@ def require_possible(method: Method[Any], args: Any, named: dict[str, Any]) -> N
             f"GRPOConfig.mask_truncated_completions: {name} decides what a truncated completion is worth; "
             "leave it out"
         )
+    if args.remove_unused_columns:
+        raise UserError(
+            f"GRPOConfig.remove_unused_columns would remove the columns that {name} learns from; leave it out"
+        )
     update, generation = args.gradient_accumulation_steps, args.steps_per_generation
     if update % generation and generation % update:
         raise UserError(

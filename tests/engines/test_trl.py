@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import pickle
@@ -16,13 +17,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
+from handrail import METHODS as METHODS_OF
 from handrail import UserError
 from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines.local import LocalEngine
 from handrail.engines.trl import GuidedGRPOTrainer
+from handrail.engines.trl_limits import require_tested
 from handrail.methods.batch import pack
 from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
@@ -343,16 +347,120 @@ def test_two_processes_share_groups_and_make_one_update(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for number in range(len(CASES)):
-        run, kept = case(number, str(tmp_path / "one"), 1), None
-        for rank in range(2):
-            other, kept = kept, Gradients(run)
+        run = case(number, str(tmp_path / "one"), 1)
+        both = [Gradients(run), Gradients(run)]
+        for rank, kept in enumerate(both):
             written = pickle.loads((tmp_path / f"{number}-{rank}.pickle").read_bytes())
-            losses, kept.weights, kept.guided, kept.updates, log = written
-            run.problems = len({place for place, _ in next(iter(kept.guided[0].values()))})
+            kept.losses, kept.weights, kept.guided, kept.updates, log = written
             assert "handrail/trajectories/trained" in log[0]
-        assert other and all(
-            torch.equal(one[name], two[name])
-            for one, two in zip(other.updates, kept.updates, strict=True)
-            for name in one
-        )
+        run.problems = len({place for place, _ in next(iter(kept.guided[0].values()))})
+        for one, two in zip(both[0].updates, both[1].updates, strict=True):
+            assert all(torch.equal(one[name], two[name]) for name in one)
         require_parity(run, kept)
+
+
+def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
+    sort = {"method": "sort"}
+    of_eight, of_four = (METHODS_OF["sort"](group_size=size, max_tokens=48) for size in (8, 4))
+    uneven = {"gradient_accumulation_steps": 3, "steps_per_generation": 2}
+    unguided = Dataset.from_list([{"prompt": "1 + 1 ?", "answer": "2"}])
+    images = dataset().add_column("image", [None] * 16)
+    return [
+        ({"beta": 0.04}, sort, "beta is 0.04, but the objective is that of sort; leave it out and set kl"),
+        ({"loss_type": "cispo"}, sort, "leave it out and set loss_normalizer in method="),
+        ({"delta": 1.5}, sort, "but the objective is that of sort; leave it out$"),
+        ({"remove_unused_columns": True}, sort, "would remove the columns that sort learns from"),
+        ({"mask_truncated_completions": True}, sort, "sort decides what a truncated completion is worth"),
+        (uneven, sort, "make one a multiple of the other"),
+        ({}, {**sort, "tools": [print]}, "tools: sort reads and writes single-turn completions"),
+        ({}, {**sort, "rollout_func": print}, "rollout_func: sort reads"),
+        ({}, {"method": of_eight}, "num_generations is 4, but the method was made for 8"),
+        ({}, {"method": of_four, "terms": ["arm"]}, "has its own terms"),
+        ({}, {"method": "sorted"}, "there is no method 'sorted'; did you mean 'sort'"),
+        ({}, {"method": {"name": "sort", "planner": "nobody"}}, "there is no planner 'nobody'"),
+        ({}, {"method": "sft", "terms": ["arm"]}, "sft has no advantages that a term could change"),
+        ({}, {**sort, "rewards": [exact, coin]}, "say by correct_by= which one tells"),
+        ({}, {**sort, "correct_by": "exactly"}, "correct_by: there is no 'exactly'; there are: exact"),
+        ({}, {**sort, "data": unguided}, "learns from references"),
+        ({}, {**sort, "data": images}, "trains on text only inside TRL"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(17))
+def test_what_a_method_cannot_do_inside_trl_is_refused_at_once(number: int, tmp_path: Path) -> None:
+    changes, named, sentence = refusals()[number]
+    with pytest.raises(UserError, match=sentence):
+        trainer(GuidedGRPOTrainer, tmp_path, config=changes, **named)
+
+
+def test_several_reward_functions_give_the_reward_and_one_tells_what_is_correct(tmp_path: Path) -> None:
+    run = trainer(GuidedGRPOTrainer, tmp_path, [coin, exact], method="sort", correct_by="exact")
+    run.train()
+    for _, group in run.guided:
+        assert all(member.correct is False for member in group.rollouts)
+        assert group.imitated and group.imitated[0].correct
+        assert {member.reward for member in group.rollouts} <= {0.0, 1.0}
+
+
+def test_adapters_are_trained_and_turned_off_for_the_model_before_training(tmp_path: Path) -> None:
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    run = trainer(
+        GuidedGRPOTrainer,
+        tmp_path,
+        config={"max_steps": 3},
+        method={"name": "sort", "kl": 0.1},
+        peft_config=adapter,
+    )
+    run.train()
+    assert run.ref_model is None
+    member = run.guided[0][1].trajectories[0]
+    asked = [member.prompt_ids], [member.token_ids]
+    now, before = run.policy.score(*asked)[0], run.policy.score(*asked, "reference")[0]
+    start = trainer(GuidedGRPOTrainer, tmp_path / "start", method="sort").policy.score(*asked)[0]
+    torch.testing.assert_close(before, start)
+    assert (now - before).abs().max() > 1e-3
+
+
+def test_another_version_of_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_tested("1.16.3")
+    with pytest.raises(
+        UserError, match=r"in trl 1.17.0 GRPOTrainer has not been tested; pip install \"trl==1.16"
+    ):
+        require_tested("1.17.0")
+    monkeypatch.setattr(GRPOTrainer, "_generate", lambda self, prompts: None)
+    monkeypatch.delattr(GRPOTrainer, "_calculate_rewards")
+    with pytest.raises(UserError, match="GRPOTrainer has changed _calculate_rewards, _generate; pip install"):
+        require_tested("1.16.0")
+
+
+def test_chat_prompts_are_trls_own(tmp_path: Path) -> None:
+    """References and hints follow the prompt that TRL writes, also with a chat template."""
+    rows = dataset()
+    chats = [[{"role": "user", "content": prompt}] for prompt in rows["prompt"]]
+    rows = rows.remove_columns("prompt").add_column("prompt", chats)
+    model, tokenizer = load_model(ModelConfig(path="builtin:house-tiny"))
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+
+    def spoken(completions: list[list[dict[str, str]]], **named: Any) -> list[float]:
+        return exact([completion[0]["content"] for completion in completions], **named)
+
+    run = GuidedGRPOTrainer(
+        model,
+        spoken,
+        arguments(tmp_path),
+        rows,
+        processing_class=tokenizer,
+        method={"name": "actguide", "share": 1.0},
+    )
+    run.train()
+    assert all(member.hint for _, group in run.guided for member in group.trajectories)
+    assert any(member.correct for _, group in run.guided for member in group.trajectories)
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("trl_guided", "examples/trl_guided.py")
+    assert spec and spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    first, last = example.main("sort", 2, str(tmp_path))
+    assert 0 <= first <= 1 and 0 <= last <= 1
