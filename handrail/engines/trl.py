@@ -16,14 +16,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from handrail._util.errors import UserError
 from handrail.engines.dealt import DealtPolicy, DealtPool
-from handrail.engines.trl_engine import TrlEngine, TrlPolicy, experts_of
+from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of, made
 from handrail.engines.trl_limits import require_possible, require_text
-from handrail.methods import build
 from handrail.methods.base import Method, Stateful
 from handrail.methods.batch import MicroBatch, Sample, micro_batch
 from handrail.methods.losses import token_loss
 from handrail.methods.scaling import scaled
-from handrail.models.config import RolloutConfig
 from handrail.models.policy import with_old_logp
 from handrail.types.trajectory import Author, Group, Trajectory
 from handrail.verifiers.config import VerifierConfig
@@ -235,23 +233,3 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         self.method.load_state(state["method"])
         for term, own in zip(self.method.terms, state["terms"], strict=True):
             term.load_state(own)
-
-
-def made(
-    method: str | Mapping[str, Any] | Method[Any], terms: Sequence[str | Mapping[str, Any]], args: Any
-) -> Method[Any]:
-    """Make a method for the groups of ``args``. Raises UserError as ``handrail.methods.build``."""
-    if isinstance(method, Method):
-        if terms:
-            raise UserError("terms: the method is an object, which has its own terms; give them to it")
-        return method
-    settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    added = [{"name": term} if isinstance(term, str) else dict(term) for term in terms]
-    settings["terms"] = [*settings.get("terms", ()), *added]
-    rollout = RolloutConfig(group_size=args.num_generations, max_tokens=args.max_completion_length)
-    return build(settings, rollout)
-
-
-def answer_reward(**_: Any) -> list[float]:
-    """Give the reward of Handrail's verifier its name; GuidedGRPOTrainer asks the verifier itself."""
-    raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Requests of methods answered by TRL's GRPOTrainer: its model generates and scores, its rewards grade."""
+"""What a method needs of a GRPOTrainer: its model generates and scores, its reward functions grade."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from handrail.engines.dealt import DealtExperts, DealtPolicy, share
 from handrail.engines.local import LocalEngine
 from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.experts.registry import Experts
+from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.models.batching import Inputs
 from handrail.models.config import ModelConfig, RolloutConfig
@@ -322,3 +323,23 @@ def experts_of(
         for role, name in named.items():
             asked.check(role, name, f"{where}.{role}")
     return asked
+
+
+def made(
+    method: str | Mapping[str, Any] | Method[Any], terms: Sequence[str | Mapping[str, Any]], args: Any
+) -> Method[Any]:
+    """Make a method for the groups of ``args``. Raises UserError as ``handrail.methods.build``."""
+    if isinstance(method, Method):
+        if terms:
+            raise UserError("terms: the method is an object, which has its own terms; give them to it")
+        return method
+    settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
+    added = [{"name": term} if isinstance(term, str) else dict(term) for term in terms]
+    settings["terms"] = [*settings.get("terms", ()), *added]
+    rollout = RolloutConfig(group_size=args.num_generations, max_tokens=args.max_completion_length)
+    return build(settings, rollout)
+
+
+def answer_reward(**_: Any) -> list[float]:
+    """Give the reward of Handrail's verifier its name; GuidedGRPOTrainer asks the verifier itself."""
+    raise NotImplementedError
