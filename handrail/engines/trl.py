@@ -15,6 +15,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from handrail._util.errors import UserError
+from handrail._util.state import read_state, write_state
 from handrail.engines.dealt import DealtPolicy, DealtPool
 from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of, made
 from handrail.engines.trl_limits import require_possible, require_text
@@ -26,8 +27,8 @@ from handrail.models.policy import with_old_logp
 from handrail.types.trajectory import Author, Group, Trajectory
 from handrail.verifiers.config import VerifierConfig
 
-STATE = "handrail.pt"
-"""File of a checkpoint with the state of the method and its terms."""
+STATE = "handrail"
+"""Name of a checkpoint's files with the state of the method and its terms."""
 
 
 class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
@@ -79,6 +80,15 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
             named = {"name": verifier} if isinstance(verifier, str) else dict(verifier)
             self.pool = DealtPool(VerifierConfig.model_validate(named))
             weakref.finalize(self, self.pool.close)
+        self.generated: list[tuple[Any, ...]] = []
+        """Prompt, completion and log-probabilities of this process's rollouts."""
+        self.rewards = torch.empty(0)
+        """Rewards of all processes' rollouts by all reward functions, [N, F]."""
+        self.guided: list[tuple[int, Group]] = []
+        """The guided groups of the last generation, each with the place of its problem."""
+        self.micro_batches: list[MicroBatch] = []
+        """This process's share of what the current update takes from the last generation."""
+        self.generations = self.problems = 0
         super().__init__(**bound)
         if self.plain and self.pool is None:
             return
@@ -90,15 +100,6 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         self.engine = TrlEngine(
             self, shared, experts_of(self, shared, experts, endpoint), correct_by, correct_from
         )
-        self.generated: list[tuple[Any, ...]] = []
-        """Prompt, completion and log-probabilities of this process's rollouts."""
-        self.rewards = torch.empty(0)
-        """Rewards of all processes' rollouts by all reward functions, [N, F]."""
-        self.guided: list[tuple[int, Group]] = []
-        """The guided groups of the last generation, each with the place of its problem."""
-        self.micro_batches: list[MicroBatch] = []
-        """This process's share of what the current update takes from the last generation."""
-        self.generations = self.problems = 0
 
     # Generation
 
@@ -219,16 +220,18 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
             directory = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
             terms = [term.state() for term in self.method.terms]
             state = {"generations": self.generations, "method": self.method.state(), "terms": terms}
-            torch.save(state, directory / STATE)
+            write_state(directory / STATE, state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or self.plain:
             return
         file = Path(checkpoint, STATE)
-        if not file.exists():
-            raise UserError(f"{checkpoint} has no {STATE}: another trainer wrote it; start from its model")
-        state = torch.load(file, weights_only=True)
+        if not file.with_suffix(".json").exists():
+            raise UserError(
+                f"{checkpoint} has no {STATE}.json: another trainer wrote it; start from its model"
+            )
+        state = read_state(file)
         self.generations = state["generations"]
         self.method.load_state(state["method"])
         for term, own in zip(self.method.terms, state["terms"], strict=True):

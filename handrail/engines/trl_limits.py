@@ -11,6 +11,7 @@ import trl
 from trl import GRPOTrainer
 
 from handrail._util.errors import UserError
+from handrail.methods.autonpo import AutoNpo
 from handrail.methods.base import Method
 
 TESTED = "1.16"
@@ -66,6 +67,10 @@ def require_tested(version: str = trl.__version__) -> None:
 def require_possible(method: Method[Any], args: Any, named: dict[str, Any]) -> None:
     """Raise UserError if the trainer's arguments ask for what a guided method cannot do inside TRL."""
     name = method.settings.name or method.name
+    if isinstance(method, AutoNpo):
+        raise UserError(
+            f"{name} goes back to earlier checkpoints, which TRL cannot; use npo, or handrail train"
+        )
     require_no_objective(name, method, args)
     for what in ("tools", "rollout_func", "environment_factory"):
         if named.get(what):

@@ -297,7 +297,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert all(torch.equal(one["nets"][name], other["nets"][name]) for name in one["nets"])
     before, after = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    (tmp_path / "whole/checkpoint-2/handrail.pt").unlink()
+    (tmp_path / "whole/checkpoint-2/handrail.json").unlink()
     with pytest.raises(UserError, match="another trainer wrote it"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
 
@@ -376,6 +376,7 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({}, {**sort, "rollout_func": print}, "rollout_func: sort reads"),
         ({}, {"method": of_eight}, "num_generations is 4, but the method was made for 8"),
         ({}, {"method": of_four, "terms": ["arm"]}, "has its own terms"),
+        ({}, {"method": "autonpo"}, "autonpo goes back to earlier checkpoints, which TRL cannot"),
         ({}, {"method": "sorted"}, "there is no method 'sorted'; did you mean 'sort'"),
         ({}, {"method": {"name": "sort", "planner": "nobody"}}, "there is no planner 'nobody'"),
         ({}, {"method": "sft", "terms": ["arm"]}, "sft has no advantages that a term could change"),
@@ -386,7 +387,7 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(17))
+@pytest.mark.parametrize("number", range(18))
 def test_what_a_method_cannot_do_inside_trl_is_refused_at_once(number: int, tmp_path: Path) -> None:
     changes, named, sentence = refusals()[number]
     with pytest.raises(UserError, match=sentence):
