@@ -32,7 +32,7 @@ def accelerator(device: str, trackers: Sequence[str] = ()) -> Accelerator:
             'start one process per GPU, or set model.device = "cpu"'
         )
     # Without cpu=True, Accelerate would not connect several CPU processes: each would be a world of one.
-    on_cpu = device == "cpu" or (local > 1 and not has_gpus)
+    on_cpu = device == "cpu" or (int(os.environ.get("WORLD_SIZE", 1)) > 1 and not has_gpus)
     return Accelerator(cpu=on_cpu, log_with=list(trackers) or None)
 
 

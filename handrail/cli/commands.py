@@ -52,12 +52,21 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run directory.")
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Train under Ray Train: in RAY_ADDRESS, else on a local cluster.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes under --ray (default: one per GPU, else 1).")
+    ] = None,
 ) -> None:
     """Train a model with one method and write a run directory."""
+    if workers and not ray:
+        raise UserError("--workers is for --ray; without it, start the processes with torchrun")
     parsed = load_config(config, settings)
     directory = output or run_directory(config)
     quiet()
     from handrail.training.loop import train
+    from handrail.training.on_ray import train_on_ray
     from handrail.training.resources import Forecast
 
     show(f"{parsed.method.get('name', 'grpo')} from {parsed.model.path} into {directory}")
@@ -66,10 +75,15 @@ def train_command(
 
         def report(step: int, steps: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
             shown.update("", step, steps, metrics)
-            if said := forecast(step, steps, metrics, seconds):
+            # Under Ray, the memory that it states is a worker's, which says so itself.
+            if not ray and (said := forecast(step, steps, metrics, seconds)):
                 show(said)
 
-        summary = train(parsed, directory, resume=resume, progress=report)
+        summary = (
+            train_on_ray(parsed, directory, workers, resume, report, show)
+            if ray
+            else train(parsed, directory, resume=resume, progress=report)
+        )
     for name, ends in summary["eval"].items():
         start, end = ends["start"], ends["end"]
         if "mean" not in start or "mean" not in end:

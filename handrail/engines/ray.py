@@ -1,0 +1,202 @@
+"""Ray engine: the processes of a run as workers of Ray Train, on an existing cluster or a local one.
+
+It runs a function in every worker, as torchrun would, and knows nothing of training. Ray places the workers,
+connects them through torch.distributed, and starts them again after one is lost; a small actor on the
+driver's node, the mailbox, carries events to the driver and a request to stop to the workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handrail._util.errors import Paused, UserError
+from handrail._util.interrupts import Interrupts
+from handrail.engines.mailbox import Mailbox
+
+Post = Callable[..., None]
+"""Sends an event to the driver: a name and values that pickle."""
+Work = Callable[[Post, bool], Any]
+"""What every worker runs; the flag is True after a loss. The result of rank 0 is returned on the driver."""
+
+STORAGE = ".ray"
+"""Ray's own files in a run directory while the run lasts; also shows whether a node shares the directory."""
+
+
+def run_on_ray(
+    work: Work, directory: Path, workers: int | None, use_gpus: bool, receive: Callable[..., None]
+) -> Any:
+    """Run ``work`` in every worker and return the result of rank 0; ``receive`` is called with its events.
+
+    The cluster is the one of RAY_ADDRESS or, without that, a local one that ends with the run. ``workers`` is
+    the number of processes (default: one per GPU of the cluster if ``use_gpus``, else 1). ``directory`` must
+    be the same on every node. If a worker or a node is lost, ``work`` is called again in new workers, until
+    it returns or makes no progress: an event "step", with its number first, is progress.
+
+    SIGINT or SIGTERM asks every worker to stop, as in a run without Ray. Raises UserError if Ray or its
+    cluster cannot be used, and what ``work`` raises.
+    """
+    with cluster(workers):
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if use_gpus else 0
+        workers = workers or max(gpus, 1)
+        if gpus and workers > gpus:
+            raise UserError(
+                f"--workers is {workers}, but the cluster has {gpus} GPUs; lower it, or set "
+                'model.device = "cpu"'
+            )
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        storage = directory.absolute() / STORAGE
+        place = Place(Path.cwd(), storage, socket.gethostname())
+        # Arguments of the trainer would appear in Ray's records of the run; what a closure holds does not.
+        trainer = TorchTrainer(
+            lambda: in_worker(work, mailbox, place),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
+            run_config=RunConfig(
+                name=STORAGE,
+                storage_path=str(directory.absolute()),
+                failure_config=FailureConfig(max_failures=-1),
+            ),
+        )
+        try:
+            return fit(trainer, mailbox, receive)
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+
+
+@contextmanager
+def cluster(workers: int | None) -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, or start a local one and end it after the block.
+
+    A process that is connected already stays so.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Without this, a cluster that we start would send statistics on the user's behalf.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the priority of torchrun's processes
+    try:
+        import ray
+        import ray.train.torch
+    except ImportError as error:
+        raise UserError(
+            f'--ray needs Ray Train, which is not installed ({error}): pip install "handrail[ray]"'
+        ) from error
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS is {address}, an address for Ray Client; start the command on a node of the "
+            "cluster, for example with ray job submit"
+        )
+    # A local cluster runs as many processes as it is asked to, as torchrun does.
+    started = {"num_cpus": max(os.cpu_count() or 1, workers or 1), "include_dashboard": False}
+    try:
+        ray.init(
+            address, log_to_driver=False, logging_level=logging.ERROR, **started if address == "local" else {}
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS is {address}, where no cluster answers ({first_line(error)})"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def fit(trainer: Any, mailbox: Any, receive: Callable[..., None]) -> Any:
+    """Run the trainer in a thread; in this one, hand over its events and pass on a signal."""
+    import ray
+    from ray.train import TrainingFailedError
+
+    with Interrupts("stopping with a checkpoint") as interrupts, ThreadPoolExecutor(1) as thread:
+        fitted = thread.submit(trainer.fit)
+        done = asked = False
+        while not done:
+            done = fitted.done()  # before the last events are taken
+            for event in ray.get(mailbox.take.remote(0.0 if done else 0.2)):
+                receive(*event)
+            if interrupts.asked and not asked:
+                asked = ray.get(mailbox.stop.remote(interrupts.asked))
+        if error := ray.get(mailbox.outcome.remote()):
+            raise error
+        try:
+            return fitted.result().return_value
+        except TrainingFailedError as error:
+            raise UserError(f"Ray cannot run the workers: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the driver runs: its working directory, a directory that it has just written, and its node."""
+
+    directory: Path
+    storage: Path
+    node: str
+
+    def enter(self) -> None:
+        """Work where the driver does. Raises UserError if this node does not share its directories."""
+        node = socket.gethostname()
+        for path in (self.storage, self.directory):
+            if not path.is_dir():
+                shown = path.parent if path is self.storage else path
+                raise UserError(
+                    f"{shown} on {self.node} is not there on {node}; put the run, its data and its "
+                    "configuration on storage that every node mounts at the same path"
+                )
+        os.chdir(self.directory)
+
+
+def in_worker(work: Work, mailbox: Any, place: Place) -> Any:
+    """Run ``work`` in this worker, unless the run has ended; None then, and after an expected error.
+
+    Other exceptions go to Ray, which then starts all workers again.
+    """
+    import ray
+    from torch import distributed
+
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    begun = [ray.get(mailbox.begin.remote()) if rank == 0 else None]
+    distributed.broadcast_object_list(begun)
+    if not begun[0]:
+        return None
+    threading.Thread(
+        target=lambda: Interrupts.ask(ray.get(mailbox.wait_for_stop.remote())), daemon=True
+    ).start()
+
+    def post(*event: Any) -> None:
+        if rank == 0:
+            ray.get(mailbox.post.remote(*event))
+
+    try:
+        place.enter()
+        return work(post, begun[0] > 1)
+    except (UserError, Paused) as error:
+        # Usually raised in every worker. If not, Ray must end the others, which wait for this one.
+        if not ray.get(mailbox.end.remote(error, size)):
+            raise
+        return None
+    except Exception:
+        ray.get(mailbox.fail.remote(traceback.format_exc()))
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
