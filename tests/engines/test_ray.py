@@ -1,0 +1,123 @@
+"""Runs under Ray equal torchrun's to the bit, survive losses, and leave no process and no secret behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Handrail
+from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
+from tests.reliability.ray_failures import PATIENCE, Nodes, by_torchrun, disturbed, nodes
+
+installed = importlib.util.find_spec("ray") is not None
+needs_ray = pytest.mark.skipif(not installed, reason='Ray is not installed: pip install "handrail[ray]"')
+
+SECRET = "sk-never-to-be-seen-9c1f"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    with nodes() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of an undisturbed run in two processes of torchrun."""
+    directory = tmp_path_factory.mktemp("whole")
+    return by_torchrun(job(directory), directory / "run")
+
+
+@needs_ray
+def test_two_nodes_give_the_files_of_torchrun_and_ray_sees_no_secret(
+    cluster: Nodes, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same completions (samples.jsonl), curve and weights; progress on the driver."""
+    import ray
+    from ray._private.state import jobs
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)  # of the driver; the nodes were started without it
+    run = tmp_path / "run"
+    files, said = disturbed(cluster, "nothing", job(tmp_path), run, after=0)
+    assert files == whole
+    assert "step 0/8: held out: easy" in said and "step 8/8" in said and "first step: " in said
+    assert not (run / ".ray").exists()
+    assert not cluster.workers()
+    logs = Path(ray._private.worker._global_node.get_session_dir_path())
+    recorded = [file.read_bytes() for file in logs.rglob("*") if file.is_file()]
+    recorded += [_internal_kv_get(key) or b"" for key in _internal_kv_list(b"")]
+    recorded.append(repr(jobs()).encode())
+    assert len(recorded) > 10 and str(run).encode() in recorded[-1]  # the job's command is among them
+    assert not any(SECRET.encode() in each for each in recorded)
+
+
+@needs_ray
+@pytest.mark.parametrize("kind", ["worker", "node", "driver"])
+def test_a_loss_changes_nothing(kind: str, cluster: Nodes, whole: dict[str, str], tmp_path: Path) -> None:
+    files, said = disturbed(cluster, kind, job(tmp_path), tmp_path / "run", after=2)
+    assert files == whole
+    assert ("a worker was lost" in said) == (kind != "driver")
+
+
+def session(process: subprocess.Popen[str]) -> set[int]:
+    """The processes that descend from one that was started in a session of its own, even if orphaned."""
+    said = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,sid="], capture_output=True, text=True).stdout
+    rows = [tuple(map(int, line.split())) for line in said.splitlines()]
+    found = {pid for pid, _, sid in rows if sid == process.pid}
+    while more := {pid for pid, parent, _ in rows if parent in found} - found:
+        found |= more
+    return found
+
+
+@needs_ray
+def test_a_local_cluster_ends_with_a_stopped_run_which_continues_without_ray(tmp_path: Path) -> None:
+    file, run, alone = job(tmp_path), tmp_path / "run", tmp_path / "alone"
+    process = start("train", file, "--output", run, "--ray", environment={"RAY_ADDRESS": ""})
+    wait_for(lambda: steps(run) > 2 or process.poll() is not None, PATIENCE)
+    running = session(process)
+    process.send_signal(signal.SIGINT)
+    code, said = finished(process, PATIENCE)
+    assert code == 75 and "stopped by SIGINT" in said and "Traceback" not in said, said
+    assert len(running) > 3
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in running), 20)
+    code, said = finished(start("train", file, "--output", run, "--resume"), PATIENCE)
+    assert code == 0, said
+    code, said = finished(start("train", file, "--output", alone), PATIENCE)
+    assert code == 0 and left_behind(run) == left_behind(alone), said
+
+
+@needs_ray
+def test_what_only_workers_notice_is_one_sentence(cluster: Nodes, tmp_path: Path) -> None:
+    """A weight that is not finite ends the run, and Ray does not start it again."""
+    file = job(tmp_path, train={"learning_rate": 10.0, "max_skipped_updates": 1, "grad_clip": 1e30})
+    process = cluster.train(file, tmp_path / "run", "--set", "verifier.name=none.py:none")
+    code, said = finished(process, PATIENCE)
+    assert code == 2 and "there is no file none.py" in said and "Traceback" not in said
+    assert "a worker was lost" not in said
+
+
+@pytest.mark.skipif(installed, reason="Ray is installed")
+def test_without_ray_the_command_says_what_to_install(handrail: Handrail, tmp_path: Path) -> None:
+    done = handrail("train", str(job(tmp_path)), "--ray")
+    assert done.code == 2 and 'pip install "handrail[ray]"' in done.err
+
+
+def test_workers_without_ray_are_refused(handrail: Handrail, tmp_path: Path) -> None:
+    done = handrail("train", str(job(tmp_path)), "--workers", "2")
+    assert done.code == 2 and "start the processes with torchrun" in done.err
+
+
+@needs_ray
+def test_an_address_without_a_cluster_is_one_sentence(tmp_path: Path) -> None:
+    for address, expected in (("127.0.0.1:1", "no cluster answers"), ("ray://here:10001", "ray job submit")):
+        process = start("train", job(tmp_path), "--ray", environment={"RAY_ADDRESS": address})
+        code, said = finished(process, PATIENCE)
+        assert code == 2 and expected in said and "Traceback" not in said, said
+    assert os.environ.get("RAY_ADDRESS") is None
