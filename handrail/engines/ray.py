@@ -29,6 +29,8 @@ Post = Callable[..., None]
 Work = Callable[[Post, bool], Any]
 """What every worker runs; the flag is True after a loss. The result of rank 0 is returned on the driver."""
 
+CONNECT = 10.0
+"""Seconds to wait for the cluster of RAY_ADDRESS."""
 STORAGE = ".ray"
 """Ray's own files in a run directory while the run lasts; also shows whether a node shares the directory."""
 
@@ -105,6 +107,14 @@ def cluster(workers: int | None) -> Iterator[None]:
             f"RAY_ADDRESS is {address}, an address for Ray Client; start the command on a node of the "
             "cluster, for example with ray job submit"
         )
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        try:  # because ray.init() tries for minutes
+            socket.create_connection((host, int(port)), CONNECT).close()
+        except OSError as error:
+            raise UserError(
+                f"RAY_ADDRESS is {address}, where no cluster answers ({error.strerror})"
+            ) from error
     # A local cluster runs as many processes as it is asked to, as torchrun does.
     started = {"num_cpus": max(os.cpu_count() or 1, workers or 1), "include_dashboard": False}
     try:
@@ -112,9 +122,7 @@ def cluster(workers: int | None) -> Iterator[None]:
             address, log_to_driver=False, logging_level=logging.ERROR, **started if address == "local" else {}
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"RAY_ADDRESS is {address}, where no cluster answers ({first_line(error)})"
-        ) from error
+        raise UserError(f"RAY_ADDRESS is {address}, which Ray cannot use ({first_line(error)})") from error
     try:
         yield
     finally:
