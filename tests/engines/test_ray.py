@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from tempfile import mkdtemp
 import pytest
 
 from handrail._util.errors import UserError
+from handrail.engines.mailbox import FRUITLESS_STARTS, Mailbox
+from handrail.engines.ray import Place
 from handrail.engines.ray import cluster as connection
 from tests.conftest import Handrail
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
@@ -35,6 +38,38 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of an undisturbed run in two processes of torchrun."""
     directory = tmp_path_factory.mktemp("whole")
     return by_torchrun(job(directory), directory / "run")
+
+
+def test_a_run_without_progress_is_given_up() -> None:
+    async def starts() -> list[int]:
+        mailbox = Mailbox()
+        found = [await mailbox.begin() for _ in range(FRUITLESS_STARTS)]
+        await mailbox.post("step", 0)
+        found += [await mailbox.begin() for _ in range(FRUITLESS_STARTS)]
+        await mailbox.post("step", 0)  # again, after a loss: no progress
+        found.append(await mailbox.begin())
+        assert "3 times in a row without finishing a step" in str(await mailbox.outcome())
+        return found
+
+    assert asyncio.run(starts()) == [1, 2, 3, 4, 5, 6, 0]
+
+
+def test_ray_starts_workers_again_only_if_not_all_of_them_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handrail.engines.mailbox.TOGETHER", 0.1)
+
+    async def ends(workers: int) -> tuple[list[bool], Exception | None]:
+        mailbox, error = Mailbox(), UserError("said by both")
+        together = await asyncio.gather(mailbox.end(error, workers), mailbox.end(error, workers))
+        return list(together), await mailbox.outcome()
+
+    for workers, together in ((2, True), (3, False)):
+        found, error = asyncio.run(ends(workers))
+        assert found == [together, together] and str(error) == "said by both"
+
+
+def test_a_node_without_the_run_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run on head is not there on .*; put the run"):
+        Place(tmp_path, tmp_path / "run" / ".ray", "head").enter()
 
 
 def files_of_ray(session: Path) -> list[bytes]:
