@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-vllm lint
+.PHONY: setup demo test test-vllm test-ray lint
 
 setup: .venv/installed
 
@@ -29,6 +29,11 @@ test: setup lint
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/pytest tests/models/test_vllm.py
+
+# Ray is large, and its tests take minutes.
+test-ray: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/pytest tests/engines/test_ray.py
 
 lint: setup
 	$(BIN)/ruff check .

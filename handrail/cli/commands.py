@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -84,6 +84,12 @@ def train_command(
             if ray
             else train(parsed, directory, resume=resume, progress=report)
         )
+    show_end(summary)
+    show(f"model: {directory / 'model'}")
+
+
+def show_end(summary: Mapping[str, Any]) -> None:
+    """Print the accuracies at the start and at the end, and how many steps had no signal."""
     for name, ends in summary["eval"].items():
         start, end = ends["start"], ends["end"]
         if "mean" not in start or "mean" not in end:
@@ -94,7 +100,6 @@ def train_command(
         show(f"held-out {name}: {start['mean']:.1%} → {end['mean']:.1%} {interval}, n = {end['n']}")
     if summary["steps_without_signal"]:
         show(f"{summary['steps_without_signal']} of {summary['steps']} steps had no signal")
-    show(f"model: {directory / 'model'}")
 
 
 def compare_command(
