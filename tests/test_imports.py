@@ -22,6 +22,7 @@ ROOMS = [
     "training",
     "eval",
     "cli",
+    "__main__",
 ]
 """Packages, lowest first; docs/design.md describes them."""
 

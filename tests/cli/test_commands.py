@@ -226,7 +226,7 @@ def test_a_model_with_damaged_weights_is_named(handrail: Handrail, tmp_path: Pat
 def test_a_hub_name_without_a_network_is_one_sentence_in_a_real_process(tmp_path: Path) -> None:
     file = str(configured(tmp_path, model={"path": "someone/something"}))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    command = [sys.executable, "-m", "handrail.cli", "train", file, "--output", "out"]
+    command = [sys.executable, "-m", "handrail", "train", file, "--output", "out"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert_refused(
         Done(done.returncode, done.stdout, done.stderr),
@@ -647,7 +647,7 @@ def test_check_takes_the_templates_and_lengths_of_a_configuration(handrail: Hand
 
 def test_the_command_line_runs_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "handrail.cli", "methods", "sort"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "handrail", "methods", "sort"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "alpha" in done.stdout and "status: reconstruction" in done.stdout
 
