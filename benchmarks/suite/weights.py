@@ -68,7 +68,7 @@ def structure_found(config: Config, n: int) -> dict[str, dict[str, float]]:
     The first ``n`` problems of each training source are scored. Words that introduce a step in the foreign
     style are left out, because they are neither structure nor result.
     """
-    policy = load_policy(config, accelerator(config.model.device))
+    policy = load_policy(config, accelerator(config.model.device, config.model.dtype))
     problems = [problem for source in config.data.train for problem in load_problems(source.path)[:n]]
     completions = [policy.renderer.completion(problem.references[0], end=False) for problem in problems]
     without = policy.score([policy.renderer.prompt(problem) for problem in problems], completions)

@@ -11,15 +11,19 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from handrail._util.errors import UserError
+from handrail._util.launch import Fsdp, launched, require_precision
 
 T = TypeVar("T")
 
 
-def accelerator(device: str, trackers: Sequence[str] = ()) -> Accelerator:
-    """Return the accelerator for ``model.device``, in one process or in each process of torchrun.
+def accelerator(device: str, dtype: str = "float32", trackers: Sequence[str] = ()) -> Accelerator:
+    """Return the accelerator for ``model.device``, in one process or in each process of a launcher.
 
-    Raises UserError if there are more processes than GPUs, or if a tracker is not installed.
+    ``dtype``: ``model.dtype``. Raises UserError if there are more processes than GPUs, if a tracker is not
+    installed, or if ``accelerate launch`` has settings that cannot be honoured.
     """
+    require_precision(os.environ, dtype)
+    launched()
     if missing := [name for name in trackers if name not in map(str, get_available_trackers())]:
         raise UserError(f"train.trackers: {missing[0]} is not installed; pip install {missing[0]}")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -33,7 +37,14 @@ def accelerator(device: str, trackers: Sequence[str] = ()) -> Accelerator:
         )
     # Without cpu=True, Accelerate would not connect several CPU processes: each would be a world of one.
     on_cpu = device == "cpu" or (int(os.environ.get("WORLD_SIZE", 1)) > 1 and not has_gpus)
-    return Accelerator(cpu=on_cpu, log_with=list(trackers) or None)
+    # The model computes in its own number type, and autocasts itself.
+    return Accelerator(cpu=on_cpu, mixed_precision="no", log_with=list(trackers) or None)
+
+
+def sharding(asked: bool) -> Fsdp | None:
+    """Return how to shard the model; None if neither ``train.fsdp`` (``asked``) nor the launcher wants it."""
+    fsdp = launched() or (Fsdp() if asked else None)
+    return fsdp if torch.distributed.is_initialized() else None  # alone, there is nothing to share
 
 
 def dealt_back(parts: Sequence[Sequence[T]]) -> list[T]:

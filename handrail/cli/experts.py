@@ -119,7 +119,9 @@ def load_experts_and_problems(
     from handrail.training.policies import load_experts
 
     parsed = build_config(config, settings, model={"path": "builtin:house-tiny"}, data={"train": data})
-    return load_experts(parsed, accelerator(parsed.model.device)), load_problems(data, parsed.data.columns)
+    return load_experts(parsed, accelerator(parsed.model.device, parsed.model.dtype)), load_problems(
+        data, parsed.data.columns
+    )
 
 
 def show_calls(experts: Experts) -> None:

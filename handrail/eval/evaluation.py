@@ -36,7 +36,7 @@ def evaluate_sets(
     The attempts are saved in ``directory``.
     """
     problems = {name: load_problems(source, config.data.columns)[:limit] for name, source in sets.items()}
-    policy = load_policy(config, accelerator(config.model.device))
+    policy = load_policy(config, accelerator(config.model.device, config.model.dtype))
     for name, each in problems.items():
         problems[name], left_out = split_by_length(policy, each, config.data.too_long, references=False)
         if left_out:

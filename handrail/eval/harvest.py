@@ -58,7 +58,10 @@ def harvest(
         size = max(1, config.rollout.batch_size // rollouts)
         done = done[: len(done) // size * size] if len(done) < len(problems) else done
         write_whole(file, json.dumps(what) + "\n" + "".join(done))
-        policy, method = load_policy(config, accelerator(config.model.device)), Grpo(group_size=rollouts)
+        policy, method = (
+            load_policy(config, accelerator(config.model.device, config.model.dtype)),
+            Grpo(group_size=rollouts),
+        )
         with VerifierPool(config.verifier) as verifier, file.open("a", encoding="utf-8") as stream:
             engine = LocalEngine(policy, verifier, seed=seed, require_end=config.rollout.require_end)
             for start in range(len(done), len(problems), size):

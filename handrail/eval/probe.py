@@ -82,7 +82,7 @@ def probe(
     Raises UserError.
     """
     problems = load_problems(source, config.data.columns)[:limit]
-    policy = load_policy(config, accelerator(config.model.device))
+    policy = load_policy(config, accelerator(config.model.device, config.model.dtype))
     with VerifierPool(config.verifier) as verifier:
         graded = references(problems, policy, verifier)
         rejected = rejected_answers(problems, config.verifier, verifier) or []

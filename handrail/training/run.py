@@ -55,7 +55,7 @@ class Run:
         self.method = build(config.method, config.rollout, method)
         data = usable_data(config, self.method)
         self.contents = contents(config, data.sources, data.held_out)
-        self.accelerator = accelerator(config.model.device, config.train.trackers)
+        self.accelerator = accelerator(config.model.device, config.model.dtype, config.train.trackers)
         self.policy = load_trainable_policy(
             config, self.accelerator, keep_start="reference" in self.method.models
         )
