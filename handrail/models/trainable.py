@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from handrail._util.errors import UserError
+from handrail._util.launch import Fsdp, weights_read_once
 from handrail.data.config import PromptFormat
 from handrail.models.batching import Inputs
 from handrail.models.config import LoraConfig, ModelConfig, RolloutConfig, SamplerConfig
@@ -23,6 +25,7 @@ from handrail.models.hf import TransformersPolicy
 from handrail.models.loading import absolute, load_model
 from handrail.models.lora import load_adapter, merge_weights, with_adapter
 from handrail.models.policy import with_old_logp
+from handrail.models.sharding import ShardedModel
 from handrail.models.vllm import INSTEAD, VllmSampler
 from handrail.types.trajectory import Group, Trajectory
 
@@ -48,9 +51,10 @@ class TrainablePolicy(TransformersPolicy):
         sampler: SamplerConfig | None = None,
         seed: int = 0,
         keep_start: bool = False,
+        fsdp: Fsdp | None = None,
     ) -> None:
         """``seed``: for the adapters' initial weights. ``keep_start``: True to keep a copy of the initial
-        model.
+        model. ``fsdp``: how to shard the model over the processes, if at all.
 
         Raises UserError if the model cannot be loaded.
         """
@@ -59,7 +63,10 @@ class TrainablePolicy(TransformersPolicy):
         self.start: Any = None
         self.checkpointed: list[nn.Module] = []
         self.sampler: VllmSampler | CopySampler | None = None
-        super().__init__(model, rollout, prompts, accelerator, micro_batch_tokens)
+        self.fsdp = fsdp
+        self.shards: ShardedModel | None = None
+        with weights_read_once(fsdp):
+            super().__init__(model, rollout, prompts, accelerator, micro_batch_tokens)
         if self.sampling.name == "vllm":
             processes = self.accelerator.num_processes
             if processes > 1:
@@ -101,17 +108,37 @@ class TrainablePolicy(TransformersPolicy):
             )
         if self.lora:
             model = with_adapter(model, self.lora, absolute(self.config.path), self.seed)
-        elif self.keep_start:
-            self.start = copy.deepcopy(model).to(self.accelerator.device).requires_grad_(False).eval()
         if self.config.gradient_checkpointing:
             self.layout = "padded"  # activations that are not kept cannot be shared in a cache
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.fsdp:
+            self.layout = "padded"  # every process must call the model equally often, with every micro-batch
+            self.shards = ShardedModel(model, self.fsdp, self.accelerator.device)
+            prepared = self.shards.trained
+        else:
+            prepared = self.accelerator.prepare(model)
+        if self.keep_start and not self.lora:
+            self.start = copy.deepcopy(model).requires_grad_(False).eval()
+        if self.config.gradient_checkpointing:
             self.checkpointed = [
                 disable_dropout(module)
-                for module in model.modules()
+                for module in prepared.modules()
                 if isinstance(module, GradientCheckpointingLayer)
             ]
-        return self.accelerator.prepare(model)
+        return prepared
+
+    @property
+    def bare_model(self) -> Any:
+        return self.shards.whole if self.shards else super().bare_model
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Enclose an update, in all processes at once: a model in shards cannot sample or score meanwhile."""
+        if self.shards:
+            self.shards.release()
+        yield
+        if self.shards:
+            self.shards.gather()
 
     def forward(
         self, inputs: Inputs, with_entropy: bool = False, model: Any = None
@@ -123,18 +150,22 @@ class TrainablePolicy(TransformersPolicy):
             return super().forward(inputs, with_entropy, model)
 
     @torch.no_grad()
-    def reference_logprobs(self, inputs: Inputs) -> Tensor:
-        """Compute log π [B, T] under the model before training."""
+    def reference_logprobs(self, inputs: Inputs, adapted: Any = None) -> Tensor:
+        """Compute log π [B, T] under the model before training.
+
+        ``adapted``: the model with adapters, if there are any, to use without them; by default, the one that
+        is updated.
+        """
         if self.lora:
-            with self.bare_model.disable_adapter():
-                return self.forward(inputs, model=self.bare_model)[0]
+            adapted = adapted or self.accelerator.unwrap_model(self.model)
+            with adapted.disable_adapter():
+                return self.forward(inputs, model=adapted)[0]
         return self.forward(inputs, model=self.start)[0]
 
     def _logprobs(self, model: str) -> Callable[[Inputs], Tensor]:
-        keeps_reference = self.start is not None or self.lora is not None
-        return (
-            self.reference_logprobs if model == "reference" and keeps_reference else super()._logprobs(model)
-        )
+        if model == "reference" and (self.start is not None or self.lora):
+            return lambda inputs: self.reference_logprobs(inputs, self.bare_model)
+        return super()._logprobs(model)
 
     # Sampling with a separate engine
 
@@ -214,10 +245,16 @@ class TrainablePolicy(TransformersPolicy):
         self.tokenizer.save_pretrained(directory)
 
     def load_state(self, directory: Path) -> None:
-        """Load what ``save_state`` wrote. Raises UserError if it is of a different model."""
+        """Load, in every process, what ``save_state`` wrote. Raises UserError if it is of another model."""
         self.changed()
         if self.lora:
-            return load_adapter(self.bare_model, directory)
+            load_adapter(self.bare_model, directory)
+        else:
+            self._load_weights(directory)
+        if self.shards:
+            self.shards.scatter()
+
+    def _load_weights(self, directory: Path) -> None:
         weights = load_model(self.config.model_copy(update={"path": str(directory)}))[0].state_dict()
         try:
             missing, unexpected = self.bare_model.load_state_dict(weights, strict=False)

@@ -150,14 +150,18 @@ class Checkpoints(Callback):
 
     @staticmethod
     def write(run: Run, step: int) -> None:
-        """Write a checkpoint in the main process while the others wait."""
-        if run.accelerator.is_main_process and step != run.checkpointed:
-            run.out.sync()
-            checkpoint.save(
-                run.out.checkpoints, step, run.config.train, run.policy, run.optimizer, run.method
-            )
+        """Write a checkpoint in the main process, after the shards of all, while the others wait."""
+        if step == run.checkpointed:
+            return
+        root = run.out.checkpoints
+        if run.policy.shards:
+            with run.failing_together():
+                checkpoint.save_shard(root, step, run.policy, run.optimizer)
+        with run.failing_together():
+            if run.accelerator.is_main_process:
+                run.out.sync()
+                checkpoint.save(root, step, run.config.train, run.policy, run.optimizer, run.method)
         run.checkpointed = step
-        run.accelerator.wait_for_everyone()
 
 
 class Report(Callback):

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.filesize import decimal
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import damage, no_room, whole_directory, write_sums
 from handrail._util.state import read_state, write_state
 from handrail.methods.base import Method
+from handrail.models.sharding import cut_like, local
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
 
 log = logging.getLogger("handrail")
+
+SHARDS = ".shards"
+"""Directory beside the checkpoints, where processes put their shards until a checkpoint takes them."""
 
 
 def save(
@@ -26,34 +33,77 @@ def save(
 ) -> None:
     """Write ``root/step-NNNNNN`` atomically, then delete the checkpoints that ``config`` does not keep.
 
-    Raises Paused if the disk is full, and UserError if a weight is not finite; earlier checkpoints then
-    remain.
+    Raises Paused if the disk is full, and UserError if a weight is not finite, or if shards are missing;
+    earlier checkpoints then remain.
     """
     require_finite(root, step, policy)
+    with explain_no_room(root, step, policy), whole_directory(root / f"step-{step:06d}") as aside:
+        policy.save_state(aside / "model")
+        if policy.shards:
+            take_shards(root, aside)
+        else:
+            save_file(moments(optimizer), aside / "optimizer.safetensors")
+        terms = [term.state() for term in method.terms]
+        write_state(aside / "state", {"step": step, "method": method.state(), "terms": terms})
+        write_sums(aside)
+    prune(root, step, config)
+
+
+def save_shard(root: Path, step: int, policy: TrainablePolicy, optimizer: Any) -> None:
+    """Write this process's shard of the optimizer's state beside the checkpoints, for ``save`` to take.
+
+    Raises Paused if the disk is full.
+    """
+    number, processes = policy.accelerator.process_index, policy.accelerator.num_processes
+    with explain_no_room(root, step, policy):
+        (root / SHARDS).mkdir(parents=True, exist_ok=True)
+        name = f"optimizer-{number + 1:05d}-of-{processes:05d}.safetensors"
+        save_file(moments(optimizer), root / SHARDS / name)
+
+
+def take_shards(root: Path, into: Path) -> None:
+    """Move the shards of all processes into a checkpoint.
+
+    Raises UserError if some are missing, because another host wrote them to a disk of its own.
+    """
+    processes = torch.distributed.get_world_size()
+    found = sorted((root / SHARDS).glob(f"optimizer-*-of-{processes:05d}.safetensors"))
+    if len(found) < processes:
+        raise UserError(
+            f"{root} holds the shards of {len(found)} of {processes} processes; --output must be on a disk "
+            "that all hosts share"
+        )
+    for file in found:
+        file.rename(into / file.name)
+    shutil.rmtree(root / SHARDS)
+
+
+def moments(optimizer: Any) -> dict[str, torch.Tensor]:
+    """The optimizer's state, or this process's shard of it, by the number of the weight and by name."""
+    return {
+        f"{index}.{name}": local(value).contiguous()
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+
+
+@contextmanager
+def explain_no_room(root: Path, step: int, policy: TrainablePolicy) -> Iterator[None]:
+    """Raise Paused if the disk is full."""
     try:
-        with whole_directory(root / f"step-{step:06d}") as aside:
-            policy.save_state(aside / "model")
-            entries = optimizer.state_dict()["state"].items()
-            moments = {
-                f"{index}.{name}": value.contiguous()
-                for index, entry in entries
-                for name, value in entry.items()
-            }
-            save_file(moments, aside / "optimizer.safetensors")
-            terms = [term.state() for term in method.terms]
-            write_state(aside / "state", {"step": step, "method": method.state(), "terms": terms})
-            write_sums(aside)
+        yield
     except Exception as error:
         if not no_room(error):
             raise
         raise Paused(no_room_for(root, step, policy)) from error
-    prune(root, step, config)
 
 
 def require_finite(root: Path, step: int, policy: TrainablePolicy) -> None:
     """Raise UserError if a trainable weight is not finite."""
     if not all(
-        bool(parameter.isfinite().all()) for parameter in policy.model.parameters() if parameter.requires_grad
+        bool(parameter.isfinite().all())
+        for parameter in policy.bare_model.parameters()
+        if parameter.requires_grad
     ):
         raise UserError(
             f"a weight is not finite after step {step}, so the step is not kept; {restart_advice(root)}"
@@ -137,12 +187,25 @@ def load(path: Path, policy: TrainablePolicy, optimizer: Any, method: Method[Any
     """
     policy.load_state(path / "model")
     state = read_state(path / "state")
-    entries: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(path / "optimizer.safetensors").items():
-        index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": load_moments(path, policy), "param_groups": groups})
     method.load_state(state["method"])
     for term, own in zip(method.terms, state["terms"], strict=True):
         term.load_state(own)
     return int(state["step"])
+
+
+def load_moments(path: Path, policy: TrainablePolicy) -> dict[int, dict[str, torch.Tensor]]:
+    """Load the optimizer's state that any number of processes wrote, as this process keeps it."""
+    trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(safe_open(file, "pt")) for file in sorted(path.glob("optimizer*.safetensors"))
+        ]
+        for key in files[0].keys():  # noqa: SIM118 (not a dictionary)
+            index, _, name = key.partition(".")
+            shards = [file.get_tensor(key) for file in files]
+            whole = torch.cat(shards) if shards[0].ndim else shards[0]
+            entries.setdefault(int(index), {})[name] = cut_like(whole, trained[int(index)])
+    return entries

@@ -65,6 +65,9 @@ class TrainConfig(Section):
     micro_batch_tokens: int = Field(8192, ge=1)
     """Maximum number of tokens per forward and backward pass, padding included; lower it if memory runs
     out."""
+    fsdp: bool = False
+    """Keep only a shard of weights, gradients and optimizer state in each of several processes (FSDP2);
+    ``accelerate launch --use_fsdp --fsdp_version 2`` turns it on too."""
     seed: int = 0
     """Seed of all randomness in the run."""
     checkpoint_every: int = Field(50, ge=0)

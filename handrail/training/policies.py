@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
+from handrail._util.processes import sharding
 from handrail.experts.registry import Experts
 from handrail.models.hf import TransformersPolicy
 from handrail.models.policy import Policy
@@ -41,6 +42,7 @@ def load_trainable_policy(
         config.sampler,
         config.train.seed,
         keep_start,
+        sharding(config.train.fsdp),
     )
 
 

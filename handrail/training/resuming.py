@@ -117,8 +117,8 @@ def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = Fal
 def what_is_learnt(config: Config) -> dict[str, Any]:
     """The configuration without the settings that may change on resumption.
 
-    These are the run's length, its evaluation, book-keeping, batch sizes of computations, and the address of
-    a server and how it is queried.
+    These are the run's length, its evaluation, book-keeping, batch sizes of computations, how the model is
+    sharded, and the address of a server and how it is queried.
     """
     book_keeping = {
         "steps",
@@ -132,7 +132,7 @@ def what_is_learnt(config: Config) -> dict[str, Any]:
     }
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {
-        "train": {*book_keeping, "micro_batch_tokens"},
+        "train": {*book_keeping, "micro_batch_tokens", "fsdp"},
         "model": {"gradient_checkpointing"},
         "rollout": {"batch_size"},
         "sampler": {"cache_gib"},

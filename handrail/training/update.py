@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from handrail.methods.base import Method
 from handrail.methods.batch import MicroBatch, Sample, micro_batch, pack
 from handrail.methods.losses import token_loss
 from handrail.methods.scaling import scaled
+from handrail.models.sharding import local
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
 from handrail.types.trajectory import Author, Group, Trajectory
@@ -67,27 +68,9 @@ class Update:
         layout, budget = self.policy.layout, self.config.micro_batch_tokens
         parts = {author: list(pack(part, budget, layout)) for author, part in together.items()}
         passes = {author: int(max(self.gather(len(batches)))) for author, batches in parts.items()}
-        active = [author for author in parts if passes[author]]
-        before: list[torch.Tensor | None] = [None] * len(self.parameters)
-        for author in active:
-            loss = self.backward(parts[author], passes[author])
-            figures["loss"] = figures.get("loss", 0.0) + loss
-            if per_author:
-                gradients = [p.grad for p in self.parameters]
-                figures[f"grad_norm/{author}"] = distance(gradients, before)
-                if author != active[-1]:
-                    # On the CPU, because a metric should not cost the GPU the memory of a second gradient.
-                    before = [None if each is None else each.to("cpu", copy=True) for each in gradients]
-        if active:
-            figures["grad_norm/all"] = float(
-                self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
-            )
-            if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
-                self.optimizer.step()
-                self.policy.changed()
-            else:  # one bad batch must not turn the weights into NaN
-                figures = {"update/skipped": 1.0}
-            self.optimizer.zero_grad()
+        if any(passes.values()):
+            with self.policy.updating():
+                figures = self.step({author: parts[author] for author in parts if passes[author]}, passes)
         trained = sum(sample.trajectory.trained_tokens for sample in live)
         sampled = sum(int((sample.trajectory.author == Author.POLICY).sum()) for sample in live)
         return Outcome(
@@ -96,6 +79,33 @@ class Update:
             trained - sampled,
             sum(each.trajectory.trained_tokens for each in samples) - trained,
         )
+
+    def step(self, parts: Mapping[str, list[MicroBatch]], passes: Mapping[str, int]) -> dict[str, float]:
+        """Update the weights by the gradient of all parts; return the figures."""
+        figures = {"loss": 0.0}
+        before: list[torch.Tensor | None] = [None] * len(self.parameters)
+        for author, batches in parts.items():
+            figures["loss"] += self.backward(batches, passes[author])
+            if author == "all":
+                continue
+            gradients = [None if p.grad is None else local(p.grad) for p in self.parameters]
+            figures[f"grad_norm/{author}"] = self.whole_norm(distance(gradients, before))
+            if author != [*parts][-1]:
+                # On the CPU, because a metric should not cost the GPU the memory of a second gradient.
+                before = [None if each is None else each.to("cpu", copy=True) for each in gradients]
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        figures["grad_norm/all"] = float(norm)
+        if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
+            self.optimizer.step()
+            self.policy.changed()
+        else:  # one bad batch must not turn the weights into NaN
+            figures = {"update/skipped": 1.0}
+        self.optimizer.zero_grad()
+        return figures
+
+    def whole_norm(self, norm: float) -> float:
+        """Norm of a gradient, given the norm of this process's part of it."""
+        return math.sqrt(sum(self.gather(norm**2))) if self.policy.shards else norm
 
     def samples(self, groups: Sequence[Group]) -> list[Sample]:
         """Scale every trajectory by its normalizers over all processes, see ``scaled``."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from handrail import Config, train
 from handrail.training.config import load_config
@@ -74,7 +75,7 @@ def test_two_processes_train_like_one_also_after_resuming(tmp_path: Path) -> Non
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run ``torchrun -m handrail.cli`` as documented, without any setting for CPUs."""
+    """Run ``torchrun -m handrail`` as documented, without any setting for CPUs."""
     launch = [
         sys.executable,
         "-m",
@@ -82,7 +83,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
         "--standalone",
         "--nproc-per-node=2",
         "-m",
-        "handrail.cli",
+        "handrail",
     ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -114,7 +115,10 @@ NOTED = """
 import glob, json, os, sys, torch
 from handrail import Config, train
 from handrail.methods import METHODS
+from handrail.models.sharding import local
 from handrail.models.trainable import TrainablePolicy
+from handrail.training.update import Update
+from torch.distributed.tensor import DTensor
 
 # In float64, a wrong normalizer cannot hide in the rounding of batches of other shapes.
 if os.environ.get("IN_FLOAT64"):
@@ -131,19 +135,38 @@ def noted(name):
             with open(f"{directory}-{rank}.tokens", "a") as file:
                 for member in group.trajectories:
                     file.write(json.dumps([ctx.step, group.problem.id, member.tokens]) + chr(10))
-            return await super().credit(group, ctx)
+            group = await super().credit(group, ctx)
+            if "idle" in directory and group.problem.id[-1] not in "07":
+                return group.map(lambda member: member.with_columns(
+                    advantage=0 * member.column("advantage"),
+                    imitation_weight=0 * member.column("imitation_weight")))
+            return group
     return Noted
 
 step = torch.optim.AdamW.step
 
 def noting(self, closure=None):
+    weights = [p for group in self.param_groups for p in group["params"]]
+    gradient = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in weights]
     if rank == "0":
         number = len(glob.glob(f"{directory}.gradient-*"))
-        gradient = [p.grad for group in self.param_groups for p in group["params"]]
         torch.save(gradient, f"{directory}.gradient-{number:02}")
-    return step(self, closure)
+    done = step(self, closure)
+    kept = [*weights, *(value for state in self.state.values() for value in state.values() if value.ndim)]
+    shares = [local(value).numel() / value.numel() for value in kept]
+    with open(f"{directory}-{rank}.kept", "w") as file:
+        json.dump([all(isinstance(value, DTensor) for value in kept), max(shares)], file)
+    return done
 
 torch.optim.AdamW.step = noting
+backward = Update.backward
+
+def counting(self, batches, passes):
+    with open(f"{directory}-{rank}.batches", "a") as file:
+        file.write(json.dumps([len(batches), passes]) + chr(10))
+    return backward(self, batches, passes)
+
+Update.backward = counting
 torch.set_num_threads(1)
 for directory, sections in json.loads(sys.argv[1]).items():
     method = noted(sections["method"]["name"])
@@ -151,9 +174,11 @@ for directory, sections in json.loads(sys.argv[1]).items():
 """
 
 
-def uneven(method: str, **changes: Any) -> dict[str, Any]:
+def uneven(method: str, lora: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """Five problems per step, which neither two nor three processes can share equally."""
     settings = config(
+        **({"lora": {"rank": lora}} if lora else {}),
+        model=model or {},
         data={"train": [{"path": f"{HARD}&n=8", "share": 2.0}, {"path": f"{EASY}&n=8", "share": 3.0}]},
         method={
             "name": method,
@@ -202,22 +227,52 @@ def gradients(directory: Path) -> list[torch.Tensor]:
 
 
 METHODS = ("grpo", "luffy", "scope")
+UNEVEN = ("none", "idle", "curve")
+
+
+def runs(kind: str) -> dict[str, dict[str, Any]]:
+    """The runs of a world that is alone, or that keeps whole models (ddp) or shards (fsdp)."""
+    # AdamW must not make large steps of the rounding of small gradients.
+    learning: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "epsilon": 1e-3,
+        "grad_clip": 0.01,
+        "micro_batch_tokens": 100,
+    }
+    found = {
+        "none": uneven("luffy", problems_per_step=1),  # a single process has a problem
+        "idle": uneven("luffy"),  # two problems have credit, see NOTED
+        "curve": uneven("luffy", steps=3, **learning),
+    }
+    found["idle"]["method"]["entropy_bonus"] = 0.0
+    del found["none"]["data"]["train"][0]
+    if kind != "fsdp":
+        found |= {method: uneven(method) for method in METHODS}
+        # Each of two updates gets five of ten problems; a dead group counts in no normalizer.
+        found["dead"] = uneven("grpo", problems_per_step=10, updates_per_step=2, learning_rate=1e-9)
+        found["dead"]["method"]["skip_dead_groups"] = True
+    if kind != "ddp":
+        found["start"] = uneven("luffy", model={"gradient_checkpointing": True})
+        found["lora"] = uneven("luffy", 6, steps=2, updates_per_step=5, **learning)
+        for name in ("start", "lora"):
+            found[name]["method"]["kl"] = 0.1
+    for sections in found.values():
+        sections["train"]["fsdp"] = kind == "fsdp"
+    return found
 
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """NAME-1, NAME-2 and NAME-3: the same run in one, two and three processes, in float64."""
+    """NAME-alone-1, NAME-ddp-2, NAME-fsdp-2, ...: the same runs in one, two and three processes, in
+    float64."""
     root = tmp_path_factory.mktemp("worlds")
-    runs = {method: uneven(method) for method in METHODS}
-    # Each of two updates gets five of ten problems; a dead group counts in no normalizer.
-    runs["dead"] = uneven("grpo", problems_per_step=10, updates_per_step=2, learning_rate=1e-9)
-    runs["dead"]["method"]["skip_dead_groups"] = True
-    for processes in (1, 2, 3):
-        noted(
-            processes,
-            {root / f"{name}-{processes}": sections for name, sections in runs.items()},
-            IN_FLOAT64="1",
-        )
+    for processes, kinds in ((1, ["alone"]), (2, ["ddp", "fsdp"]), (3, ["ddp", "fsdp"])):
+        together = {
+            root / f"{name}-{kind}-{processes}": sections
+            for kind in kinds
+            for name, sections in runs(kind).items()
+        }
+        noted(processes, together, IN_FLOAT64="1")
     return root
 
 
@@ -228,12 +283,17 @@ def assert_same_gradients(one: Path, other: Path) -> None:
         assert left.norm() > 0 and (right - left).norm() / left.norm() < 1e-6
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+each_ddp = pytest.mark.parametrize("world", ["ddp-2", "ddp-3"])
+each_fsdp = pytest.mark.parametrize("world", ["fsdp-2", "fsdp-3"])
+each_world = pytest.mark.parametrize("world", ["ddp-2", "ddp-3", "fsdp-2", "fsdp-3"])
+
+
+@each_ddp
 @pytest.mark.parametrize("method", METHODS)
 def test_several_processes_give_the_samples_and_the_gradient_of_one(
-    method: str, processes: int, worlds: Path
+    method: str, world: str, worlds: Path
 ) -> None:
-    alone, together = worlds / f"{method}-1", worlds / f"{method}-{processes}"
+    alone, together = worlds / f"{method}-alone-1", worlds / f"{method}-{world}"
     one = completions(alone)
     assert len({problem for _, problem, _ in one}) == 5 and len(one) == 15
     assert completions(together) == one
@@ -241,27 +301,102 @@ def test_several_processes_give_the_samples_and_the_gradient_of_one(
     assert lines(together / "evaluations.jsonl")[0] == lines(alone / "evaluations.jsonl")[0]
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_skip_the_same_dead_groups_in_several_updates(processes: int, worlds: Path) -> None:
-    (_, one), (_, several) = (lines(worlds / f"dead-{each}/metrics.jsonl") for each in (1, processes))
+@each_ddp
+def test_several_processes_skip_the_same_dead_groups_in_several_updates(world: str, worlds: Path) -> None:
+    (_, one), (_, several) = (lines(worlds / f"dead-{each}/metrics.jsonl") for each in ("alone-1", world))
     assert one["groups/dead"] and one["groups/dead"] < one["groups/all"] == 10
     counts = [key for key in one if key.startswith(("groups/", "tokens/"))]
     assert {key: several[key] for key in counts} == {key: one[key] for key in counts}
-    assert_same_gradients(worlds / "dead-1", worlds / f"dead-{processes}")
+    assert_same_gradients(worlds / "dead-alone-1", worlds / f"dead-{world}")
+
+
+def assert_same_curves(one: Path, other: Path) -> None:
+    expected, found = lines(one / "metrics.jsonl"), lines(other / "metrics.jsonl")
+    assert len(expected) == len(found) > 2
+    for left, right in zip(expected, found, strict=True):
+        assert right == {
+            key: pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+            for key, value in left.items()
+        }
+    assert completions(other) == completions(one)
+    assert_same_gradients(one, other)
+
+
+@each_world
+def test_several_processes_give_the_curve_of_one(world: str, worlds: Path) -> None:
+    """At a high learning rate, and with clipping."""
+    assert lines(worlds / "curve-alone-1/metrics.jsonl")[1]["grad_norm/all"] > 0.01
+    assert_same_curves(worlds / "curve-alone-1", worlds / f"curve-{world}")
+
+
+@each_fsdp
+def test_adapters_in_shards_give_the_curve_of_one_process(world: str, worlds: Path) -> None:
+    """With several updates a step, and a distance to the model without the adapters."""
+    assert_same_curves(worlds / "lora-alone-1", worlds / f"lora-{world}")
+
+
+@each_fsdp
+def test_shards_give_the_gradient_of_the_distance_to_the_start(world: str, worlds: Path) -> None:
+    """With recomputed activations too."""
+    assert_same_gradients(worlds / "start-alone-1", worlds / f"start-{world}")
+
+
+@each_world
+@pytest.mark.parametrize("run", UNEVEN)
+def test_a_process_without_work_waits_for_the_others(run: str, world: str, worlds: Path) -> None:
+    """No problems at all; problems without credit; fewer micro-batches than the others."""
+    files = [worlds / f"{run}-{world}-{rank}.batches" for rank in range(int(world[-1]))]
+    counted = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    assert len(set(map(len, counted))) == 1
+    own = [sum(batches for batches, _ in each) for each in counted]
+    assert min(own) < max(own) and (min(own) == 0 or run == "curve")
+    assert_same_gradients(worlds / f"{run}-alone-1", worlds / f"{run}-{world}")
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("run", ["curve", "lora"])
+def test_fsdp_keeps_a_shard_of_weights_and_optimizer_state(run: str, processes: int, worlds: Path) -> None:
+    for rank in range(processes):
+        sharded, share = json.loads((worlds / f"{run}-fsdp-{processes}-{rank}.kept").read_text())
+        assert sharded and share < 1.05 / processes
+        assert json.loads((worlds / f"curve-ddp-{processes}-{rank}.kept").read_text()) == [False, 1.0]
 
 
 def test_a_run_stopped_in_two_processes_continues_the_same_in_one(tmp_path: Path) -> None:
-    """The learning rate is so small that rounding cannot distinguish the two models."""
-    never, stopped = tmp_path / "never-stopped", tmp_path / "stopped"
+    """And on in three, with whole models or shards.
 
-    def until(last: int) -> dict[str, Any]:
-        return uneven("sort", learning_rate=1e-9, steps=last)
+    The learning rate is so small that rounding cannot distinguish the two models.
+    """
+    never, whole, sharded = tmp_path / "never-stopped", tmp_path / "whole", tmp_path / "sharded"
 
-    noted(2, {stopped: until(1)})
-    noted(1, {stopped: until(2), never: until(3)})
-    noted(3, {stopped: until(3)})
-    found = completions(stopped)
-    assert found == completions(never) and {step for step, *_ in found} == {1, 2, 3}
+    def until(last: int, fsdp: bool = False) -> dict[str, Any]:
+        return uneven("sort", learning_rate=1e-9, steps=last, fsdp=fsdp)
+
+    noted(2, {whole: until(1), sharded: until(1, fsdp=True)})
+    noted(1, {whole: until(2), sharded: until(2), never: until(3)})
+    noted(3, {whole: until(3), sharded: until(3, fsdp=True)})
+    expected = moments(never)
+    for stopped in (whole, sharded):
+        found = completions(stopped)
+        assert found == completions(never) and {step for step, *_ in found} == {1, 2, 3}
+        for key, value in moments(stopped).items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-7)
+    files = sorted((sharded / "checkpoints/step-000003").glob("optimizer*"))
+    assert len(files) == 3 and max(file.stat().st_size for file in files) < 0.4 * size(never)
+
+
+def moments(run: Path) -> dict[str, torch.Tensor]:
+    """The optimizer's state after the third step, from one file or several."""
+    files = sorted((run / "checkpoints/step-000003").glob("optimizer*"))
+    shards = [load_file(file) for file in files]
+    return {
+        key: torch.cat([shard[key] for shard in shards]) if value.ndim else value
+        for key, value in shards[0].items()
+    }
+
+
+def size(run: Path) -> int:
+    return (run / "checkpoints/step-000003/optimizer.safetensors").stat().st_size
 
 
 ENDS = """
