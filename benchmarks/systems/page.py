@@ -71,7 +71,7 @@ def mean(run: Path, key: str) -> float | None:
 
 def table(task: str, names: Sequence[str], runs: Path) -> str:
     lines = [
-        "| run | hard | easy | tokens sampled | seconds of training | seeds |",
+        "| run | hard | easy | tokens sampled | steps | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for name in (BASE, *names):
