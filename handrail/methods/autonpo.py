@@ -20,7 +20,7 @@ class AutoNpoSettings(ReplaySettings):
     """The run is on a plateau if, over this many steps, the average reward rose by less than ``min_gain`` and
     the average entropy fell."""
     min_gain: float = Field(0.01, ge=0)
-    """See ``patience``."""
+    """Rise of the average reward over ``patience`` steps that is too small to go on."""
     farthest: int = Field(80, ge=1)
     """Number of steps that the run may go back."""
     probe_problems: int = Field(64, ge=1)
