@@ -1,7 +1,7 @@
 """A method of Handrail inside TRL's GRPOTrainer, on the built-in problems that the model cannot solve.
 
-Run: ``python examples/trl_guided.py sort 60``, and ``grpo`` instead of ``sort`` for TRL alone. It prints the
-mean reward of the first and of the last five steps.
+Run: ``python examples/trl_guided.py sort 60``, and ``grpo`` instead of ``sort`` for TRL alone; a third number
+is the seed. It prints the mean reward of the first and of the last five steps.
 """
 
 import re
@@ -24,7 +24,7 @@ def exact(completions: list[str], answer: list[str], **_: Any) -> list[float]:
 
 
 def main(
-    method: str = "sort", steps: int = 60, output: str = "runs/trl", seed: int = 42
+    method: str = "sort", steps: int = 60, seed: int = 42, output: str = "runs/trl"
 ) -> tuple[float, float]:
     problems = load_problems("task:house-rules?level=hard&house=2&n=4000")
     rows = [
@@ -46,5 +46,5 @@ def main(
 
 
 if __name__ == "__main__":
-    first, last = main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
+    first, last = main(*sys.argv[1:2], *map(int, sys.argv[2:4]))
     print(f"mean reward of the first five steps {first:.3f}, of the last five {last:.3f}")

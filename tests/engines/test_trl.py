@@ -463,5 +463,5 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert spec and spec.loader
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    first, last = example.main("sort", 2, str(tmp_path))
+    first, last = example.main("sort", 2, output=str(tmp_path))
     assert 0 <= first <= 1 and 0 <= last <= 1
