@@ -58,7 +58,7 @@ class FixedCacheLayer(DynamicLayer):  # type: ignore[misc]
 class GraphedModel(CachedModel):
     """A cached model whose step is repeated as a CUDA graph until its shapes change.
 
-    Shapes change seldom, because some attention kernels are made anew for each: the cache grows by ``ROOM``
+    Shapes change seldom, because some attention kernels are rebuilt for each: the cache grows by ``ROOM``
     tokens, and rows leave when half of them have ended.
     """
 

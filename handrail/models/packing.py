@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from handrail.models.batching import Inputs
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""All but cuDNN's, which is made anew for every shape, and hardly two micro-batches have the same."""
+"""All but cuDNN's, which is rebuilt for every shape, and hardly two micro-batches have the same."""
 
 
 @dataclass(frozen=True)
