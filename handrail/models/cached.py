@@ -86,9 +86,12 @@ class CachedModel:
         self.logits = self._read(tokens.unsqueeze(1), self.mask)
 
     def remaining(self, stopped: Tensor) -> Tensor | None:
-        """Return the rows to continue with, or None if too few have ``stopped`` [B] to be removed."""
+        """Return the rows to continue with, or None if too few have ``stopped`` [B] to be removed.
+
+        The result is empty if all have. Asking costs a wait for the GPU, so it is asked once per token.
+        """
         staying = (~stopped).nonzero().squeeze(-1)
-        leave = (len(stopped) - len(staying)) * LEAVE_TOGETHER >= len(stopped)
+        leave = len(staying) == 0 or (len(stopped) - len(staying)) * LEAVE_TOGETHER >= len(stopped)
         return staying if leave else None
 
     def _read(self, ids: Tensor, mask: Tensor) -> Tensor:

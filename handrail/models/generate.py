@@ -79,9 +79,9 @@ def generate(
         ended = rows[torch.isin(drawn, end_tokens) & ~stopped[rows]]
         lengths[ended], finished[ended] = at + 1, True
         stopped |= lengths <= at + 1
-        if bool(stopped.all()):
-            break
         if (staying := cached.remaining(stopped[rows])) is not None:
+            if len(staying) == 0:
+                break
             rows, drawn = rows[staying], drawn[staying]
             cached.keep(staying)
         cached.follow(drawn)

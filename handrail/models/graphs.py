@@ -74,7 +74,10 @@ class GraphedModel(CachedModel):
     def remaining(self, stopped: Tensor) -> Tensor | None:
         """Return half of the rows as soon as half have ended, so that few numbers of rows occur."""
         half = len(stopped) // 2
-        return stopped.sort(stable=True).indices[:half] if int((~stopped).sum()) <= half else None
+        staying = int((~stopped).sum())
+        if staying > half:
+            return None
+        return stopped.sort(stable=True).indices[: half if staying else 0]
 
     def follow(self, tokens: Tensor) -> None:
         if self.left == 0:

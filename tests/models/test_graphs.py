@@ -47,6 +47,8 @@ def test_half_of_the_rows_stay_at_a_time(words: Path, tmp_path: Path) -> None:
         assert kept is not None and kept.tolist() == [1, 2]
         kept = cached.remaining(torch.tensor([True, True, False, True, True]))
         assert kept is not None and kept.tolist() == [2, 0]
+        kept = cached.remaining(torch.ones(5, dtype=torch.bool))
+        assert kept is not None and kept.tolist() == []
 
 
 def test_a_cpu_needs_no_graphs(words: Path, tmp_path: Path) -> None:
