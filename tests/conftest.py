@@ -55,6 +55,17 @@ def policy_of(path: Path, **changes: Any) -> TrainablePolicy:
     return load_trainable_policy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
 
 
+RUN_ONCE = ("worlds", "whole", "stopped_once", "comparison")
+"""Fixtures that take long. The tests of each run in one process of pytest-xdist, so that it is made once."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in set(RUN_ONCE) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

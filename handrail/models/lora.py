@@ -1,4 +1,7 @@
-"""LoRA through peft: small added matrices are trained, the model's own weights stay frozen."""
+"""LoRA through peft: small added matrices are trained, the model's own weights stay frozen.
+
+Few runs need peft, which takes long to import, so the functions import it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import get_peft_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +25,10 @@ def with_adapter(model: Any, config: LoraConfig, base: str, seed: int) -> Any:
     Raises UserError if ``lora.targets`` names no layer, or a layer with tied weights: merging the adapter
     would change both layers.
     """
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+    from peft.tuners.lora import LoraLayer
+
     torch.manual_seed(derive(seed, "lora") % 2**32)
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     settings = PeftConfig(
@@ -50,6 +54,8 @@ def load_adapter(model: Any, directory: Path) -> None:
 
     Raises UserError if they do not fit the layers.
     """
+    from peft import set_peft_model_state_dict
+
     try:
         result = set_peft_model_state_dict(model, load_file(directory / ADAPTER_WEIGHTS))
     except RuntimeError as error:
@@ -63,6 +69,8 @@ def load_adapter(model: Any, directory: Path) -> None:
 def merge_weights(base: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield name and value of each of the model's own tensors with its adapter merged in; ``base`` stays
     unchanged."""
+    from peft.tuners.lora import LoraLayer
+
     changed = {
         f"{name}.base_layer.weight": layer
         for name, layer in base.named_modules()

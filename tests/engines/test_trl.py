@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from handrail.training.policies import load_trainable_policy
 from handrail.training.update import Update
 from handrail.types.trajectory import Group
 from tests.conftest import HARD, config
+from tests.forks import together
 
 VERIFIER = {"name": "exact", "extract": r"# ([\d ]+)$", "workers": 1}
 
@@ -302,19 +300,6 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
 
 
-TWO = """
-import pickle, sys
-import torch
-from tests.engines.test_trl import CASES, Gradients, case
-
-torch.set_num_threads(1)
-for number in range(len(CASES)):
-    run = case(number, sys.argv[1], 2)
-    kept = Gradients(run)
-    run.train()
-    with open(f"{sys.argv[1]}/{number}-{run.accelerator.process_index}.pickle", "wb") as file:
-        pickle.dump((kept.losses, kept.weights, kept.guided, kept.updates, run.state.log_history), file)
-"""
 CASES: list[tuple[dict[str, Any], Any, int, int]] = [
     ({"name": "sort", "terms": [{"name": "ace", "alpha": 1.0}]}, exact, 2, 2),
     ({"name": "scope", "corrector": "policy"}, coin, 1, 2),
@@ -335,17 +320,18 @@ def case(number: int, directory: str, processes: int) -> Any:
     return trainer(GuidedGRPOTrainer, Path(directory, str(number)), rewards, config=changes, **named)
 
 
+def train_cases(directory: Path) -> None:
+    """Train every case as one of two processes, and write what ``Gradients`` keeps."""
+    for number in range(len(CASES)):
+        run = case(number, str(directory), 2)
+        kept = Gradients(run)
+        run.train()
+        with open(directory / f"{number}-{run.accelerator.process_index}.pickle", "wb") as file:
+            pickle.dump((kept.losses, kept.weights, kept.guided, kept.updates, run.state.log_history), file)
+
+
 def test_two_processes_share_groups_and_make_one_update(tmp_path: Path) -> None:
-    (tmp_path / "two.py").write_text(TWO)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "two.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": "."},
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(2, train_cases, tmp_path)
     for number in range(len(CASES)):
         run = case(number, str(tmp_path / "one"), 1)
         both = [Gradients(run), Gradients(run)]

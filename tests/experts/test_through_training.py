@@ -6,20 +6,20 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handrail import train
+from handrail import Context, Group, train
 from handrail._util.errors import Paused
 from handrail.data.load import load_problems
 from handrail.experts.conversations import DONE
 from handrail.experts.planners import skeleton
 from handrail.experts.steps import split_steps
+from handrail.methods.grpo import Grpo
 from tests.conftest import EASY, HARD, config
+from tests.forks import together
 from tests.openai_server import BROKEN, CUT, MALFORMED, RATE_LIMITED, Messages, OpenAiServer, Reply
 from tests.tiny_models import save_chat_model
 
@@ -209,45 +209,22 @@ def test_a_paused_run_continues_exactly(tmp_path: Path) -> None:
     assert learnt(resumed) == learnt(whole)
 
 
-PAUSING = """
-import sys, torch
-from handrail import train
-from handrail._util.errors import Paused
-from handrail.methods.grpo import Grpo
-from tests.conftest import config
-
 class Pausing(Grpo):
-    steps = 0
-
-    async def guide(self, group, ctx):
-        Pausing.steps = ctx.step
-        if ctx.step == 2 and int(sys.argv[2]) == int(__import__("os").environ["RANK"]):
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        if ctx.step == 2 and os.environ["RANK"] == "1":
             raise Paused("the expert is gone")
         return group
 
-torch.set_num_threads(1)
-try:
-    train(config(train={"steps": 3}), sys.argv[1], method=Pausing)
-except Paused as pause:
-    print(pause, Pausing.steps)
-"""
+
+def train_until_paused(directory: Path) -> None:
+    with pytest.raises(Paused) as paused:
+        train(config(train={"steps": 3}), directory, method=Pausing)
+    Path(f"{directory}-{os.environ['RANK']}").write_text(str(paused.value))
 
 
 def test_a_pause_of_one_process_pauses_all_with_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "pausing.py").write_text(PAUSING)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(tmp_path / "pausing.py"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": ".", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run(
-        [*launch, str(tmp_path / "run"), "1"], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.stdout.count("the expert is gone; step 1 is checkpointed, to go on with --resume 2") == 2, (
-        done.stderr[-3000:]
-    )
+    together(2, train_until_paused, tmp_path / "run")
+    for rank in range(2):
+        said = (tmp_path / f"run-{rank}").read_text()
+        assert said == "the expert is gone; step 1 is checkpointed, to go on with --resume"
     assert (tmp_path / "run/checkpoints/step-000001").is_dir() and len(lines(tmp_path / "run")) == 1

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.reliability.processes import finished, job, left_behind, start
+from tests.forks import start
+from tests.reliability.processes import finished, job, left_behind
 
 
 @pytest.fixture(scope="session")

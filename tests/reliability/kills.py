@@ -15,8 +15,10 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+from tests.forks import Fork
 from tests.reliability.processes import finished, job, left_behind, start
 
 
@@ -24,7 +26,7 @@ def being_written(run: Path) -> bool:
     return any((run / "checkpoints").glob(".step-*")) or (run / ".model").exists()
 
 
-def kill_once(process: subprocess.Popen[str], run: Path, rng: random.Random, life: float) -> str:
+def kill_once(process: subprocess.Popen[str] | Fork, run: Path, rng: random.Random, life: float) -> str:
     """Wait for the moment, at most ``life`` seconds away, and kill the process. Return what it was doing, or
     ``ended`` if it finished first."""
     at_checkpoint = rng.random() < 0.5
@@ -45,7 +47,12 @@ def kill_once(process: subprocess.Popen[str], run: Path, rng: random.Random, lif
 
 
 def killed_and_resumed(
-    directory: Path, kills: int, steps: int, life: float = 12.0, seed: int = 0
+    directory: Path,
+    kills: int,
+    steps: int,
+    life: float = 12.0,
+    seed: int = 0,
+    start: Callable[..., subprocess.Popen[str] | Fork] = start,
 ) -> tuple[Counter[str], bool]:
     """Return when the kills came, and whether the files of the run equal those of an undisturbed run to the
     bit."""

@@ -15,6 +15,7 @@ from typing import Any
 import tomli_w
 
 from tests.conftest import EASY, HARD, config
+from tests.forks import Fork
 
 PROMISED = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl")
 """Files that are equal, to the byte, in a run that was stopped and one that was not."""
@@ -41,6 +42,7 @@ def job(directory: Path, **changes: Any) -> Path:
 
 
 def start(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start ``handrail ARGUMENTS`` as a shell does; ``tests.forks.start`` saves the imports."""
     return subprocess.Popen(
         [sys.executable, "-m", "handrail.cli", *map(str, arguments)], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
@@ -48,10 +50,10 @@ def start(*arguments: object, environment: dict[str, str] | None = None) -> subp
     )  # fmt: skip
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
+def finished(process: subprocess.Popen[str] | Fork, seconds: float = 120) -> tuple[int, str]:
     """Return (exit code, all output)."""
     said = process.communicate(timeout=seconds)[0]
-    return process.returncode, said
+    return process.wait(), said
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:

@@ -18,7 +18,9 @@ from handrail._util.files import damage
 from handrail._util.interrupts import Interrupts
 from handrail.training.checkpoint import checkpoints
 from handrail.training.config import Config, load_config
-from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
+from tests.forks import start
+from tests.reliability import processes
+from tests.reliability.processes import finished, job, left_behind, steps, wait_for
 
 Mount = Callable[[str], Path]
 
@@ -88,7 +90,9 @@ def test_a_jumping_clock_changes_nothing(tmp_path: Path, whole: dict[str, str]) 
     file = job(tmp_path)
     (tmp_path / "sitecustomize.py").write_text(JUMPING)
     code, said = finished(
-        start("train", file, "--output", tmp_path / "run", environment={"PYTHONPATH": str(tmp_path)})
+        processes.start(
+            *("train", file, "--output", tmp_path / "run"), environment={"PYTHONPATH": str(tmp_path)}
+        )
     )
     assert code == 0, said
     assert left_behind(tmp_path / "run") == whole
@@ -110,22 +114,30 @@ def settings(directory: Path, *changes: str) -> Config:
     return load_config(job(directory), list(changes))
 
 
-@pytest.fixture
-def stopped(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was asked to stop after its fourth step, with checkpoints of its last three."""
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("stopped")
 
     def stop(step: int, *_: object) -> None:
         if step == 4:
             Interrupts.ask("a test")
 
     with pytest.raises(Paused):
-        train(settings(tmp_path, "train.keep_last=3"), tmp_path / "run", progress=stop)
-    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == [
+        train(settings(directory, "train.keep_last=3"), directory / "run", progress=stop)
+    assert [path.name for path in checkpoints(directory / "run/checkpoints")] == [
         "step-000002",
         "step-000003",
         "step-000004",
     ]
-    return tmp_path / "run"
+    return directory / "run"
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return shutil.copytree(stopped_once, tmp_path / "run")
 
 
 def flip(file: Path) -> None:

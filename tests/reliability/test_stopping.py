@@ -19,8 +19,9 @@ from handrail._util.files import locked
 from handrail._util.interrupts import Interrupts
 from handrail.training.config import EvalConfig, load_config
 from tests.conftest import config
+from tests.forks import start
 from tests.reliability.kills import killed_and_resumed
-from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
+from tests.reliability.processes import finished, job, left_behind, steps, wait_for
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -198,5 +199,5 @@ def test_a_killed_worker_is_reported_in_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_killed_repeatedly_has_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
-    moments, same = killed_and_resumed(tmp_path, kills=3, steps=40)
+    moments, same = killed_and_resumed(tmp_path, kills=3, steps=30, life=4.0, start=start)
     assert moments.total() == 3 and same

@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
-from handrail import Config, train
+from handrail import METHODS, Callback, Config, Context, Group, Trajectory, UserError, train
+from handrail.models.sharding import local
+from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import load_config
+from handrail.training.update import Update
 from tests.conftest import EASY, HARD, config
+from tests.forks import together
 from tests.training.test_loop import Scripted, lines
 
 
@@ -29,38 +34,18 @@ def scripted(steps: int = 3) -> Config:
     )  # fmt: skip
 
 
-TWO = """
-import os, sys, torch
-from handrail import train
-from tests.training.test_loop import Scripted
-from tests.training.test_worlds import scripted
+def train_and_resume(directory: Path) -> None:
+    def note(step: int, steps: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        with open(f"{directory}-{os.environ['RANK']}.rates", "a") as file:
+            file.write(f"{metrics.get('learning_rate')} ")
 
-def note(step, steps, metrics, seconds):
-    with open(f"{sys.argv[1]}-{os.environ['RANK']}.rates", "a") as file:
-        file.write(f"{metrics.get('learning_rate')} ")
-
-torch.set_num_threads(1)
-train(scripted(steps=1), sys.argv[1], method=Scripted, progress=note)
-train(scripted(), sys.argv[1], resume=True, method=Scripted, progress=note)
-"""
+    train(scripted(steps=1), directory, method=Scripted, progress=note)
+    train(scripted(), directory, resume=True, method=Scripted, progress=note)
 
 
 def test_two_processes_train_like_one_also_after_resuming(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
     train(scripted(), tmp_path / "one", method=Scripted)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(script),
-        str(tmp_path / "two"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": "."}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(2, train_and_resume, tmp_path / "two")
     rates = [(tmp_path / f"two-{rank}.rates").read_text().split() for rank in range(2)]
     assert rates[0] == rates[1] and len(set(rates[0])) == 4  # none at step 0, then decreasing
     one, two = lines(tmp_path / "one/metrics.jsonl"), lines(tmp_path / "two/metrics.jsonl")
@@ -111,67 +96,63 @@ def test_torchrun_as_documented_gives_the_evaluation_of_one_process(tmp_path: Pa
     assert started[0] == started[1] and list(started[0][0]["correct"]) == list(started[1][0]["correct"])
 
 
-NOTED = """
-import glob, json, os, sys, torch
-from handrail import Config, train
-from handrail.methods import METHODS
-from handrail.models.sharding import local
-from handrail.models.trainable import TrainablePolicy
-from handrail.training.update import Update
-from torch.distributed.tensor import DTensor
+def train_noted(runs: dict[Path, dict[str, Any]]) -> None:
+    """Train every run; write each process's completions and micro-batches, and the gradients."""
+    rank = os.environ.get("RANK", "0")
+    if os.environ.get("IN_FLOAT64"):
+        use_float64()
+    step, backward = torch.optim.AdamW.step, Update.backward
 
-# In float64, a wrong normalizer cannot hide in the rounding of batches of other shapes.
-if os.environ.get("IN_FLOAT64"):
+    def noted_method(name: str) -> Any:
+        class Noted(METHODS[name]):  # type: ignore[valid-type, misc]
+            async def credit(self, group: Group, ctx: Context) -> Group | None:
+                with open(f"{directory}-{rank}.tokens", "a") as file:
+                    for member in group.trajectories:
+                        file.write(json.dumps([ctx.step, group.problem.id, member.tokens]) + "\n")
+                credited: Group | None = await super().credit(group, ctx)
+                if credited and "idle" in str(directory) and group.problem.id[-1] not in "07":
+                    return credited.map(without_credit)
+                return credited
+
+        return Noted
+
+    def noted_step(self: Any, closure: Any = None) -> Any:
+        weights = [p for group in self.param_groups for p in group["params"]]
+        gradient = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in weights]
+        if rank == "0":
+            number = len(list(directory.parent.glob(f"{directory.name}.gradient-*")))
+            torch.save(gradient, f"{directory}.gradient-{number:02}")
+        done = step(self, closure)
+        state = [value for kept in self.state.values() for value in kept.values() if value.ndim]
+        kept = [*weights, *state]
+        shares = [local(value).numel() / value.numel() for value in kept]
+        with open(f"{directory}-{rank}.kept", "w") as file:
+            json.dump([all(isinstance(value, DTensor) for value in kept), max(shares)], file)
+        return done
+
+    def noted_backward(self: Update, batches: list[Any], passes: int) -> Any:
+        with open(f"{directory}-{rank}.batches", "a") as file:
+            file.write(json.dumps([len(batches), passes]) + "\n")
+        return backward(self, batches, passes)
+
+    torch.optim.AdamW.step = noted_step  # type: ignore[method-assign]
+    Update.backward = noted_backward  # type: ignore[method-assign]
+    for directory, sections in runs.items():
+        method = noted_method(sections["method"]["name"])
+        train(Config.model_validate(sections), directory, method=method, resume=directory.exists())
+
+
+def without_credit(member: Trajectory) -> Trajectory:
+    names = ("advantage", "imitation_weight")
+    return member.with_columns(**{name: 0 * member.column(name) for name in names})
+
+
+def use_float64() -> None:
+    """Compute in float64, where a wrong normalizer cannot hide in the rounding of batches of other shapes."""
     prepare = TrainablePolicy._prepare
-    TrainablePolicy._prepare = lambda self, model: prepare(self, model.double())
-    torch.Tensor.float = torch.Tensor.double
+    TrainablePolicy._prepare = lambda self, model: prepare(self, model.double())  # type: ignore[method-assign]
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     torch.set_default_dtype(torch.float64)
-
-rank = os.environ.get("RANK", "0")
-
-def noted(name):
-    class Noted(METHODS[name]):
-        async def credit(self, group, ctx):
-            with open(f"{directory}-{rank}.tokens", "a") as file:
-                for member in group.trajectories:
-                    file.write(json.dumps([ctx.step, group.problem.id, member.tokens]) + chr(10))
-            group = await super().credit(group, ctx)
-            if "idle" in directory and group.problem.id[-1] not in "07":
-                return group.map(lambda member: member.with_columns(
-                    advantage=0 * member.column("advantage"),
-                    imitation_weight=0 * member.column("imitation_weight")))
-            return group
-    return Noted
-
-step = torch.optim.AdamW.step
-
-def noting(self, closure=None):
-    weights = [p for group in self.param_groups for p in group["params"]]
-    gradient = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in weights]
-    if rank == "0":
-        number = len(glob.glob(f"{directory}.gradient-*"))
-        torch.save(gradient, f"{directory}.gradient-{number:02}")
-    done = step(self, closure)
-    kept = [*weights, *(value for state in self.state.values() for value in state.values() if value.ndim)]
-    shares = [local(value).numel() / value.numel() for value in kept]
-    with open(f"{directory}-{rank}.kept", "w") as file:
-        json.dump([all(isinstance(value, DTensor) for value in kept), max(shares)], file)
-    return done
-
-torch.optim.AdamW.step = noting
-backward = Update.backward
-
-def counting(self, batches, passes):
-    with open(f"{directory}-{rank}.batches", "a") as file:
-        file.write(json.dumps([len(batches), passes]) + chr(10))
-    return backward(self, batches, passes)
-
-Update.backward = counting
-torch.set_num_threads(1)
-for directory, sections in json.loads(sys.argv[1]).items():
-    method = noted(sections["method"]["name"])
-    train(Config.model_validate(sections), directory, method=method, resume=os.path.exists(directory))
-"""
 
 
 def uneven(method: str, lora: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
@@ -201,18 +182,7 @@ def uneven(method: str, lora: int = 0, model: dict[str, Any] | None = None, **ch
 
 def noted(processes: int, runs: dict[Path, dict[str, Any]], **environment: str) -> None:
     """Train every run, directory -> sections of its configuration, in the same processes."""
-    script = next(iter(runs)).parent / "noted.py"
-    script.write_text(NOTED)
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        if processes > 1
-        else []
-    )
-    environment = {**os.environ, "PYTHONPATH": ".", **environment}
-    jobs = json.dumps({str(directory): sections for directory, sections in runs.items()})
-    command = [sys.executable, *launch, str(script), jobs]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(processes, train_noted, runs, environment=environment)
 
 
 def completions(directory: Path) -> list[Any]:
@@ -226,7 +196,7 @@ def gradients(directory: Path) -> list[torch.Tensor]:
     return [torch.cat([each.flatten() for each in torch.load(file)]).double() for file in files]
 
 
-METHODS = ("grpo", "luffy", "scope")
+COMPARED = ("grpo", "luffy", "scope")
 UNEVEN = ("none", "idle", "curve")
 
 
@@ -247,7 +217,7 @@ def runs(kind: str) -> dict[str, dict[str, Any]]:
     found["idle"]["method"]["entropy_bonus"] = 0.0
     del found["none"]["data"]["train"][0]
     if kind != "fsdp":
-        found |= {method: uneven(method) for method in METHODS}
+        found |= {method: uneven(method) for method in COMPARED}
         # Each of two updates gets five of ten problems; a dead group counts in no normalizer.
         found["dead"] = uneven("grpo", problems_per_step=10, updates_per_step=2, learning_rate=1e-9)
         found["dead"]["method"]["skip_dead_groups"] = True
@@ -289,7 +259,7 @@ each_world = pytest.mark.parametrize("world", ["ddp-2", "ddp-3", "fsdp-2", "fsdp
 
 
 @each_ddp
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COMPARED)
 def test_several_processes_give_the_samples_and_the_gradient_of_one(
     method: str, world: str, worlds: Path
 ) -> None:
@@ -399,47 +369,32 @@ def size(run: Path) -> int:
     return (run / "checkpoints/step-000003/optimizer.safetensors").stat().st_size
 
 
-ENDS = """
-import json, os, sys, torch
-from handrail import Callback, UserError, train
-from tests.training.test_loop import Scripted
-from tests.training.test_worlds import scripted
-
-rank = int(os.environ["RANK"])
-
 class Stops(Callback):
-    def before_step(self, run, step):
-        if rank == 1 and step == 2:
+    def before_step(self, run: Any, step: int) -> None:
+        if os.environ["RANK"] == "1" and step == 2:
             run.stop("said by one")
 
+
 class Fails(Scripted):
-    async def credit(self, group, ctx):
-        if rank == 1:
+    async def credit(self, group: Group, ctx: Context) -> Group | None:
+        if os.environ["RANK"] == "1":
             raise UserError("no credit for this group")
         return await super().credit(group, ctx)
 
-torch.set_num_threads(1)
-summary = train(scripted(), sys.argv[1] + "/stopped", method=Scripted, callbacks=[Stops()])
-said = [summary["ended_by"], summary["steps"]]
-try:
-    train(scripted(), sys.argv[1] + "/failed", method=Fails)
-except UserError as error:
-    said.append(str(error))
-with open(f"{sys.argv[1]}/said-{rank}", "w") as file:
-    json.dump(said, file)
-"""
+
+def end_twice(directory: Path) -> None:
+    summary = train(scripted(), directory / "stopped", method=Scripted, callbacks=[Stops()])
+    said = [summary["ended_by"], summary["steps"]]
+    try:
+        train(scripted(), directory / "failed", method=Fails)
+    except UserError as error:
+        said.append(str(error))
+    (directory / f"said-{os.environ['RANK']}").write_text(json.dumps(said))
 
 
 def test_what_ends_one_of_two_processes_ends_both(tmp_path: Path) -> None:
     """A callback that stops the run in one process, and an error in the credit of one."""
-    script = tmp_path / "ends.py"
-    script.write_text(ENDS)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": "."}
-    done = subprocess.run(
-        [sys.executable, *launch], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(2, end_twice, tmp_path)
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in range(2)]
     assert said[0] == said[1] == ["said by one", 2, "no credit for this group"]
     assert (tmp_path / "failed/stopped.txt").read_text().count("no credit for this group") == 1
