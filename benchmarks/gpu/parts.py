@@ -23,6 +23,7 @@ from handrail.methods import build
 from handrail.methods.batch import pack
 from handrail.models import head
 from handrail.models.config import ModelConfig
+from handrail.models.generate import CopySampler
 from handrail.models.loading import load_model
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config, parse_config
@@ -281,7 +282,7 @@ def sampling(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
         config = settings(save_model(sizes, Path(directory)), sizes, False, max(sizes.tokens))
         policy = load_trainable_policy(config, accelerator("auto"))
         policy.renderer.ends = set()
-        if policy.sampler is not None:
+        if isinstance(policy.sampler, CopySampler):
             policy.sampler.ends = set()
         for batch in sizes.batches:
             generator = torch.Generator().manual_seed(0)

@@ -58,10 +58,15 @@ def train_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes under --ray (default: one per GPU, else 1).")
     ] = None,
+    samplers: Annotated[
+        int, typer.Option(min=0, help="Processes under --ray that only sample (default: workers sample).")
+    ] = 0,
 ) -> None:
     """Train a model with one method and write a run directory."""
     if workers and not ray:
         raise UserError("--workers is for --ray; without it, start the processes with torchrun")
+    if samplers and not ray:
+        raise UserError("--samplers is for --ray; without it, the processes that train also sample")
     parsed = load_config(config, settings)
     directory = output or run_directory(config)
     quiet()
@@ -80,7 +85,7 @@ def train_command(
                 show(said)
 
         summary = (
-            train_on_ray(parsed, directory, workers, resume, report, show)
+            train_on_ray(parsed, directory, workers, resume, report, show, samplers)
             if ray
             else train(parsed, directory, resume=resume, progress=report)
         )

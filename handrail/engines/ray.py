@@ -26,8 +26,11 @@ from handrail.engines.mailbox import Mailbox
 
 Post = Callable[..., None]
 """Sends an event to the driver: a name and values that pickle."""
-Work = Callable[[Post, bool], Any]
-"""What every worker runs; the flag is True after a loss. The result of rank 0 is returned on the driver."""
+Work = Callable[[Post, int, list[Any]], Any]
+"""What every worker runs, with the number of times that the workers were started, 1 if none was lost, and the
+samplers. The result of rank 0 is returned on the driver."""
+Samplers = Callable[[int, bool], list[Any]]
+"""Starts a number of sampler actors, on GPUs or not."""
 
 CONNECT = 10.0
 """Seconds to wait for the cluster of RAY_ADDRESS."""
@@ -36,38 +39,47 @@ STORAGE = ".ray"
 
 
 def run_on_ray(
-    work: Work, directory: Path, workers: int | None, use_gpus: bool, receive: Callable[..., None]
+    work: Work,
+    directory: Path,
+    workers: int | None,
+    use_gpus: bool,
+    receive: Callable[..., None],
+    samplers: int = 0,
+    start_samplers: Samplers = lambda number, on_gpus: [],
 ) -> Any:
     """Run ``work`` in every worker and return the result of rank 0; ``receive`` is called with its events.
 
     The cluster is the one of RAY_ADDRESS or, without that, a local one that ends with the run. ``workers`` is
-    the number of processes (default: one per GPU of the cluster if ``use_gpus``, else 1). ``directory`` must
-    be the same on every node. If a worker or a node is lost, ``work`` is called again in new workers, until
-    it returns or makes no progress: an event "step", with its number first, is progress.
+    the number of processes (default: one per GPU of the cluster that ``samplers`` leave free if ``use_gpus``,
+    else 1). ``directory`` must be the same on every node. If a worker, a node or a sampler is lost, ``work``
+    is called again in new workers, until it returns or makes no progress: an event "step", with its number
+    first, is progress.
 
     SIGINT or SIGTERM asks every worker to stop, as in a run without Ray. Raises UserError if Ray or its
     cluster cannot be used, and what ``work`` raises.
     """
-    with cluster(workers):
+    with cluster((workers or 1) + samplers):
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         gpus = int(ray.cluster_resources().get("GPU", 0)) if use_gpus else 0
-        workers = workers or max(gpus, 1)
-        if gpus and workers > gpus:
+        workers = workers or max(gpus - samplers, 1)
+        if gpus and workers + samplers > gpus:
+            apart = f" and --samplers is {samplers}" if samplers else ""
             raise UserError(
-                f"--workers is {workers}, but the cluster has {gpus} GPUs; lower it, or set "
+                f"--workers is {workers}{apart}, but the cluster has {gpus} GPUs; lower it, or set "
                 'model.device = "cpu"'
             )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actors = start_samplers(samplers, gpus > 0)
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         storage = directory.absolute() / STORAGE
         place = Place(Path.cwd(), storage, socket.gethostname())
         # Arguments of the trainer would appear in Ray's records of the run; what a closure holds does not.
         trainer = TorchTrainer(
-            lambda: in_worker(work, mailbox, place),
+            lambda: in_worker(work, mailbox, place, actors),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
             run_config=RunConfig(
                 name=STORAGE,
@@ -82,7 +94,7 @@ def run_on_ray(
 
 
 @contextmanager
-def cluster(workers: int | None) -> Iterator[None]:
+def cluster(processes: int) -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, or start a local one and end it after the block.
 
     A process that is connected already stays so.
@@ -116,7 +128,7 @@ def cluster(workers: int | None) -> Iterator[None]:
                 f"RAY_ADDRESS is {address}, where no cluster answers ({error.strerror})"
             ) from error
     # A local cluster runs as many processes as it is asked to, as torchrun does.
-    started = {"num_cpus": max(os.cpu_count() or 1, workers or 1), "include_dashboard": False}
+    started = {"num_cpus": max(os.cpu_count() or 1, processes), "include_dashboard": False}
     try:
         ray.init(
             address, log_to_driver=False, logging_level=logging.ERROR, **started if address == "local" else {}
@@ -172,7 +184,7 @@ class Place:
         os.chdir(self.directory)
 
 
-def in_worker(work: Work, mailbox: Any, place: Place) -> Any:
+def in_worker(work: Work, mailbox: Any, place: Place, samplers: list[Any]) -> Any:
     """Run ``work`` in this worker, unless the run has ended; None then, and after an expected error.
 
     Other exceptions go to Ray, which then starts all workers again.
@@ -195,7 +207,7 @@ def in_worker(work: Work, mailbox: Any, place: Place) -> Any:
 
     try:
         place.enter()
-        return work(post, begun[0] > 1)
+        return work(post, begun[0], samplers)
     except (UserError, Paused) as error:
         # Usually raised in every worker. If not, Ray must end the others, which wait for this one.
         if not ray.get(mailbox.end.remote(error, size)):

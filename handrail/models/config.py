@@ -59,6 +59,9 @@ class SamplerConfig(Section):
     """Cap on the importance weights (the trainer's probability of a token divided by the sampler's), which
     correct for a sampler that differs from the trainer; 0 turns the correction off. A float32 model that does
     its own sampling needs none."""
+    staleness: int = Field(0, ge=0)
+    """Number of steps that ``handrail train --ray --samplers`` samples ahead, with weights that are as many
+    steps old; 0 samples every step with the newest weights."""
     max_mismatch: float | None = Field(None, gt=0)
     """Stop the run if the mean difference per token between the sampler's and the trainer's log-probabilities
     exceeds this many nats; the default is 0.01 if both compute in float32, else 0.5."""

@@ -4,8 +4,10 @@ batch."""
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -119,7 +121,33 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
     return token.squeeze(-1), logits.gather(-1, token).squeeze(-1) - norm, entropy
 
 
-class CopySampler:
+class Sampler(ABC):
+    """Samples from a copy of the weights in training."""
+
+    differs = True
+    """True if its probabilities differ from the trainer's: another engine, other rounding, or older
+    weights."""
+    makes_batches = False
+    """True if it takes any number of prompts at once."""
+    sent: Event | None = None
+    """If it works while this process goes on: set when it has taken a request."""
+
+    @abstractmethod
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on, named as in transformers."""
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        poll: Callable[[], None],
+    ) -> list[Completion]:
+        """Sample one completion per prompt; ``poll`` is called before and, if possible, meanwhile."""
+
+
+class CopySampler(Sampler):
     """Sample from a bfloat16 copy of a float32 model, because casting all weights costs more than a token."""
 
     def __init__(self, model: Any, temperature: float, ends: set[int], device: torch.device) -> None:

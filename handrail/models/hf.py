@@ -124,11 +124,16 @@ class TransformersPolicy:
     ) -> list[Trajectory]:
         limits = self.max_tokens if max_tokens is None else max_tokens
         limits = [limits] * len(prompts) if isinstance(limits, int) else limits
-        out: list[Trajectory] = []
+        return list(map(self._trajectory, prompts, self.complete(prompts, seeds, limits)))
+
+    def complete(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
+    ) -> list[Completion]:
+        """Sample one completion per prompt, as tokens."""
+        out: list[Completion] = []
         for at in range(0, len(prompts), self.generation_batch):
             part = slice(at, at + self.generation_batch)
-            completions = self._generate(prompts[part], seeds[part], limits[part])
-            out += map(self._trajectory, prompts[part], completions)
+            out += self._generate(prompts[part], seeds[part], max_tokens[part])
         return out
 
     def _generate(

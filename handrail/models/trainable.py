@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from handrail._util.launch import Fsdp, weights_read_once
 from handrail.data.config import PromptFormat
 from handrail.models.batching import Inputs
 from handrail.models.config import LoraConfig, ModelConfig, RolloutConfig, SamplerConfig
-from handrail.models.generate import Completion, CopySampler
+from handrail.models.generate import Completion, CopySampler, Sampler
 from handrail.models.hf import TransformersPolicy
 from handrail.models.loading import absolute, load_model
 from handrail.models.lora import load_adapter, merge_weights, with_adapter
@@ -52,9 +52,11 @@ class TrainablePolicy(TransformersPolicy):
         seed: int = 0,
         keep_start: bool = False,
         fsdp: Fsdp | None = None,
+        own_sampler: Callable[[TrainablePolicy], Sampler] | None = None,
     ) -> None:
         """``seed``: for the adapters' initial weights. ``keep_start``: True to keep a copy of the initial
-        model. ``fsdp``: how to shard the model over the processes, if at all.
+        model. ``fsdp``: how to shard the model over the processes, if at all. ``own_sampler`` returns what
+        samples in place of ``sampler.name``.
 
         Raises UserError if the model cannot be loaded.
         """
@@ -62,12 +64,15 @@ class TrainablePolicy(TransformersPolicy):
         self.seed, self.keep_start = seed, keep_start
         self.start: Any = None
         self.checkpointed: list[nn.Module] = []
-        self.sampler: VllmSampler | CopySampler | None = None
+        self.sampler: Sampler | None = None
         self.fsdp = fsdp
         self.shards: ShardedModel | None = None
+        self.own_sampler = own_sampler
         with weights_read_once(fsdp):
             super().__init__(model, rollout, prompts, accelerator, micro_batch_tokens)
-        if self.sampling.name == "vllm":
+        if own_sampler:
+            self.sampler = own_sampler(self)
+        elif self.sampling.name == "vllm":
             processes = self.accelerator.num_processes
             if processes > 1:
                 raise UserError(
@@ -78,6 +83,8 @@ class TrainablePolicy(TransformersPolicy):
                 self.config, self.sampling, self.rollout, self.bare_base, self.renderer.ends
             )
         self.sampler_is_current = False
+        self.version = 0
+        """Number of changes of the weights since they were loaded."""
 
     @property
     def param_dtype(self) -> str:
@@ -90,8 +97,8 @@ class TrainablePolicy(TransformersPolicy):
 
     @property
     def sampler_differs(self) -> bool:
-        """True if sampling uses other probabilities than the trainer's: another engine, or other rounding."""
-        return self.sampler is not None or self.config.dtype == "bfloat16"
+        """True if sampling uses other probabilities than the trainer's."""
+        return (self.sampler is not None and self.sampler.differs) or self.config.dtype == "bfloat16"
 
     @property
     def importance_weight_cap(self) -> float:
@@ -102,7 +109,7 @@ class TrainablePolicy(TransformersPolicy):
         # Some published models set a temperature without do_sample, which transformers refuses to save.
         model.generation_config.do_sample = True
         reduced = self.sampling.computes_in(self.config) == "bfloat16" and self.param_dtype == "float32"
-        if reduced and self.sampling.name == "transformers":
+        if reduced and self.sampling.name == "transformers" and not self.own_sampler:
             self.sampler = CopySampler(
                 model, self.rollout.temperature, self.renderer.ends, self.accelerator.device
             )
@@ -172,6 +179,7 @@ class TrainablePolicy(TransformersPolicy):
     def changed(self) -> None:
         """Call this after changing weights."""
         self.sampler_is_current = False
+        self.version += 1
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor once, by transformers' names, with adapters merged in."""
@@ -181,18 +189,30 @@ class TrainablePolicy(TransformersPolicy):
 
     @property
     def generation_batch(self) -> int:
-        # vLLM makes its own batches.
-        return sys.maxsize if isinstance(self.sampler, VllmSampler) else super().generation_batch
+        batches = self.sampler is not None and self.sampler.makes_batches
+        return sys.maxsize if batches else super().generation_batch
 
     def _generate(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
     ) -> list[Completion]:
         if self.sampler is None:
             return super()._generate(prompts, seeds, max_tokens)
-        if not self.sampler_is_current:
+        self.update_sampler()
+        return self.sampler.generate(prompts, seeds, max_tokens, self.poll)
+
+    def update_sampler(self) -> None:
+        """Give a separate sampler the present weights, unless it has them."""
+        if self.sampler is not None and not self.sampler_is_current:
             self.sampler.update_weights(self.weights())
             self.sampler_is_current = True
-        return self.sampler.generate(prompts, seeds, max_tokens, self.poll)
+
+    def load_sampling_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Sample from these weights, named as ``weights`` names them."""
+        if self.sampler is None:
+            self.bare_model.load_state_dict(weights, strict=False)  # tied weights come only once
+        else:
+            self.sampler.update_weights(weights.items())
+            self.sampler_is_current = True
 
     def _trajectory(self, prompt: list[int], completion: Completion) -> Trajectory:
         trajectory = super()._trajectory(prompt, completion)
@@ -214,7 +234,7 @@ class TrainablePolicy(TransformersPolicy):
         )
         sampled = torch.cat([each.column("sampling_logp") for each in rollouts])
         mismatch = (scored - sampled)[~sampled.isnan()].abs().mean().item()
-        if not mismatch <= self.sampling.largest_mismatch(self.config):
+        if not self.sampling.staleness and not mismatch <= self.sampling.largest_mismatch(self.config):
             raise UserError(
                 f"the sampler's log-probabilities are {mismatch:.2f} nats from the trainer's, a mean over "
                 f"{len(scored)} tokens, so it does not sample from the model that is trained; "

@@ -15,13 +15,15 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from handrail._util.errors import UserError
 from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
-from handrail.models.generate import Completion
+from handrail.models.generate import Completion, Sampler
 
 INSTEAD = 'set sampler.name = "transformers"'
 
 
-class VllmSampler:
+class VllmSampler(Sampler):
     """Sampler that starts with dummy weights, so that a layer that misses an update cannot go unnoticed."""
+
+    makes_batches = True
 
     def __init__(
         self, config: ModelConfig, sampler: SamplerConfig, rollout: RolloutConfig, model: Any, ends: set[int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from handrail._util.files import whole_directory
 from handrail._util.interrupts import Interrupts
 from handrail.methods.autonpo import AutoNpo
 from handrail.methods.base import Method
+from handrail.models.generate import Sampler
+from handrail.models.trainable import TrainablePolicy
 from handrail.training import checkpoint
+from handrail.training.ahead import Ahead, sampling_ahead
 from handrail.training.callbacks import (
     Callback,
     Checkpoints,
@@ -40,6 +43,7 @@ from handrail.training.shared_state import learn, observe
 from handrail.training.stopping import StopCriteria
 from handrail.training.trained import keep_settings
 from handrail.training.update import Outcome, logs_authors
+from handrail.types.problem import Problem
 from handrail.types.trajectory import Group
 from handrail.verifiers.audit import refusal
 from handrail.verifiers.pool import VerifierPool
@@ -55,13 +59,15 @@ def train(
     resume: bool = False,
     progress: Progress = lambda step, steps, metrics, seconds: None,
     callbacks: Sequence[Callback] = (),
+    sampler: Callable[[TrainablePolicy], Sampler] | None = None,
 ) -> dict[str, Any]:
     """Train as configured, write the run directory ``output`` and return its summary.
 
     ``method`` replaces the configured one; the configured method settings apply only if they name that
     method. ``progress`` is called after every step with its number, the expected last step, its metrics and
     its seconds by part. The first call is for step 0 or, on resumption, for the step that the run resumes
-    from, with the latest evaluation. ``callbacks`` run in addition to the loop's own.
+    from, with the latest evaluation. ``callbacks`` run in addition to the loop's own. ``sampler`` returns
+    what samples for the policy in place of ``sampler.name``.
 
     SIGINT or SIGTERM stops the run with a checkpoint; a second signal stops it immediately. Raises UserError
     for unusable input, before anything is written, and Paused if the run was stopped and can be resumed.
@@ -77,7 +83,7 @@ def train(
     directory = Path(output or "runs/run")
     RunDirectory.claim(directory, config, resume)
     with Interrupts("stopping with a checkpoint") as interrupts, VerifierPool(config.verifier) as verifier:
-        run = Loop(config, method, verifier, interrupts, callbacks)
+        run = Loop(config, method, verifier, interrupts, callbacks, sampler)
         # Only the main process takes the lock and looks again at the directory, which another run may have
         # taken.
         with (
@@ -99,9 +105,11 @@ class Loop(Run):
         verifier: VerifierPool,
         interrupts: Interrupts,
         callbacks: Sequence[Callback] = (),
+        sampler: Callable[[TrainablePolicy], Sampler] | None = None,
     ) -> None:
-        super().__init__(config, method, verifier, interrupts)
+        super().__init__(config, method, verifier, interrupts, sampler)
         self.added, self.callbacks = list(callbacks), list[Callback]()
+        self.ahead: Ahead | None = None
         self.rollback: list[Callback] = []
         if isinstance(self.method, AutoNpo):
             self.rollback.append(Rollback(self.method, config.train))
@@ -146,7 +154,8 @@ class Loop(Run):
                     key: value for row in rows for key, value in row.items() if key.startswith("eval/")
                 }
                 report.after_log(self, done, last_known, {})
-            self.steps(range((done or 0) + 1, 0 if self.stop_reason else c.steps + 1))
+            with sampling_ahead(self) as self.ahead:
+                self.steps(range((done or 0) + 1, 0 if self.stop_reason else c.steps + 1))
             if not self.gone_back:
                 return self.finish(directory)
         self.gone_back = False
@@ -210,13 +219,11 @@ class Loop(Run):
         """Run one step, from problems to updated weights; return its metrics and its timings."""
         clock, engine, method = Clock(), self.engine, self.method
         engine.begin(number)
-        problems = self.sampler.problems(number)
-        places = self.shard(range(len(problems)))
-        problems = [problems[place] for place in places]
+        problems, places = self.problems(number)
 
         with self.abortable(number):
             with clock("sample"):
-                groups = engine.rollout(method, problems, places)
+                groups = self.rollouts(number, problems, places)
                 mismatch = self.policy.logprob_mismatch(groups)
             with clock("verify"):
                 groups = engine.reward(method, groups, places)
@@ -245,6 +252,12 @@ class Loop(Run):
 
         engine.counts.update(engine.experts.take_counts())
         return metrics.result(engine) | mismatch, clock
+
+    def rollouts(self, step: int, problems: list[Problem], places: list[int]) -> list[Group]:
+        if self.ahead:
+            return self.ahead.rollouts(step)
+        self.policy.update_sampler()
+        return self.engine.rollout(self.method, problems, places)
 
     def parts(
         self, guided: Sequence[list[Group]], places: Sequence[int]

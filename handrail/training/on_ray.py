@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from handrail.engines.ray import Post, run_on_ray
+from handrail.engines.ray_samplers import RaySamplers, start_samplers
+from handrail.models.loading import absolute
 from handrail.training.callbacks import Progress
 from handrail.training.config import Config
 from handrail.training.loop import train
@@ -33,9 +35,11 @@ def train_on_ray(
     resume: bool,
     progress: Progress,
     say: Callable[[str], None],
+    samplers: int = 0,
 ) -> dict[str, Any]:
     """Train as ``train`` does, in ``workers`` processes of Ray, and return the summary.
 
+    ``samplers`` further ones do the sampling; without them, every worker samples by itself.
     ``say`` is called with lines for the user. Raises what ``train`` and ``run_on_ray`` raise.
     """
     RunDirectory.claim(directory, config, resume)
@@ -49,18 +53,33 @@ def train_on_ray(
             say(values[0])
 
     work = partial(work_in, config, directory.absolute(), resume, read_summary(directory))
-    return dict(run_on_ray(work, directory, workers, config.model.device != "cpu", receive))
+    use_gpus = config.model.device != "cpu"
+    return dict(
+        run_on_ray(work, directory, workers, use_gpus, receive, samplers, partial(samplers_for, config))
+    )
+
+
+def samplers_for(config: Config, number: int, on_gpus: bool) -> list[Any]:
+    # A sampler may have another working directory.
+    model = config.model.model_copy(update={"path": absolute(config.model.path)})
+    return start_samplers(number, on_gpus, model, config.rollout, config.data, config.sampler)
 
 
 def work_in(
-    config: Config, directory: Path, resume: bool, earlier: str, post: Post, again: bool
+    config: Config,
+    directory: Path,
+    resume: bool,
+    earlier: str,
+    post: Post,
+    starts: int,
+    samplers: Sequence[Any],
 ) -> dict[str, Any]:
     """Train in this worker. What a lost worker has left in the directory is resumed.
 
     ``earlier``: the summary in the directory when the run was started.
     """
     written = read_summary(directory)
-    if again and written not in ("", earlier):  # the run was complete, only its worker did not say so
+    if starts > 1 and written not in ("", earlier):  # the run was complete, only its worker did not say so
         return dict(json.loads(written))
     forecast = Forecast(config)
 
@@ -74,9 +93,9 @@ def work_in(
     try:
         if torch.distributed.get_rank() == 0:
             wait_until_free(directory)
-        return train(
-            config, directory, resume=resume or (directory / "metrics.jsonl").exists(), progress=report
-        )
+        again = resume or (directory / "metrics.jsonl").exists()
+        apart = partial(RaySamplers, samplers, start=starts) if samplers else None
+        return train(config, directory, resume=again, progress=report, sampler=apart)
     finally:
         log.removeHandler(forward)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from accelerate import Accelerator
 
 from handrail._util.processes import sharding
 from handrail.experts.registry import Experts
+from handrail.models.generate import Sampler
 from handrail.models.hf import TransformersPolicy
 from handrail.models.policy import Policy
 from handrail.models.trainable import TrainablePolicy
@@ -26,9 +29,12 @@ def load_policy(
 
 
 def load_trainable_policy(
-    config: Config, accelerator: Accelerator, keep_start: bool = False
+    config: Config,
+    accelerator: Accelerator,
+    keep_start: bool = False,
+    own_sampler: Callable[[TrainablePolicy], Sampler] | None = None,
 ) -> TrainablePolicy:
-    """Load the configured model for training; ``keep_start`` as for TrainablePolicy.
+    """Load the configured model for training; ``keep_start`` and ``own_sampler`` as for TrainablePolicy.
 
     Raises UserError if it cannot be loaded.
     """
@@ -43,6 +49,7 @@ def load_trainable_policy(
         config.train.seed,
         keep_start,
         sharding(config.train.fsdp),
+        own_sampler,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +20,16 @@ from handrail.engines.local import LocalEngine
 from handrail.experts.registry import Experts
 from handrail.methods import build
 from handrail.methods.base import Method
+from handrail.models.generate import Sampler
 from handrail.models.trainable import TrainablePolicy
+from handrail.training.ahead import require_ahead
 from handrail.training.config import Config, TrainConfig
 from handrail.training.contents import contents, probed_with_another_model
 from handrail.training.policies import load_experts, load_trainable_policy
 from handrail.training.run_data import RunData, fit, load_data
 from handrail.training.run_directory import RunDirectory
 from handrail.training.update import Update
+from handrail.types.problem import Problem
 from handrail.verifiers.pool import VerifierPool
 
 log = logging.getLogger("handrail")
@@ -46,6 +49,7 @@ class Run:
         method: type[Method[Any]] | None,
         verifier: VerifierPool,
         interrupts: Interrupts,
+        sampler: Callable[[TrainablePolicy], Sampler] | None = None,
     ) -> None:
         if config.rollout.temperature == 0:
             raise UserError(
@@ -57,8 +61,9 @@ class Run:
         self.contents = contents(config, data.sources, data.held_out)
         self.accelerator = accelerator(config.model.device, config.model.dtype, config.train.trackers)
         self.policy = load_trainable_policy(
-            config, self.accelerator, keep_start="reference" in self.method.models
+            config, self.accelerator, "reference" in self.method.models, sampler
         )
+        require_ahead(self.policy)
         self.policy.poll = interrupts.check
         experts = usable_experts(config, self.accelerator, self.policy, self.method)
         seed, require_end = config.train.seed, config.rollout.require_end
@@ -103,6 +108,12 @@ class Run:
             failed = error
         if failed := next(filter(None, gather_object([failed])), None):
             raise failed
+
+    def problems(self, step: int) -> tuple[list[Problem], list[int]]:
+        """Return this process's problems of ``step`` and the place of each among all."""
+        problems = self.sampler.problems(step)
+        places = list(self.shard(range(len(problems))))
+        return [problems[place] for place in places], places
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         """Return this process's share."""

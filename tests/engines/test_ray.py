@@ -104,7 +104,7 @@ def test_two_nodes_give_the_files_of_torchrun_and_ray_sees_no_secret(
 
 
 @needs_ray
-@pytest.mark.parametrize("kind", ["worker", "node", "driver"])
+@pytest.mark.parametrize("kind", ["worker", "node", "driver", "sampler"])
 def test_a_loss_changes_nothing(kind: str, cluster: Nodes, whole: dict[str, str], tmp_path: Path) -> None:
     files, said = disturbed(cluster, kind, job(tmp_path), tmp_path / "run", after=2)
     assert files == whole
@@ -175,5 +175,5 @@ def test_an_address_without_a_cluster_is_one_sentence(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # the module's cluster may be connected
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError, match=expected), connection(None):
+    with pytest.raises(UserError, match=expected), connection(1):
         raise AssertionError("the block was entered")

@@ -2,8 +2,8 @@
 ``python -m tests.reliability.ray_failures --times 10``.
 
 Every node is a real Ray node with processes of its own, all on this machine. A run has two workers, each on
-its own node. After a random step, it loses a worker (SIGKILL), a node with a worker, or its driver (SIGKILL,
-then ``--resume``).
+its own node. After a random step, it loses a worker (SIGKILL), a node with a worker, its driver (SIGKILL,
+then ``--resume``), or the actor that samples for it (SIGKILL; only this kind of run has one).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
 
-KINDS = ("nothing", "worker", "node", "driver")
+KINDS = ("nothing", "worker", "node", "driver", "sampler")
 PATIENCE = 400.0
 """Seconds for a run of a few steps, starts of Ray included, on a busy machine."""
 
@@ -48,14 +48,12 @@ class Nodes:
             environment={"RAY_ADDRESS": self.cluster.address, **environment},
         )
 
-    def workers(self) -> list[dict[str, Any]]:
-        """The living actors of Ray Train that train, with their node and their process."""
+    def workers(self, name: str = "RayTrainWorker") -> list[dict[str, Any]]:
+        """The living actors that train, or those of another class, with their node and their process."""
         from ray._private.state import actors
 
         found = actors().values()
-        return [
-            each for each in found if each["ActorClassName"] == "RayTrainWorker" and each["State"] == "ALIVE"
-        ]
+        return [each for each in found if each["ActorClassName"] == name and each["State"] == "ALIVE"]
 
     def remove(self, node_id: str) -> None:
         """Remove a node with everything on it, and add another one to the cluster."""
@@ -91,12 +89,15 @@ def by_torchrun(file: Path, run: Path) -> dict[str, str]:
 
 def disturbed(cluster: Nodes, kind: str, file: Path, run: Path, after: int) -> tuple[dict[str, str], str]:
     """Train on the cluster and disturb the run after some steps; return its files and what it printed."""
-    process = cluster.train(file, run)
+    process = cluster.train(file, run, *(("--samplers", "1") if kind == "sampler" else ()))
     wait_for(lambda: steps(run) > after or process.poll() is not None, PATIENCE)
     if kind == "worker":
         os.kill(random.choice(cluster.workers())["Pid"], signal.SIGKILL)
     elif kind == "node":
         cluster.remove(random.choice(cluster.workers())["Address"]["NodeID"])
+    elif kind == "sampler":
+        (sampler,) = cluster.workers("SamplerActor")
+        os.kill(sampler["Pid"], signal.SIGKILL)
     elif kind == "driver":
         process.kill()
         process.communicate()

@@ -1,0 +1,209 @@
+"""Samplers under Ray: actors that answer ``generate`` with the newest weights, apart from the learners.
+
+Every request names the version of the weights that it wants, and an actor answers all requests of a version
+before it takes newer weights. So completions do not depend on which process is faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from threading import Event
+from typing import Any
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from handrail._util.errors import UserError
+from handrail._util.processes import accelerator
+from handrail.data.config import PromptFormat
+from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
+from handrail.models.generate import Completion, Sampler
+from handrail.models.trainable import TrainablePolicy
+
+Version = tuple[int, int]
+"""Number of starts of the workers, and number of changes of the weights since the last start."""
+POLL = 0.2
+"""Seconds between two looks at whether the run was asked to stop."""
+
+
+class SamplerActor:
+    """A model that samples in an actor of its own."""
+
+    def __init__(
+        self, model: ModelConfig, rollout: RolloutConfig, prompts: PromptFormat, sampler: SamplerConfig
+    ) -> None:
+        self.settings = model, rollout, prompts, sampler
+        self.thread = ThreadPoolExecutor(1)  # for all work with the model, so that calls are taken meanwhile
+        self.loading = asyncio.Lock()
+        self.policy: TrainablePolicy | None = None
+        self.version: Version = (0, 0)
+        self.wanted: dict[str, Version] = {}
+        self.answers: dict[str, asyncio.Task[list[Completion]]] = {}
+        self.changed, self.busy = asyncio.Condition(), False
+
+    async def load(self) -> None:
+        """Load the model, once. Raises UserError if it cannot be loaded or sampled from."""
+        async with self.loading:
+            if self.policy is None:
+                self.policy = await self._work(load_sampling_policy, *self.settings)
+
+    async def update(self, version: Version, weights: dict[str, Tensor]) -> None:
+        """Sample from ``weights`` once every request for older ones is answered."""
+        self._forget_before(version)
+        async with self._turn(lambda: all(each >= version for each in self.wanted.values())):
+            assert self.policy
+            await self._work(self.policy.load_sampling_weights, weights)
+            self.version = version
+
+    async def submit(
+        self,
+        ticket: str,
+        version: Version,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+    ) -> None:
+        """Take a request; ``result`` returns its answer."""
+        self._forget_before(version)
+        self.wanted[ticket] = version
+        request = self._answer(ticket, version, prompts, seeds, max_tokens)
+        self.answers[ticket] = asyncio.create_task(request)
+
+    async def result(self, ticket: str) -> list[Completion]:
+        return await self.answers.pop(ticket)
+
+    def _forget_before(self, version: Version) -> None:
+        """Drop what was asked before the workers were started anew, because nobody waits for it."""
+        for ticket, wanted in list(self.wanted.items()):
+            if wanted[0] < version[0]:
+                self.answers.pop(ticket).cancel()
+
+    async def _answer(self, ticket: str, version: Version, *request: Any) -> list[Completion]:
+        try:
+            async with self._turn(lambda: self.version == version):
+                assert self.policy
+                return list(await self._work(self.policy.complete, *request))
+        finally:
+            self.wanted.pop(ticket, None)
+            async with self.changed:
+                self.changed.notify_all()
+
+    @asynccontextmanager
+    async def _turn(self, ready: Callable[[], bool]) -> Any:
+        """Enclose work with the model, of which there is one at a time."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: not self.busy and ready())
+            self.busy = True
+        try:
+            yield
+        finally:
+            async with self.changed:
+                self.busy = False
+                self.changed.notify_all()
+
+    async def _work(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
+
+
+def load_sampling_policy(
+    model: ModelConfig, rollout: RolloutConfig, prompts: PromptFormat, sampler: SamplerConfig
+) -> TrainablePolicy:
+    device = accelerator(model.device, model.dtype)
+    return TrainablePolicy(model, rollout, prompts, device, sampler=sampler)
+
+
+class RaySamplers(Sampler):
+    """The actors as the sampler of a policy in training."""
+
+    makes_batches = True
+
+    def __init__(self, actors: Sequence[Any], policy: TrainablePolicy, start: int) -> None:
+        """``start``: the number of times that the workers were started. Raises what ``wait_for`` raises."""
+        self.actors, self.policy, self.start = actors, policy, start
+        sampling, dtype = policy.sampling, policy.sampling.computes_in(policy.config)
+        self.differs = sampling.name == "vllm" or dtype == "bfloat16" or sampling.staleness > 0
+        self.sent: Event = Event()
+        wait_for(actors)
+
+    @property
+    def version(self) -> Version:
+        return self.start, self.policy.version
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Send the weights of the main process to every actor."""
+        import ray
+
+        if self.policy.accelerator.is_main_process:
+            held = ray.put({name: value.detach().cpu() for name, value in weights})
+            for actor in self.actors:  # they wait for their turn, nobody waits for them
+                actor.update.remote(self.version, held)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        poll: Callable[[], None],
+    ) -> list[Completion]:
+        """Sample one completion per prompt; every actor gets neighbours, which may share their prompt."""
+        import ray
+
+        parts = torch.arange(len(prompts)).tensor_split(len(self.actors))
+        tickets, taken = [], []
+        for actor, part in zip(self.actors, parts, strict=True):
+            ticket, rows = uuid4().hex, part.tolist()
+            request = [[each[row] for row in rows] for each in (prompts, seeds, max_tokens)]
+            if rows:
+                taken.append(actor.submit.remote(ticket, self.version, *request))
+                tickets.append((actor, ticket))
+        ray.get(taken)
+        self.sent.set()
+        answers = [actor.result.remote(ticket) for actor, ticket in tickets]
+        waiting = answers
+        while waiting:
+            poll()
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL)
+        return [completion for answer in ray.get(answers) for completion in answer]
+
+
+def start_samplers(
+    number: int,
+    use_gpus: bool,
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    prompts: PromptFormat,
+    sampler: SamplerConfig,
+) -> list[Any]:
+    """Start actors, spread over the nodes; Ray starts a lost one again. ``wait_for`` loads their models."""
+    import ray
+
+    made = ray.remote(num_cpus=1, num_gpus=int(use_gpus), max_restarts=-1, scheduling_strategy="SPREAD")
+    return [made(SamplerActor).remote(model, rollout, prompts, sampler) for _ in range(number)]
+
+
+def wait_for(actors: Sequence[Any], seconds: float = 600) -> None:
+    """Wait until every actor has loaded its model, also one that Ray has to start again.
+
+    Raises UserError if a model cannot be loaded, or after ``seconds``.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    deadline = time.monotonic() + seconds
+    for actor in actors:
+        while True:
+            try:
+                ray.get(actor.load.remote(), timeout=max(0, deadline - time.monotonic()))
+                break
+            except GetTimeoutError as error:
+                raise UserError(
+                    f"no room for {len(actors)} samplers in the cluster within {seconds:.0f} seconds; lower "
+                    "--samplers or --workers"
+                ) from error
+            except RayActorError:
+                time.sleep(POLL)
