@@ -56,7 +56,8 @@ def train_command(
         bool, typer.Option("--ray", help="Train under Ray Train: in RAY_ADDRESS, else on a local cluster.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes under --ray (default: one per GPU, else 1).")
+        str | None,
+        typer.Option(help="Processes under --ray, or a range such as 2-8 (default: one per GPU, else 1)."),
     ] = None,
     samplers: Annotated[
         int, typer.Option(min=0, help="Processes under --ray that only sample (default: workers sample).")
@@ -85,12 +86,22 @@ def train_command(
                 show(said)
 
         summary = (
-            train_on_ray(parsed, directory, workers, resume, report, show, samplers)
+            train_on_ray(parsed, directory, number_of(workers), resume, report, show, samplers)
             if ray
             else train(parsed, directory, resume=resume, progress=report)
         )
     show_end(summary)
     show(f"model: {directory / 'model'}")
+
+
+def number_of(workers: str | None) -> tuple[int, int] | None:
+    """Return the least and the largest number of workers."""
+    if workers is None:
+        return None
+    least, dash, most = workers.partition("-")
+    if not (least.isdecimal() and (most.isdecimal() or not dash) and 0 < int(least) <= int(most or least)):
+        raise UserError(f"--workers is {workers}; give a number, or a range such as 2-8")
+    return int(least), int(most or least)
 
 
 def show_end(summary: Mapping[str, Any]) -> None:

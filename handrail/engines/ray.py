@@ -41,7 +41,7 @@ STORAGE = ".ray"
 def run_on_ray(
     work: Work,
     directory: Path,
-    workers: int | None,
+    workers: tuple[int, int] | None,
     use_gpus: bool,
     receive: Callable[..., None],
     samplers: int = 0,
@@ -50,26 +50,26 @@ def run_on_ray(
     """Run ``work`` in every worker and return the result of rank 0; ``receive`` is called with its events.
 
     The cluster is the one of RAY_ADDRESS or, without that, a local one that ends with the run. ``workers`` is
-    the number of processes (default: one per GPU of the cluster that ``samplers`` leave free if ``use_gpus``,
-    else 1). ``directory`` must be the same on every node. If a worker, a node or a sampler is lost, ``work``
-    is called again in new workers, until it returns or makes no progress: an event "step", with its number
-    first, is progress.
+    the least and the largest number of processes (default: one per GPU of the cluster that ``samplers`` leave
+    free if ``use_gpus``, else 1). ``directory`` must be the same on every node. If a worker, a node or a
+    sampler is lost, or if more workers become possible, ``work`` is called again in new workers, until it
+    returns or makes no progress: an event "step", with its number first, is progress.
 
     SIGINT or SIGTERM asks every worker to stop, as in a run without Ray. Raises UserError if Ray or its
     cluster cannot be used, and what ``work`` raises.
     """
-    with cluster((workers or 1) + samplers):
+    with cluster((workers[1] if workers else 1) + samplers):
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         gpus = int(ray.cluster_resources().get("GPU", 0)) if use_gpus else 0
-        workers = workers or max(gpus - samplers, 1)
-        if gpus and workers + samplers > gpus:
+        least, most = workers or (max(gpus - samplers, 1),) * 2
+        if gpus and least + samplers > gpus:
             apart = f" and --samplers is {samplers}" if samplers else ""
             raise UserError(
-                f"--workers is {workers}{apart}, but the cluster has {gpus} GPUs; lower it, or set "
+                f"--workers is {least}{apart}, but the cluster has {gpus} GPUs; lower it, or set "
                 'model.device = "cpu"'
             )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -80,7 +80,9 @@ def run_on_ray(
         # Arguments of the trainer would appear in Ray's records of the run; what a closure holds does not.
         trainer = TorchTrainer(
             lambda: in_worker(work, mailbox, place, actors),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
+            scaling_config=ScalingConfig(
+                num_workers=least if least == most else (least, most), use_gpu=gpus > 0
+            ),
             run_config=RunConfig(
                 name=STORAGE,
                 storage_path=str(directory.absolute()),

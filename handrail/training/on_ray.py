@@ -31,15 +31,16 @@ LOCK_SECONDS = 60.0
 def train_on_ray(
     config: Config,
     directory: Path,
-    workers: int | None,
+    workers: tuple[int, int] | None,
     resume: bool,
     progress: Progress,
     say: Callable[[str], None],
     samplers: int = 0,
 ) -> dict[str, Any]:
-    """Train as ``train`` does, in ``workers`` processes of Ray, and return the summary.
+    """Train as ``train`` does, in processes of Ray, and return the summary.
 
-    ``samplers`` further ones do the sampling; without them, every worker samples by itself.
+    ``workers``: the least and the largest number of processes. ``samplers`` further ones do the sampling;
+    without them, every worker samples by itself.
     ``say`` is called with lines for the user. Raises what ``train`` and ``run_on_ray`` raise.
     """
     RunDirectory.claim(directory, config, resume)
@@ -48,7 +49,7 @@ def train_on_ray(
         if kind == "step":
             progress(*values)
         elif kind == "restart":
-            say("a worker was lost; all start again from the newest checkpoint")
+            say("a worker was lost or added; all start again from the newest checkpoint")
         else:
             say(values[0])
 

@@ -20,6 +20,7 @@ from handrail.engines.ray import cluster as connection
 from tests.conftest import Handrail
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
 from tests.reliability.ray_failures import PATIENCE, Nodes, by_torchrun, disturbed, nodes
+from tests.training.test_loop import lines
 
 installed = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not installed, reason='Ray is not installed: pip install "handrail[ray]"')
@@ -108,7 +109,28 @@ def test_two_nodes_give_the_files_of_torchrun_and_ray_sees_no_secret(
 def test_a_loss_changes_nothing(kind: str, cluster: Nodes, whole: dict[str, str], tmp_path: Path) -> None:
     files, said = disturbed(cluster, kind, job(tmp_path), tmp_path / "run", after=2)
     assert files == whole
-    assert ("a worker was lost" in said) == (kind != "driver")
+    assert ("a worker was lost or added" in said) == (kind != "driver")
+
+
+@needs_ray
+def test_a_run_goes_on_with_the_workers_that_are_left(cluster: Nodes, tmp_path: Path) -> None:
+    """Three at first, then two, with the same completions as in one process without Ray."""
+    file, run, alone = job(tmp_path), tmp_path / "run", tmp_path / "alone"
+    process = cluster.train(file, run, "--workers", "2-3")
+    wait_for(lambda: steps(run) > 2 or process.poll() is not None, PATIENCE)
+    assert len(cluster.workers()) == 3
+    cluster.remove(cluster.workers()[0]["Address"]["NodeID"], replace=False)
+    wait_for(lambda: steps(run) > 6 or process.poll() is not None, PATIENCE)
+    left = len(cluster.workers())
+    cluster.add()
+    code, said = finished(process, PATIENCE)
+    assert code == 0 and "a worker was lost or added" in said and left == 2, said
+    assert finished(start("train", file, "--output", alone), PATIENCE)[0] == 0
+    assert (run / "evaluations.jsonl").read_bytes() == (alone / "evaluations.jsonl").read_bytes()
+    for one, other in zip(*(lines(each / "metrics.jsonl") for each in (run, alone)), strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
 
 
 def session(process: subprocess.Popen[str]) -> set[int]:

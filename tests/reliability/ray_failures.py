@@ -55,9 +55,13 @@ class Nodes:
         found = actors().values()
         return [each for each in found if each["ActorClassName"] == name and each["State"] == "ALIVE"]
 
-    def remove(self, node_id: str) -> None:
-        """Remove a node with everything on it, and add another one to the cluster."""
+    def remove(self, node_id: str, replace: bool = True) -> None:
+        """Remove a node with everything on it; by default, add another one to the cluster."""
         self.cluster.remove_node(self.nodes.pop(node_id), allow_graceful=False)
+        if replace:
+            self.add()
+
+    def add(self) -> None:
         added = self.cluster.add_node(num_cpus=1)
         self.nodes[added.node_id] = added
 
