@@ -17,9 +17,10 @@ from trl import GRPOConfig, GRPOTrainer
 from handrail._util.errors import UserError
 from handrail._util.state import read_state, write_state
 from handrail.engines.dealt import DealtPolicy, DealtPool
-from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of, made
-from handrail.engines.trl_limits import require_possible, require_text
-from handrail.methods.base import Method, Stateful
+from handrail.engines.hosted import learn, made, restore, state_of
+from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of
+from handrail.engines.trl_limits import require_no_terms, require_possible, require_text
+from handrail.methods.base import Method
 from handrail.methods.batch import MicroBatch, Sample, micro_batch
 from handrail.methods.losses import token_loss
 from handrail.methods.scaling import scaled
@@ -57,11 +58,11 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
     ) -> None:
         """Take the arguments of GRPOTrainer and, by name:
 
-        ``method``: a name, settings with a ``name``, or an object, which has its own terms. ``terms``: names,
-        or settings with a ``name``. ``verifier``, ``experts`` and ``endpoint``: settings, as in these
-        sections of a configuration. ``correct_by``: the name of the reward function that tells if a
-        completion is correct, by a reward of at least ``correct_from``; needed if there are several.
-        ``plan_template``: as ``data.plan_template``.
+        ``method``: a name, settings with a ``name``, a TOML file with a section ``[method]``, or an object,
+        which has its own terms. ``terms``: names, or settings with a ``name``. ``verifier``, ``experts`` and
+        ``endpoint``: settings, as in these sections of a configuration. ``correct_by``: the name of the
+        reward function that tells if a completion is correct, by a reward of at least ``correct_from``;
+        needed if there are several. ``plan_template``: as ``data.plan_template``.
 
         Raises UserError if the method cannot do inside TRL what these arguments ask.
         """
@@ -69,7 +70,11 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         del bound["self"]
         args = bound["args"] = copy.copy(bound.get("args") or GRPOConfig("trl-GRPO"))
         self.plain = method == "grpo" and not terms
-        self.method = made(method, terms, args)
+        if isinstance(method, Method):
+            require_no_terms(terms)
+            self.method = method
+        else:
+            self.method = made(method, terms, args.num_generations, args.max_completion_length)
         if not self.plain:
             require_possible(self.method, args, bound)
             if "reference" in self.method.models:
@@ -132,10 +137,7 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         groups = engine.rollouts(method, rollouts, self.rewards)
         self.problems = len(groups)
         guided = engine.guide(method, engine.reward(method, groups))
-        everyone = [group for found in guided for group in found]
-        for each in (method, *method.terms):
-            if type(each).observe is not Stateful.observe:
-                each.learn([seen for group in everyone if (seen := each.observe(group)) is not None])
+        learn(method, [group for found in guided for group in found])
         if self.use_vllm and self.num_iterations * self._updates > 1:
             guided = [with_old_logp(engine.policy, found) for found in guided]
         self.guided = [(place, group) for place, found in enumerate(guided) for group in found]
@@ -218,9 +220,7 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         super()._save_checkpoint(model, trial)
         if self.args.should_save and not self.plain:
             directory = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            terms = [term.state() for term in self.method.terms]
-            state = {"generations": self.generations, "method": self.method.state(), "terms": terms}
-            write_state(directory / STATE, state)
+            write_state(directory / STATE, {"generations": self.generations, **state_of(self.method)})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -233,6 +233,4 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
             )
         state = read_state(file)
         self.generations = state["generations"]
-        self.method.load_state(state["method"])
-        for term, own in zip(self.method.terms, state["terms"], strict=True):
-            term.load_state(own)
+        restore(self.method, state)

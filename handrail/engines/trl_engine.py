@@ -15,14 +15,11 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from handrail._util.errors import UserError
-from handrail._util.seeds import derive
 from handrail.data.config import PromptFormat
-from handrail.data.layouts import final_answer
 from handrail.engines.dealt import DealtExperts, DealtPolicy, share
-from handrail.engines.local import LocalEngine
+from handrail.engines.hosted import COLUMNS, HostedEngine, problem_of, require_ready, rollout
 from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.experts.registry import Experts
-from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.models.batching import Inputs
 from handrail.models.config import ModelConfig, RolloutConfig
@@ -30,9 +27,7 @@ from handrail.models.hf import TransformersPolicy
 from handrail.models.policy import Policy
 from handrail.models.renderer import Renderer
 from handrail.types.problem import Problem
-from handrail.types.trajectory import Author, Group, Trajectory
-
-COLUMNS = ("id", "prompt", "answer", "reference", "references", "plan")
+from handrail.types.trajectory import Group, Trajectory
 
 
 def with_logp(policy: Policy, rollouts: Sequence[Trajectory]) -> list[Trajectory]:
@@ -67,22 +62,6 @@ class TrlPolicy(Policy):
     def max_tokens(self) -> int:
         return int(self.trainer.max_completion_length)
 
-    def trajectory(
-        self, prompt: list[int], tokens: Sequence[int], logp: Sequence[float | None] | None = None
-    ) -> Trajectory:
-        """Make an ungraded rollout; ``logp`` are the sampler's log-probabilities, if it tells them."""
-        rollout = Trajectory.by(
-            Author.POLICY,
-            prompt,
-            tokens,
-            self.renderer.text(tokens),
-            finished=bool(tokens) and tokens[-1] in self.renderer.ends,
-        )
-        if logp is None:
-            return rollout
-        known = torch.tensor([nan if value is None else value for value in logp])
-        return rollout.with_columns(sampling_logp=known)
-
     def generate(
         self,
         prompts: Sequence[list[int]],
@@ -99,7 +78,7 @@ class TrlPolicy(Policy):
                 tokens, logps = self.trainer._generate_single_turn(part, None, {}, 1)
                 for place, (prompt, limit) in enumerate(zip(part, limits, strict=True)):
                     logp = None if logps is None else logps[place][:limit]
-                    out.append(self.trajectory(prompt, tokens[place][:limit], logp))
+                    out.append(rollout(self.renderer, prompt, tokens[place][:limit], logp))
         return out if self.trainer.use_vllm else with_logp(self, out)
 
     @contextmanager
@@ -170,8 +149,10 @@ class TrlPolicy(Policy):
         return out.log_probs[:, start:], out.log_probs if out.entropy is None else out.entropy[:, start:]
 
 
-class TrlEngine(LocalEngine):
-    """LocalEngine on a GRPOTrainer's model; without a pool, TRL's reward functions grade."""
+class TrlEngine(HostedEngine):
+    """HostedEngine on a GRPOTrainer's model; without a pool, TRL's reward functions grade."""
+
+    host, advice = "TRL", "give prompts as text, or a simpler chat template"
 
     def __init__(
         self,
@@ -194,15 +175,13 @@ class TrlEngine(LocalEngine):
             raise UserError(f"correct_by: there is no {correct_by!r}; there are: {', '.join(names)}")
         self.trainer, self.correct_from = trainer, correct_from
         self.decisive = names.index(correct_by or names[0])
-        self.known: dict[tuple[int, int], tuple[Problem, Trajectory]] = {}
-        """The rollouts that TRL has had graded, with their problems, by the ids of both objects."""
         self.verdicts: list[Trajectory] = []
         """The last rollouts as the pool has graded them."""
 
     def grade_rollouts(self, rows: Sequence[tuple[Mapping[str, Any], list[int]]]) -> Tensor:
         """Let the pool grade rows with their completions; return the rewards [N, 1]."""
-        trajectory, renderer = self.trainer.policy.trajectory, self.policy.renderer
-        pairs = [(problem_of(row, renderer), trajectory([], tokens)) for row, tokens in rows]
+        renderer = self.policy.renderer
+        pairs = [(problem_of(row, renderer), rollout(renderer, [], tokens)) for row, tokens in rows]
         self.verdicts = self.verify(pairs)
         return torch.tensor([[each.reward] for each in self.verdicts])
 
@@ -214,8 +193,8 @@ class TrlEngine(LocalEngine):
         ``rewards``: of all reward functions, [N, F]. Raises UserError if Handrail would write another prompt
         than TRL did.
         """
-        size, trajectory = method.group_size, self.trainer.policy.trajectory
-        members = [trajectory(prompt, tokens, logp) for _, prompt, tokens, logp in rollouts]
+        size, renderer = method.group_size, self.policy.renderer
+        members = [rollout(renderer, prompt, tokens, logp) for _, prompt, tokens, logp in rollouts]
         if not self.trainer.use_vllm:
             members = with_logp(self.policy, members)
         if self.verifier is None:
@@ -225,36 +204,23 @@ class TrlEngine(LocalEngine):
                 replace(member, reward=verdict.reward, correct=verdict.correct, answer=verdict.answer)
                 for member, verdict in zip(members, self.verdicts, strict=True)
             ]
-        self.known = {}
         groups = []
         for at in range(0, len(members), size):
-            problem = problem_of(rollouts[at][0], self.policy.renderer)
-            if self.policy.renderer.prompt(problem) != members[at].prompt_ids:
-                raise UserError(
-                    f"problem {problem.id}: TRL writes its prompt with other tokens than Handrail would for "
-                    "references and hints; give prompts as text, or a simpler chat template"
-                )
+            problem = problem_of(rollouts[at][0], renderer)
             if (n := method.samples(problem)) > size:
                 raise UserError(
                     f"{method.name} asks for {n} rollouts, and num_generations is {size}; raise it"
                 )
-            groups.append(Group(problem, members[at : at + n]))
-            self.known |= {(id(problem), id(each)): (problem, each) for each in members[at : at + n]}
+            groups.append(self.group(problem, members[at : at + n]))
         return groups
 
     def _model(self, name: str) -> tuple[Policy, str]:
         policy, model = super()._model(name)
         return (policy if policy is self.policy else DealtPolicy(policy)), model
 
-    def verify(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool = False) -> list[Trajectory]:
-        fresh = [answers or (id(problem), id(member)) not in self.known for problem, member in pairs]
-        todo = [pair for pair, new in zip(pairs, fresh, strict=True) if new]
-        graded = iter(self._grade(todo, answers) if todo else [])
-        return [next(graded) if new else member for (_, member), new in zip(pairs, fresh, strict=True)]
-
-    def _grade(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool) -> list[Trajectory]:
+    def grade(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool) -> list[Trajectory]:
         if self.verifier is not None:
-            graded = super().verify(pairs, answers)
+            graded = super().grade(pairs, answers)
             if failing := next(filter(None, gather_object([self.verifier.failing])), None):
                 raise UserError(f"{failing}; fix the verifier")
             return graded
@@ -289,18 +255,6 @@ class TrlEngine(LocalEngine):
         ]
 
 
-def problem_of(row: Mapping[str, Any], renderer: Renderer) -> Problem:
-    """Make a problem of a row of the dataset, with the whole row as metadata."""
-    given = row.get("references") or row.get("reference") or ()
-    references = (given,) if isinstance(given, str) else tuple(given)
-    answer = row.get("answer")
-    if answer is None:
-        answer = next(filter(None, map(final_answer, references)), "")
-    name = row.get("id", derive(row["prompt"], answer))
-    problem = Problem(str(name), row["prompt"], str(answer), references, row.get("plan"), dict(row))
-    return renderer.clean_references(problem)
-
-
 def experts_of(
     trainer: Any, policy: DealtPolicy, experts: Mapping[str, Any] | None, endpoint: Mapping[str, Any] | None
 ) -> DealtExperts:
@@ -317,27 +271,8 @@ def experts_of(
         rows = trainer.train_dataset.select_columns(used)
         asked.problems = [problem_of(row, trainer.policy.renderer) for row in rows]
         trainer.method.check(asked.problems)
-    asking = {"method": trainer.method.experts}
-    asking |= {f"terms[{place}]": term.experts for place, term in enumerate(trainer.method.terms, 1)}
-    for where, named in asking.items():
-        for role, name in named.items():
-            asked.check(role, name, f"{where}.{role}")
+    require_ready(trainer.method, asked)
     return asked
-
-
-def made(
-    method: str | Mapping[str, Any] | Method[Any], terms: Sequence[str | Mapping[str, Any]], args: Any
-) -> Method[Any]:
-    """Make a method for the groups of ``args``. Raises UserError as ``handrail.methods.build``."""
-    if isinstance(method, Method):
-        if terms:
-            raise UserError("terms: the method is an object, which has its own terms; give them to it")
-        return method
-    settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    added = [{"name": term} if isinstance(term, str) else dict(term) for term in terms]
-    settings["terms"] = [*settings.get("terms", ()), *added]
-    rollout = RolloutConfig(group_size=args.num_generations, max_tokens=args.max_completion_length)
-    return build(settings, rollout)
 
 
 def answer_reward(**_: Any) -> list[float]:

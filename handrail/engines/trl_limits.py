@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +10,7 @@ import trl
 from trl import GRPOTrainer
 
 from handrail._util.errors import UserError
+from handrail.engines.hosted import checksum
 from handrail.methods.autonpo import AutoNpo
 from handrail.methods.base import Method
 
@@ -47,21 +47,21 @@ OBJECTIVE = {
 """Settings of TRL's objective, and the method's setting that replaces each, if any."""
 
 
-def checksum(name: str) -> str:
-    """Checksum of the source of a method of GRPOTrainer; empty if there is none of this name."""
-    found = getattr(GRPOTrainer, name, None)
-    return hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:12] if found else ""
-
-
 def require_tested(version: str = trl.__version__) -> None:
     """Raise UserError, naming what has changed, unless this is the version that was tested."""
-    changed = [name for name, known in SEAMS.items() if checksum(name) != known]
+    changed = [name for name, known in SEAMS.items() if checksum(getattr(GRPOTrainer, name, None)) != known]
     if changed or version.split(".")[:2] != TESTED.split("."):
         what = f"changed {', '.join(changed)}" if changed else "not been tested"
         raise UserError(
             f"handrail.engines.trl builds on trl {TESTED}, and in trl {version} GRPOTrainer has {what}; "
             f'pip install "trl=={TESTED}.*"'
         )
+
+
+def require_no_terms(terms: Sequence[Any]) -> None:
+    """Raise UserError if there are terms beside a method that is an object."""
+    if terms:
+        raise UserError("terms: the method is an object, which has its own terms; give them to it")
 
 
 def require_possible(method: Method[Any], args: Any, named: dict[str, Any]) -> None:

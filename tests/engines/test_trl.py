@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import pickle
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
@@ -21,16 +18,13 @@ from handrail import METHODS as METHODS_OF
 from handrail import UserError
 from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
-from handrail.engines.local import LocalEngine
 from handrail.engines.trl import GuidedGRPOTrainer
 from handrail.engines.trl_limits import require_tested
-from handrail.methods.batch import pack
 from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
-from handrail.training.policies import load_trainable_policy
-from handrail.training.update import Update
 from handrail.types.trajectory import Group
-from tests.conftest import HARD, config
+from tests.conftest import HARD
+from tests.engines.parity import gradient, local_gradient, require_equal
 from tests.forks import together
 
 VERIFIER = {"name": "exact", "extract": r"# ([\d ]+)$", "workers": 1}
@@ -89,10 +83,6 @@ def trainer(
         processing_class=tokenizer,
         **named,
     )
-
-
-def gradient(model: Any) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 class Gradients:
@@ -180,39 +170,21 @@ def npo_cache(directory: Path) -> Path:
     return file
 
 
-def local_gradient(run: Any, kept: Gradients, update: int) -> dict[str, torch.Tensor]:
-    """What the local engine's update gives for the groups and weights of an update of ``run``."""
-    method, args = run.method, run.args
-    reference = "reference" in method.models
-    policy = load_trainable_policy(config(rollout={"max_tokens": 48}), Accelerator(cpu=True), reference)
-    policy.bare_model.load_state_dict(kept.weights[update])
-    engine = LocalEngine(policy, run.pool, seed=args.seed)
-    updates = max(1, args.steps_per_generation // args.gradient_accumulation_steps)
-    trained = Update(method, policy, policy.accelerator, None, config().train)
-    for generation, guided in kept.guided[update].items():
-        engine.begin(generation)
-        part = [each for each in guided if each[0] * updates // run.problems == update % updates]
-        credited = engine.credit(method, [group for _, group in part], [place for place, _ in part])
-        live = [each for each in trained.samples(credited) if each.is_live]
-        batches = list(pack(live, 8192, policy.layout))
-        trained.backward(batches, len(batches))
-    share = 1 / len(kept.guided[update])
-    return {name: value * share for name, value in gradient(policy.bare_model).items()}
-
-
 def require_parity(run: Any, kept: Gradients) -> None:
+    """Every update of ``run`` is what the local engine makes of its groups and weights."""
+    updates = max(1, run.args.steps_per_generation // run.args.gradient_accumulation_steps)
     sizes = []
     for update, found in enumerate(kept.updates):
-        expected = local_gradient(run, kept, update)
-        assert expected.keys() in (found.keys(), set())  # empty if no trajectory has credit
-        sizes.append(norm(expected.values()))
-        missing = {name: torch.zeros_like(value) for name, value in found.items()}
-        assert norm(found[name] - value for name, value in (missing | expected).items()) <= 1e-5 * sizes[-1]
+        parts = {
+            generation: [each for each in guided if each[0] * updates // run.problems == update % updates]
+            for generation, guided in kept.guided[update].items()
+        }
+        guided = {
+            step: ([group for _, group in part], [place for place, _ in part]) for step, part in parts.items()
+        }
+        expected = local_gradient(run.method, kept.weights[update], guided, run.args.seed, run.pool)
+        sizes.append(require_equal(found, expected))
     assert max(sizes) > 0
-
-
-def norm(tensors: Iterable[torch.Tensor]) -> float:
-    return math.sqrt(sum(float(tensor.norm()) ** 2 for tensor in tensors))
 
 
 PARITY = ["grpo", "luffy", "sort", "scope", "actguide", "npo", "dmpo"]

@@ -1,0 +1,166 @@
+"""What engines inside another trainer share: the host's rows are problems, its graded rollouts are groups."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import tomllib
+from collections.abc import Mapping, Sequence
+from math import nan
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from handrail._util.errors import UserError
+from handrail._util.seeds import derive
+from handrail.data.layouts import final_answer
+from handrail.engines.local import LocalEngine
+from handrail.experts.registry import Experts
+from handrail.methods import build
+from handrail.methods.base import Method, State, Stateful
+from handrail.models.config import RolloutConfig
+from handrail.models.policy import Policy
+from handrail.models.renderer import Renderer
+from handrail.types.problem import Problem
+from handrail.types.trajectory import Author, Group, Trajectory
+from handrail.verifiers.pool import VerifierPool
+
+COLUMNS = ("id", "prompt", "answer", "reference", "references", "plan")
+
+
+class HostedEngine(LocalEngine):
+    """LocalEngine for rollouts that a host has sampled and graded; they are not graded again."""
+
+    host: ClassVar[str]
+    advice: ClassVar[str]
+    """What to do if the host writes another prompt than Handrail."""
+
+    verifier: VerifierPool | None  # type: ignore[assignment]
+
+    def __init__(
+        self, policy: Policy, verifier: VerifierPool | None, experts: Experts, seed: int = 0
+    ) -> None:
+        """``verifier``: None if the host grades."""
+        super().__init__(policy, verifier, experts, seed)  # type: ignore[arg-type]
+        self.known: dict[tuple[int, int], tuple[Problem, Trajectory]] = {}
+        """The host's rollouts of this step, with their problems, by the ids of both objects."""
+
+    def begin(self, step: int) -> None:
+        super().begin(step)
+        self.known = {}
+
+    def group(self, problem: Problem, members: Sequence[Trajectory]) -> Group:
+        """Make a group of a problem's graded rollouts.
+
+        Raises UserError if Handrail would write another prompt than the host did.
+        """
+        prompt = self.policy.renderer.prompt(problem)
+        if any(member.prompt_ids != prompt for member in members):
+            raise UserError(
+                f"problem {problem.id}: {self.host} writes its prompt with other tokens than Handrail would "
+                f"for references and hints; {self.advice}"
+            )
+        self.known |= {(id(problem), id(each)): (problem, each) for each in members}
+        return Group(problem, list(members))
+
+    def verify(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool = False) -> list[Trajectory]:
+        fresh = [answers or (id(problem), id(member)) not in self.known for problem, member in pairs]
+        todo = [pair for pair, new in zip(pairs, fresh, strict=True) if new]
+        graded = iter(self.grade(todo, answers) if todo else [])
+        return [next(graded) if new else member for (_, member), new in zip(pairs, fresh, strict=True)]
+
+    def grade(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool) -> list[Trajectory]:
+        """Grade trajectories that are not the host's rollouts."""
+        return super().verify(pairs, answers)
+
+
+def rollout(
+    renderer: Renderer,
+    prompt: list[int],
+    tokens: Sequence[int],
+    logp: Sequence[float | None] | None = None,
+) -> Trajectory:
+    """Make an ungraded rollout; ``logp`` are the sampler's log-probabilities, if it tells them."""
+    ended = bool(tokens) and tokens[-1] in renderer.ends
+    member = Trajectory.by(Author.POLICY, prompt, tokens, renderer.text(tokens), finished=ended)
+    if logp is None:
+        return member
+    known = torch.tensor([nan if value is None else value for value in logp])
+    return member.with_columns(sampling_logp=known)
+
+
+def problem_of(row: Mapping[str, Any], renderer: Renderer) -> Problem:
+    """Make a problem of a row of the dataset, with the whole row as metadata."""
+    given = row.get("references") or row.get("reference") or ()
+    references = (given,) if isinstance(given, str) else tuple(given)
+    answer = row.get("answer")
+    if answer is None:
+        answer = next(filter(None, map(final_answer, references)), "")
+    name = row.get("id", derive(row["prompt"], answer))
+    problem = Problem(str(name), row["prompt"], str(answer), references, row.get("plan"), dict(row))
+    return renderer.clean_references(problem)
+
+
+def made(
+    method: str | Mapping[str, Any],
+    terms: Sequence[str | Mapping[str, Any]],
+    group_size: int,
+    max_tokens: int,
+) -> Method[Any]:
+    """Make a method for the host's groups.
+
+    ``method``: a name, settings with a ``name``, or a TOML file with a section ``[method]``. Raises UserError
+    if there is no such file or section, and as ``handrail.methods.build``.
+    """
+    settings: dict[str, Any]
+    if isinstance(method, str):
+        settings = section_of(method) if method.endswith(".toml") else {"name": method}
+    else:
+        settings = dict(method)
+    added = [{"name": term} if isinstance(term, str) else dict(term) for term in terms]
+    settings["terms"] = [*settings.get("terms", ()), *added]
+    return build(settings, RolloutConfig(group_size=group_size, max_tokens=max_tokens))
+
+
+def section_of(file: str) -> dict[str, Any]:
+    """Read the section ``[method]`` of a configuration. Raises UserError if that fails."""
+    try:
+        tree = tomllib.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"method: {file} cannot be read ({error}); give a configuration in TOML") from error
+    if not isinstance(tree.get("method"), dict):
+        raise UserError(f"method: {file} has no section [method]; add one")
+    return dict(tree["method"])
+
+
+def require_ready(method: Method[Any], experts: Experts) -> None:
+    """Raise UserError if one of the method's experts cannot be loaded."""
+    asking = {"method": method.experts}
+    asking |= {f"terms[{place}]": term.experts for place, term in enumerate(method.terms, 1)}
+    for where, named in asking.items():
+        for role, name in named.items():
+            experts.check(role, name, f"{where}.{role}")
+
+
+def learn(method: Method[Any], groups: Sequence[Group]) -> None:
+    """Let the method and its terms learn from all guided groups of a step."""
+    for each in (method, *method.terms):
+        if type(each).observe is not Stateful.observe:
+            each.learn([seen for group in groups if (seen := each.observe(group)) is not None])
+
+
+def state_of(method: Method[Any]) -> State:
+    return {"method": method.state(), "terms": [term.state() for term in method.terms]}
+
+
+def restore(method: Method[Any], state: State) -> None:
+    """Restore from ``state_of``."""
+    method.load_state(state["method"])
+    for term, own in zip(method.terms, state["terms"], strict=True):
+        term.load_state(own)
+
+
+def checksum(function: Any) -> str:
+    """Checksum of a function's source; empty for None."""
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12] if function else ""
