@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-vllm test-ray lint
+.PHONY: setup demo test test-vllm test-verl test-ray lint
 
 setup: .venv/installed
 
@@ -29,6 +29,17 @@ test: setup lint
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/pytest tests/models/test_vllm.py
+
+# verl's own requirements differ, and its workers do not start beside the TRL of the tests.
+.venv-verl/installed: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet --upgrade pip
+	.venv-verl/bin/pip install --quiet --constraint constraints-verl.txt --editable '.[dev,verl]'
+	.venv-verl/bin/pip uninstall --quiet --yes trl
+	touch $@
+
+test-verl: .venv-verl/installed
+	.venv-verl/bin/pytest -p no:xdist tests/engines/test_verl.py
 
 # Ray is large, and its tests take minutes.
 test-ray: setup

@@ -1,0 +1,16 @@
+"""What verl loads when it is imported: the entry point ``verl.plugins`` names this module.
+
+verl hides what goes wrong in a plugin, so an error is written here too.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from handrail._util.errors import UserError
+
+try:
+    import handrail.engines.verl  # noqa: F401  # registers the trainer
+except UserError as error:
+    print(f"handrail: {error}", file=sys.stderr)
+    raise
