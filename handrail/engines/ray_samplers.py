@@ -125,6 +125,10 @@ class RaySamplers(Sampler):
     def __init__(self, actors: Sequence[Any], policy: TrainablePolicy, start: int) -> None:
         """``start``: the number of times that the workers were started. Raises what ``wait_for`` raises."""
         self.actors, self.policy, self.start = actors, policy, start
+        rank, workers = policy.accelerator.process_index, policy.accelerator.num_processes
+        self.own = actors[rank % len(actors) :: workers]
+        """Those that answer this process, one or more. If every process asked all of them, each would answer
+        many small requests one after another."""
         sampling, dtype = policy.sampling, policy.sampling.computes_in(policy.config)
         self.differs = sampling.name == "vllm" or dtype == "bfloat16" or sampling.staleness > 0
         self.sent: Event = Event()
@@ -150,12 +154,12 @@ class RaySamplers(Sampler):
         max_tokens: Sequence[int],
         poll: Callable[[], None],
     ) -> list[Completion]:
-        """Sample one completion per prompt; every actor gets neighbours, which may share their prompt."""
+        """Sample one completion per prompt; an actor gets neighbours, which may share their prompt."""
         import ray
 
-        parts = torch.arange(len(prompts)).tensor_split(len(self.actors))
+        parts = torch.arange(len(prompts)).tensor_split(len(self.own))
         tickets, taken = [], []
-        for actor, part in zip(self.actors, parts, strict=True):
+        for actor, part in zip(self.own, parts, strict=True):
             ticket, rows = uuid4().hex, part.tolist()
             request = [[each[row] for row in rows] for each in (prompts, seeds, max_tokens)]
             if rows:
