@@ -1,0 +1,125 @@
+"""How a run is spread over GPUs, and whether its GPUs' memory suffices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from benchmarks.scale.assumptions import Assumptions
+from benchmarks.scale.models import Lengths, Model
+
+RESERVED = 0.9
+"""Share of a GPU's memory that a run may fill; the rest is for libraries and fragments."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run: the model in bfloat16, float32 weights in training, GRPO, one update per step."""
+
+    model: Model
+    gpus: int
+    samplers: int = 0
+    """GPUs that only sample; the others train and, without samplers, sample too."""
+    staleness: int = 0
+    fsdp: bool = False
+    checkpointing: bool = False
+    """True if activations are recomputed (``model.gradient_checkpointing``)."""
+    merged: bool = False
+    """True if a sampler answers the requests of all workers in one batch; today it answers one at a time."""
+    shards: int = 1
+    """GPUs that share the weights of one sampler; in Handrail 1."""
+    problems: int = 512
+    group: int = 8
+    prompt: int = 256
+    lengths: Lengths = field(default_factory=Lengths)
+    batch: int = 256
+    """Most completions that a sampler samples at once (``rollout.batch_size``)."""
+    micro_batch: int = 8192
+    """``train.micro_batch_tokens``."""
+    verifiers: int = 2
+    """``verifier.workers`` of every process."""
+    guided: float = 0.0
+    """Completions that the method asks for after the verdicts, per rollout (repairs, hints)."""
+    node: int = 8
+    """GPUs per node."""
+    wire: float = 1.0
+    """Seconds to send the weights to the samplers, as a share of today's; below 1 only as a change."""
+
+    @property
+    def workers(self) -> int:
+        return self.gpus - self.samplers
+
+    @property
+    def nodes(self) -> int:
+        return math.ceil(self.gpus / self.node)
+
+    @property
+    def engines(self) -> int:
+        """Number of copies of the model that sample."""
+        return (self.samplers or self.workers) // self.shards
+
+    @property
+    def share(self) -> int:
+        """Completions of the process with most."""
+        return math.ceil(self.problems / self.workers) * self.group
+
+    def requests(self) -> tuple[int, int]:
+        """Number of requests that the busiest engine answers one after another, and completions in each."""
+        if not self.samplers:
+            return 1, math.ceil(self.problems / self.engines) * self.group
+        if self.merged:
+            return 1, math.ceil(self.problems * self.group / self.engines)
+        return min(self.workers, self.problems), math.ceil(self.share / self.engines)
+
+
+def training_bytes(setup: Setup, a: Assumptions) -> float:
+    """Bytes on a GPU that trains, during an update."""
+    model, n = setup.model, setup.workers
+    p = model.weights
+    shared = 16 * p / n if setup.fsdp else 16 * p + (4 * p if n > 1 else 0)
+    if setup.fsdp:  # one layer, both embeddings, and their gradients
+        shared += 8 * (model.layer_weights / model.layers + p - model.layer_weights)
+    copy = 0 if setup.samplers else 2 * p / setup.shards
+    per_token = a.activation * model.hidden * (1 if setup.checkpointing else model.layers)
+    per_token += 4 * model.hidden * model.layers * setup.checkpointing
+    row = max(setup.micro_batch, setup.prompt + setup.lengths.longest)
+    return shared + copy + per_token * row
+
+
+def sampling_bytes(setup: Setup) -> float:
+    """Bytes on a GPU that samples, while it does."""
+    model = setup.model
+    p = model.weights
+    rows = min(setup.batch, setup.requests()[1])
+    cache = rows * (setup.prompt + setup.lengths.longest) * model.kv_bytes / setup.shards
+    if setup.samplers:
+        return 6 * p + cache
+    if setup.shards > 1:  # another framework: no whole weights anywhere
+        return 2 * p / setup.shards + 12 * p / setup.workers + cache
+    kept = 4 * p + 12 * p / setup.workers if setup.fsdp else 16 * p
+    return kept + 2 * p + cache
+
+
+def whole_bytes(setup: Setup) -> float:
+    """Bytes on a GPU that trains beside samplers, between two updates: Handrail keeps whole weights there."""
+    p = setup.model.weights
+    return 4 * p + 12 * p / setup.workers if setup.fsdp else 16 * p
+
+
+def fits(setup: Setup, a: Assumptions) -> bool:
+    """True if every GPU's memory suffices."""
+    needed = [training_bytes(setup, a), sampling_bytes(setup)]
+    needed += [whole_bytes(setup)] if setup.samplers else []
+    return max(needed) <= RESERVED * a.memory
+
+
+def fitting(setup: Setup, a: Assumptions) -> Setup | None:
+    """The first of these that fits: as it is, with FSDP2, with recomputed activations, with smaller batches
+    of completions; None if none does."""
+    for batch in (256, 64, 16):
+        for fsdp in (False, True):
+            for checkpointing in (False, True):
+                tried = replace(setup, fsdp=fsdp, checkpointing=checkpointing, batch=batch)
+                if (setup.workers > 1 or not fsdp) and fits(tried, a):
+                    return tried
+    return None
