@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -59,11 +60,12 @@ def rows_kept(rows: int, running: Array) -> Array:
     return kept
 
 
-def decode_seconds(setup: Setup, a: Assumptions, rows: int) -> float:
-    """Expected seconds to sample ``rows`` completions at once, until the longest ends."""
+def decode_seconds(setup: Setup, a: Assumptions, rows: int, together: int = 1) -> float:
+    """Expected seconds to sample ``rows`` completions at once, until the longest of all ends that
+    ``together`` such batches have."""
     fixed, row, seen = decode_cost(setup, a)
     survival = setup.lengths.survival
-    any_left = 1 - (1 - survival) ** rows
+    any_left = 1 - (1 - survival) ** (rows * together)
     at = setup.prompt + np.arange(len(survival))
     return float((any_left * (fixed + rows_kept(rows, rows * survival) * (row + seen * at))).sum())
 
@@ -73,6 +75,18 @@ def equal_seconds(setup: Setup, a: Assumptions, rows: int) -> float:
     fixed, row, seen = decode_cost(setup, a)
     mean = setup.lengths.mean
     return mean * (fixed + rows * (row + seen * (setup.prompt + (mean - 1) / 2)))
+
+
+def sampling_seconds(setup: Setup, a: Assumptions, rows: int) -> float:
+    """Expected seconds until all engines have answered all requests, of ``rows`` completions each.
+
+    With one batch, everybody waits for the longest completion of the step. With several, what one of them
+    takes longer in one engine, another one takes in another engine.
+    """
+    asked, sizes = setup.requests()[0], batches(rows, setup.batch)
+    alone = asked == len(sizes) == 1
+    together = min(setup.engines, setup.problems) if alone else 1
+    return asked * sum(decode_seconds(setup, a, size, together) for size in sizes)
 
 
 def token_seconds(setup: Setup, a: Assumptions) -> float:
@@ -104,11 +118,16 @@ def update_seconds(setup: Setup, a: Assumptions, tokens: float) -> tuple[float, 
 
 
 def tokens_read(setup: Setup) -> float:
-    """Tokens that the process with most completions reads in an update; equal prompts are read once, unless
-    rows are padded."""
+    """Expected tokens that the process with most tokens reads in an update; equal prompts are read once,
+    unless rows are padded.
+
+    The most of n sums that are nearly normal is, after Blom, about their (n − 3/8) / (n + 1/4) quantile.
+    """
     padded = setup.fsdp or setup.checkpointing
     prompts = setup.share / (1 if padded else setup.group)
-    return setup.share * setup.lengths.mean + prompts * setup.prompt
+    n = min(setup.workers, setup.problems)
+    most = NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) * setup.lengths.deviation * math.sqrt(setup.share)
+    return setup.share * setup.lengths.mean + most + prompts * setup.prompt
 
 
 def transfer(setup: Setup, a: Assumptions) -> tuple[float, float, float]:
@@ -119,23 +138,19 @@ def transfer(setup: Setup, a: Assumptions) -> tuple[float, float, float]:
     if not setup.samplers:
         return 0.0, 0.0, gather / (2 * setup.shards if setup.shards > 1 else 1) + copy
     others = min(setup.samplers, setup.nodes) - 1
-    host = 4 * p / a.host * setup.wire
-    return gather + 2 * host, others * 4 * p / a.store * setup.wire, host + copy
+    host = 4 * p / a.host
+    return gather + 2 * host, others * 4 * p / a.store, host + copy
 
 
 def parts(setup: Setup, a: Assumptions) -> Parts:
     """Seconds of each part of a step."""
     put, network, load = transfer(setup, a)
     asked, rows = setup.requests()
-    sizes = batches(rows, setup.batch)
-    mean = asked * sum(equal_seconds(setup, a, size) for size in sizes)
-    whole = asked * sum(decode_seconds(setup, a, size) for size in sizes)
+    mean = asked * sum(equal_seconds(setup, a, size) for size in batches(rows, setup.batch))
+    whole = sampling_seconds(setup, a, rows)
     verify = setup.share * a.verdict / setup.verifiers
     update, exchange = update_seconds(setup, a, tokens_read(setup))
-    guide = 0.0
-    if setup.guided:
-        again = batches(math.ceil(rows * setup.guided), setup.batch)
-        guide = asked * sum(decode_seconds(setup, a, size) for size in again)
+    guide = sampling_seconds(setup, a, math.ceil(rows * setup.guided)) if setup.guided else 0.0
     return Parts(put, network, load, mean, whole - mean, verify, guide, update, exchange)
 
 
@@ -150,7 +165,7 @@ def step_seconds(setup: Setup, p: Parts) -> float:
     training = p.put + p.verify + p.update + p.exchange
     k = setup.staleness
     if not k:
-        return sum(asdict(p).values())
+        return float(sum(asdict(p).values()))
     if p.guide:
         return p.put + max(p.network + sampling, p.verify) + p.guide + p.update + p.exchange
     return max(training, sampling, p.network, (training + p.network + sampling) / (k + 1))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,22 @@ class Lengths:
         scaled = [math.log(t / self.median) / self.sigma / math.sqrt(2) for t in times[1:]]
         return np.array([1.0, *(math.erfc(x) / 2 for x in scaled)])
 
-    @property
+    @cached_property
     def mean(self) -> float:
         return float(self.survival.sum())
 
-    @property
+    @cached_property
     def attended(self) -> float:
         """Mean length of the completion that a token is in: longer ones have more tokens."""
         squares = float((self.survival * (2 * np.arange(self.longest) + 1)).sum())
         return squares / self.mean
 
+    @property
+    def deviation(self) -> float:
+        """Standard deviation."""
+        return math.sqrt(max(0.0, self.mean * (self.attended - self.mean)))
+
     def draw(self, random: np.random.Generator, shape: tuple[int, ...]) -> Array:
         """Lengths in tokens, [``shape``]."""
         drawn = np.ceil(self.median * np.exp(self.sigma * random.standard_normal(shape)))
-        return np.minimum(drawn, self.longest)
+        return np.asarray(np.minimum(drawn, self.longest), dtype=np.float64)

@@ -18,6 +18,8 @@ class Setup:
 
     model: Model
     gpus: int
+    lora: bool = False
+    """True if only adapters are trained; the formulas of time are for all weights."""
     samplers: int = 0
     """GPUs that only sample; the others train and, without samplers, sample too."""
     staleness: int = 0
@@ -42,8 +44,6 @@ class Setup:
     """Completions that the method asks for after the verdicts, per rollout (repairs, hints)."""
     node: int = 8
     """GPUs per node."""
-    wire: float = 1.0
-    """Seconds to send the weights to the samplers, as a share of today's; below 1 only as a change."""
 
     @property
     def workers(self) -> int:
@@ -76,24 +76,27 @@ def training_bytes(setup: Setup, a: Assumptions) -> float:
     """Bytes on a GPU that trains, during an update."""
     model, n = setup.model, setup.workers
     p = model.weights
+    per_token = a.activation * model.hidden * (1 if setup.checkpointing else model.layers)
+    per_token += 4 * model.hidden * model.layers * setup.checkpointing
+    activations = per_token * max(setup.micro_batch, setup.prompt + setup.lengths.longest)
+    if setup.lora:  # the adapters themselves are small
+        return 2 * p + activations
     shared = 16 * p / n if setup.fsdp else 16 * p + (4 * p if n > 1 else 0)
     if setup.fsdp:  # one layer, both embeddings, and their gradients
         shared += 8 * (model.layer_weights / model.layers + p - model.layer_weights)
     copy = 0 if setup.samplers else 2 * p / setup.shards
-    per_token = a.activation * model.hidden * (1 if setup.checkpointing else model.layers)
-    per_token += 4 * model.hidden * model.layers * setup.checkpointing
-    row = max(setup.micro_batch, setup.prompt + setup.lengths.longest)
-    return shared + copy + per_token * row
+    return shared + copy + activations
 
 
-def sampling_bytes(setup: Setup) -> float:
+def sampling_bytes(setup: Setup, a: Assumptions) -> float:
     """Bytes on a GPU that samples, while it does."""
     model = setup.model
     p = model.weights
     rows = min(setup.batch, setup.requests()[1])
-    cache = rows * (setup.prompt + setup.lengths.longest) * model.kv_bytes / setup.shards
-    if setup.samplers:
-        return 6 * p + cache
+    tokens = setup.prompt + setup.lengths.longest
+    cache = rows * (tokens * model.kv_bytes + a.drawing * model.vocabulary) / setup.shards
+    if setup.samplers or setup.lora:
+        return (6 if setup.samplers else 2) * p + cache
     if setup.shards > 1:  # another framework: no whole weights anywhere
         return 2 * p / setup.shards + 12 * p / setup.workers + cache
     kept = 4 * p + 12 * p / setup.workers if setup.fsdp else 16 * p
@@ -108,7 +111,7 @@ def whole_bytes(setup: Setup) -> float:
 
 def fits(setup: Setup, a: Assumptions) -> bool:
     """True if every GPU's memory suffices."""
-    needed = [training_bytes(setup, a), sampling_bytes(setup)]
+    needed = [training_bytes(setup, a), sampling_bytes(setup, a)]
     needed += [whole_bytes(setup)] if setup.samplers else []
     return max(needed) <= RESERVED * a.memory
 

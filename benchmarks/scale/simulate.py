@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,10 +96,9 @@ class Simulation:
         if not setup.samplers:  # the workers of one copy sample together
             yield np.concatenate(drawn[number * setup.shards : (number + 1) * setup.shards])
         elif setup.merged:
-            yield np.array_split(np.concatenate(drawn), setup.engines)[number]
-        else:
-            for worker in drawn:
-                yield np.array_split(worker, setup.engines)[number]
+            yield piece(np.concatenate(drawn), setup.engines, number)
+        elif number < len(drawn[0]):  # else no worker has enough for it
+            yield from filter(len, (piece(worker, setup.engines, number) for worker in drawn))
 
     def decode(self, lengths: Array) -> Events:
         """Sample a batch of completions of these lengths, ascending; half of the rows leave when half have
@@ -122,19 +121,24 @@ class Simulation:
         for step in range(1, self.steps + 1):
             yield env.timeout(self.put)
             self.published[step].succeed()
-            yield env.all_of([env.process(self.graded(step, worker)) for worker in range(setup.workers)])
+            done: Sequence[simpy.Event] = self.sampled["rollout", step]
+            if setup.samplers:  # every worker has asked every sampler
+                done = [env.all_of(done)]
+            yield env.all_of(
+                [
+                    env.process(self.graded(step, worker, done[worker // setup.shards % len(done)]))
+                    for worker in range(setup.workers)
+                ]
+            )
             if self.extra:
                 self.asked_again[step].succeed()
                 yield env.all_of(self.sampled["guide", step])
             yield env.timeout(max(self.updates(step)))
             self.ends.append(env.now)
 
-    def graded(self, step: int, worker: int) -> Events:
+    def graded(self, step: int, worker: int, sampled: simpy.Event) -> Events:
         """Wait for the worker's rollouts and grade them in its verifier processes."""
-        done = self.sampled["rollout", step]
-        yield self.env.all_of(done) if self.setup.samplers else done[
-            min(worker // self.setup.shards, len(done) - 1)
-        ]
+        yield sampled
         count = len(self.lengths[step][worker])
         seconds = self.random.exponential(self.a.verdict, count) if self.noise else [self.a.verdict] * count
         free = [0.0] * self.setup.verifiers
@@ -150,6 +154,13 @@ class Simulation:
             prompts = len(drawn) / (1 if padded else setup.group)
             tokens = float(drawn.sum()) + prompts * setup.prompt
             yield sum(update_seconds(setup, self.a, tokens))
+
+
+def piece(whole: Array, pieces: int, number: int) -> Array:
+    """One of ``pieces`` that ``whole`` is cut into, the first ones longer by 1 if need be."""
+    size, longer = divmod(len(whole), pieces)
+    start = number * size + min(number, longer)
+    return whole[start : start + size + (number < longer)]
 
 
 def simulated_seconds(setup: Setup, a: Assumptions, steps: int = 20, seed: int = 0) -> float:

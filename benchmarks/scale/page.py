@@ -1,0 +1,141 @@
+"""The tables of docs/scale.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from benchmarks.scale import assumptions
+from benchmarks.scale.assumptions import Assumptions
+from benchmarks.scale.changes import CHANGES
+from benchmarks.scale.formula import bottleneck, parts, step_seconds
+from benchmarks.scale.models import MODELS, Model
+from benchmarks.scale.setup import RESERVED, Setup, fitting, sampling_bytes, training_bytes
+from benchmarks.scale.simulate import simulated_seconds
+
+SIZES = (8, 64, 1024)
+"""Numbers of GPUs."""
+
+
+def table(head: str, rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+# Which setups
+
+
+def fastest(setups: Sequence[Setup], a: Assumptions) -> list[Setup]:
+    """The one with the shortest step among those that fit, if any does."""
+    found = [fitted for setup in setups if (fitted := fitting(setup, a))]
+    return sorted(found, key=lambda setup: step_seconds(setup, parts(setup, a)))[:1]
+
+
+def setups(model: Model, gpus: int, a: Assumptions) -> list[Setup]:
+    """The fastest run of every kind: without samplers, with samplers, and, if Handrail can run neither, with
+    copies of the model that several GPUs of a node share."""
+    samplers = [gpus // 4, gpus // 2, 3 * gpus // 4]
+    found = fastest([Setup(model, gpus)], a)
+    found += fastest([Setup(model, gpus, samplers=number, staleness=1) for number in samplers], a)
+    return found or fastest([Setup(model, gpus, shards=shared) for shared in (2, 4, 8)], a)
+
+
+def named(setup: Setup) -> str:
+    """How a setup is started."""
+    words = ["torchrun"]
+    if setup.shards > 1:
+        words = [f"not in Handrail: {setup.shards} GPUs per sampler"]
+    elif setup.samplers:
+        words = [f"Ray, {setup.workers} workers, {setup.samplers} samplers, staleness {setup.staleness}"]
+    words += ["FSDP2"] * setup.fsdp + ["checkpointing"] * setup.checkpointing
+    return ", ".join(words + [f"batches of {setup.batch}"] * (setup.batch < 256))
+
+
+# The tables
+
+
+def steps(a: Assumptions) -> str:
+    head = (
+        "GPUs | model | run | weights | sample | longest | verify | update | exchange | step | simulated | "
+        "difference | first bottleneck | what to change | step then"
+    )
+    rows = []
+    for gpus in SIZES:
+        for model in MODELS:
+            chosen = setups(model, gpus, a)
+            rows += [step_row(setup, a) for setup in chosen]
+            if not chosen:
+                rows.append([f"{gpus:,}", model.name, "no run fits the memory", *[""] * 9, "memory"])
+                rows[-1] += ["more GPUs", ""]
+    return table(head, rows)
+
+
+def step_row(setup: Setup, a: Assumptions) -> list[str]:
+    p = parts(setup, a)
+    step, simulated = step_seconds(setup, p), simulated_seconds(setup, a)
+    first, change = CHANGES[bottleneck(setup, p)]
+    text, changed, then = change(setup, a)
+    cells = [p.put + p.network + p.load, p.sample, p.stragglers, p.verify, p.update, p.exchange]
+    return [
+        f"{setup.gpus:,}",
+        setup.model.name,
+        named(setup),
+        *map(seconds, cells),
+        f"**{seconds(step)}**",
+        seconds(simulated),
+        f"{simulated / step - 1:+.1%}",
+        first,
+        text,
+        seconds(step_seconds(changed, parts(changed, then))),
+    ]
+
+
+def asking(a: Assumptions) -> str:
+    """Runs of a method that asks for completions after the verdicts."""
+    rows = []
+    for text, samplers, staleness in (("torchrun", 0, 0), ("4 + 4", 4, 0), ("4 + 4, one step ahead", 4, 1)):
+        row = [text]
+        for guided in (0.0, 0.25):
+            setup = Setup(MODELS[0], 8, samplers=samplers, staleness=staleness, guided=guided)
+            row += [seconds(step_seconds(setup, parts(setup, a))), seconds(simulated_seconds(setup, a))]
+        rows.append(row)
+    return table("8 GPUs, 1.5B | GRPO | simulated | asks for a quarter again | simulated", rows)
+
+
+def memory(a: Assumptions) -> str:
+    """Gigabytes on the fullest GPU, with recomputed activations and small batches."""
+
+    def cell(setup: Setup) -> str:
+        needed = max(training_bytes(setup, a), sampling_bytes(setup, a)) / 1e9
+        return f"{needed:.0f}" if needed <= RESERVED * a.memory / 1e9 else f"**{needed:.0f}**"
+
+    rows = []
+    for model in MODELS:
+        small = partial(Setup, model, checkpointing=True, batch=16)
+        lora = small(1, lora=True)
+        sampler = sampling_bytes(small(8, samplers=4), a) / 1e9
+        row = [cell(small(8)), cell(small(8, fsdp=True)), cell(small(64, fsdp=True)), cell(lora)]
+        row.insert(3, f"{sampler:.0f}" if sampler <= RESERVED * a.memory / 1e9 else f"**{sampler:.0f}**")
+        shared = replace(small(64, fsdp=True), shards=8)
+        rows.append([model.name, *row, cell(shared)])
+    head = "model | whole models | FSDP2, 8 GPUs | 64 GPUs | a sampler | `[lora]` | 64 GPUs, 8 per sampler"
+    return table(head, rows)
+
+
+def blocks(a: Assumptions) -> dict[str, str]:
+    """The parts of the page that are written by this module, by name."""
+    return {"assumptions": assumptions.table(a), "memory": memory(a), "steps": steps(a), "asking": asking(a)}
+
+
+def filled(page: str, found: dict[str, str]) -> str:
+    """The page with every block between its markers."""
+    for name, text in found.items():
+        begin, end = f"<!-- {name}: python -m benchmarks.scale -->", f"<!-- end of {name} -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{text}\n\n{end}{rest.split(end)[1]}"
+    return page
