@@ -29,6 +29,7 @@ class Simulation:
         self.noise = setup.lengths.sigma > 0
         self.env = simpy.Environment()
         self.put, self.network, self.load = transfer(setup, a)
+        self.decode_cost = decode_cost(setup, a)
         self.lengths = {step: self._draw(1.0) for step in range(1, steps + 1)}
         self.extra = {step: self._draw(setup.guided) for step in range(1, steps + 1)} if setup.guided else {}
         self.places = max(1, min(setup.samplers, setup.nodes))
@@ -103,7 +104,7 @@ class Simulation:
     def decode(self, lengths: Array) -> Events:
         """Sample a batch of completions of these lengths, ascending; half of the rows leave when half have
         ended."""
-        fixed, row, seen = decode_cost(self.setup, self.a)
+        fixed, row, seen = self.decode_cost
         at, kept, total = 0.0, len(lengths), len(lengths)
         while kept:
             left = kept // 2
