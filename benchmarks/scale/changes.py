@@ -24,7 +24,7 @@ def larger_batches(setup: Setup, a: Assumptions) -> Changed:
 
 
 def one_request(setup: Setup, a: Assumptions) -> Changed:
-    return "samplers that answer all workers in one batch (to build)", replace(setup, merged=True), a
+    return "samplers that answer all their workers in one batch (to build)", replace(setup, merged=True), a
 
 
 def fused_update(setup: Setup, a: Assumptions) -> Changed:

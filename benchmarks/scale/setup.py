@@ -27,7 +27,8 @@ class Setup:
     checkpointing: bool = False
     """True if activations are recomputed (``model.gradient_checkpointing``)."""
     merged: bool = False
-    """True if a sampler answers the requests of all workers in one batch; today it answers one at a time."""
+    """True if a sampler answers the requests of all its workers in one batch; today it answers one at a
+    time."""
     shards: int = 1
     """GPUs that share the weights of one sampler; in Handrail 1."""
     problems: int = 512
@@ -69,7 +70,13 @@ class Setup:
             return 1, math.ceil(self.problems / self.engines) * self.group
         if self.merged:
             return 1, math.ceil(self.problems * self.group / self.engines)
-        return min(self.workers, self.problems), math.ceil(self.share / self.engines)
+        own = max(1, self.engines // self.workers)  # samplers of a worker
+        asking = math.ceil(self.workers / self.engines)
+        return min(asking, self.problems), math.ceil(self.share / own)
+
+    def own(self, worker: int) -> range:
+        """The samplers that answer a worker, as in ``RaySamplers``."""
+        return range(worker % self.engines, self.engines, self.workers)
 
 
 def training_bytes(setup: Setup, a: Assumptions) -> float:

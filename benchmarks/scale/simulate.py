@@ -92,14 +92,17 @@ class Simulation:
         self.sampled[kind, step][number].succeed()
 
     def requests(self, drawn: list[Array], number: int) -> Iterator[Array]:
-        """What an engine samples, by request; workers divide theirs as ``tensor_split`` does."""
+        """What an engine samples, by request; a worker divides its completions among its own samplers."""
         setup = self.setup
         if not setup.samplers:  # the workers of one copy sample together
             yield np.concatenate(drawn[number * setup.shards : (number + 1) * setup.shards])
         elif setup.merged:
             yield piece(np.concatenate(drawn), setup.engines, number)
-        elif number < len(drawn[0]):  # else no worker has enough for it
-            yield from filter(len, (piece(worker, setup.engines, number) for worker in drawn))
+        else:
+            for worker, rows in enumerate(drawn):
+                own = setup.own(worker)
+                if number in own and len(part := piece(rows, len(own), own.index(number))):
+                    yield part
 
     def decode(self, lengths: Array) -> Events:
         """Sample a batch of completions of these lengths, ascending; half of the rows leave when half have
@@ -123,11 +126,9 @@ class Simulation:
             yield env.timeout(self.put)
             self.published[step].succeed()
             done: Sequence[simpy.Event] = self.sampled["rollout", step]
-            if setup.samplers:  # every worker has asked every sampler
-                done = [env.all_of(done)]
             yield env.all_of(
                 [
-                    env.process(self.graded(step, worker, done[worker // setup.shards % len(done)]))
+                    env.process(self.graded(step, worker, self.finished(worker, done)))
                     for worker in range(setup.workers)
                 ]
             )
@@ -136,6 +137,15 @@ class Simulation:
                 yield env.all_of(self.sampled["guide", step])
             yield env.timeout(max(self.updates(step)))
             self.ends.append(env.now)
+
+    def finished(self, worker: int, done: Sequence[simpy.Event]) -> simpy.Event:
+        """The end of the sampling of a worker's completions."""
+        setup = self.setup
+        if setup.merged:
+            return self.env.all_of(done)
+        if setup.samplers:
+            return self.env.all_of([done[number] for number in setup.own(worker)])
+        return done[worker // setup.shards % len(done)]
 
     def graded(self, step: int, worker: int, sampled: simpy.Event) -> Events:
         """Wait for the worker's rollouts and grade them in its verifier processes."""

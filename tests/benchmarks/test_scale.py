@@ -99,7 +99,7 @@ def test_staleness_by_hand() -> None:
     steps = [step_seconds(small(4, samplers=2, staleness=k), p) for k in (0, 1, 2)]
     # 21 s in a row; half of them, shared by two steps; the samplers' own 10 s.
     assert steps == [21, 10.5, 10]
-    ahead = small(4, samplers=2, staleness=2, batch=16)  # requests of 4
+    ahead = small(6, samplers=2, staleness=2, batch=16)  # two workers ask a sampler
     assert bottleneck(ahead, p) == "requests"
     assert bottleneck(replace(ahead, merged=True), p) == "sample"
     # Asked again, everything waits for the rollouts ahead: 1 + 3 + 10 + 4 + 6.
@@ -111,8 +111,11 @@ def test_requests_go_to_samplers_as_they_do_in_ray() -> None:
         whole = np.arange(size, dtype=float)
         split = torch.arange(size).tensor_split(pieces)
         assert [piece(whole, pieces, n).tolist() for n in range(pieces)] == [each.tolist() for each in split]
-    assert small(8, samplers=4).requests() == (4, 1)  # of four workers, with 4 completions each
-    assert small(8, samplers=4, merged=True).requests() == (1, 4)
+    # 8 problems with 2 completions each: 4 workers with a sampler each, 2 with 3 each, 6 that share 2.
+    assert small(8, samplers=4).requests() == (1, 4)
+    assert small(8, samplers=6).requests() == (1, 3) and [*small(8, samplers=6).own(1)] == [1, 3, 5]
+    assert small(8, samplers=2).requests() == (3, 4) and [*small(8, samplers=2).own(3)] == [1]
+    assert small(8, samplers=2, merged=True).requests() == (1, 8)
     assert small(8).requests() == (1, 2)
 
 
