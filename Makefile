@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/handrail compare examples/demo.toml --output runs/demo
 
 test: setup lint
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 # vLLM's own requirements differ, so it gets an environment of its own.
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt

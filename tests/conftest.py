@@ -24,10 +24,12 @@ from accelerate import Accelerator
 from handrail import cli
 from handrail._util import progress
 from handrail.engines.local import LocalEngine
+from handrail.eval import compare
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config, parse_config
 from handrail.training.policies import load_trainable_policy
 from handrail.verifiers.pool import VerifierPool
+from tests import forks
 
 HARD = "task:house-rules?level=hard&house=3"
 EASY = "task:house-rules?level=easy"
@@ -55,15 +57,19 @@ def policy_of(path: Path, **changes: Any) -> TrainablePolicy:
     return load_trainable_policy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
 
 
-RUN_ONCE = ("worlds", "whole", "stopped_once", "comparison")
-"""Fixtures that take long. The tests of each run in one process of pytest-xdist, so that it is made once."""
+SLOW = ("test_worlds", "test_stopping", "test_trl", "test_report_page", "test_launch", "test_disk")
+"""Modules that take long begin first, so that at the end no process of pytest-xdist waits for another."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for name in set(RUN_ONCE) & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
+@pytest.fixture(autouse=True)
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons in this process get workers that start at once."""
+    monkeypatch.setattr(compare, "CONTEXT", forks.CONTEXT)
 
 
 @pytest.fixture(autouse=True)

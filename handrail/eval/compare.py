@@ -26,6 +26,7 @@ from handrail.eval.jobs import Job, jobs, require_finished_unchanged
 from handrail.training.config import Config
 from handrail.training.evaluate import wilson
 
+CONTEXT: Any = multiprocessing.get_context("spawn")
 AGAIN = "run the same command again to continue"
 Report = Callable[[str, int, int, dict[str, Any]], None]
 
@@ -66,14 +67,13 @@ def run_all(
     cores = os.cpu_count() or 1
     devices = [] if all(job.config.model.device == "cpu" for job in todo) else visible_devices()
     workers = min(workers or len(devices) or cores, len(todo))
-    context = multiprocessing.get_context("spawn")
-    messages, places, stopping = context.Queue(), context.Queue(), context.Event()
+    messages, places, stopping = CONTEXT.Queue(), CONTEXT.Queue(), CONTEXT.Event()
     for place in range(workers):
         places.put(devices[place % len(devices)] if devices else None)
     settled = (max(1, cores // workers), places, messages, stopping)
     with (
         Interrupts("stopping every run with a checkpoint") as interrupts,
-        ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=settled) as pool,
+        ProcessPoolExecutor(workers, CONTEXT, initializer=_init_worker, initargs=settled) as pool,
     ):
         pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in todo}
         try:

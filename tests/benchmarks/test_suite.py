@@ -232,7 +232,7 @@ def suite(run_app: Callable[..., Done]) -> Handrail:
 
 
 def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
-    done = suite("--suite", str(tiny), "--output", "out", "--workers", "1", "--page", "page.md")
+    done = suite("--suite", str(tiny), "--output", "out", "--workers", "2", "--page", "page.md")
     assert done.code == 0, done.err
     results = read_results(Path("out/results.jsonl"))
     assert len(results) == 4 + 4 == planned(load_suite(tiny))
