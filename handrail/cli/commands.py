@@ -66,8 +66,14 @@ def train_command(
     """Train a model with one method and write a run directory."""
     if workers and not ray:
         raise UserError("--workers is for --ray; without it, start the processes with torchrun")
+    if samplers and workers and "-" in workers:
+        raise UserError(
+            f"--workers is {workers}, a range, but Ray does not count the samplers when it looks for room; "
+            "give one number of workers"
+        )
     if samplers and not ray:
         raise UserError("--samplers is for --ray; without it, the processes that train also sample")
+    number = number_of(workers)
     parsed = load_config(config, settings)
     directory = output or run_directory(config)
     quiet()
@@ -86,7 +92,7 @@ def train_command(
                 show(said)
 
         summary = (
-            train_on_ray(parsed, directory, number_of(workers), resume, report, show, samplers)
+            train_on_ray(parsed, directory, number, resume, report, show, samplers)
             if ray
             else train(parsed, directory, resume=resume, progress=report)
         )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from threading import Event
 from typing import Any
 from uuid import uuid4
@@ -21,6 +21,7 @@ from torch import Tensor
 from handrail._util.errors import UserError
 from handrail._util.processes import accelerator
 from handrail.data.config import PromptFormat
+from handrail.engines.ray import first_line
 from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
 from handrail.models.generate import Completion, Sampler
 from handrail.models.trainable import TrainablePolicy
@@ -41,7 +42,9 @@ class SamplerActor:
         self.thread = ThreadPoolExecutor(1)  # for all work with the model, so that calls are taken meanwhile
         self.loading = asyncio.Lock()
         self.policy: TrainablePolicy | None = None
-        self.version: Version = (0, 0)
+        self.version: Version = (0, -1)
+        self.failed: Exception | None = None
+        """Why the newest weights could not be taken."""
         self.wanted: dict[str, Version] = {}
         self.answers: dict[str, asyncio.Task[list[Completion]]] = {}
         self.changed, self.busy = asyncio.Condition(), False
@@ -53,12 +56,20 @@ class SamplerActor:
                 self.policy = await self._work(load_sampling_policy, *self.settings)
 
     async def update(self, version: Version, weights: dict[str, Tensor]) -> None:
-        """Sample from ``weights`` once every request for older ones is answered."""
+        """Sample from ``weights`` once every request for older ones is answered.
+
+        Nobody waits for this, so an error is kept for those who ask for samples.
+        """
         self._forget_before(version)
         async with self._turn(lambda: all(each >= version for each in self.wanted.values())):
-            assert self.policy
-            await self._work(self.policy.load_sampling_weights, weights)
-            self.version = version
+            if version <= self.version:  # overtaken by newer weights on the way
+                return
+            try:
+                assert self.policy, "update before load"
+                await self._work(self.policy.load_sampling_weights, weights)
+                self.version, self.failed = version, None
+            except Exception as error:
+                self.failed = error
 
     async def submit(
         self,
@@ -68,24 +79,36 @@ class SamplerActor:
         seeds: Sequence[int],
         max_tokens: Sequence[int],
     ) -> None:
-        """Take a request; ``result`` returns its answer."""
+        """Take a request; ``result`` returns its answer.
+
+        Raises RuntimeError if Ray has restarted this actor, which has no model then.
+        """
+        if self.policy is None:
+            raise RuntimeError("a sampler was lost and has been restarted")
         self._forget_before(version)
         self.wanted[ticket] = version
         request = self._answer(ticket, version, prompts, seeds, max_tokens)
         self.answers[ticket] = asyncio.create_task(request)
 
     async def result(self, ticket: str) -> list[Completion]:
-        return await self.answers.pop(ticket)
+        try:
+            return await self.answers[ticket]
+        finally:
+            self.answers.pop(ticket, None)
 
     def _forget_before(self, version: Version) -> None:
-        """Drop what was asked before the workers were started anew, because nobody waits for it."""
+        """Drop what was asked before the workers were restarted, because nobody waits for it."""
         for ticket, wanted in list(self.wanted.items()):
             if wanted[0] < version[0]:
-                self.answers.pop(ticket).cancel()
+                del self.wanted[ticket]
+                if task := self.answers.pop(ticket, None):
+                    task.cancel()
 
     async def _answer(self, ticket: str, version: Version, *request: Any) -> list[Completion]:
         try:
-            async with self._turn(lambda: self.version == version):
+            async with self._turn(lambda: self.failed is not None or self.version == version):
+                if self.failed:
+                    raise self.failed
                 assert self.policy
                 return list(await self._work(self.policy.complete, *request))
         finally:
@@ -127,8 +150,8 @@ class RaySamplers(Sampler):
         self.actors, self.policy, self.start = actors, policy, start
         rank, workers = policy.accelerator.process_index, policy.accelerator.num_processes
         self.own = actors[rank % len(actors) :: workers]
-        """Those that answer this process, one or more. If every process asked all of them, each would answer
-        many small requests one after another."""
+        """The actors that answer this process. If every process asked all of them, each would answer many
+        small requests one after another."""
         sampling, dtype = policy.sampling, policy.sampling.computes_in(policy.config)
         self.differs = sampling.name == "vllm" or dtype == "bfloat16" or sampling.staleness > 0
         self.sent: Event = Event()
@@ -165,14 +188,16 @@ class RaySamplers(Sampler):
             if rows:
                 taken.append(actor.submit.remote(ticket, self.version, *request))
                 tickets.append((actor, ticket))
-        ray.get(taken)
+        with user_errors():
+            ray.get(taken)
         self.sent.set()
         answers = [actor.result.remote(ticket) for actor, ticket in tickets]
         waiting = answers
         while waiting:
             poll()
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL)
-        return [completion for answer in ray.get(answers) for completion in answer]
+        with user_errors():
+            return [completion for answer in ray.get(answers) for completion in answer]
 
 
 def start_samplers(
@@ -183,7 +208,7 @@ def start_samplers(
     prompts: PromptFormat,
     sampler: SamplerConfig,
 ) -> list[Any]:
-    """Start actors, spread over the nodes; Ray starts a lost one again. ``wait_for`` loads their models."""
+    """Start actors, spread over the nodes; Ray restarts a lost one. ``wait_for`` loads their models."""
     import ray
 
     made = ray.remote(num_cpus=1, num_gpus=int(use_gpus), max_restarts=-1, scheduling_strategy="SPREAD")
@@ -191,7 +216,7 @@ def start_samplers(
 
 
 def wait_for(actors: Sequence[Any], seconds: float = 600) -> None:
-    """Wait until every actor has loaded its model, also one that Ray has to start again.
+    """Wait until every actor has loaded its model, even if Ray has to restart it.
 
     Raises UserError if a model cannot be loaded, or after ``seconds``.
     """
@@ -202,12 +227,28 @@ def wait_for(actors: Sequence[Any], seconds: float = 600) -> None:
     for actor in actors:
         while True:
             try:
-                ray.get(actor.load.remote(), timeout=max(0, deadline - time.monotonic()))
+                with user_errors():
+                    ray.get(actor.load.remote(), timeout=max(0, deadline - time.monotonic()))
                 break
             except GetTimeoutError as error:
                 raise UserError(
-                    f"no room for {len(actors)} samplers in the cluster within {seconds:.0f} seconds; lower "
-                    "--samplers or --workers"
+                    f"the samplers are not ready after {seconds:.0f} seconds: the cluster has no room for "
+                    f"{len(actors)} of them beside the workers, or the model takes longer to load"
                 ) from error
-            except RayActorError:
+            except RayActorError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(f"a sampler cannot be started: {first_line(error)}") from error
                 time.sleep(POLL)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise a UserError of an actor as it was raised there, without the actor's traceback."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise

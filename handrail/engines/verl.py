@@ -63,6 +63,8 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         """The problems of the current step, by their uids, in the data loader's order."""
         self.guided: list[tuple[int, Group]] = []
         """The guided groups of the current step, each with the place of its problem."""
+        self.size = 0
+        """Number of problems of the current step, with or without groups."""
         self.awake = False
         super().__init__(config)
 
@@ -136,6 +138,7 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         learn(method, [group for found in guided for group in found])
         if self.updates * self.config.actor_rollout_ref.actor.ppo_epochs > 1:
             guided = [with_old_logp(engine.policy, found) for found in guided]
+        self.size = len(guided)
         self.guided = [(place, group) for place, found in enumerate(guided) for group in found]
         self.problems.clear()
         self.sleep()
@@ -157,7 +160,7 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         if self.plain:
             return super()._update_actor(batch, metrics)
         found: dict[str, list[Any]] = {}
-        size = len({place for place, _ in self.guided})
+        size = self.size
         rows = {id(tokens): row for row, tokens in enumerate(self.engine.queued)}
         advantages = [torch.zeros(len(tokens)) for tokens in self.engine.queued]
         for _ in range(self.config.actor_rollout_ref.actor.ppo_epochs):
@@ -186,10 +189,10 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         counts["groups/guided"] += sum(len(group.rollouts) < len(group.trajectories) for group in credited)
         live = [sample for sample in scaled(self.method, credited) if sample.is_live]
         counts["trajectories/trained"] += len(live)
+        self.sleep()
         if not live:
             return {}
         live = self.engine.ready(live, self.method.kl != 0)
-        self.sleep()
         actor = self.config.actor_rollout_ref.actor
         size = self.multiple(actor, "use_dynamic_bsz", "ppo_micro_batch_size_per_gpu")
         rows = dealt(live, self.processes, size, self.engine.policy.renderer.end)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from handrail._util.errors import UserError
-
 try:
     import handrail.engines.verl  # noqa: F401  # registers the trainer
-except UserError as error:
+except Exception as error:
     print(f"handrail: {error}", file=sys.stderr)
     raise

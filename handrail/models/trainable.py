@@ -207,9 +207,14 @@ class TrainablePolicy(TransformersPolicy):
             self.sampler_is_current = True
 
     def load_sampling_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Sample from these weights, named as ``weights`` names them."""
+        """Sample from these weights, named as ``weights`` names them.
+
+        Raises UserError if they are of another model.
+        """
         if self.sampler is None:
-            self.bare_model.load_state_dict(weights, strict=False)  # tied weights come only once
+            missing, unexpected = self.bare_model.load_state_dict(weights, strict=False)
+            if unexpected or set(missing) - set(self.bare_model.all_tied_weights_keys):
+                raise UserError(f"{self.config.path} has other weights than the model in training")
         else:
             self.sampler.update_weights(weights.items())
             self.sampler_is_current = True

@@ -256,7 +256,7 @@ class Loop(Run):
     def rollouts(self, step: int, problems: list[Problem], places: list[int]) -> list[Group]:
         if self.ahead:
             return self.ahead.rollouts(step)
-        self.policy.update_sampler()
+        self.policy.update_sampler()  # in every process, because a sampler may serve all of them
         return self.engine.rollout(self.method, problems, places)
 
     def parts(

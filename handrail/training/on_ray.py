@@ -39,8 +39,8 @@ def train_on_ray(
 ) -> dict[str, Any]:
     """Train as ``train`` does, in processes of Ray, and return the summary.
 
-    ``workers``: the least and the largest number of processes. ``samplers`` further ones do the sampling;
-    without them, every worker samples by itself.
+    ``workers``: the least and the largest number of processes. ``samplers``: number of further processes that
+    only sample; without them, every worker samples by itself.
     ``say`` is called with lines for the user. Raises what ``train`` and ``run_on_ray`` raise.
     """
     RunDirectory.claim(directory, config, resume)

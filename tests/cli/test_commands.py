@@ -659,3 +659,23 @@ def test_a_command_for_one_process_refuses_to_run_under_torchrun(
     done = handrail("eval", "builtin:house-tiny", "task:house-rules?n=4")
     assert done.code == 2 and "handrail eval runs in one process; start it without torchrun" in done.err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--workers", "2"], "--workers is for --ray; without it, start the processes with torchrun"),
+        (["--samplers", "2"], "--samplers is for --ray; without it, the processes that train also sample"),
+        (["--ray", "--workers", "8-2"], "--workers is 8-2; give a number, or a range such as 2-8"),
+        (["--ray", "--workers", "two"], "--workers is two; give a number, or a range such as 2-8"),
+        (
+            ["--ray", "--workers", "2-8", "--samplers", "1"],
+            "--workers is 2-8, a range, but Ray does not count",
+        ),
+    ],
+)
+def test_numbers_of_processes_that_make_no_sense_are_refused(
+    options: list[str], sentence: str, handrail: Handrail, tmp_path: Path
+) -> None:
+    done = handrail("train", str(configured(tmp_path)), "--output", "out", *options)
+    assert done.code == 2 and sentence in done.err and not (tmp_path / "out").exists()
