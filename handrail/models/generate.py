@@ -130,8 +130,8 @@ class Sampler(ABC):
     makes_batches = False
     """True if it takes any number of prompts at once."""
     sent: Event | None = None
-    """If it works while this process goes on: it sets this when it has taken a request. Whoever waits for it
-    clears it before."""
+    """Set when a request was taken, by a sampler that works while this process goes on; None for any other.
+    Clear it before waiting for it."""
 
     @abstractmethod
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
