@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from handrail.experts.registry import Experts
-from handrail.models.policy import Policy
+from handrail.models.policy import Policy, limits_of
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Trajectory
 from handrail.verifiers.pool import Verdict, VerifierPool
@@ -69,8 +69,7 @@ class DealtPolicy(Policy):
         seeds: Sequence[int],
         max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        limits = self.max_tokens if max_tokens is None else max_tokens
-        limits = [limits] * len(prompts) if isinstance(limits, int) else limits
+        limits = limits_of(self, prompts, max_tokens)
         rows = list(zip(prompts, seeds, limits, strict=True))
         return dealt(
             rows,

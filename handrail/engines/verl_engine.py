@@ -31,7 +31,7 @@ from handrail.experts.registry import Experts
 from handrail.methods.base import Method
 from handrail.methods.batch import Sample
 from handrail.models.batching import pad
-from handrail.models.policy import Policy
+from handrail.models.policy import Policy, limits_of
 from handrail.models.renderer import Renderer
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group, Trajectory
@@ -77,8 +77,7 @@ class VerlPolicy(Policy):
         seeds: Sequence[int],
         max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        limits = self.max_tokens if max_tokens is None else max_tokens
-        limits = [limits] * len(prompts) if isinstance(limits, int) else limits
+        limits = limits_of(self, prompts, max_tokens)
         settings = self.rollout
         sampling = {
             "temperature": settings.temperature,

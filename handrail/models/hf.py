@@ -25,6 +25,7 @@ from handrail.models.generate import Completion, generate
 from handrail.models.head import is_last, log_probs, skipped
 from handrail.models.loading import load_model
 from handrail.models.packing import Packed, can_pack
+from handrail.models.policy import limits_of
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Trajectory
 
@@ -122,8 +123,7 @@ class TransformersPolicy:
         seeds: Sequence[int],
         max_tokens: int | Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        limits = self.max_tokens if max_tokens is None else max_tokens
-        limits = [limits] * len(prompts) if isinstance(limits, int) else limits
+        limits = limits_of(self, prompts, max_tokens)
         return list(map(self._trajectory, prompts, self.complete(prompts, seeds, limits)))
 
     def complete(

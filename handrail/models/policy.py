@@ -74,6 +74,14 @@ class Policy(Protocol):
         raise UserError(f"{type(self).__name__} has no likeliest tokens; choose a model that runs here")
 
 
+def limits_of(
+    policy: Policy, prompts: Sequence[list[int]], max_tokens: int | Sequence[int] | None
+) -> Sequence[int]:
+    """Return the length limit for each prompt; ``max_tokens`` as for ``Policy.generate``."""
+    limits = policy.max_tokens if max_tokens is None else max_tokens
+    return [limits] * len(prompts) if isinstance(limits, int) else limits
+
+
 def with_old_logp(policy: Policy, groups: Sequence[Group]) -> list[Group]:
     """Set ``old_logp`` of the policy's tokens to its log-probabilities, where it is unknown."""
     wanted = [

@@ -1,6 +1,6 @@
 """verl's trainer on a CPU: its own queue, agent loops, reward loop, FSDP worker and updates.
 
-Only two parts stand in for what needs a GPU: the server (``Server``, in place of vLLM) and the group of
+Two parts replace what needs a GPU: the server (``Server``, in place of vLLM) and the group of
 workers, which is one worker in this process.
 """
 
