@@ -16,7 +16,17 @@ from handrail._util.seeds import derive
 from handrail.experts.registry import Experts
 from handrail.methods.base import Method
 from handrail.methods.context import Context
-from handrail.methods.requests import Ask, Flow, Generate, Pending, Score, TopTokens, Verify, drive
+from handrail.methods.requests import (
+    Ask,
+    Flow,
+    Generate,
+    Pending,
+    Score,
+    TopTokens,
+    Verify,
+    drive,
+    gather,
+)
 from handrail.models.policy import Policy
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group, Trajectory
@@ -85,8 +95,15 @@ class LocalEngine:
 
     def guide(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[list[Group]]:
         """Guide every group; return the list of groups that each one becomes."""
-        guided = self._verb("guide", method.guide, groups, places)
-        return [each if isinstance(each, list) else [each] for each in guided]
+
+        async def guide(group: Group, ctx: Context) -> list[Group]:
+            found = await method.guide(group, ctx)
+            guided = found if isinstance(found, list) else [found]
+            for term in method.terms:
+                guided = await gather(*(term.guide(each, ctx) for each in guided))
+            return guided
+
+        return self._verb("guide", guide, groups, places)
 
     def credit(self, method: Method[Any], groups: Sequence[Group], places: Places = None) -> list[Group]:
         """The credited groups, without those that the method leaves out."""
@@ -131,6 +148,11 @@ class LocalEngine:
     def answer(self, pending: list[Pending]) -> Sequence[Any]:
         """Answer each request; all are of the same kind."""
         requests = [each.request for each in pending]
+        if isinstance(requests[0], Ask | Generate) and any(each.key[0] == "credit" for each in pending):
+            raise UserError(
+                "credit samples or asks an expert, when part of the step may have been learned already; "
+                "do it in guide, and keep the result in Group.notes or in a column"
+            )
         match requests[0]:
             case Generate():
                 return self._generate(requests, [derive(self.seed, *each.key) for each in pending])

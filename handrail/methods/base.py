@@ -124,6 +124,13 @@ class Term(Section, Stateful):
         """Change the rewards of a graded group, before the method's ``guide``."""
         return group
 
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        """Look at a group that the method has guided, and ask experts about it.
+
+        Keep their answers in ``Group.notes`` or in columns of the trajectories, for ``credit``.
+        """
+        return group
+
     async def credit(self, group: Group, ctx: Context) -> Group:
         """Change the advantages that the method has set."""
         return group

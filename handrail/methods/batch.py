@@ -91,7 +91,7 @@ class MicroBatch:
 
 
 ALWAYS = ("advantage", "imitation_weight", "sampling_logp", "old_logp")
-NOT_TRAINED = {"entropy"}
+NOT_TRAINED = {"entropy", "step_score"}
 """Columns that no loss reads."""
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from handrail import Context, Group, train
+from handrail import Context, Group, UserError, train
 from handrail._util.errors import Paused
 from handrail.data.load import load_problems
 from handrail.experts.conversations import DONE
 from handrail.experts.planners import skeleton
 from handrail.experts.steps import split_steps
 from handrail.methods.grpo import Grpo
+from handrail.methods.requests import Ask
 from tests.conftest import EASY, HARD, config
 from tests.forks import together
 from tests.openai_server import BROKEN, CUT, MALFORMED, RATE_LIMITED, Messages, OpenAiServer, Reply
@@ -228,3 +229,45 @@ def test_a_pause_of_one_process_pauses_all_with_a_checkpoint(tmp_path: Path) -> 
         said = (tmp_path / f"run-{rank}").read_text()
         assert said == "the expert is gone; step 1 is checkpointed, to go on with --resume"
     assert (tmp_path / "run/checkpoints/step-000001").is_dir() and len(lines(tmp_path / "run")) == 1
+
+
+UNTIL_STEP_3 = """
+from handrail.experts.steps import split_steps
+from handrail._util.errors import Paused
+
+
+class Judge:
+    def __init__(self):
+        self.left = 2 * 4 * 4
+
+    def judge(self, attempts):
+        self.left -= len(attempts)
+        if self.left < 0:
+            raise Paused("the judge is gone")
+        return [[0.5] * len(steps) for _, steps in attempts]
+"""
+
+
+def test_a_judge_that_a_term_asks_may_fail_without_a_loss(tmp_path: Path) -> None:
+    """The checkpoint is that of the last complete step, as if a method asked."""
+    (tmp_path / "judge.py").write_text(UNTIL_STEP_3)
+    term = {"name": "prorag", "judge": f"{tmp_path / 'judge.py'}:Judge"}
+    settings = config(
+        method={"name": "grpo", "terms": [term]},
+        train={"steps": 4, "checkpoint_every": 0, "problems_per_step": 4, "updates_per_step": 2},
+        rollout={"group_size": 4},
+    )
+    with pytest.raises(Paused, match="the judge is gone; step 2 is checkpointed, to go on with --resume"):
+        train(settings, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000002"]
+
+
+class AsksLate(Grpo):
+    async def credit(self, group: Group, ctx: Context) -> Group | None:
+        await Ask("random", "what is right?")
+        return await super().credit(group, ctx)
+
+
+def test_nobody_is_asked_while_a_step_is_learned(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="credit samples or asks an expert, .* do it in guide"):
+        train(config(), tmp_path / "run", method=AsksLate)

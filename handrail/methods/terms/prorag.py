@@ -49,10 +49,17 @@ class Prorag(Term):
     def experts(self) -> Mapping[Role, str]:
         return {"judge": self.judge}
 
-    async def credit(self, group: Group, ctx: Context) -> Group:
+    async def guide(self, group: Group, ctx: Context) -> Group:
         members = written(group)
         scores = await gather(*(self.scores(group.problem, member, ctx) for member in members))
-        known = torch.cat([torch.empty(0).double(), *(each[~each.isnan()] for each in scores)])
+        for member, found in zip(members, scores, strict=True):
+            group = group.swap(member, member.with_columns(step_score=found))
+        return group
+
+    async def credit(self, group: Group, ctx: Context) -> Group:
+        members = [member for member in group.baseline if "step_score" in member.columns]
+        scores = [member.column("step_score") for member in members]
+        known = torch.cat([torch.empty(0), *(each[~each.isnan()] for each in scores)]).double()
         if not len(known) or known.min() == known.max():
             return group
         deviation = (known.var(correction=0) + 1e-8).sqrt()
@@ -63,7 +70,7 @@ class Prorag(Term):
         return group
 
     async def scores(self, problem: Problem, member: Trajectory, ctx: Context) -> Tensor:
-        """Score of the step of each token, float64 [T]; NaN on others' tokens and without a score."""
+        """Score of the step of each token, float32 [T]; NaN on others' tokens and without a score."""
         steps, number = number_steps(member, ctx.renderer, self.step_end)
         found = await Ask(self.judge, JudgeQuestion(problem, steps, self.step_end))
         ctx.counts["prorag/not_judged"] += found is None
@@ -75,4 +82,4 @@ class Prorag(Term):
             values.append(
                 math.nan if score is None else score + (self.valid_bonus if valid else self.invalid_bonus)
             )
-        return torch.where(own(member), torch.tensor(values, dtype=torch.float64)[number], math.nan)
+        return torch.where(own(member), torch.tensor(values)[number], math.nan)

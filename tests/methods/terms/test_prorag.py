@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,19 @@ import pytest
 import torch
 
 from handrail import Author, Group, LocalEngine, TrainablePolicy
+from handrail.methods.base import Method, Term
 from handrail.methods.terms import build_term
-from tests.methods.terms.scripted import PROBLEM, advantages, close, grpo, member, queue, verb
+from tests.methods.terms.scripted import PROBLEM, Answer, advantages, close, grpo, member, queue, verb
+
+
+def credited(
+    term: Method[Any] | Term, group: Group, engine: LocalEngine, answer: Answer | None = None
+) -> tuple[Group, Counter[str]]:
+    """The group after the two verbs of the term, alone or under GRPO, and what they count."""
+    judge = term.terms[0] if isinstance(term, Method) else term
+    judged, counts = verb(judge, "guide", group, engine, answer)
+    found, more = verb(term, "credit", judged, engine, answer)
+    return found, counts + more
 
 
 def sigmoid(logit: float) -> float:
@@ -36,7 +48,7 @@ SCORES = ([sigmoid(2), sigmoid(-1)], [sigmoid(0)])
 def test_by_hand_on_top_of_grpo(
     rewards: tuple[float, float], expected: tuple[float, ...], policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
-    found, _ = verb(grpo({"name": "prorag"}), "credit", group(policy, *rewards), engine, queue(*SCORES))
+    found, _ = credited(grpo({"name": "prorag"}), group(policy, *rewards), engine, queue(*SCORES))
     a, b, c = expected
     assert advantages(found) == [close([a, a, a, b]), close([c, c])]
     assert found.has_signal  # also if all rewards are equal
@@ -49,7 +61,7 @@ def test_the_form_of_a_step_counts(
     form: str | None, z: tuple[float, ...], policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
     term = build_term({"name": "prorag", "beta": 1.0, "step_form": form}, 1)
-    found, counts = verb(term, "credit", group(policy, 0.0, 0.0), engine, queue(*SCORES))
+    found, counts = credited(term, group(policy, 0.0, 0.0), engine, queue(*SCORES))
     assert advantages(found) == [close([z[0]] * 3 + [z[1]]), close([z[2]] * 2)]
     assert counts["prorag/invalid_steps"] == (form is not None)
 
@@ -66,8 +78,8 @@ def test_the_form_of_a_step_counts(
 def test_equal_and_missing_scores_change_nothing(
     scores: Any, unscored: int, unjudged: int, policy: TrainablePolicy, engine: LocalEngine
 ) -> None:
-    found, counts = verb(
-        build_term({"name": "prorag"}, 1), "credit", group(policy, 0.0, 0.0), engine, queue(*scores)
+    found, counts = credited(
+        build_term({"name": "prorag"}, 1), group(policy, 0.0, 0.0), engine, queue(*scores)
     )
     assert not any(map(any, advantages(found)))
     assert (counts["prorag/unscored_steps"], counts["prorag/not_judged"]) == (unscored, unjudged)
@@ -75,7 +87,7 @@ def test_equal_and_missing_scores_change_nothing(
 
 def test_a_step_without_a_score_enters_no_statistic(policy: TrainablePolicy, engine: LocalEngine) -> None:
     term = build_term({"name": "prorag", "beta": 1.0}, 1)
-    found, _ = verb(term, "credit", group(policy, 0.0, 0.0), engine, queue([0.9, None], [0.1]))
+    found, _ = credited(term, group(policy, 0.0, 0.0), engine, queue([0.9, None], [0.1]))
     # mean .58 over five tokens, deviation .3919
     assert advantages(found) == [close([0.8165] * 3 + [0.0]), close([-1.2247] * 2)]
 
@@ -83,10 +95,10 @@ def test_a_step_without_a_score_enters_no_statistic(policy: TrainablePolicy, eng
 def test_a_single_token_and_others_tokens(policy: TrainablePolicy, engine: LocalEngine) -> None:
     term = build_term({"name": "prorag", "beta": 1.0}, 1)
     lone = Group(PROBLEM, [member(policy, "77")])
-    assert advantages(verb(term, "credit", lone, engine, queue([0.9]))[0]) == [[0.0]]
+    assert advantages(credited(term, lone, engine, queue([0.9]))[0]) == [[0.0]]
     repaired = replace(member(policy, "77 8 ; 9"), author=torch.tensor([0, 0, 0, int(Author.TEACHER)]))
-    found, _ = verb(
-        term, "credit", Group(PROBLEM, [repaired, member(policy, "77")]), engine, queue([0.9, 0.0], [0.1])
+    found, _ = credited(
+        term, Group(PROBLEM, [repaired, member(policy, "77")]), engine, queue([0.9, 0.0], [0.1])
     )
     # The teacher's token is in no statistic: mean .7 over four tokens, deviation .3464.
     assert advantages(found) == [close([0.5774] * 3 + [0.0]), close([-1.7321])]
@@ -94,6 +106,6 @@ def test_a_single_token_and_others_tokens(policy: TrainablePolicy, engine: Local
 
 def test_the_real_judge_tells_a_false_step(policy: TrainablePolicy, engine: LocalEngine) -> None:
     members = [member(policy, text, 1.0) for text in ("77 + 8 = 85 ; # 70", "77 + 8 = 86 ; # 70")]
-    found, _ = verb(grpo({"name": "prorag"}), "credit", Group(PROBLEM, members), engine)
+    found, _ = credited(grpo({"name": "prorag"}), Group(PROBLEM, members), engine)
     # The judge has nothing to say of the last step: z is 1 and −1 on the first, 0 on it.
     assert advantages(found) == [close([0.3] * 6 + [0.0] * 2), close([-0.3] * 6 + [0.0] * 2)]
