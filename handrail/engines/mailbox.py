@@ -21,11 +21,12 @@ class Mailbox:
         self.why_stop = ""
         self.error: Exception | None = None
         self.traceback = ""
-        self.furthest, self.ended, self.starts, self.fruitless = -1, 0, 0, 0
+        self.furthest, self.newest, self.ended, self.starts, self.fruitless = -1, -1, 0, 0, 0
 
     async def begin(self) -> int:
         """Note that the workers start; return how many times they did, 0 if the run has ended already."""
         self.starts, self.fruitless, self.ended = self.starts + 1, self.fruitless + 1, 0
+        self.newest = -1
         self.all_ended.clear()
         if self.error is None and self.fruitless > FRUITLESS_STARTS:
             self.error = RuntimeError(
@@ -38,8 +39,12 @@ class Mailbox:
 
     async def post(self, *event: Any) -> None:
         self.events.append(event)
-        if event[0] == "step" and event[1] > self.furthest:
-            self.furthest, self.fruitless = event[1], 0
+        if event[0] == "step":
+            if event[1] < self.newest:  # the run itself went back to an earlier checkpoint
+                self.furthest = event[1]
+            elif event[1] > self.furthest:
+                self.furthest, self.fruitless = event[1], 0
+            self.newest = event[1]
         self.arrived.set()
 
     async def take(self, seconds: float) -> list[tuple[Any, ...]]:

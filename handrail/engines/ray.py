@@ -151,12 +151,16 @@ def fit(trainer: Any, mailbox: Any, receive: Callable[..., None]) -> Any:
     with Interrupts("stopping with a checkpoint") as interrupts, ThreadPoolExecutor(1) as thread:
         fitted = thread.submit(trainer.fit)
         done = asked = False
-        while not done:
-            done = fitted.done()  # before the last events are taken
-            for event in ray.get(mailbox.take.remote(0.0 if done else 0.2)):
-                receive(*event)
-            if interrupts.asked and not asked:
-                asked = ray.get(mailbox.stop.remote(interrupts.asked))
+        try:
+            while not done:
+                done = fitted.done()  # before the last events are taken
+                for event in ray.get(mailbox.take.remote(0.0 if done else 0.2)):
+                    receive(*event)
+                if interrupts.asked and not asked:
+                    asked = ray.get(mailbox.stop.remote(interrupts.asked))
+        except BaseException as failed:  # which leaves this block only when the workers have ended
+            ray.get(mailbox.stop.remote(f"the driver failed: {first_line(failed)}"))
+            raise
         if error := ray.get(mailbox.outcome.remote()):
             raise error
         try:

@@ -55,6 +55,19 @@ def test_a_run_without_progress_is_given_up() -> None:
     assert asyncio.run(starts()) == [1, 2, 3, 4, 5, 6, 0]
 
 
+def test_a_run_that_goes_back_itself_makes_progress_from_there() -> None:
+    async def starts() -> list[int]:
+        mailbox = Mailbox()
+        found = []
+        for numbers in ((58, 59, 20, 21), (22,), (23,), (24,), (25,)):
+            found.append(await mailbox.begin())
+            for step in numbers:
+                await mailbox.post("step", step)
+        return found
+
+    assert asyncio.run(starts()) == [1, 2, 3, 4, 5]
+
+
 def test_ray_starts_workers_again_only_if_not_all_of_them_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handrail.engines.mailbox.TOGETHER", 0.1)
 
@@ -163,6 +176,19 @@ def test_a_local_cluster_ends_with_a_stopped_run_which_continues_without_ray(tmp
     assert code == 0, said
     code, said = finished(start("train", file, "--output", alone), PATIENCE)
     assert code == 0 and left_behind(run) == left_behind(alone), said
+
+
+@needs_ray
+def test_a_driver_that_cannot_print_ends_the_workers(cluster: Nodes, tmp_path: Path) -> None:
+    """As after ``| head``."""
+    process = cluster.train(job(tmp_path, train={"steps": 1000}), tmp_path / "run")
+    assert process.stdout
+    while "step 1/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.stdout.close()
+    process.wait(PATIENCE)
+    wait_for(lambda: not cluster.workers(), PATIENCE)
+    assert steps(tmp_path / "run") < 1000
 
 
 @needs_ray
