@@ -31,9 +31,15 @@ class Callback:
     """
 
     def on_start(self, run: Run, step: int) -> None:
-        """Called once before the first step; ``step`` is 0, or the step that the run resumes from."""
+        """Called before the first step; ``step`` is 0, or the step that the run resumes from.
+
+        Called again each time that AutoNPO goes back to an earlier checkpoint.
+        """
 
     def before_step(self, run: Run, step: int) -> None: ...
+
+    def after_reward(self, run: Run, step: int, groups: Sequence[Group]) -> None:
+        """Called with this process's groups of the step, sampled and graded, before ``guide``."""
 
     def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
         """Called before each update with this process's share of its groups, after credit."""
@@ -180,6 +186,8 @@ class Trackers(Callback):
     Accelerate."""
 
     def on_start(self, run: Run, step: int) -> None:
+        if run.accelerator.trackers:  # the run has gone back to an earlier checkpoint
+            return
         config = run.config.model_dump(mode="json", exclude_none=True, exclude={"compare"})
         run.accelerator.init_trackers(run.config.train.tracker_project, config={"handrail": str(config)})
 

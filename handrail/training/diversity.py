@@ -16,6 +16,7 @@ from handrail.experts.steps import split_steps
 from handrail.types.trajectory import Group
 
 ORDERS = range(1, 5)
+MOST_COMPARED = 16
 # The symbols of a step, that is, all but its words; a lone letter is a variable.
 SYMBOL = re.compile(rf"{NUMBER.pattern}|\\[a-z]+|(?<![a-z'’])[a-z](?![a-z])|[-−+*×·/÷^!%=<>≤≥≠()]")
 NAMES = ("distinct_4", "one_minus_self_bleu", "distinct_first_steps", "correct_derivations")
@@ -65,8 +66,10 @@ def self_bleu_diversity(texts: Sequence[str]) -> float | None:
     """1 − mean sentence BLEU of every text against every other, after self-BLEU (arXiv 1802.01886).
 
     Uses sacrebleu's BLEU on whitespace-separated words, with effective order and exponential smoothing; the
-    BLEU of equal texts is 1.
+    BLEU of equal texts is 1. Of more than 16 texts, the first 16 are compared, because the time grows with
+    the square of their number.
     """
+    texts = texts[:MOST_COMPARED]
     if len(texts) < 2:
         return None
     times = Counter(tuple(text.split()) for text in texts)

@@ -112,7 +112,7 @@ class Loop(Run):
         self.ahead: Ahead | None = None
         self.rollback: list[Callback] = []
         if isinstance(self.method, AutoNpo):
-            self.rollback.append(Rollback(self.method, config.train))
+            self.rollback.append(Rollback(self.method, config))
 
     def fit(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
@@ -229,7 +229,10 @@ class Loop(Run):
                 groups = engine.reward(method, groups, places)
             if failing := self.verifier.failing:
                 raise UserError(f"{failing}; fix the verifier")
-            metrics = StepMetrics(groups, places)
+            with clock("measure"):
+                metrics = StepMetrics(groups, places)
+            for callback in self.callbacks:
+                callback.after_reward(self, number, groups)
             with clock("guide"):
                 guided = engine.guide(method, groups, places)
                 observed = observe(method, guided, places)
@@ -240,7 +243,7 @@ class Loop(Run):
             with clock("update"):
                 parts = [(self.policy.with_old_logp(groups), places) for groups, places in parts]
         for part in parts:
-            with clock("guide"), self.failing_together():
+            with self.failing_together(), clock("guide"):
                 credited = engine.credit_places(method, *part)
             groups = [group for _, group in credited]
             for callback in self.callbacks:

@@ -18,7 +18,9 @@ from handrail.training.run_directory import RunDirectory
 from handrail.training.update import Outcome
 from handrail.types.trajectory import Group
 
-TRAINING_PARTS = ("sample", "verify", "guide", "update")
+TRAINING_PARTS = ("sample", "verify", "measure", "guide", "update", "given_up")
+"""Parts of a step's time that are not evaluation; ``given_up`` is that of steps that the run went back
+over."""
 
 
 class StepMetrics:
@@ -160,8 +162,13 @@ def summary(out: RunDirectory, config: Config, method: Method[Any], spent: str) 
         "off_policy": ratio(total(steps, "tokens/off_policy"), total(steps, "tokens/trained")),
         "salvaged": salvaged(steps),
         "steps_without_signal": sum("note" in line for line in steps),
-        "seconds": round(sum(line.get(part, 0.0) for line in timings for part in TRAINING_PARTS), 2),
+        "seconds": round(sum(map(training_seconds, timings)), 2),
     }
+
+
+def training_seconds(seconds: Mapping[str, float]) -> float:
+    """Seconds of one step, without evaluation."""
+    return sum(seconds.get(part, 0.0) for part in TRAINING_PARTS)
 
 
 def evaluation(line: dict[str, Any], name: str) -> dict[str, Any]:

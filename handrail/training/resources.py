@@ -11,7 +11,7 @@ import torch
 
 from handrail._util.memory import enough_memory, peak_resident
 from handrail.training.config import Config
-from handrail.training.stopping import training_seconds
+from handrail.training.metrics import training_seconds
 
 
 class Clock:

@@ -20,12 +20,12 @@ from handrail.methods.autonpo import AutoNpo
 from handrail.methods.grpo import Grpo
 from handrail.training import checkpoint
 from handrail.training.callbacks import Callback, Checkpoints
-from handrail.training.config import TrainConfig
+from handrail.training.config import Config
 from handrail.training.evaluate import share_correct
-from handrail.training.metrics import tokens_sampled
+from handrail.training.metrics import tokens_sampled, training_seconds
 from handrail.training.resources import Clock
 from handrail.training.run import Run
-from handrail.training.run_directory import append
+from handrail.training.run_directory import RunDirectory, append
 from handrail.types.trajectory import Group, Trajectory
 
 
@@ -38,9 +38,14 @@ class Rollback(Callback):
     makes the same decision again.
     """
 
-    def __init__(self, method: AutoNpo, config: TrainConfig) -> None:
-        """Raises UserError if the run will not keep a checkpoint to go back to."""
-        if not config.checkpoint_every or config.keep_last < 2:
+    def __init__(self, method: AutoNpo, config: Config) -> None:
+        """Raises UserError if the run keeps no checkpoint to go back to, or cannot see a plateau."""
+        if config.sampler.name == "vllm":
+            raise UserError(
+                "method autonpo finds a plateau by the entropy of the rollouts, which vLLM does not tell; "
+                'set sampler.name = "transformers"'
+            )
+        if not config.train.checkpoint_every or config.train.keep_last < 2:
             raise UserError(
                 "method autonpo goes back to earlier checkpoints, of which the run keeps too few; set "
                 "train.checkpoint_every, and train.keep_last to at least 2"
@@ -54,28 +59,31 @@ class Rollback(Callback):
         self.steps = rows[1:]
         self.failed = {row["step"]: row["problems"] for row in mistakes}
         self.method.until = self.decided[-1]["from"] if self.decided else 0
+        self.seconds = run.broadcast(self.seconds_given_up(run.out))
         if self.decided and (file := self.decided[-1]["answers"]):
             self.method.answers = read_answers(str(run.directory / file), "method.answers")
 
-    def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
+    def after_reward(self, run: Run, step: int, groups: Sequence[Group]) -> None:
         wrong = [
             group.problem.id
             for group in groups
             if group.rollouts and all(member.correct is False for member in group.rollouts)
         ]
-        self.failed.setdefault(step, []).extend(gather_object(wrong))
+        self.failed[step] = gather_object(wrong)
 
     def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
         if self.decided and step == self.decided[-1]["step"] + 1:  # what was given up was not free
             spent = metrics.get("tokens/resampled", 0) + self.decided[-1]["tokens"]
             metrics["tokens/resampled"] = spent
+            clock.seconds["given_up"] = self.seconds
         self.steps.append(metrics)
         if run.accelerator.is_main_process and self.failed.get(step):
             append(run.out.mistakes, {"step": step, "problems": self.failed[step]})
 
     def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
         until = self.method.until
-        if step <= until or len(self.decided) >= self.method.settings.most or run.is_last(step):
+        went_back = sum(row["to"] is not None for row in self.decided)
+        if step <= until or went_back >= self.method.settings.most or run.is_last(step):
             return
         if self.method.on_plateau(self.steps[until:]):
             self.decide(run, step)
@@ -110,6 +118,13 @@ class Rollback(Callback):
         else:
             self.decided.append(row)
             self.method.until = step
+
+    def seconds_given_up(self, out: RunDirectory) -> float:
+        """What the steps took that the last decision gave up."""
+        if not self.decided or self.decided[-1]["to"] is None:
+            return 0.0
+        timings = out.read(out.path / "branches" / str(len(self.decided)) / "timings.jsonl")
+        return sum(training_seconds(row) for row in timings if row["step"] > self.decided[-1]["to"])
 
     def probe(self, run: Run, step: int) -> list[Group]:
         """Sample and grade the problems that failed lately, the newest mistakes first."""
@@ -160,6 +175,7 @@ class Rollback(Callback):
             branch = directory / "branches" / str(number)
             branch.mkdir(parents=True, exist_ok=True)
             shutil.copy(run.out.metrics, branch)
+            shutil.copy(run.out.timings, branch)
             for path in reversed(checkpoint.checkpoints(run.out.checkpoints)):
                 if checkpoint.step_of(path) > row["to"]:
                     shutil.rmtree(path)

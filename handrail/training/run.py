@@ -84,7 +84,10 @@ class Run:
         """Set by a callback that made an earlier checkpoint the newest, from which the run then goes on."""
 
     def stop(self, reason: str) -> None:
-        """End the run, evaluated and checkpointed, after this step or, if it is evaluated, the next."""
+        """End the run after this step, or after the next one if this step has already been evaluated.
+
+        The run evaluates and writes a checkpoint first.
+        """
         self.stop_requested = self.stop_requested or reason
 
     def is_last(self, step: int) -> bool:

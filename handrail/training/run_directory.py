@@ -247,8 +247,12 @@ def newest_checkpoint(path: Path) -> Path | None:
 
 
 def keep_until(file: Path, step: int | None) -> None:
-    """Delete the rows of steps after ``step``; all rows if it is None."""
-    kept = [] if step is None else [row for row in whole_lines(file) if row["step"] <= step]
+    """Delete the rows of steps after ``step``; all rows if it is None.
+
+    That a run went back is kept, because it may since have gone back to a step before that.
+    """
+    rows = [] if step is None else whole_lines(file)
+    kept = [row for row in rows if row["step"] <= (step or 0) or row.get("to") is not None]
     write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
 
 

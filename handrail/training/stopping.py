@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from handrail.training.config import TrainConfig
-from handrail.training.metrics import TRAINING_PARTS, tokens_sampled
+from handrail.training.metrics import tokens_sampled, training_seconds
 
 
 class StopCriteria:
@@ -60,8 +60,3 @@ class StopCriteria:
         if self.config.seconds_budget is not None and self.seconds >= self.config.seconds_budget:
             return "seconds"
         return ""
-
-
-def training_seconds(seconds: Mapping[str, float]) -> float:
-    """Seconds of one step, without evaluation."""
-    return sum(seconds.get(part, 0.0) for part in TRAINING_PARTS)

@@ -16,7 +16,10 @@ from handrail.methods import build
 from handrail.methods.autonpo import AutoNpo
 from handrail.models.config import RolloutConfig
 from handrail.training.config import Config
+from handrail.training.metrics import training_seconds
+from handrail.training.rollback import Rollback
 from handrail.training.run import Run
+from handrail.training.run_directory import keep_until
 from tests.conftest import EASY, config
 from tests.training.test_loop import lines
 
@@ -47,7 +50,6 @@ def test_a_plateau_is_a_reward_that_stands_still_while_the_entropy_falls() -> No
     assert made.on_plateau(steps([0.8] * 4, falling))
     assert not made.on_plateau(steps([0.8] * 4, falling[::-1]))  # entropy rises
     assert not made.on_plateau(steps([0.8] * 2, falling[:2]))  # too short to tell
-    assert not made.on_plateau([{"reward": 0.8}] * 9)  # no entropy, as with vLLM
 
 
 def stuck(**changes: Any) -> Config:
@@ -100,6 +102,27 @@ def test_a_run_on_a_plateau_goes_back_and_replays_what_it_found(tmp_path: Path) 
     # What was given up, and the probe: at most 8 problems × 4 completions of 40 tokens.
     given_up = sum(step["tokens/sampled"] for step in branch[back + 1 :])
     assert row["tokens"] == steps[back + 1]["tokens/resampled"] and 0 < row["tokens"] - given_up <= 1280
+    timings = lines(run / "timings.jsonl")
+    took = sum(training_seconds(each) for each in lines(run / "branches/1/timings.jsonl")[back + 1 :])
+    assert timings[back + 1]["given_up"] == pytest.approx(took) and took > 0
+    assert not any("given_up" in each for each in timings[: back + 1] + timings[back + 2 :])
+
+
+def test_groups_that_no_update_keeps_are_mistakes_too(tmp_path: Path) -> None:
+    train(stuck(skip_dead_groups=True), tmp_path / "run")
+    (row,) = lines(tmp_path / "run/rollbacks.jsonl")
+    assert row["to"] is not None
+
+
+def test_a_run_may_go_back_to_before_a_step_that_it_went_back_to(tmp_path: Path) -> None:
+    """The first decision is still known then, so neither its answers nor its number are used again."""
+    file = tmp_path / "rollbacks.jsonl"
+    rows = [{"from": 60, "to": 20, "step": 20}, {"from": 70, "to": None, "step": 70}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keep_until(file, 10)
+    assert lines(file) == rows[:1]
+    keep_until(file, None)
+    assert not lines(file)
 
 
 @pytest.mark.parametrize(("step", "after"), [(7, 0), (12, 1)])
@@ -120,6 +143,12 @@ def test_a_run_stays_if_nothing_was_solved(tmp_path: Path) -> None:
     assert rows and len(rows) <= 3 and not any(row["to"] for row in rows)
     assert not (tmp_path / "run/branches").exists()
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 14
+
+
+def test_a_sampler_that_tells_no_entropy_is_refused() -> None:
+    settings = config(sampler={"name": "vllm"}, train={"checkpoint_every": 1, "keep_last": 2})
+    with pytest.raises(UserError, match='which vLLM does not tell; set sampler.name = "transformers"'):
+        Rollback(method(), settings)
 
 
 @pytest.mark.parametrize("kept", [{"checkpoint_every": 0}, {"checkpoint_every": 1, "keep_last": 1}])
