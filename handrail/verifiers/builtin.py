@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
@@ -23,7 +23,9 @@ from handrail.data.tasks.gym import BY_NAME
 from handrail.types.problem import Problem
 from handrail.verifiers import gym_answers, math_answers, math_reading
 from handrail.verifiers.answer_text import boxes, final_answer, marked, plain, strip_formatting
-from handrail.verifiers.config import VerifierConfig
+
+if TYPE_CHECKING:  # pydantic would take half of a worker's start
+    from handrail.verifiers.config import VerifierConfig
 
 Verifier = Callable[[Problem, str], float]
 
