@@ -11,7 +11,6 @@ from trl import GRPOTrainer
 
 from handrail._util.errors import UserError
 from handrail.engines.hosted import checksum
-from handrail.methods.autonpo import AutoNpo
 from handrail.methods.base import Method
 
 TESTED = "1.16"
@@ -67,7 +66,7 @@ def require_no_terms(terms: Sequence[Any]) -> None:
 def require_possible(method: Method[Any], args: Any, named: dict[str, Any]) -> None:
     """Raise UserError if the trainer's arguments ask for what a guided method cannot do inside TRL."""
     name = method.settings.name or method.name
-    if isinstance(method, AutoNpo):
+    if method.needs_rollback:
         raise UserError(
             f"{name} goes back to earlier checkpoints, which TRL cannot; use npo, or handrail train"
         )

@@ -20,7 +20,6 @@ from handrail._util.errors import UserError
 from handrail._util.section import Section, explain
 from handrail.engines.hosted import checksum
 from handrail.experts.config import EndpointConfig, ExpertsConfig
-from handrail.methods.autonpo import AutoNpo
 from handrail.methods.base import Method
 
 NAME = "handrail"
@@ -182,7 +181,7 @@ def require_tested(version: str = verl.__version__) -> None:
 def require_possible(method: Method[Any], config: DictConfig) -> None:
     """Raise UserError if the configuration asks for what a guided method cannot do inside verl."""
     name = method.settings.name or method.name
-    if isinstance(method, AutoNpo):
+    if method.needs_rollback:
         raise UserError(
             f"{name} goes back to earlier checkpoints, which verl cannot; use npo, or handrail train"
         )

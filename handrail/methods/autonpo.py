@@ -46,6 +46,7 @@ class AutoNpo(Replaying[AutoNpoSettings]):
     """
 
     name, source, status, Settings = "autonpo", "arXiv 2604.20733", "reconstruction", AutoNpoSettings
+    needs_rollback = True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

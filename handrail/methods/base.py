@@ -162,6 +162,8 @@ class Method(Generic[S], Stateful):
     """Terms that it cannot be combined with, and why."""
     smallest_group: ClassVar[int] = 2
     """Minimum ``rollout.group_size``: the advantage of a group's only rollout is always 0."""
+    needs_rollback: ClassVar[bool] = False
+    """True if the method goes back to earlier checkpoints of its run, which not every engine can."""
 
     def __init__(
         self,
