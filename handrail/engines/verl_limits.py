@@ -196,6 +196,7 @@ def require_possible(method: Method[Any], config: DictConfig) -> None:
             "leave it out, and set skip_dead_groups in method if you need it"
         )
     require_no_objective(name, method, config)
+    require_logps(name, method, config)
     for setting, (default, why) in ABSENT.items():
         value = OmegaConf.select(config, setting)
         if value is not None and value != default:
@@ -219,6 +220,18 @@ def require_no_objective(name: str, method: Method[Any], config: DictConfig) -> 
         known = ours in type(method.settings).model_fields
         instead = f" and set {ours} in algorithm.handrail.method if you need it" if known else ""
         raise UserError(f"{setting} is {value}, but the objective is that of {name}; leave it out{instead}")
+
+
+def require_logps(name: str, method: Method[Any], config: DictConfig) -> None:
+    """Raise UserError if something needs log-probabilities that verl's servers do not return."""
+    needing = [name] if method.needs_sampling_logp else []
+    needing += [term.name for term in method.terms if term.needs_sampling_logp]
+    needing += [f"{CORRECTION}.rollout_is"] if config.algorithm.rollout_correction.rollout_is else []
+    if needing and not config.actor_rollout_ref.rollout.calculate_log_probs:
+        raise UserError(
+            f"{ROLLOUT}.calculate_log_probs is False, so verl's servers return no log-probabilities, which "
+            f"{needing[0]} needs; leave it out"
+        )
 
 
 def require_parts(name: str, method: Method[Any], config: DictConfig) -> None:

@@ -51,6 +51,7 @@ class ActGuide(Method[ActGuideSettings]):
     """
 
     name, source, status, Settings = "actguide", "arXiv 2605.12004", "published", ActGuideSettings
+    needs_sampling_logp = True
 
     @property
     def needs_references(self) -> bool:

@@ -106,6 +106,8 @@ class Term(Section, Stateful):
     """Methods and terms that it cannot be combined with, and why."""
     precedes: ClassVar[frozenset[str]] = frozenset()
     """Terms that it must come before."""
+    needs_sampling_logp: ClassVar[bool] = False
+    """True if the term reads ``sampling_logp`` of rollouts, see ``Method.needs_sampling_logp``."""
 
     name: str = ""
     """Name of the term, or ``file.py:Name`` for one of your own."""
@@ -164,6 +166,8 @@ class Method(Generic[S], Stateful):
     """Minimum ``rollout.group_size``: the advantage of a group's only rollout is always 0."""
     needs_rollback: ClassVar[bool] = False
     """True if the method goes back to earlier checkpoints of its run, which not every engine can."""
+    needs_sampling_logp: ClassVar[bool] = False
+    """True if the method reads ``sampling_logp`` of rollouts, which a host's servers need not tell."""
 
     def __init__(
         self,

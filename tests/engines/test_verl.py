@@ -289,6 +289,7 @@ class Restored(CpuTrainer):
 
 
 CORRECTION = "algorithm.rollout_correction"
+SILENT = "actor_rollout_ref.rollout.calculate_log_probs=false"
 REFUSALS: list[tuple[list[str], dict[str, Any], str]] = [
     (["algorithm.adv_estimator=grpo"], {}, "adv_estimator is grpo; set it to handrail, so that no other"),
     ([], {"methods": "sort"}, r"no setting algorithm.handrail.methods; did you mean 'method'"),
@@ -307,6 +308,9 @@ REFUSALS: list[tuple[list[str], dict[str, Any], str]] = [
         {},
         "have an upper bound only; give one number",
     ),
+    ([SILENT], {"method": "actguide"}, "return no log-probabilities, which actguide needs; leave it out"),
+    ([SILENT], {"terms": ["arm"]}, "return no log-probabilities, which arm needs"),
+    ([SILENT, f"{CORRECTION}.rollout_is=token"], {}, "which algorithm.rollout_correction.rollout_is needs"),
     (["actor_rollout_ref.rollout.multi_turn.enable=true"], {}, "reads and writes single-turn completions"),
     (["actor_rollout_ref.actor.strategy=megatron"], {}, "tested with fsdp and fsdp2 only"),
     (["critic.enable=true"], {}, "sort has no critic"),

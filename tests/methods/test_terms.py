@@ -122,6 +122,13 @@ def test_arm_by_hand(advantage: float, sure: float, expected: float, engine: Loc
     )  # a prompt of one token has confidence 1
 
 
+def test_arm_counts_the_rollouts_whose_log_probabilities_are_unknown(engine: LocalEngine) -> None:
+    group = Group(PROBLEM, [member(1.0, [math.nan, -1.0]), member(0.0, [-1.0], correct=True)])
+    found = applied(build_term({"name": "arm"}, 1), group, engine, {"policy": torch.tensor([-1.0])})
+    assert found[0] == [1.0, 1.0]
+    assert engine.counts["arm/unknown_logp"] == 1
+
+
 def test_terms_are_built_or_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"method.terms\[2\]: there is no term 'acee'; did you mean 'ace'"):
         build({"name": "grpo", "terms": [{"name": "ace"}, {"name": "acee"}]}, RolloutConfig())

@@ -23,6 +23,7 @@ class Arm(Term):
 
     source: ClassVar[str] = "arXiv 2602.05281"
     status: ClassVar[Status] = "secondary"
+    needs_sampling_logp: ClassVar[bool] = True
 
     alpha: float = Field(0.1, ge=0)
     """Strength α of the shift (not published)."""
@@ -40,7 +41,10 @@ class Arm(Term):
         def shifted(member: Trajectory) -> Trajectory:
             own = member.author == Author.POLICY
             known = member.column("sampling_logp")[own]
-            if not member.is_rollout or math.isnan(member.reward) or known.isnan().any() or not len(known):
+            if not member.is_rollout or math.isnan(member.reward) or not len(known):
+                return member
+            if known.isnan().any():
+                ctx.counts["arm/unknown_logp"] += 1
                 return member
             said = confidence(known, self.share)
             return member.with_columns(
