@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from handrail.engines.verl_limits import (
     require_tested,
     settings_of,
 )
-from handrail.engines.verl_rows import dealt, loss, ragged, training_rows
+from handrail.engines.verl_rows import dealt, describe, loss, ragged, training_rows
 from handrail.methods.scaling import scaled
 from handrail.models.policy import with_old_logp
 from handrail.types.problem import Problem
@@ -92,9 +91,8 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
     def _setup(self) -> None:
         super()._setup()
         if not self.plain:
-            settings = json.dumps(self.method.settings.model_dump(exclude={"terms"}))
-            cap = importance_weight_cap(self.config)
-            self.actor_rollout_wg.set_loss_fn(partial(loss, settings=settings, importance_weight_cap=cap))
+            method, cap = describe(self.method), importance_weight_cap(self.config)
+            self.actor_rollout_wg.set_loss_fn(partial(loss, method=method, importance_weight_cap=cap))
 
     # Generation
 

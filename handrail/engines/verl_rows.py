@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 from verl.utils.tensordict_utils import get_tensordict
 from verl.workers.utils.padding import no_padding_2_padding
 
-from handrail.engines.hosted import made
+from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.methods.batch import Sample, TokenBatch, token_batch
 from handrail.methods.losses import token_loss
+from handrail.models.config import RolloutConfig
 from handrail.types.trajectory import Author, Trajectory
 
 OURS = "handrail_"
@@ -80,10 +82,20 @@ def columns_of(data: TensorDict) -> TokenBatch:
     return TokenBatch(columns=columns, **own)
 
 
+def describe(method: Method[Any]) -> str:
+    """Return, as JSON, all that the method's surrogate depends on; ``rebuild`` reads it in any directory."""
+    settings = method.settings.model_dump(mode="json", exclude={"terms"}, exclude_unset=True)
+    where, colon, name = (method.settings.name or method.name).rpartition(":")
+    where = str(Path(where).absolute()) if where.endswith(".py") else where
+    settings["name"] = f"{where}{colon}{name}"
+    return json.dumps([settings, method.group_size, method.max_tokens])
+
+
 @cache
-def method_of(settings: str) -> Method[Any]:
-    """The method with these settings, as JSON; its surrogate depends on nothing else."""
-    return made(json.loads(settings), (), 8, 1)
+def rebuild(described: str) -> Method[Any]:
+    """Build a method, without its terms, from what ``describe`` returned."""
+    settings, group_size, max_tokens = json.loads(described)
+    return build(settings, RolloutConfig(group_size=group_size, max_tokens=max_tokens))
 
 
 def loss(
@@ -91,15 +103,15 @@ def loss(
     data: TensorDict,
     dp_group: Any = None,
     *,
-    settings: str,
+    method: str,
     importance_weight_cap: float,
 ) -> tuple[Tensor, dict[str, float]]:
     """``token_loss`` in the form of verl's own losses.
 
-    ``settings``: of the method, as JSON. A worker builds the method itself, because a method from a file of
+    ``method``: as ``describe`` returns it. A worker builds the method itself, because a method from a file of
     one's own cannot be sent to it.
     """
-    method, batch = method_of(settings), columns_of(data)
+    built, batch = rebuild(method), columns_of(data)
     logp = no_padding_2_padding(model_output["log_probs"], data)
     entropy = model_output.get("entropy")
     metrics = {}
@@ -109,7 +121,7 @@ def loss(
         metrics["entropy"] = float((entropy.detach() * own).sum() / own.sum().clamp(min=1))
     reference = batch.columns.pop("reference_logp", None)
     value = token_loss(
-        method, logp, batch, entropy if method.entropy_bonus else None, reference, importance_weight_cap
+        built, logp, batch, entropy if built.entropy_bonus else None, reference, importance_weight_cap
     )
     # verl averages gradients over processes, but sums them over micro-batches.
     return value * data["dp_size"], metrics

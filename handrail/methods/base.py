@@ -238,7 +238,11 @@ class Method(Generic[S], Stateful):
         return group
 
     def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
-        """Objective of every token [B, T], given current log-probabilities [B, T]; its sum is maximized."""
+        """Objective of every token [B, T], given current log-probabilities [B, T]; its sum is maximized.
+
+        It may read the settings, ``group_size``, ``max_tokens`` and the columns of ``batch``, and nothing
+        else: inside verl, workers compute it with a method that they build again from these.
+        """
         return self.policy_gradient(logp, batch) + losses.imitation(logp, batch)
 
     # Building blocks of the verbs

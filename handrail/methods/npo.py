@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
 
 from handrail._util.errors import UserError
-from handrail.data.answers import read_answers
+from handrail.data.answers import Answer, read_answers
 from handrail.methods.replaying import Replaying, ReplaySettings
 from handrail.types.problem import Problem
 
@@ -28,9 +28,10 @@ class Npo(Replaying[NpoSettings]):
 
     name, source, status, Settings = "npo", "arXiv 2604.20733", "secondary", NpoSettings
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.answers = read_answers(self.settings.cache, "method.cache")
+    @cached_property
+    def answers(self) -> dict[str, list[Answer]]:  # type: ignore[override]  # nobody sets it
+        # Not in __init__: a process that only computes the loss may not have the file.
+        return read_answers(self.settings.cache, "method.cache")
 
     def check(self, problems: Sequence[Problem]) -> None:
         super().check(problems)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import os
 import pickle
 import re
@@ -49,7 +48,7 @@ from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines import verl_limits
 from handrail.engines.hosted import made
-from handrail.engines.verl_rows import dealt, training_rows
+from handrail.engines.verl_rows import dealt, describe, rebuild, training_rows
 from handrail.methods.scaling import scaled
 from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
@@ -199,34 +198,64 @@ from handrail.engines.verl_rows import loss
 torch.distributed.init_process_group("gloo")
 torch.set_num_threads(1)
 rank = torch.distributed.get_rank()
-config, chunks, settings = pickle.load(open(f"{sys.argv[1]}/update.pickle", "rb"))
+config, chunks, method = pickle.load(open(f"{sys.argv[1]}/update.pickle", "rb"))
 group = OneWorker(config)
-group.set_loss_fn(partial(loss, settings=settings, importance_weight_cap=0.0))
+group.set_loss_fn(partial(loss, method=method, importance_weight_cap=0.0))
 group.update_actor(chunks[rank])
 torch.save(group.gradients[0], f"{sys.argv[1]}/{rank}.pt")
 """
 
 
+OWN = """
+from handrail import Method
+
+class Own(Method):
+    name = "own"
+
+    def surrogate(self, logp, batch):  # reads everything that it may read
+        return super().surrogate(logp, batch) * self.group_size / self.max_tokens * self.settings.clip_low
+"""
+
+
 def test_two_processes_make_one_update(host: Host, tmp_path: Path) -> None:
-    """Each trains on its part of the rows, as verl splits them."""
-    run = fitted(configured(tmp_path, method={"name": "grpo"}), host)
+    """Each trains on its part of the rows, as verl splits them, in another directory than the trainer.
+
+    The method is from a file of one's own, which the workers find although its path is relative.
+    """
+    (tmp_path / "own.py").write_text(OWN)
+    name = f"{os.path.relpath(tmp_path / 'own.py')}:Own"
+    run = fitted(configured(tmp_path, method={"name": name, "clip_low": 0.5}), host)
+    require_parity(run)
     run.engine.begin(1)
     credited = run.engine.credit(run.method, [group for _, group in run.steps[0]])
     live = [sample for sample in scaled(run.method, credited) if sample.is_live]
     rows = dealt(live, processes=2, size=4, end=1)
     named = {"temperature": 1.0, "mini_batch_size": len(rows), "global_batch_size": len(rows), "epochs": 1}
     parts = BatchData(training_rows(rows, **named, seed=1, calculate_entropy=False)).chunk(chunks=2)
-    settings = json.dumps(run.method.settings.model_dump(exclude={"terms"}))
-    update = (run.config.actor_rollout_ref, parts, settings)
+    update = (run.config.actor_rollout_ref, parts, describe(run.method))
     (tmp_path / "update.pickle").write_bytes(pickle.dumps(update))
     (tmp_path / "two.py").write_text(TWO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, str(tmp_path / "two.py"), str(tmp_path)], capture_output=True, text=True, timeout=300
+        [*launch, str(tmp_path / "two.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):
         require_equal(torch.load(tmp_path / f"{rank}.pt"), run.actor_rollout_wg.gradients[0])
+
+
+def test_workers_build_a_method_from_settings_alone(tmp_path: Path) -> None:
+    cache = npo_cache(tmp_path)
+    given = made({"name": "npo", "cache": str(cache), "dual_clip": 3.0}, ["pacr"], 4, 48)
+    cache.unlink()
+    built = rebuild(describe(given))
+    assert (built.name, built.group_size, built.max_tokens, built.terms) == ("npo", 4, 48, ())
+    assert built.settings.dual_clip == 3.0
+    assert rebuild(describe(made({"clip_low": 0.1}, [], 4, 48))).name == "grpo"
 
 
 TERMS: list[list[Any]] = [[{"name": "ace", "alpha": 1.0}], ["arm", "imentor"], ["pacr"]]

@@ -283,12 +283,12 @@ def test_npo_leaves_a_group_unchanged_without_a_verified_answer(
         ('{"id": "a"}', "answers.jsonl:2: .*required"),
     ],
 )
-def test_a_damaged_cache_is_refused(line: str, sentence: str, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_refused(line: str, sentence: str, problem: Problem, tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text("{}\n" + line + "\n")
     with pytest.raises(UserError, match=sentence):
-        build("npo", cache=str(tmp_path / "answers.jsonl"))
+        build("npo", cache=str(tmp_path / "answers.jsonl")).check([problem])
     with pytest.raises(UserError, match="method.cache: there is no file .*handrail harvest"):
-        build("npo", cache=str(tmp_path / "none.jsonl"))
+        build("npo", cache=str(tmp_path / "none.jsonl")).check([problem])
 
 
 def test_a_cache_without_any_answer_to_the_training_problems_is_refused(cache: Path, tmp_path: Path) -> None:
