@@ -18,7 +18,8 @@ from handrail.data.layouts import final_answer
 from handrail.engines.local import LocalEngine
 from handrail.experts.registry import Experts
 from handrail.methods import build
-from handrail.methods.base import Method, State, Stateful
+from handrail.methods.base import Method
+from handrail.methods.method_and_terms import observers
 from handrail.models.config import RolloutConfig
 from handrail.models.policy import Policy
 from handrail.models.renderer import Renderer
@@ -134,31 +135,10 @@ def section_of(file: str) -> dict[str, Any]:
     return dict(tree["method"])
 
 
-def require_ready(method: Method[Any], experts: Experts) -> None:
-    """Raise UserError if one of the method's experts cannot be loaded."""
-    asking = {"method": method.experts}
-    asking |= {f"terms[{place}]": term.experts for place, term in enumerate(method.terms, 1)}
-    for where, named in asking.items():
-        for role, name in named.items():
-            experts.check(role, name, f"{where}.{role}")
-
-
 def learn(method: Method[Any], groups: Sequence[Group]) -> None:
     """Let the method and its terms learn from all guided groups of a step."""
-    for each in (method, *method.terms):
-        if type(each).observe is not Stateful.observe:
-            each.learn([seen for group in groups if (seen := each.observe(group)) is not None])
-
-
-def state_of(method: Method[Any]) -> State:
-    return {"method": method.state(), "terms": [term.state() for term in method.terms]}
-
-
-def restore(method: Method[Any], state: State) -> None:
-    """Restore from ``state_of``."""
-    method.load_state(state["method"])
-    for term, own in zip(method.terms, state["terms"], strict=True):
-        term.load_state(own)
+    for each in observers(method):
+        each.learn([seen for group in groups if (seen := each.observe(group)) is not None])
 
 
 def checksum(function: Any) -> str:

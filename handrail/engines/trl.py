@@ -17,12 +17,13 @@ from trl import GRPOConfig, GRPOTrainer
 from handrail._util.errors import UserError
 from handrail._util.state import read_state, write_state
 from handrail.engines.dealt import DealtPolicy, DealtPool
-from handrail.engines.hosted import learn, made, restore, state_of
+from handrail.engines.hosted import learn, made
 from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of
 from handrail.engines.trl_limits import require_no_terms, require_possible, require_text
 from handrail.methods.base import Method
 from handrail.methods.batch import MicroBatch, Sample, micro_batch
 from handrail.methods.losses import token_loss
+from handrail.methods.method_and_terms import restore, state_of
 from handrail.methods.scaling import scaled
 from handrail.models.policy import with_old_logp
 from handrail.types.trajectory import Author, Group, Trajectory

@@ -17,10 +17,11 @@ from trl import GRPOTrainer
 from handrail._util.errors import UserError
 from handrail.data.config import PromptFormat
 from handrail.engines.dealt import DealtExperts, DealtPolicy, share
-from handrail.engines.hosted import COLUMNS, HostedEngine, problem_of, require_ready, rollout
+from handrail.engines.hosted import COLUMNS, HostedEngine, problem_of, rollout
 from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.experts.registry import Experts
 from handrail.methods.base import Method
+from handrail.methods.method_and_terms import require_experts
 from handrail.models.batching import Inputs
 from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.hf import TransformersPolicy
@@ -271,7 +272,7 @@ def experts_of(
         rows = trainer.train_dataset.select_columns(used)
         asked.problems = [problem_of(row, trainer.policy.renderer) for row in rows]
         trainer.method.check(asked.problems)
-    require_ready(trainer.method, asked)
+    require_experts(trainer.method, asked)
     return asked
 
 

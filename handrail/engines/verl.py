@@ -19,7 +19,7 @@ from verl.utils.tensordict_utils import get, get_tensordict
 
 from handrail._util.errors import UserError
 from handrail._util.state import read_state, write_state
-from handrail.engines.hosted import learn, made, require_ready, restore, state_of
+from handrail.engines.hosted import learn, made
 from handrail.engines.verl_engine import FIELDS, dataset_rows, engine_of
 from handrail.engines.verl_limits import (
     NAME,
@@ -30,6 +30,7 @@ from handrail.engines.verl_limits import (
     settings_of,
 )
 from handrail.engines.verl_rows import dealt, describe, loss, ragged, training_rows
+from handrail.methods.method_and_terms import require_experts, restore, state_of
 from handrail.methods.scaling import scaled
 from handrail.models.policy import with_old_logp
 from handrail.types.problem import Problem
@@ -86,7 +87,7 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
                     actor.optim[name] *= self.updates * actor.ppo_epochs
         self.engine = engine_of(self, self.guiding)
         self.method.check(self.engine.experts.problems)
-        require_ready(self.method, self.engine.experts)
+        require_experts(self.method, self.engine.experts)
 
     def _setup(self) -> None:
         super()._setup()

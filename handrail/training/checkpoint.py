@@ -18,6 +18,7 @@ from handrail._util.errors import Paused, UserError
 from handrail._util.files import damage, no_room, whole_directory, write_sums
 from handrail._util.state import read_state, write_state
 from handrail.methods.base import Method
+from handrail.methods.method_and_terms import restore, state_of
 from handrail.models.sharding import cut_like, local
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
@@ -43,8 +44,7 @@ def save(
             take_shards(root, aside)
         else:
             save_file(moments(optimizer), aside / "optimizer.safetensors")
-        terms = [term.state() for term in method.terms]
-        write_state(aside / "state", {"step": step, "method": method.state(), "terms": terms})
+        write_state(aside / "state", {"step": step, **state_of(method)})
         write_sums(aside)
     prune(root, step, config)
 
@@ -189,9 +189,7 @@ def load(path: Path, policy: TrainablePolicy, optimizer: Any, method: Method[Any
     state = read_state(path / "state")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": load_moments(path, policy), "param_groups": groups})
-    method.load_state(state["method"])
-    for term, own in zip(method.terms, state["terms"], strict=True):
-        term.load_state(own)
+    restore(method, state)
     return int(state["step"])
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from handrail._util.errors import Paused, UserError
@@ -17,9 +16,9 @@ from handrail._util.interrupts import Interrupts
 from handrail._util.processes import accelerator
 from handrail.data.sampler import ProblemSampler
 from handrail.engines.local import LocalEngine
-from handrail.experts.registry import Experts
 from handrail.methods import build
 from handrail.methods.base import Method
+from handrail.methods.method_and_terms import require_experts
 from handrail.models.generate import Sampler
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.ahead import require_ahead
@@ -65,7 +64,8 @@ class Run:
         )
         require_ahead(self.policy)
         self.policy.poll = interrupts.check
-        experts = usable_experts(config, self.accelerator, self.policy, self.method)
+        experts = load_experts(config, self.accelerator, self.policy)
+        require_experts(self.method, experts)
         seed, require_end = config.train.seed, config.rollout.require_end
         self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
         # A fixed seed: evaluations of different runs sample with the same random numbers.
@@ -131,21 +131,6 @@ def usable_data(config: Config, method: Method[Any]) -> RunData:
         if warning := probed_with_another_model(source, config.model.path):
             log.warning("data.train: %s", warning)
     return data
-
-
-def usable_experts(
-    config: Config, accelerator: Accelerator, policy: TrainablePolicy, method: Method[Any]
-) -> Experts:
-    """Set up the experts. Raises UserError if one that the method asks cannot be loaded."""
-    experts = load_experts(config, accelerator, policy)
-    asking = {"method": method.experts}
-    asking |= {f"method.terms[{place}]": term.experts for place, term in enumerate(method.terms, 1)}
-    for section, named in asking.items():
-        for role, name in named.items():
-            experts.check(role, name, f"{section}.{role}")
-    if "teacher" in method.models:
-        experts.white_box(policy)
-    return experts
 
 
 def adamw(policy: TrainablePolicy, config: TrainConfig) -> torch.optim.AdamW:

@@ -8,13 +8,9 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from handrail.methods.base import Method, Stateful
+from handrail.methods.base import Method
+from handrail.methods.method_and_terms import observers
 from handrail.types.trajectory import Group
-
-
-def observers(method: Method[Any]) -> list[Stateful]:
-    """The method and those of its terms that observe groups."""
-    return [each for each in (method, *method.terms) if type(each).observe is not Stateful.observe]
 
 
 def observe(

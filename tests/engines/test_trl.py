@@ -337,6 +337,7 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({}, {"method": "autonpo"}, "autonpo goes back to earlier checkpoints, which TRL cannot"),
         ({}, {"method": "sorted"}, "there is no method 'sorted'; did you mean 'sort'"),
         ({}, {"method": {"name": "sort", "planner": "nobody"}}, "there is no planner 'nobody'"),
+        ({}, {"method": "tgpo"}, "what reads a teacher's probabilities needs experts.teacher"),
         ({}, {"method": "sft", "terms": ["arm"]}, "sft has no advantages that a term could change"),
         ({}, {**sort, "rewards": [exact, coin]}, "say by correct_by= which one tells"),
         ({}, {**sort, "correct_by": "exactly"}, "correct_by: there is no 'exactly'; there are: exact"),
@@ -345,7 +346,7 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(18))
+@pytest.mark.parametrize("number", range(19))
 def test_what_a_method_cannot_do_inside_trl_is_refused_at_once(number: int, tmp_path: Path) -> None:
     changes, named, sentence = refusals()[number]
     with pytest.raises(UserError, match=sentence):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from handrail import Config, Context, Group, Method, Term, train
 from handrail._util.state import with_tensors, without_tensors
+from handrail.methods.method_and_terms import observers
 from handrail.training import shared_state
 from tests.conftest import EASY, config
 from tests.methods.terms.test_olr import mislabelled
@@ -76,9 +77,9 @@ def test_nothing_is_gathered_without_an_observer(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(shared_state, "gather_object", gathered)
     train(config(rollout={"max_tokens": 4}, train={"steps": 1}), tmp_path / "run")
-    assert shared_state.observers(Method()) == []
+    assert observers(Method()) == []
     term = Counting()
-    assert list(map(id, shared_state.observers(Method(terms=[term])))) == [id(term)]
+    assert list(map(id, observers(Method(terms=[term])))) == [id(term)]
 
 
 def test_state_of_numbers_and_tensors_is_kept_to_the_bit() -> None:
