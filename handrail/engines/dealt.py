@@ -8,12 +8,14 @@ each.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from handrail._util.errors import Paused, UserError
 from handrail.experts.registry import Experts
 from handrail.models.policy import Policy, limits_of
 from handrail.types.problem import Problem
@@ -24,28 +26,44 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def share(items: Sequence[T]) -> list[T]:
-    """This process's items: as many as any other's, some of them twice if there is no equal share."""
+@dataclass(frozen=True)
+class Failure:
+    """An exception as another process can always read it: not every exception pickles."""
+
+    kind: type[Exception]
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        for kind in (UserError, Paused):
+            if isinstance(error, kind):
+                return cls(kind, str(error))
+        return cls(RuntimeError, f"{type(error).__name__}: {error}")
+
+
+def take_share(items: Sequence[T]) -> list[T]:
+    """Return this process's share. Shares have equal length; if they cannot, some items are repeated."""
     state = PartialState()
     size = -(-len(items) // state.num_processes)
     return [items[(state.process_index * size + place) % len(items)] for place in range(size)]
 
 
-def dealt(items: Sequence[T], work: Callable[[list[T]], Sequence[R]]) -> list[R]:
+def deal(items: Sequence[T], work: Callable[[list[T]], Sequence[R]]) -> list[R]:
     """Apply ``work`` to a share of ``items`` in each process; return all results, in order, in all processes.
 
-    Raises in all processes what is raised in one.
+    If ``work`` fails in one process, all raise the same: UserError, Paused or, for any other exception,
+    RuntimeError.
     """
     if PartialState().num_processes == 1 or not items:
         return list(work(list(items)))
-    own = share(items)
+    own, error = take_share(items), None
     try:
         done: list[Any] = list(work(own))
-    except Exception as error:
-        done = [error] * len(own)
+    except Exception as raised:
+        error, done = raised, [Failure.of(raised)] * len(own)
     everything = gather_object(done)
-    if failed := next((each for each in everything if isinstance(each, Exception)), None):
-        raise failed
+    if failure := next((each for each in everything if isinstance(each, Failure)), None):
+        raise failure.kind(failure.message) from error
     return list(everything[: len(items)])
 
 
@@ -71,7 +89,7 @@ class DealtPolicy(Policy):
     ) -> list[Trajectory]:
         limits = limits_of(self, prompts, max_tokens)
         rows = list(zip(prompts, seeds, limits, strict=True))
-        return dealt(
+        return deal(
             rows,
             lambda own: self.policy.generate(
                 [row[0] for row in own], [row[1] for row in own], [row[2] for row in own]
@@ -86,7 +104,7 @@ class DealtPolicy(Policy):
         targets: Sequence[Sequence[int] | Tensor] | None = None,
     ) -> list[Tensor]:
         rows = list(zip(prompts, completions, completions if targets is None else targets, strict=True))
-        return dealt(
+        return deal(
             rows,
             lambda own: self.policy.score(
                 [row[0] for row in own], [row[1] for row in own], model, [row[2] for row in own]
@@ -101,7 +119,7 @@ class DealtPolicy(Policy):
         vocabulary: int | None = None,
     ) -> list[Tensor]:
         rows = list(zip(prompts, completions, strict=True))
-        return dealt(
+        return deal(
             rows,
             lambda own: self.policy.top_tokens(
                 [row[0] for row in own], [row[1] for row in own], model, vocabulary
@@ -120,11 +138,11 @@ class DealtExperts(Experts):
             asked, seeded = zip(*own, strict=True)
             return super(DealtExperts, self)._answers(name, asked, seeded)
 
-        return dealt(list(zip(questions, seeds, strict=True)), ask)
+        return deal(list(zip(questions, seeds, strict=True)), ask)
 
 
 class DealtPool(VerifierPool):
     """A verifier pool in each process, which grades its share."""
 
     def grade(self, items: Sequence[tuple[Problem, str]], answers: bool = False) -> list[Verdict]:
-        return dealt(items, lambda own: super(DealtPool, self).grade(own, answers))
+        return deal(items, lambda own: super(DealtPool, self).grade(own, answers))

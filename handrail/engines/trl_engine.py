@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 
 from handrail._util.errors import UserError
 from handrail.data.config import PromptFormat
-from handrail.engines.dealt import DealtExperts, DealtPolicy, share
+from handrail.engines.dealt import DealtExperts, DealtPolicy, take_share
 from handrail.engines.hosted import COLUMNS, HostedEngine, problem_of, rollout
 from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.experts.registry import Experts
@@ -230,7 +230,7 @@ class TrlEngine(HostedEngine):
                 "a term asks for the answer in a completion, which a reward function does not tell; leave "
                 "out reward_funcs, so that verifier= grades by the dataset's answer column"
             )
-        own = share(pairs)
+        own = take_share(pairs)
         # A term may have replaced the answer of a problem.
         rows = [problem.metadata | {"answer": problem.answer} for problem, _ in own]
         tokens = [member.tokens for _, member in own]

@@ -29,7 +29,7 @@ from handrail.engines.verl_limits import (
     require_tested,
     settings_of,
 )
-from handrail.engines.verl_rows import dealt, describe, loss, ragged, training_rows
+from handrail.engines.verl_rows import arrange, describe, loss, ragged, training_rows
 from handrail.methods.method_and_terms import require_experts, restore, state_of
 from handrail.methods.scaling import scaled
 from handrail.models.policy import with_old_logp
@@ -194,7 +194,7 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         live = self.engine.ready(live, self.method.kl != 0)
         actor = self.config.actor_rollout_ref.actor
         size = self.multiple(actor, "use_dynamic_bsz", "ppo_micro_batch_size_per_gpu")
-        rows = dealt(live, self.processes, size, self.engine.policy.renderer.end)
+        rows = arrange(live, self.processes, size, self.engine.policy.renderer.end)
         settings = {
             "temperature": self.config.actor_rollout_ref.rollout.temperature,
             "calculate_entropy": bool(actor.calculate_entropy or self.method.entropy_bonus),

@@ -48,7 +48,7 @@ def plain_rows(prompts: Sequence[Sequence[int]], completions: Sequence[Tensor]) 
     }
 
 
-def dealt(live: Sequence[Sample], processes: int, size: int, end: int) -> list[Sample]:
+def arrange(live: Sequence[Sample], processes: int, size: int, end: int) -> list[Sample]:
     """Order samples so that verl's equal split gives every process rows of similar lengths.
 
     Adds samples without credit, of the token ``end``, up to a multiple of ``size``.

@@ -90,18 +90,7 @@ class Experts:
 
         Raises UserError if a user's own expert fails.
         """
-        kind = type(questions[0])
-        role: Role = (
-            "judge" if kind is JudgeQuestion else "corrector" if kind is CorrectionQuestion else "planner"
-        )
-        try:
-            answers = self._answers(name, questions, seeds)
-        except (UserError, Paused):
-            raise
-        except Exception as error:
-            if ":" not in name:
-                raise
-            raise UserError(f"the {role} {name} fails: {type(error).__name__}: {error}") from error
+        role, answers = role_of(questions[0]), self._answers(name, questions, seeds)
         for question, answer in zip(questions, answers, strict=True):
             if complaint := misshapen(question, answer):
                 raise UserError(f"the {role} {name} {complaint}")
@@ -110,6 +99,17 @@ class Experts:
         return answers
 
     def _answers(self, name: str, questions: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
+        try:
+            return self._unchecked_answers(name, questions, seeds)
+        except (UserError, Paused):
+            raise
+        except Exception as error:
+            if ":" not in name:
+                raise
+            what = f"the {role_of(questions[0])} {name} fails"
+            raise UserError(f"{what}: {type(error).__name__}: {error}") from error
+
+    def _unchecked_answers(self, name: str, questions: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
         out: list[Any] = [None] * len(questions)
         for places in by_options(questions).values():
             asked, own = [questions[place] for place in places], [seeds[place] for place in places]
@@ -278,6 +278,12 @@ class Experts:
         """Return the counts since the last call, including the endpoint's."""
         counts, self.counts = self.counts, Counter()
         return counts + (self.endpoint.take_counts() if "endpoint" in self.__dict__ else Counter())
+
+
+def role_of(question: Any) -> Role:
+    """The role of the experts that such a question is for."""
+    kind = type(question)
+    return "judge" if kind is JudgeQuestion else "corrector" if kind is CorrectionQuestion else "planner"
 
 
 def ring_order(problem: Problem) -> int:

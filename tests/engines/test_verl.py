@@ -48,7 +48,7 @@ from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines import verl_limits
 from handrail.engines.hosted import made
-from handrail.engines.verl_rows import dealt, describe, rebuild, training_rows
+from handrail.engines.verl_rows import arrange, describe, rebuild, training_rows
 from handrail.methods.scaling import scaled
 from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
@@ -229,7 +229,7 @@ def test_two_processes_make_one_update(host: Host, tmp_path: Path) -> None:
     run.engine.begin(1)
     credited = run.engine.credit(run.method, [group for _, group in run.steps[0]])
     live = [sample for sample in scaled(run.method, credited) if sample.is_live]
-    rows = dealt(live, processes=2, size=4, end=1)
+    rows = arrange(live, processes=2, size=4, end=1)
     named = {"temperature": 1.0, "mini_batch_size": len(rows), "global_batch_size": len(rows), "epochs": 1}
     parts = BatchData(training_rows(rows, **named, seed=1, calculate_entropy=False)).chunk(chunks=2)
     update = (run.config.actor_rollout_ref, parts, describe(run.method))
