@@ -103,7 +103,7 @@ def problem_of(row: Mapping[str, Any], renderer: Renderer) -> Problem:
     return renderer.clean_references(problem)
 
 
-def made(
+def build_method(
     method: str | Mapping[str, Any],
     terms: Sequence[str | Mapping[str, Any]],
     group_size: int,

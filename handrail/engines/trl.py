@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from handrail._util.errors import UserError
 from handrail._util.state import read_state, write_state
 from handrail.engines.dealt import DealtPolicy, DealtPool
-from handrail.engines.hosted import learn, made
+from handrail.engines.hosted import build_method, learn
 from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of
 from handrail.engines.trl_limits import require_no_terms, require_possible, require_text
 from handrail.methods.base import Method
@@ -75,7 +75,7 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
             require_no_terms(terms)
             self.method = method
         else:
-            self.method = made(method, terms, args.num_generations, args.max_completion_length)
+            self.method = build_method(method, terms, args.num_generations, args.max_completion_length)
         if not self.plain:
             require_possible(self.method, args, bound)
             if "reference" in self.method.models:

@@ -199,7 +199,7 @@ class TrlEngine(HostedEngine):
         if not self.trainer.use_vllm:
             members = with_logp(self.policy, members)
         if self.verifier is None:
-            members = self.rewarded(members, rewards)
+            members = self.set_rewards(members, rewards)
         else:
             members = [
                 replace(member, reward=verdict.reward, correct=verdict.correct, answer=verdict.answer)
@@ -243,9 +243,9 @@ class TrlEngine(HostedEngine):
         )
         # What reward functions log of these completions has no row in TRL's table of rollouts.
         self.trainer._pending_extra_logs.clear()
-        return self.rewarded([member for _, member in pairs], rewards[: len(pairs)])
+        return self.set_rewards([member for _, member in pairs], rewards[: len(pairs)])
 
-    def rewarded(self, members: Sequence[Trajectory], rewards: Tensor) -> list[Trajectory]:
+    def set_rewards(self, members: Sequence[Trajectory], rewards: Tensor) -> list[Trajectory]:
         """Set ``reward`` and ``correct`` from the rewards of all functions [N, F]; NaN is no reward."""
         totals = (rewards * self.trainer.reward_weights.to(rewards.device)).nansum(1)
         totals[rewards.isnan().all(1)] = nan

@@ -19,7 +19,7 @@ from verl.utils.tensordict_utils import get, get_tensordict
 
 from handrail._util.errors import UserError
 from handrail._util.state import read_state, write_state
-from handrail.engines.hosted import learn, made
+from handrail.engines.hosted import build_method, learn
 from handrail.engines.verl_engine import FIELDS, dataset_rows, engine_of
 from handrail.engines.verl_limits import (
     NAME,
@@ -29,7 +29,7 @@ from handrail.engines.verl_limits import (
     require_tested,
     settings_of,
 )
-from handrail.engines.verl_rows import arrange, describe, loss, ragged, training_rows
+from handrail.engines.verl_rows import arrange, describe, loss, nest, training_rows
 from handrail.methods.method_and_terms import require_experts, restore, state_of
 from handrail.methods.scaling import scaled
 from handrail.models.policy import with_old_logp
@@ -55,7 +55,9 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         self.guiding = settings_of(config)
         self.plain = self.guiding.plain
         rollout = config.actor_rollout_ref.rollout
-        self.method = made(self.guiding.method, self.guiding.terms, rollout.n, rollout.response_length)
+        self.method = build_method(
+            self.guiding.method, self.guiding.terms, rollout.n, rollout.response_length
+        )
         if not self.plain:
             require_possible(self.method, config)
         become_synchronous(config, self.plain, not self.plain and "reference" in self.method.models)
@@ -172,7 +174,7 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
                         advantages[row] = member.column("advantage")
                 for name, values in self._update(credited).items():
                     found.setdefault(name, []).extend(values if isinstance(values, list) else [values])
-        fields = get_tensordict({"advantages": ragged(advantages), "returns": ragged(advantages)})
+        fields = get_tensordict({"advantages": nest(advantages), "returns": nest(advantages)})
         transfer_queue.kv_batch_put(batch.keys, batch.partition_id, fields=fields)
         if found:
             found["perf/mfu/actor"] = found.pop("actor/mfu")
@@ -191,7 +193,7 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         self.sleep()
         if not live:
             return {}
-        live = self.engine.ready(live, self.method.kl != 0)
+        live = self.engine.prepare(live, self.method.kl != 0)
         actor = self.config.actor_rollout_ref.actor
         size = self.multiple(actor, "use_dynamic_bsz", "ppo_micro_batch_size_per_gpu")
         rows = arrange(live, self.processes, size, self.engine.policy.renderer.end)

@@ -217,12 +217,12 @@ class VerlEngine(HostedEngine):
         logps = queued.get("rollout_log_probs")
         logps = [None] * len(queued) if logps is None else [row.tolist() for row in logps.unbind()]
         rows = zip(
-            unwrapped(queued["uid"]),
+            unwrap(queued["uid"]),
             queued["prompts"].unbind(),
             queued["responses"].unbind(),
             queued["response_mask"].unbind(),
             queued["rm_scores"].unbind(),
-            unwrapped(queued["extra_fields"]),
+            unwrap(queued["extra_fields"]),
             logps,
             strict=True,
         )
@@ -236,7 +236,7 @@ class VerlEngine(HostedEngine):
             member = rollout(self.policy.renderer, prompt.tolist(), response.tolist(), logp)
             self.queued.append(member.token_ids)
             info = (extra or {}).get("reward_extra_info", {})
-            members[uid].append(self.rewarded(member, float(scores.sum()), info))
+            members[uid].append(self.set_reward(member, float(scores.sum()), info))
         groups = []
         for uid, problem in problems.items():
             if self.verifier is not None:
@@ -246,7 +246,7 @@ class VerlEngine(HostedEngine):
         self.counts["groups/failed"] += len(problems) - len(groups)
         return groups
 
-    def ready(self, samples: Sequence[Sample], reference: bool) -> list[Sample]:
+    def prepare(self, samples: Sequence[Sample], reference: bool) -> list[Sample]:
         """Return samples for verl's workers.
 
         ``reference``: True to add log-probabilities under the model before training, as the column
@@ -264,7 +264,7 @@ class VerlEngine(HostedEngine):
             )
         ]
 
-    def rewarded(self, member: Trajectory, score: float, extra: Mapping[str, Any]) -> Trajectory:
+    def set_reward(self, member: Trajectory, score: float, extra: Mapping[str, Any]) -> Trajectory:
         """Set ``reward`` and ``correct`` from what verl's reward loop tells."""
         told = extra.get(self.settings.correct_by)
         decisive = score if told is None else float(told)
@@ -286,7 +286,7 @@ class VerlEngine(HostedEngine):
         totals = scores.batch["rm_scores"].sum(1).tolist()
         more = scores.non_tensor_batch
         return [
-            self.rewarded(member, total, {name: column[place] for name, column in more.items()})
+            self.set_reward(member, total, {name: column[place] for name, column in more.items()})
             for place, ((_, member), total) in enumerate(zip(pairs, totals, strict=True))
         ]
 
@@ -317,14 +317,14 @@ def row_of(problem: Problem) -> dict[str, Any]:
     return row
 
 
-def unwrapped(column: Any) -> list[Any]:
+def unwrap(column: Any) -> list[Any]:
     """The values of a field that are no tensors."""
     return [getattr(value, "data", value) for value in column]
 
 
 def dataset_rows(batch: TensorDict) -> list[dict[str, Any]]:
     """Rows of verl's data loader, without tensors."""
-    columns = {name: unwrapped(batch[name]) for name in batch.keys() if not isinstance(batch[name], Tensor)}  # noqa: SIM118
+    columns = {name: unwrap(batch[name]) for name in batch.keys() if not isinstance(batch[name], Tensor)}  # noqa: SIM118
     return [{name: column[place] for name, column in columns.items()} for place in range(len(batch))]
 
 

@@ -25,7 +25,7 @@ OURS = "handrail_"
 """Prefix of the fields with a TokenBatch's columns; verl itself reads none of them."""
 
 
-def ragged(rows: Sequence[Sequence[int] | Tensor]) -> Tensor:
+def nest(rows: Sequence[Sequence[int] | Tensor]) -> Tensor:
     """Nested tensor of rows of any lengths."""
     tensors = [torch.as_tensor(row) for row in rows]
     return torch.nested.as_nested_tensor(tensors, layout=torch.jagged)
@@ -37,12 +37,12 @@ def plain_rows(prompts: Sequence[Sequence[int]], completions: Sequence[Tensor]) 
         torch.cat([torch.tensor(prompt), completion])
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    mask = ragged([torch.ones_like(completion) for completion in completions])
+    mask = nest([torch.ones_like(completion) for completion in completions])
     return {
-        "prompts": ragged(prompts),
-        "responses": ragged(completions),
-        "input_ids": ragged(whole),
-        "position_ids": ragged([torch.arange(len(row)) for row in whole]),
+        "prompts": nest(prompts),
+        "responses": nest(completions),
+        "input_ids": nest(whole),
+        "position_ids": nest([torch.arange(len(row)) for row in whole]),
         "response_mask": mask,
         "loss_mask": mask,
     }
@@ -65,9 +65,9 @@ def training_rows(samples: Sequence[Sample], **settings: Any) -> TensorDict:
     rows = plain_rows([each.prompt_ids for each in members], [each.token_ids for each in members])
     batches = [token_batch([sample]) for sample in samples]
     for name in sorted({name for batch in batches for name in batch.columns}):
-        rows[f"{OURS}{name}"] = ragged([batch[name][0] for batch in batches])
+        rows[f"{OURS}{name}"] = nest([batch[name][0] for batch in batches])
     for name in ("mask", "author", "entropy_coef", "kl_coef"):
-        rows[f"{OURS}{name}"] = ragged([getattr(batch, name)[0] for batch in batches])
+        rows[f"{OURS}{name}"] = nest([getattr(batch, name)[0] for batch in batches])
     return get_tensordict(rows, settings)
 
 

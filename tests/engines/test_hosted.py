@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from handrail._util.errors import UserError
-from handrail.engines.hosted import made
+from handrail.engines.hosted import build_method
 
 
 def test_a_configuration_moves_from_host_to_host(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('[model]\npath = "m"\n[method]\nname = "sort"\nalpha = 0.7\nterms = [{name = "pacr"}]\n')
-    method = made(str(file), [{"name": "ace", "alpha": 1.0}], group_size=4, max_tokens=48)
+    method = build_method(str(file), [{"name": "ace", "alpha": 1.0}], group_size=4, max_tokens=48)
     assert (method.name, method.settings.alpha, method.group_size, method.max_tokens) == ("sort", 0.7, 4, 48)
     assert [term.name for term in method.terms] == ["pacr", "ace"]
 
@@ -21,10 +21,10 @@ def test_a_configuration_moves_from_host_to_host(tmp_path: Path) -> None:
 def test_a_configuration_without_a_method_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     with pytest.raises(UserError, match=r"config.toml cannot be read \(.*No such file"):
-        made(str(file), [], 4, 48)
+        build_method(str(file), [], 4, 48)
     file.write_text("[method\n")
     with pytest.raises(UserError, match="cannot be read .* give a configuration in TOML"):
-        made(str(file), [], 4, 48)
+        build_method(str(file), [], 4, 48)
     file.write_text("[model]\n")
     with pytest.raises(UserError, match=r"has no section \[method\]; add one"):
-        made(str(file), [], 4, 48)
+        build_method(str(file), [], 4, 48)

@@ -47,7 +47,7 @@ from handrail._util.errors import UserError
 from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines import verl_limits
-from handrail.engines.hosted import made
+from handrail.engines.hosted import build_method
 from handrail.engines.verl_rows import arrange, describe, rebuild, training_rows
 from handrail.methods.scaling import scaled
 from handrail.models.config import ModelConfig
@@ -250,12 +250,12 @@ def test_two_processes_make_one_update(host: Host, tmp_path: Path) -> None:
 
 def test_workers_build_a_method_from_settings_alone(tmp_path: Path) -> None:
     cache = npo_cache(tmp_path)
-    given = made({"name": "npo", "cache": str(cache), "dual_clip": 3.0}, ["pacr"], 4, 48)
+    given = build_method({"name": "npo", "cache": str(cache), "dual_clip": 3.0}, ["pacr"], 4, 48)
     cache.unlink()
     built = rebuild(describe(given))
     assert (built.name, built.group_size, built.max_tokens, built.terms) == ("npo", 4, 48, ())
     assert built.settings.dual_clip == 3.0
-    assert rebuild(describe(made({"clip_low": 0.1}, [], 4, 48))).name == "grpo"
+    assert rebuild(describe(build_method({"clip_low": 0.1}, [], 4, 48))).name == "grpo"
 
 
 TERMS: list[list[Any]] = [[{"name": "ace", "alpha": 1.0}], ["arm", "imentor"], ["pacr"]]
@@ -414,5 +414,5 @@ def test_the_examples_command_lines_are_valid(script: Path, tmp_path: Path) -> N
     validate_config(config, need_reference_policy(config), need_critic(config))
     settings = verl_limits.settings_of(config)
     rollout = config.actor_rollout_ref.rollout
-    verl_limits.require_possible(made(settings.method, settings.terms, rollout.n, 1024), config)
+    verl_limits.require_possible(build_method(settings.method, settings.terms, rollout.n, 1024), config)
     assert config.trainer.nnodes * config.trainer.n_gpus_per_node == int(re.findall(r"\d+", script.stem)[-1])
