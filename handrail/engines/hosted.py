@@ -21,7 +21,7 @@ from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.methods.method_and_terms import observers
 from handrail.models.config import RolloutConfig
-from handrail.models.policy import Policy
+from handrail.models.policy import Policy, with_old_logp
 from handrail.models.renderer import Renderer
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
@@ -64,6 +64,23 @@ class HostedEngine(LocalEngine):
             )
         self.known |= {(id(problem), id(each)): (problem, each) for each in members}
         return Group(problem, list(members))
+
+    def guide_step(
+        self, method: Method[Any], groups: Sequence[Group], old_logp: bool
+    ) -> list[tuple[int, Group]]:
+        """Reward and guide the groups of a step, and let the method learn from them.
+
+        Returns each guided group with the place of its problem. ``old_logp``: True to set ``old_logp`` too,
+        because the step has several updates.
+        """
+        found = self.guide(method, self.reward(method, groups))
+        places = [place for place, several in enumerate(found) for _ in several]
+        guided = [group for several in found for group in several]
+        for each in observers(method):
+            each.learn([seen for group in guided if (seen := each.observe(group)) is not None])
+        if old_logp:
+            guided = with_old_logp(self.policy, guided)
+        return list(zip(places, guided, strict=True))
 
     def verify(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool = False) -> list[Trajectory]:
         fresh = [answers or (id(problem), id(member)) not in self.known for problem, member in pairs]
@@ -133,12 +150,6 @@ def section_of(file: str) -> dict[str, Any]:
     if not isinstance(tree.get("method"), dict):
         raise UserError(f"method: {file} has no section [method]; add one")
     return dict(tree["method"])
-
-
-def learn(method: Method[Any], groups: Sequence[Group]) -> None:
-    """Let the method and its terms learn from all guided groups of a step."""
-    for each in observers(method):
-        each.learn([seen for group in groups if (seen := each.observe(group)) is not None])
 
 
 def checksum(function: Any) -> str:

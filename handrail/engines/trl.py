@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from handrail._util.errors import UserError
 from handrail._util.state import read_state, write_state
 from handrail.engines.dealt import DealtPolicy, DealtPool
-from handrail.engines.hosted import build_method, learn
+from handrail.engines.hosted import build_method
 from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of
 from handrail.engines.trl_limits import require_no_terms, require_possible, require_text
 from handrail.methods.base import Method
@@ -25,7 +25,6 @@ from handrail.methods.batch import MicroBatch, Sample, micro_batch
 from handrail.methods.losses import token_loss
 from handrail.methods.method_and_terms import restore, state_of
 from handrail.methods.scaling import scaled
-from handrail.models.policy import with_old_logp
 from handrail.types.trajectory import Author, Group, Trajectory
 from handrail.verifiers.config import VerifierConfig
 
@@ -137,11 +136,9 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         engine.begin(self.generations)
         groups = engine.rollouts(method, rollouts, self.rewards)
         self.problems = len(groups)
-        guided = engine.guide(method, engine.reward(method, groups))
-        learn(method, [group for found in guided for group in found])
-        if self.use_vllm and self.num_iterations * self._updates > 1:
-            guided = [with_old_logp(engine.policy, found) for found in guided]
-        self.guided = [(place, group) for place, found in enumerate(guided) for group in found]
+        several = self.num_iterations * self._updates > 1
+        # Without vLLM, the rollouts have been scored already.
+        self.guided = engine.guide_step(method, groups, old_logp=self.use_vllm and several)
 
     # Updates
 

@@ -19,7 +19,7 @@ from verl.utils.tensordict_utils import get, get_tensordict
 
 from handrail._util.errors import UserError
 from handrail._util.state import read_state, write_state
-from handrail.engines.hosted import build_method, learn
+from handrail.engines.hosted import build_method
 from handrail.engines.verl_engine import FIELDS, dataset_rows, engine_of
 from handrail.engines.verl_limits import (
     NAME,
@@ -32,7 +32,6 @@ from handrail.engines.verl_limits import (
 from handrail.engines.verl_rows import arrange, describe, loss, nest, training_rows
 from handrail.methods.method_and_terms import require_experts, restore, state_of
 from handrail.methods.scaling import scaled
-from handrail.models.policy import with_old_logp
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group
 
@@ -135,12 +134,9 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         method, engine = self.method, self.engine
         engine.begin(self.global_steps)
         groups = engine.rollouts(method, self.problems, queued)
-        guided = engine.guide(method, engine.reward(method, groups))
-        learn(method, [group for found in guided for group in found])
-        if self.updates * self.config.actor_rollout_ref.actor.ppo_epochs > 1:
-            guided = [with_old_logp(engine.policy, found) for found in guided]
-        self.size = len(guided)
-        self.guided = [(place, group) for place, found in enumerate(guided) for group in found]
+        several = self.updates * self.config.actor_rollout_ref.actor.ppo_epochs > 1
+        self.size = len(groups)
+        self.guided = engine.guide_step(method, groups, old_logp=several)
         self.problems.clear()
         self.sleep()
         return batch

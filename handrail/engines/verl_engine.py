@@ -213,11 +213,10 @@ class VerlEngine(HostedEngine):
 
         Problems of which every rollout has failed are left out.
         """
-        members: dict[str, list[Trajectory]] = {uid: [] for uid in problems}
+        uids, members = unwrap(queued["uid"]), list[Trajectory]()
         logps = queued.get("rollout_log_probs")
         logps = [None] * len(queued) if logps is None else [row.tolist() for row in logps.unbind()]
         rows = zip(
-            unwrap(queued["uid"]),
             queued["prompts"].unbind(),
             queued["responses"].unbind(),
             queued["response_mask"].unbind(),
@@ -227,7 +226,7 @@ class VerlEngine(HostedEngine):
             strict=True,
         )
         self.queued = []
-        for uid, prompt, response, mask, scores, extra, logp in rows:
+        for prompt, response, mask, scores, extra, logp in rows:
             if not bool(mask.all()):
                 raise UserError(
                     "a rollout has several turns, and a method reads and writes single-turn completions; use "
@@ -236,15 +235,18 @@ class VerlEngine(HostedEngine):
             member = rollout(self.policy.renderer, prompt.tolist(), response.tolist(), logp)
             self.queued.append(member.token_ids)
             info = (extra or {}).get("reward_extra_info", {})
-            members[uid].append(self.set_reward(member, float(scores.sum()), info))
-        groups = []
-        for uid, problem in problems.items():
-            if self.verifier is not None:
-                members[uid] = self.verify([(problem, member) for member in members[uid]])
-            if members[uid]:
-                groups.append(self.group(problem, members[uid][: method.samples(problem)]))
-        self.counts["groups/failed"] += len(problems) - len(groups)
-        return groups
+            members.append(self.set_reward(member, float(scores.sum()), info))
+        if self.verifier is not None:
+            members = self.verify([(problems[uid], each) for uid, each in zip(uids, members, strict=True)])
+        by_uid: dict[str, list[Trajectory]] = {uid: [] for uid in problems}
+        for uid, member in zip(uids, members, strict=True):
+            by_uid[uid].append(member)
+        self.counts["groups/failed"] += sum(not found for found in by_uid.values())
+        return [
+            self.group(problem, found[: method.samples(problem)])
+            for problem, found in zip(problems.values(), by_uid.values(), strict=True)
+            if found
+        ]
 
     def prepare(self, samples: Sequence[Sample], reference: bool) -> list[Sample]:
         """Return samples for verl's workers.

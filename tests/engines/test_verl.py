@@ -48,11 +48,13 @@ from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines import verl_limits
 from handrail.engines.hosted import build_method
+from handrail.engines.verl_engine import VerlPolicy
 from handrail.engines.verl_rows import arrange, describe, rebuild, training_rows
 from handrail.methods.scaling import scaled
 from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
 from handrail.types.trajectory import Author
+from handrail.verifiers.pool import VerifierPool
 from tests.conftest import HARD
 from tests.engines.parity import local_gradient, norm, require_equal
 from tests.engines.verl_host import CpuTrainer, Host, OnCpu, chat_model, configured, fitted
@@ -315,6 +317,28 @@ class Restored(CpuTrainer):
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
         self.restored = copy.deepcopy([term.state() for term in self.method.terms])
+
+
+def test_a_step_is_scored_and_graded_in_one_call_each(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rollouts of all its problems: a call to verl's workers is padded and waits for all of them."""
+    asked: list[tuple[str, int]] = []
+
+    def count(owner: type, name: str) -> None:
+        answer = getattr(owner, name)
+
+        def counted(self: Any, rows: Any, *rest: Any, **named: Any) -> Any:
+            asked.append((name, len(rows)))
+            return answer(self, rows, *rest, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(VerlPolicy, "score")
+    count(VerifierPool, "grade")
+    settings: dict[str, Any] = {"method": {"name": "grpo"}, "verifier": {"name": "exact", "workers": 1}}
+    fitted(configured(tmp_path, "coin", ["actor_rollout_ref.actor.ppo_mini_batch_size=2"], **settings), host)
+    assert asked == [("grade", 16), ("score", 16)] * 2
 
 
 CORRECTION = "algorithm.rollout_correction"
