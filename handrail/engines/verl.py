@@ -191,8 +191,7 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
             return {}
         live = self.engine.prepare(live, self.method.kl != 0)
         actor = self.config.actor_rollout_ref.actor
-        size = self.multiple(actor, "use_dynamic_bsz", "ppo_micro_batch_size_per_gpu")
-        rows = arrange(live, self.processes, size, self.engine.policy.renderer.end)
+        rows = arrange(live, self.processes, self.update_divisor, self.engine.policy.renderer.end)
         settings = {
             "temperature": self.config.actor_rollout_ref.rollout.temperature,
             "calculate_entropy": bool(actor.calculate_entropy or self.method.entropy_bonus),
@@ -213,9 +212,18 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
             info["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
         return int(max(info["actor"])) + 1
 
-    def multiple(self, section: Any, dynamic: str, micro_batch: str) -> int:
-        """What the number of rows must be a multiple of, given the names of two settings of ``section``."""
-        return self.processes * (1 if section[dynamic] else int(section[micro_batch]))
+    @property
+    def update_divisor(self) -> int:
+        """Number that the row count of an update must be divisible by."""
+        actor = self.config.actor_rollout_ref.actor
+        return self.processes * (1 if actor.use_dynamic_bsz else int(actor.ppo_micro_batch_size_per_gpu))
+
+    def score_divisor(self, model: str) -> int:
+        """Number that the row count must be divisible by if ``model`` scores."""
+        own = model == "policy" or self.ref_in_actor
+        section = self.config.actor_rollout_ref["rollout" if own else "ref"]
+        dynamic, rows = section.log_prob_use_dynamic_bsz, section.log_prob_micro_batch_size_per_gpu
+        return self.processes * (1 if dynamic else int(rows))
 
     # Checkpoints
 

@@ -123,12 +123,7 @@ class VerlPolicy(Policy):
         places = [place for place, row in enumerate(rows) if len(row)]
         if not places:
             return out
-        names = ("log_prob_use_dynamic_bsz", "log_prob_micro_batch_size_per_gpu")
-        own = model == "policy" or self.trainer.ref_in_actor
-        size = self.trainer.multiple(
-            self.rollout if own else self.trainer.config.actor_rollout_ref.ref, *names
-        )
-        padded = places + [places[0]] * (-len(places) % size)
+        padded = places + [places[0]] * (-len(places) % self.trainer.score_divisor(model))
         data = get_tensordict(
             plain_rows([prompts[place] for place in padded], [rows[place] for place in padded]),
             {"temperature": self.rollout.temperature, "calculate_entropy": False, "compute_loss": False},
