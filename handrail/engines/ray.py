@@ -65,13 +65,7 @@ def run_on_ray(
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         gpus = int(ray.cluster_resources().get("GPU", 0)) if use_gpus else 0
-        least, most = workers or (max(gpus - samplers, 1),) * 2
-        if gpus and least + samplers > gpus:
-            apart = f" and --samplers is {samplers}" if samplers else ""
-            raise UserError(
-                f"--workers is {least}{apart}, but the cluster has {gpus} GPUs; lower it, or set "
-                'model.device = "cpu"'
-            )
+        least, most = count_workers(workers, samplers, gpus)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actors = start_samplers(samplers, gpus > 0)
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
@@ -93,6 +87,21 @@ def run_on_ray(
             return fit(trainer, mailbox, receive)
         finally:
             shutil.rmtree(storage, ignore_errors=True)
+
+
+def count_workers(workers: tuple[int, int] | None, samplers: int, gpus: int) -> tuple[int, int]:
+    """Return the least and the largest number of workers; ``gpus``: 0 if they use none.
+
+    Raises UserError if the GPUs do not suffice.
+    """
+    least, most = workers or (max(gpus - samplers, 1),) * 2
+    if gpus and least + samplers > gpus:
+        apart = f" and --samplers is {samplers}" if samplers else ""
+        raise UserError(
+            f"--workers is {least}{apart}, but the cluster has {gpus} GPUs; lower it, or set "
+            'model.device = "cpu"'
+        )
+    return least, most
 
 
 @contextmanager
