@@ -18,7 +18,7 @@ from handrail._util.errors import UserError
 from handrail._util.state import read_state, write_state
 from handrail.engines.dealt import DealtPolicy, DealtPool
 from handrail.engines.hosted import build_method
-from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of
+from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of, pool_of
 from handrail.engines.trl_limits import require_no_terms, require_possible, require_text
 from handrail.methods.base import Method
 from handrail.methods.batch import MicroBatch, Sample, micro_batch
@@ -26,7 +26,6 @@ from handrail.methods.losses import token_loss
 from handrail.methods.method_and_terms import restore, state_of
 from handrail.methods.scaling import scaled
 from handrail.types.trajectory import Author, Group, Trajectory
-from handrail.verifiers.config import VerifierConfig
 
 STATE = "handrail"
 """Name of a checkpoint's files with the state of the method and its terms."""
@@ -68,22 +67,11 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         """
         bound = inspect.signature(GRPOTrainer.__init__).bind(self, *arguments, **named).arguments
         del bound["self"]
-        args = bound["args"] = copy.copy(bound.get("args") or GRPOConfig("trl-GRPO"))
-        self.plain = method == "grpo" and not terms
-        if isinstance(method, Method):
-            require_no_terms(terms)
-            self.method = method
-        else:
-            self.method = build_method(method, terms, args.num_generations, args.max_completion_length)
-        if not self.plain:
-            require_possible(self.method, args, bound)
-            if "reference" in self.method.models:
-                args.beta = 1.0  # so that TRL keeps the model before training
+        self._take_method(method, terms, bound)
         self.pool: DealtPool | None = None
         if not bound.get("reward_funcs"):
             bound["reward_funcs"] = [answer_reward]
-            named = {"name": verifier} if isinstance(verifier, str) else dict(verifier)
-            self.pool = DealtPool(VerifierConfig.model_validate(named))
+            self.pool = pool_of(verifier)
             weakref.finalize(self, self.pool.close)
         self.generated: list[tuple[Any, ...]] = []
         """Prompt, completion and log-probabilities of this process's rollouts."""
@@ -95,16 +83,29 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         """This process's share of what the current update takes from the last generation."""
         self.generations = self.problems = 0
         super().__init__(**bound)
-        if self.plain and self.pool is None:
-            return
         if not self.plain:
             self.beta = 0.0  # the method has a KL term of its own
             require_text(self.method, self)
-        self.policy = TrlPolicy(self, plan_template)
-        shared = DealtPolicy(self.policy)
-        self.engine = TrlEngine(
-            self, shared, experts_of(self, shared, experts, endpoint), correct_by, correct_from
-        )
+        if not self.plain or self.pool:
+            self.policy = TrlPolicy(self, plan_template)
+            shared = DealtPolicy(self.policy)
+            asked = experts_of(self, shared, experts, endpoint)
+            self.engine = TrlEngine(self, shared, asked, correct_by, correct_from)
+
+    def _take_method(self, method: Any, terms: Sequence[Any], bound: dict[str, Any]) -> None:
+        """Choose the method, and let ``bound``, the arguments for GRPOTrainer, suit it."""
+        args = bound["args"] = copy.copy(bound.get("args") or GRPOConfig("trl-GRPO"))
+        self.plain = method == "grpo" and not terms
+        if isinstance(method, Method):
+            require_no_terms(terms)
+            self.method = method
+        else:
+            self.method = build_method(method, terms, args.num_generations, args.max_completion_length)
+        if self.plain:
+            return
+        require_possible(self.method, args, bound)
+        if "reference" in self.method.models:
+            args.beta = 1.0  # so that TRL keeps the model before training
 
     # Generation
 
@@ -199,6 +200,7 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         loss = token_loss(
             method, logp, batch.tokens, entropy if method.entropy_bonus else None, reference, self._cap
         )
+        assert entropy is not None  # TRL computes it for the model in training
         own = (batch.tokens.author == Author.POLICY) * batch.tokens.mask
         sums = self.accelerator.reduce(torch.stack([(entropy.detach() * own).sum(), own.sum()]))
         self._metrics["train"]["entropy"].append((sums[0] / sums[1].clamp(min=1)).item())

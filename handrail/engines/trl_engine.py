@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 
 from handrail._util.errors import UserError
 from handrail.data.config import PromptFormat
-from handrail.engines.dealt import DealtExperts, DealtPolicy, take_share
+from handrail.engines.dealt import DealtExperts, DealtPolicy, DealtPool, take_share
 from handrail.engines.hosted import COLUMNS, HostedEngine, problem_of, rollout
 from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.experts.registry import Experts
@@ -29,6 +29,7 @@ from handrail.models.policy import Policy
 from handrail.models.renderer import Renderer
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group, Trajectory
+from handrail.verifiers.config import VerifierConfig
 
 
 def with_logp(policy: Policy, rollouts: Sequence[Trajectory]) -> list[Trajectory]:
@@ -136,8 +137,11 @@ class TrlPolicy(Policy):
         with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
             return self.forward(inputs)[0]
 
-    def forward(self, inputs: Inputs, model: Any = None) -> tuple[Tensor, Tensor]:
-        """Compute log π and the entropy, [B, T] each, as the trainer does, but of the targets."""
+    def forward(self, inputs: Inputs, model: Any = None) -> tuple[Tensor, Tensor | None]:
+        """Compute log π and the entropy, [B, T] each, as the trainer does, but of the targets.
+
+        The entropy is None for the model before training, of which TRL computes none.
+        """
         trainer = self.trainer
         inputs, width = inputs.to(trainer.accelerator.device), inputs.completion.shape[1]
         labels = torch.full_like(inputs.whole, -100)
@@ -147,7 +151,7 @@ class TrlPolicy(Policy):
                 input_ids=inputs.whole, attention_mask=inputs.whole_mask, labels=labels, fused_lm_head=True
             )
         start = out.log_probs.shape[1] - width
-        return out.log_probs[:, start:], out.log_probs if out.entropy is None else out.entropy[:, start:]
+        return out.log_probs[:, start:], None if out.entropy is None else out.entropy[:, start:]
 
 
 class TrlEngine(HostedEngine):
@@ -274,6 +278,12 @@ def experts_of(
         trainer.method.check(asked.problems)
     require_experts(trainer.method, asked)
     return asked
+
+
+def pool_of(verifier: str | Mapping[str, Any]) -> DealtPool:
+    """Start the processes of a verifier that is given by name or settings."""
+    named = {"name": verifier} if isinstance(verifier, str) else dict(verifier)
+    return DealtPool(VerifierConfig.model_validate(named))
 
 
 def answer_reward(**_: Any) -> list[float]:

@@ -20,6 +20,7 @@ from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines.trl import GuidedGRPOTrainer
 from handrail.engines.trl_limits import require_tested
+from handrail.models.batching import Inputs
 from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
 from handrail.types.trajectory import Group
@@ -379,6 +380,17 @@ def test_adapters_are_trained_and_turned_off_for_the_model_before_training(tmp_p
     start = trainer(GuidedGRPOTrainer, tmp_path / "start", method="sort").policy.score(*asked)[0]
     torch.testing.assert_close(before, start)
     assert (now - before).abs().max() > 1e-3
+
+
+def test_the_model_before_training_has_no_entropy(tmp_path: Path) -> None:
+    """TRL computes none; log-probabilities are not passed off as one."""
+    run = trainer(GuidedGRPOTrainer, tmp_path, method={"name": "sort", "kl": 0.1})
+    inputs = Inputs.of([[5, 6]], [[7, 8, 9]], [[7, 8, 9]])
+    logp, entropy = run.policy.forward(inputs)
+    assert logp.shape == entropy.shape == (1, 3)
+    before, none = run.policy.forward(inputs, run.ref_model)
+    torch.testing.assert_close(before, logp)
+    assert none is None
 
 
 def test_another_version_of_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
