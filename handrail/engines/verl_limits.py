@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import verl
+import verl.utils.config
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import ValidationError
 from verl.experimental.reward_loop import RewardLoopManager
@@ -67,6 +67,9 @@ SEAMS: dict[Any, dict[str, str]] = {
     LLMServerClient: {
         "generate": "45f4cf4029f0",
     },
+    verl.utils.config: {
+        "validate_config": "ab4096deecfe",
+    },
 }
 """What the engine overrides, calls or relies on, with the checksum of its source in the tested version."""
 
@@ -96,16 +99,24 @@ ABSENT: dict[str, tuple[Any, str]] = {
     f"{CORRECTION}.rollout_is_batch_normalize": (False, "importance weights are not normalized"),
     f"{ACTOR}.shuffle": (False, "an update takes the problems in the data loader's order"),
     f"{ACTOR}.use_prefix_grouper": (False, "rows of several problems are trained together"),
-    f"{ROLLOUT}.multi_turn.enable": (False, "a method reads and writes single-turn completions"),
-    f"{ROLLOUT}.agent.default_agent_loop": (
-        "single_turn_agent",
-        "a method reads and writes single-turn completions",
+    f"{ROLLOUT}.multi_turn.enable": (False, "completions have a single turn"),
+    f"{ROLLOUT}.agent.default_agent_loop": ("single_turn_agent", "completions have a single turn"),
+    f"{ROLLOUT}.agent.agent_loop_manager_class": (None, "rollouts come from verl's own agent loops"),
+    "trainer.v1.sync.parameter_sync_step": (
+        1,
+        "a step has train_batch_size / ppo_mini_batch_size updates",
     ),
-    f"{ROLLOUT}.agent.agent_loop_manager_class": (None, "a method needs verl's own agent loops"),
-    "trainer.v1.sync.parameter_sync_step": (1, "a step has the updates that ppo_mini_batch_size gives"),
     "trainer.critic_warmup": (0, "there is no critic"),
 }
 """Settings that a method leaves no room for: their defaults, and why."""
+
+
+CHOSEN: dict[str, Any] = {
+    "trainer.use_v1": True,
+    "trainer.v1.trainer_mode": NAME,
+    "algorithm.adv_estimator": NAME,
+}
+"""Settings without which verl runs another trainer than ours."""
 
 
 class VerlSettings(Section):
@@ -138,19 +149,29 @@ class VerlSettings(Section):
 
 
 def settings_of(config: DictConfig) -> VerlSettings:
-    """Read ``algorithm.handrail``. Raises UserError if it is missing, or has an unknown or wrong setting."""
-    if config.algorithm.adv_estimator != NAME:
-        raise UserError(
-            f"algorithm.adv_estimator is {config.algorithm.adv_estimator}; set it to {NAME}, so that no "
-            "other trainer runs this configuration as plain GRPO"
-        )
+    """Read ``algorithm.handrail``.
+
+    Raises UserError if it is missing or has an unknown or wrong setting, and as ``require_chosen``.
+    """
     given = config.algorithm.get(NAME)
     if given is None:
         raise UserError(f"algorithm.{NAME} is missing; name a method: +algorithm.{NAME}.method=sort")
+    require_chosen(config)
     try:
         return VerlSettings.model_validate(OmegaConf.to_container(given, resolve=True))
     except ValidationError as error:
         raise UserError(explain(error, VerlSettings, f"algorithm.{NAME}")) from error
+
+
+def require_chosen(config: DictConfig) -> None:
+    """Raise UserError if ``config`` names a method, and another trainer, which would ignore it."""
+    given = {setting: OmegaConf.select(config, setting) for setting in CHOSEN}
+    wrong = [setting for setting, value in given.items() if value != CHOSEN[setting]]
+    if wrong and config.algorithm.get(NAME) is not None:
+        raise UserError(
+            f"{' and '.join(f'{setting} is {given[setting]}' for setting in wrong)}, so verl would ignore "
+            f"algorithm.{NAME}; set {' '.join(f'{setting}={CHOSEN[setting]}' for setting in wrong)}"
+        )
 
 
 def checksums() -> dict[Any, dict[str, str]]:
@@ -193,7 +214,7 @@ def require_possible(method: Method[Any], config: DictConfig) -> None:
     if config.algorithm.filter_groups.enable and type(method).guide is not Method.guide:
         raise UserError(
             f"algorithm.filter_groups drops the groups without a correct rollout before {name} sees them; "
-            "leave it out, and set skip_dead_groups in method if you need it"
+            f"leave it out, and set skip_dead_groups in algorithm.{NAME}.method if you need it"
         )
     require_no_objective(name, method, config)
     require_logps(name, method, config)
@@ -240,14 +261,14 @@ def require_parts(name: str, method: Method[Any], config: DictConfig) -> None:
     if need_critic(config):
         raise UserError(f"critic.enable: {name} has no critic; leave it out")
     if strategy not in ("fsdp", "fsdp2"):
-        raise UserError(f"{ACTOR}.strategy is {strategy}; methods were tested with fsdp and fsdp2 only")
+        raise UserError(f"{ACTOR}.strategy is {strategy}, but {name} needs fsdp or fsdp2; set it to fsdp2")
     before = config.actor_rollout_ref.ref
     if "reference" in method.models and not (
         before.log_prob_use_dynamic_bsz or before.log_prob_micro_batch_size_per_gpu
     ):
         raise UserError(
-            f"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu is missing; {name} needs the model "
-            "before training"
+            f"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu is missing; set it, because {name} "
+            "asks the model before training for log-probabilities"
         )
     if is_distillation_enabled(config.get("distillation")):
         raise UserError(f"distillation.enabled: {name} brings its own loss; leave it out")
@@ -278,7 +299,7 @@ def importance_weight_cap(config: DictConfig) -> float:
 
 
 def become_synchronous(config: DictConfig, plain: bool, reference: bool) -> None:
-    """Change what verl would read in ``config`` otherwise: any trainer that is not "sync" is asynchronous.
+    """Make ``config`` that of verl's synchronous trainer; verl takes any mode but "sync" for asynchronous.
 
     ``plain``: True if the advantages are verl's own. ``reference``: True if the model before training is
     needed.

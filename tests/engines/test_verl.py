@@ -344,7 +344,7 @@ def test_a_step_is_scored_and_graded_in_one_call_each(
 CORRECTION = "algorithm.rollout_correction"
 SILENT = "actor_rollout_ref.rollout.calculate_log_probs=false"
 REFUSALS: list[tuple[list[str], dict[str, Any], str]] = [
-    (["algorithm.adv_estimator=grpo"], {}, "adv_estimator is grpo; set it to handrail, so that no other"),
+    (["algorithm.adv_estimator=grpo"], {}, "adv_estimator is grpo, so verl would ignore algorithm"),
     ([], {"methods": "sort"}, r"no setting algorithm.handrail.methods; did you mean 'method'"),
     ([], {"method": "sorted"}, "there is no method 'sorted'; did you mean 'sort'"),
     ([], {"method": "autonpo"}, "autonpo goes back to earlier checkpoints, which verl cannot"),
@@ -364,15 +364,15 @@ REFUSALS: list[tuple[list[str], dict[str, Any], str]] = [
     ([SILENT], {"method": "actguide"}, "return no log-probabilities, which actguide needs; leave it out"),
     ([SILENT], {"terms": ["arm"]}, "return no log-probabilities, which arm needs"),
     ([SILENT, f"{CORRECTION}.rollout_is=token"], {}, "which algorithm.rollout_correction.rollout_is needs"),
-    (["actor_rollout_ref.rollout.multi_turn.enable=true"], {}, "reads and writes single-turn completions"),
-    (["actor_rollout_ref.actor.strategy=megatron"], {}, "tested with fsdp and fsdp2 only"),
+    (["actor_rollout_ref.rollout.multi_turn.enable=true"], {}, "with sort completions have a single turn"),
+    (["actor_rollout_ref.actor.strategy=megatron"], {}, "but sort needs fsdp or fsdp2; set it to"),
     (["critic.enable=true"], {}, "sort has no critic"),
     (["reward.reward_model.enable=true"], {}, "set reward.reward_model.enable_resource_pool=True"),
     (["actor_rollout_ref.actor.ppo_mini_batch_size=3"], {}, "make the first a multiple of the second"),
     (
         ["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=null"],
         {"method": {"name": "sort", "kl": 0.1}},
-        "log_prob_micro_batch_size_per_gpu is missing; sort needs the model before training",
+        "is missing; set it, because sort asks the model before training",
     ),
 ]  # fmt: skip
 
@@ -396,6 +396,18 @@ def test_no_other_trainer_runs_the_configuration(tmp_path: Path) -> None:
         get_adv_estimator_fn("handrail")(token_level_rewards=None, response_mask=None)
     mode = configured(tmp_path, "exact", method="sort")
     assert CpuTrainer(mode).trainer_mode == "sync"
+
+
+def test_verls_command_refuses_a_method_that_its_own_trainer_would_ignore(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+algorithm.handrail.method=sort"]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=200, cwd=tmp_path)
+    sentence = (
+        "trainer.v1.trainer_mode is sync and algorithm.adv_estimator is gae, so verl would ignore "
+        "algorithm.handrail; set trainer.v1.trainer_mode=handrail algorithm.adv_estimator=handrail\n"
+    )
+    assert done.returncode != 0 and sentence in done.stderr, done.stderr[-2000:]
+    assert "ray init" not in done.stdout
 
 
 def test_verl_finds_the_trainer_through_its_entry_point() -> None:
