@@ -60,8 +60,8 @@ def update(found: Result) -> str:
         rows[-1] += [number(mfu.get(name), ".1%") for name in ("update", "bare")]
         rows[-1] += [number(row["of_bare"], ".2f"), number(gib["update"]), number(gib["bare"])]
     return table(
-        "weights | tokens | update, tokens/s | its forward + backward | bare | MFU of update | of bare | "
-        "forward + backward, of bare | update, GiB | bare, GiB",
+        "weights | tokens | update, tokens/s | its forward + backward | bare | MFU of update | MFU of bare | "
+        "speed of forward + backward relative to bare | update, GiB | bare, GiB",
         rows,
     )
 

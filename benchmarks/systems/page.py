@@ -13,6 +13,7 @@ from handrail._util.names import slug
 from handrail.eval.differences import Rewards, paired
 
 BASE = "GRPO"
+SEEDS = 3
 HEAD = """# What the systems do in miniature
 
 No figure on this page was typed. `python -m benchmarks.systems` trains everything in about two hours on
@@ -32,8 +33,8 @@ of 52. The seeds 31, 32 and 33 chose nothing. The expectations were written down
 
 A claim *holds* if the 95 % interval of its difference to GRPO on hard held-out problems lies above zero,
 *fails* if it lies at or below zero, and is *undecided* otherwise. An interval is the wider of a bootstrap
-over problems and Student's over three seeds, and with so few seeds it is wide. Accuracies are in per
-cent, means over seeds.
+over problems and Student's over seeds, and with so few seeds it is wide. There is no answer before all
+three seeds have run. Accuracies are in per cent, means over seeds.
 """
 
 
@@ -97,7 +98,8 @@ def section(claim: dict[str, Any], task: Path) -> str:
         found = row.difference
         seeds = ", ".join(f"{100 * each:+.1f}" for each in found.per_seed)
         figures = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-        answer = f"**{row.answer}**" if len(found.per_seed) > 1 else "no answer yet, as there is one seed"
+        count = len(found.per_seed)
+        answer = f"**{row.answer}**" if count >= SEEDS else f"no answer yet, with {count} of {SEEDS} seeds"
         parts.append(f"Found: {answer}; {figures} points; per seed {seeds}.")
     else:
         parts.append("Not measured yet.")

@@ -63,8 +63,8 @@ class TrainConfig(Section):
     """End the run after this many consecutive skipped updates; an update is skipped if its gradient is not
     finite."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Maximum number of tokens per forward and backward pass, padding included; lower it if memory runs
-    out."""
+    """Maximum number of tokens per forward and backward pass, padding included unless rows are packed; lower
+    it if memory runs out."""
     fsdp: bool = False
     """Keep only a shard of weights, gradients and optimizer state in each of several processes (FSDP2);
     ``accelerate launch --use_fsdp --fsdp_version 2`` turns it on too."""

@@ -44,20 +44,20 @@ def test_three_in_ten_labels_are_wrong(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_was_found_and_what_was_not_measured(tmp_path: Path) -> None:
-    for seed in (31, 32):
+    for seed in (31, 32, 33):
         write_run(tmp_path / f"labels/grpo/seed-{seed}", 1)
         write_run(tmp_path / f"labels/olr/seed-{seed}", 3)
     text = page(CLAIMS, tmp_path)
-    assert "| GRPO | 25.0 | 25.0 | 1,000 | 24 | 2 |" in text and "| OLR | 75.0 |" in text
+    assert "| GRPO | 25.0 | 25.0 | 1,000 | 24 | 3 |" in text and "| OLR | 75.0 |" in text
     # Two of four problems differ, and each end has an imaginary one more.
-    assert "**undecided**; +50.0 [" in text and "points; per seed +50.0, +50.0." in text
+    assert "**undecided**; +50.0 [" in text and "points; per seed +50.0, +50.0, +50.0." in text
     assert text.count("Not measured yet.") == len(CLAIMS) - 1
 
 
-def test_one_seed_is_no_answer(tmp_path: Path) -> None:
+def test_there_is_no_answer_before_all_seeds_have_run(tmp_path: Path) -> None:
     write_run(tmp_path / "labels/grpo/seed-31", 0, 400)
     write_run(tmp_path / "labels/olr/seed-31", 400, 400)
-    assert "no answer yet, as there is one seed; +100.0 [" in page(CLAIMS, tmp_path)
+    assert "no answer yet, with 1 of 3 seeds; +100.0 [" in page(CLAIMS, tmp_path)
 
 
 def test_the_page_is_written_without_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
