@@ -38,10 +38,51 @@ def _merge_empty(pieces: list[str]) -> list[str]:
     return steps
 
 
-def count_prefix_tokens(tokens: list[int], text: str, renderer: Renderer) -> int:
-    """Number of leading ``tokens`` whose text is a prefix of ``text``; excludes a token that extends beyond
-    it."""
-    count = bisect_right(range(len(tokens) + 1), len(text), key=lambda n: len(renderer.text(tokens[:n]))) - 1
-    while not text.startswith(renderer.text(tokens[:count])):  # one character can consist of several tokens
-        count -= 1
-    return count
+CUT = "\ufffd"
+"""What a character decodes to if some of its bytes are missing."""
+STRIDE = 16
+
+
+class Prefixes:
+    """Texts of a completion's leading tokens, for finding the tokens of each step.
+
+    The text of n tokens is decoded from at most the last 2·STRIDE of them, because decoding all of them for
+    every step would take quadratic time.
+    """
+
+    def __init__(self, tokens: list[int], renderer: Renderer) -> None:
+        self.tokens, self.renderer, self.stride = tokens, renderer, STRIDE
+        end = next((place for place, token in enumerate(tokens) if token in renderer.ends), len(tokens))
+        self.stable = ""
+        """Text that no later token can change, as far as it is decoded."""
+        self.known = [(0, 0, 0)]
+        """After every STRIDE tokens: the first token to decode, and how many characters of its text and of
+        ``stable`` precede what follows."""
+        for n in range(STRIDE, end + 1, STRIDE):
+            added = self._after(n)
+            cut = 3 if added.endswith(3 * CUT) else len(added) - len(added.rstrip(CUT))  # of up to four bytes
+            self.stable += added[: len(added) - cut]
+            start = n - STRIDE
+            self.known.append((start, len(renderer.text(tokens[start:n])) - cut, len(self.stable)))
+        if self.text(len(tokens)) != renderer.text(tokens):  # a decoder that needs more than the last tokens
+            self.stride, self.known = len(tokens) + 1, [(0, 0, 0)]
+
+    def text(self, n: int) -> str:
+        """Text of the first ``n`` tokens."""
+        return self.stable[: self._from(n)[2]] + self._after(n)
+
+    def count(self, text: str) -> int:
+        """Number of leading tokens whose text is a prefix of ``text``; excludes a token that extends beyond
+        it."""
+        lengths = range(len(self.tokens) + 1)
+        count = bisect_right(lengths, len(text), key=lambda n: len(self.text(n))) - 1
+        while not text.startswith(self.text(count)):  # one character can consist of several tokens
+            count -= 1
+        return count
+
+    def _from(self, n: int) -> tuple[int, int, int]:
+        return self.known[min(n // self.stride, len(self.known) - 1)]
+
+    def _after(self, n: int) -> str:
+        start, skipped, _ = self._from(n)
+        return self.renderer.text(self.tokens[start:n])[skipped:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from handrail.experts.correctors import Correction
-from handrail.experts.steps import count_prefix_tokens
+from handrail.experts.steps import Prefixes
 from handrail.methods.context import Context
 from handrail.methods.requests import Generate, Verify, gather
 from handrail.types.problem import Problem
@@ -18,7 +18,7 @@ def splice(rollout: Trajectory, kept: str, correction: Correction, ctx: Context)
     The longest prefix of the rollout's tokens whose text is a prefix of ``kept`` stays as sampled; the rest
     of ``kept`` is tokenized together with the correction.
     """
-    cut = count_prefix_tokens(rollout.tokens, kept, ctx.renderer)
+    cut = Prefixes(rollout.tokens, ctx.renderer).count(kept)
     rest = kept[len(ctx.renderer.text(rollout.tokens[:cut])) :]
     # A reference is the user's own text. Any other author could end the turn by writing special tokens.
     plain = correction.author is not Author.REFERENCE

@@ -228,7 +228,8 @@ class Renderer:
         """Decode a completion up to its first end token, for grading and display; keeps other special
         tokens."""
         end = next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))
-        kept = [token for token in tokens[:end] if token != self.tokenizer.pad_token_id]
+        pad = self.tokenizer.pad_token_id  # looked up once, because every look-up takes microseconds
+        kept = [token for token in tokens[:end] if token != pad]
         return str(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
     # The chat template

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from handrail.experts.steps import count_prefix_tokens
+from handrail.experts.steps import Prefixes
 from handrail.methods.base import Method
 from handrail.methods.batch import Sample, token_batch
 from handrail.models.hf import TransformersPolicy
@@ -92,11 +92,11 @@ def target_tokens(member: Trajectory, policy: TransformersPolicy) -> dict[str, l
 def judged_tokens(member: Trajectory, renderer: Renderer) -> list[float | None]:
     """Score of the step that each token belongs to; None if the judge could not tell or did not reach it."""
     scores: list[float | None] = []
-    text, tokens = "", member.tokens
+    text, prefixes = "", Prefixes(member.tokens, renderer)
     for step, score in member.judged or []:
         text += step
         rounded_score = None if score is None else float(f"{score:.5g}")
-        scores += [rounded_score] * (count_prefix_tokens(tokens, text, renderer) - len(scores))
+        scores += [rounded_score] * (prefixes.count(text) - len(scores))
     return scores + [None] * (len(member) - len(scores))
 
 

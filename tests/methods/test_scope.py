@@ -19,7 +19,7 @@ from handrail._util.errors import UserError
 from handrail.data.load import load_problems
 from handrail.engines.local import LocalEngine
 from handrail.experts.judges import Scores
-from handrail.experts.steps import count_prefix_tokens, split_steps
+from handrail.experts.steps import Prefixes, split_steps
 from handrail.methods import build
 from handrail.methods.batch import Sample, token_batch
 from handrail.methods.normalizers import Normalizers
@@ -306,13 +306,13 @@ def test_tokens_that_reach_beyond_the_kept_text_are_not_kept(tmp_path: Path) -> 
     assert len(tokens) < len("what is two and three")
     for length in range(len("what is two and three") + 1):
         text = "what is two and three"[:length]
-        count = count_prefix_tokens(tokens, text, policy.renderer)
+        count = Prefixes(tokens, policy.renderer).count(text)
         assert (
             text.startswith(policy.renderer.text(tokens[:count]))
             and len(policy.renderer.text(tokens[: count + 1])) >= length
         )
     emoji = policy.renderer.completion("a😀b", end=False)
-    assert [count_prefix_tokens(emoji, text, policy.renderer) for text in ("", "a", "a😀", "a😀b")] == [
+    assert [Prefixes(emoji, policy.renderer).count(text) for text in ("", "a", "a😀", "a😀b")] == [
         0,
         1,
         5,

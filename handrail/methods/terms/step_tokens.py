@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from handrail.experts.steps import count_prefix_tokens, split_steps
+from handrail.experts.steps import Prefixes, split_steps
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Group, Trajectory
 
@@ -28,17 +28,16 @@ def number_steps(member: Trajectory, renderer: Renderer, end: str | None) -> tup
     A text without marks of steps is one step; an end token belongs to the last one.
     """
     steps = split_steps(member.text, end) or [member.text]
-    ends, text = [], ""
-    for step in steps[:-1]:
-        text += step
-        ends.append(count_prefix_tokens(member.tokens, text, renderer))
+    prefixes = Prefixes(member.tokens, renderer)
+    ends = [prefixes.count(text) for text in accumulate(steps[:-1])]
     return steps, (torch.arange(len(member))[:, None] >= torch.tensor(ends)).sum(1)
 
 
 def tokens_before(mark: str, steps: list[str], member: Trajectory, renderer: Renderer) -> int:
-    """Number of tokens before the last ``mark`` in the last step; if there is none, of all but end tokens."""
+    """Number of tokens before the last ``mark`` in the last step; without a mark, the number of tokens before
+    the end tokens."""
     cut = member.text.rfind(mark, len(member.text) - len(steps[-1]))
-    count = count_prefix_tokens(member.tokens, member.text if cut < 0 else member.text[:cut], renderer)
+    count = Prefixes(member.tokens, renderer).count(member.text if cut < 0 else member.text[:cut])
     while count and member.tokens[count - 1] in renderer.ends:
         count -= 1
     return count
