@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from handrail._util.rounding import round_up
 from handrail.experts.planners import names_answer
 from handrail.experts.steps import split_steps
 from handrail.methods import losses
@@ -65,7 +65,7 @@ class ActGuide(Method[ActGuideSettings]):
         if not steps:
             return group
         share = self.settings.share
-        length = await self.shortest(group.problem, hints, ctx) if share is None else ceil(steps * share)
+        length = await self.shortest(group.problem, hints, ctx) if share is None else round_up(share, steps)
         guided = await self.sample(group.problem, hints[length], self.group_size, ctx)
         ctx.counts["actguide/guided"] += 1
         ctx.counts["actguide/steps_shown"] += length

@@ -177,6 +177,14 @@ def test_actguides_hints_contain_no_answer_and_fit_the_context(engine: LocalEngi
     assert ctx.counts["actguide/no_hint"] == ctx.counts["guide/no_reference"] == 1
 
 
+def test_actguide_shows_exactly_the_share_of_the_steps(engine: LocalEngine, problem: Problem) -> None:
+    """0.55 of 20 steps are 11, also in floating point, where the product is a little more."""
+    long = replace(problem, references=(" ; ".join(f"{step}" for step in range(1, 21)),), answer="none")
+    failed = [attempted(engine, long, "# 1") for _ in range(4)]
+    guide(build("actguide", share=0.55), Group(long, failed), engine)
+    assert engine.counts["actguide/steps_shown"] == 11
+
+
 def test_actguide_through_the_real_loop(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(write_hinted(tmp_path)).read_text().splitlines()]
     assert rows

@@ -97,6 +97,8 @@ def test_ace_reads_only_the_policys_tokens_and_leaves_other_trajectories_unchang
 )
 def test_confidence_is_that_of_the_least_likely_tokens(p: list[float], expected: float) -> None:
     assert confidence(torch.tensor(p).log(), 0.2) == pytest.approx(expected, abs=5e-5)
+    exact = torch.tensor([-3.0] * 11 + [-1.0] * 9)  # 0.55 · 20 is 11, and a little more in floating point
+    assert confidence(exact, 0.55) == pytest.approx(math.exp(-3))
 
 
 @pytest.mark.parametrize(

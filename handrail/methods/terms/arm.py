@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from handrail._util.rounding import round_up
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Score
@@ -56,4 +57,4 @@ class Arm(Term):
 
 def confidence(logp: Tensor, share: float) -> float:
     """exp of the mean over the lowest ``share`` of log-probabilities [T], at least one of them."""
-    return float(logp.sort().values[: max(1, math.ceil(share * len(logp)))].mean().exp())
+    return float(logp.sort().values[: max(1, round_up(share, len(logp)))].mean().exp())
