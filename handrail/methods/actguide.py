@@ -42,8 +42,9 @@ class ActGuide(Method[ActGuideSettings]):
     """ActGuide-RL: if every rollout fails, sample with a hint and train on the prompt without it.
 
     rollout: G samples of each problem.
-    guide: in groups without a positive reward, a binary search finds the fewest leading steps of the
-        reference that help when the prompt shows them; G rollouts with this hint replace the group.
+    guide: in groups with neither a right rollout nor a positive reward, a binary search finds the fewest
+        leading steps of the reference that help when the prompt shows them; G rollouts with this hint replace
+        the group.
     credit: GRPO's.
     surrogate: the clipped ratio, with dual clip; that of the hint's rollouts is π(plain prompt)/π_old(hint).
 
@@ -58,7 +59,8 @@ class ActGuide(Method[ActGuideSettings]):
         return True
 
     async def guide(self, group: Group, ctx: Context) -> Group:
-        if not group.rewards or max(group.rewards) > 0:
+        # A right rollout with a flaw earns nothing under fapo, and must not be replaced.
+        if not group.rewards or max(group.rewards) > 0 or any(member.correct for member in group.rollouts):
             return group
         hints = self.hints(group.problem, ctx)
         steps = len(hints) - 1

@@ -164,6 +164,18 @@ def test_actguide_trains_the_plain_prompt_on_what_was_sampled_with_the_hint(
     assert guide(build("actguide"), alive, engine) is alive
 
 
+def test_actguide_keeps_a_right_rollout_that_fapo_pays_nothing_for(
+    engine: LocalEngine, problem: Problem
+) -> None:
+    """The arithmetic judge finds a flaw in the right rollout: rewards are 0 and −1, and no group is hard."""
+    method = build("actguide", share=1.0, terms=[{"name": "fapo"}])
+    flawed = attempted(engine, problem, f"1 + 1 = 3 ; # {problem.answer}", reward=1)
+    wrong = attempted(engine, problem, "# 99 99 99")
+    (graded,) = engine.reward(method, [Group(problem, [flawed, wrong])])
+    assert graded.rewards == [0, -1] and graded.trajectories[0].correct
+    assert guide(method, graded, engine) is graded
+
+
 def test_actguides_hints_contain_no_answer_and_fit_the_context(engine: LocalEngine, problem: Problem) -> None:
     method = build("actguide")
     assert isinstance(method, ActGuide)
