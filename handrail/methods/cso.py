@@ -57,6 +57,7 @@ class Cso(Repairing[CsoSettings]):
         critical = [
             (member, place)
             for member in group.trajectories
+            if member.correct is False  # a term, such as fapo, may have had right ones judged
             for place, (_, score) in enumerate(member.judged or [])
             if score is not None and score < self.settings.threshold
         ]

@@ -463,6 +463,15 @@ def test_cso_drops_an_alternative_that_does_not_verify(with_start: LocalEngine, 
     assert not guide(build("cso", judge=HALVES), Group(relabelled, [failed]), with_start).imitated
 
 
+def test_cso_pairs_no_steps_of_right_rollouts(with_start: LocalEngine, problem: Problem) -> None:
+    """FAPO has right rollouts judged, so that they have steps with low scores too."""
+    right = attempted(with_start, problem, wrong_from(problem, 1).split("#")[0] + f"# {problem.answer}", 1.0)
+    method = build("cso", judge=HALVES, terms=[{"name": "fapo", "judge": HALVES}])
+    (graded,) = with_start.reward(method, [Group(problem, [right])])
+    assert graded.trajectories[0].correct and graded.trajectories[0].judged
+    assert not guide(method, graded, with_start).imitated
+
+
 def test_cso_through_the_real_loop(tmp_path: Path) -> None:
     found = trained_cso(tmp_path / "run", {"judge": TRUE_STEPS})
     assert total(found, "cso/pairs") > 0 and total(found, "cso/failed") > 0
