@@ -53,6 +53,11 @@ S = TypeVar("S", bound=RepairSettings)
 class Repairing(Method[S]):
     """A method that corrects failed rollouts from their first wrong step. Its counts begin with its name."""
 
+    @property
+    def needs_references(self) -> bool:
+        s = self.settings
+        return super().needs_references or s.judge == "reference" or s.corrector in ("reference", "policy")
+
     async def attempts(self, group: Group, ctx: Context) -> tuple[Group, list[Attempt]]:
         """Judge the failed rollouts; return the group with their scores, and those with a wrong step."""
         failed = [member for member in group.rollouts if member.correct is False]

@@ -64,8 +64,7 @@ class Scope(Repairing[ScopeSettings]):
 
     @property
     def needs_references(self) -> bool:
-        s = self.settings
-        return "reference" in (s.judge, s.mode) or s.corrector in ("reference", "policy")
+        return super().needs_references or self.settings.mode == "reference"
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         group, attempts = await self.attempts(group, ctx)

@@ -44,6 +44,10 @@ class Stride(Repairing[StrideSettings]):
 
     name, source, status, Settings = "stride", "arXiv 2605.18851", "published", StrideSettings
 
+    @property
+    def needs_references(self) -> bool:
+        return self.settings.judge == "reference"  # no corrector is asked
+
     async def guide(self, group: Group, ctx: Context) -> Group | list[Group]:
         s = self.settings
         if ctx.step < s.first or (ctx.step - s.first) % s.every:

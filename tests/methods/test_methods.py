@@ -329,6 +329,32 @@ def test_a_group_of_one_is_refused_by_methods_that_compare_its_members() -> None
         build({}, RolloutConfig(group_size=1), Mine)
 
 
+@pytest.mark.parametrize(
+    ("settings", "needs"),
+    [
+        ({"name": "scope"}, True),
+        ({"name": "scope", "corrector": "endpoint"}, False),
+        ({"name": "scope", "corrector": "endpoint", "judge": "reference"}, True),
+        ({"name": "scope", "corrector": "endpoint", "mode": "reference"}, True),
+        ({"name": "cso"}, True),
+        ({"name": "cso", "corrector": "model"}, False),
+        ({"name": "int"}, True),
+        ({"name": "int", "corrector": "endpoint"}, True),
+        ({"name": "stride"}, False),
+        ({"name": "stride", "judge": "reference"}, True),
+    ],
+)
+def test_repairs_by_the_reference_are_refused_for_problems_without_one(
+    settings: dict[str, Any], needs: bool
+) -> None:
+    method, bare = make(**settings), replace(PROBLEM, references=())
+    method.check([bare, PROBLEM])
+    if not needs:
+        return method.check([bare])
+    with pytest.raises(UserError, match=f"^{settings['name']} learns from references, and no training"):
+        method.check([bare])
+
+
 def test_unknown_methods_and_settings_are_named() -> None:
     with pytest.raises(UserError, match="there is no method 'lufy'; did you mean 'luffy'"):
         make("lufy")
