@@ -189,10 +189,10 @@ class Method(Generic[S], Stateful):
     def experts(self) -> Mapping[Role, str]:
         """Names of the experts that the method asks, by role; by default its settings of these names.
 
-        They are loaded before sampling starts. "random" is an ablation without an expert.
+        They are loaded before sampling starts.
         """
-        named = {role: getattr(self.settings, role, "random") for role in get_args(Role)}
-        return {role: name for role, name in named.items() if name != "random"}
+        named = {role: getattr(self.settings, role, None) for role in get_args(Role)}
+        return {role: name for role, name in named.items() if name is not None}
 
     @property
     def models(self) -> frozenset[str]:

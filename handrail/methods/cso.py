@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -30,6 +30,13 @@ class CsoSettings(RepairSettings):
     """β of the preference loss."""
     preference_coef: float = Field(1.0, ge=0)
     """Coefficient of the preference loss beside GRPO's."""
+
+    @field_validator("judge")
+    @classmethod
+    def _scores_alternatives(cls, judge: str) -> str:
+        if judge == "random":
+            raise ValueError('"random" cannot score the alternatives to a step; name another judge')
+        return judge
 
 
 class Cso(Repairing[CsoSettings]):

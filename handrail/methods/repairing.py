@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from handrail.experts.judges import first_error
 from handrail.experts.judges.reference import aligned
 from handrail.experts.planners import names_answer
 from handrail.experts.questions import CorrectionQuestion, JudgeQuestion
+from handrail.experts.registry import Role
 from handrail.experts.steps import split_steps
 from handrail.methods.base import GrpoSettings, Method
 from handrail.methods.context import Context
@@ -24,7 +26,7 @@ class RepairSettings(GrpoSettings):
     judge: str = "arithmetic"
     """Judge that finds the first wrong step: ``arithmetic`` checks the arithmetic, ``reference`` compares
     with the reference's results, ``prm`` is the model ``experts.prm``, ``llm`` asks the endpoint, or
-    ``file.py:Name``; ``random`` is an ablation."""
+    ``file.py:Name``; ``random`` is an ablation, which cso does not have."""
     corrector: str = "reference"
     """Corrector that repairs it: ``reference`` takes the reference's step, ``policy`` is the policy with the
     reference in its prompt, ``model`` is ``experts.teacher``, ``endpoint`` asks the endpoint, or
@@ -57,6 +59,11 @@ class Repairing(Method[S]):
     def needs_references(self) -> bool:
         s = self.settings
         return super().needs_references or s.judge == "reference" or s.corrector in ("reference", "policy")
+
+    @property
+    def experts(self) -> Mapping[Role, str]:
+        """As for every method; the judge ``random`` is an ablation without an expert."""
+        return {role: name for role, name in super().experts.items() if (role, name) != ("judge", "random")}
 
     async def attempts(self, group: Group, ctx: Context) -> tuple[Group, list[Attempt]]:
         """Judge the failed rollouts; return the group with their scores, and those with a wrong step."""

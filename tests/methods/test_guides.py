@@ -463,6 +463,16 @@ def test_cso_drops_an_alternative_that_does_not_verify(with_start: LocalEngine, 
     assert not guide(build("cso", judge=HALVES), Group(relabelled, [failed]), with_start).imitated
 
 
+def test_cso_refuses_a_judge_that_cannot_score_alternatives(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^method.judge: .*random.* cannot score the alternatives to a step"):
+        train(config(method={"name": "cso", "judge": "random"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for name in ("scope", "int", "stride"):
+        assert build(name, judge="random").experts.keys() == {"corrector"}
+    with pytest.raises(UserError, match="there is no corrector 'random'"):
+        train(config(method={"name": "scope", "corrector": "random"}), tmp_path / "run")
+
+
 def test_cso_pairs_no_steps_of_right_rollouts(with_start: LocalEngine, problem: Problem) -> None:
     """FAPO has right rollouts judged, so that they have steps with low scores too."""
     right = attempted(with_start, problem, wrong_from(problem, 1).split("#")[0] + f"# {problem.answer}", 1.0)
