@@ -34,8 +34,8 @@ class LuffyScopeNpo(Scope):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.luffy = Luffy(group_size=self.group_size)
-        self.npo = Npo(NpoSettings(cache=self.settings.cache), self.group_size)
+        self.luffy = Luffy(group_size=self.group_size, terms=self.terms)
+        self.npo = Npo(NpoSettings(cache=self.settings.cache), self.group_size, terms=self.terms)
 
     @property
     def needs_references(self) -> bool:

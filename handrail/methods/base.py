@@ -263,6 +263,12 @@ class Method(Generic[S], Stateful):
             group = await term.reward(group, ctx)
         return group
 
+    async def rewarded(self, group: Group, graded: Sequence[Trajectory], ctx: Context) -> list[Trajectory]:
+        """Let the terms change the rewards of graded trajectories that ``guide`` adds to ``group``."""
+        if not graded:  # a term may not expect a group without members
+            return []
+        return (await self.apply_rewards(replace(group, trajectories=list(graded)), ctx)).trajectories
+
     def advantages(self, group: Group) -> Group:
         """Set GRPO's advantages in the baseline.
 
@@ -292,7 +298,7 @@ class Method(Generic[S], Stateful):
         reference = ctx.reference(group.problem)
         if reference is None:
             return None
-        (graded,) = (await self.grade(Group(group.problem, [reference]), ctx)).trajectories
+        (graded,) = await self.rewarded(group, [await Verify(group.problem, reference)], ctx)
         ctx.counts["guide/reference_rejected"] += graded.correct is False
         ctx.counts["guide/reference_unverified"] += graded.correct is None
         return graded

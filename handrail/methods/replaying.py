@@ -46,7 +46,10 @@ class Replaying(Method[S]):
             return group
         answer = await Verify(group.problem, self.replayed(ctx.rng.choice(answers), group, ctx))
         ctx.counts["npo/replayed" if answer.correct else "npo/rejected"] += 1
-        return group.swap(slots[-1], answer) if answer.correct else group
+        if not answer.correct:
+            return group
+        (rewarded,) = await self.rewarded(group, [answer], ctx)
+        return group.swap(slots[-1], rewarded)
 
     def replayed(self, answer: Answer, group: Group, ctx: Context) -> Trajectory:
         """The answer as an ungraded trajectory."""

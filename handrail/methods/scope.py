@@ -69,11 +69,13 @@ class Scope(Repairing[ScopeSettings]):
     async def guide(self, group: Group, ctx: Context) -> Group:
         group, attempts = await self.attempts(group, ctx)
         chosen = self.chosen(attempts, ctx)
-        repaired = await gather(*(self.repair(attempt, ctx) for attempt in chosen))
-        for attempt, solution in zip(chosen, repaired, strict=True):
-            if solution is not None:
-                append = self.settings.placing == "append"
-                group = group.add(solution) if append else group.swap(attempt.rollout, solution)
+        found = await gather(*(self.repair(attempt, ctx) for attempt in chosen))
+        failed = [attempt.rollout for attempt, each in zip(chosen, found, strict=True) if each is not None]
+        repaired = await self.rewarded(group, [each for each in found if each is not None], ctx)
+        if self.settings.placing == "append":
+            return group.add(*repaired)
+        for rollout, solution in zip(failed, repaired, strict=True):
+            group = group.swap(rollout, solution)
         return group
 
     def chosen(self, attempts: list[Attempt], ctx: Context) -> list[Attempt]:

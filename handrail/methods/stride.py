@@ -7,8 +7,7 @@ from pydantic import Field
 from handrail.methods.context import Context
 from handrail.methods.repairing import Attempt, Repairing, RepairSettings
 from handrail.methods.requests import Generate, Verify, gather
-from handrail.types.problem import Problem
-from handrail.types.trajectory import Group, Trajectory
+from handrail.types.trajectory import Group
 
 
 class StrideSettings(RepairSettings):
@@ -57,27 +56,27 @@ class Stride(Repairing[StrideSettings]):
             return group
         attempt = attempts[0]
         lengths = range(max(0, len(attempt.draft.kept) - s.anchors + 1), len(attempt.draft.kept) + 1)
-        anchored = await gather(*(self.anchor(attempt, length, ctx) for length in lengths))
+        anchored = await gather(*(self.anchor(group, attempt, length, ctx) for length in lengths))
         ctx.counts["stride/anchors"] += sum(bool(each.trajectories) for each in anchored)
         return [group, *(each for each in anchored if each.trajectories)]
 
-    async def anchor(self, attempt: Attempt, length: int, ctx: Context) -> Group:
+    async def anchor(self, group: Group, attempt: Attempt, length: int, ctx: Context) -> Group:
         """The group of an anchor with ``length`` right steps; empty if there is no room to continue."""
-        s, problem = self.settings, attempt.draft.problem
+        s, problem = self.settings, group.problem
         kept = "".join(attempt.draft.kept[:length])
         wrong = (attempt.rollout.judged or [])[length][0].strip()
         said = s.correct_it.replace("{step}", wrong) if length == len(attempt.draft.kept) else s.go_on
         start = ctx.renderer.completion(kept, end=False, plain=True) if kept else []
         if len(start) >= ctx.max_tokens:
-            return Group(problem)
+            return replace(group, trajectories=[])
         prompt = ctx.renderer.prompt(problem, said or None) + start
         members = await Generate(prompt, s.anchor_size, ctx.max_tokens - len(start))
         ctx.counts["tokens/resampled"] += sum(map(len, members))
-        graded = await gather(*(self.graded_whole(problem, kept, member) for member in members))
-        return Group(problem, list(graded))
-
-    @staticmethod
-    async def graded_whole(problem: Problem, kept: str, member: Trajectory) -> Trajectory:
-        """Grade the whole solution, of which the trajectory is only the end."""
-        whole: Trajectory = await Verify(problem, replace(member, text=kept + member.text))
-        return replace(whole, text=member.text)
+        # Solutions are graded and rewarded as a whole; the trajectories are only their ends.
+        whole = [replace(member, text=kept + member.text) for member in members]
+        graded = await gather(*(Verify(problem, each) for each in whole))
+        rewarded = await self.apply_rewards(replace(group, trajectories=graded), ctx)
+        ends = zip(rewarded.trajectories, members, strict=True)
+        return replace(
+            rewarded, trajectories=[replace(each, text=end.text, judged=None) for each, end in ends]
+        )

@@ -85,6 +85,49 @@ def total(rows: list[dict[str, Any]], name: str) -> float:
     return sum(float(row.get(name, 0)) for row in rows)
 
 
+# Rewards of what a guide adds
+
+
+HALVING = """
+from handrail import Context, Group, Term
+from dataclasses import replace
+
+class Halving(Term):
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        return group.map(lambda member: replace(member, reward=member.reward / 2))
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "luffy"},
+        {"name": "npo"},
+        {"name": "actguide", "share": 1.0},
+        {"name": "scope", "judge": TRUE_STEPS, "max_attempts": 8},
+        {"name": "scope", "judge": TRUE_STEPS, "max_attempts": 8, "placing": "append"},
+        {"name": "stride", "judge": TRUE_STEPS, "first": 1, "go_on": "", "correct_it": "", "kl": 0.0},
+    ],
+    ids=lambda settings: str(settings["name"]),
+)
+def test_terms_change_the_rewards_of_what_a_guide_adds(
+    settings: dict[str, Any], engine: LocalEngine, problem: Problem, cache: Path, tmp_path: Path
+) -> None:
+    text = wrong_from(problem, 2)
+    if settings["name"] == "actguide":  # the backbone can follow a plan, but no steps of a solution
+        hard = load_problems(f"{HARD}&n=1")[0]
+        problem = replace(hard, references=(hard.plan or "",))
+    (tmp_path / "halving.py").write_text(HALVING)
+    needed = {"cache": str(cache)} if settings["name"] == "npo" else {}
+    method = build(**settings, **needed, terms=[{"name": f"{tmp_path}/halving.py:Halving"}])
+    engine.begin(1)
+    (group,) = engine.reward(method, [Group(problem, [attempted(engine, problem, text)])])
+    (guided,) = engine.guide(method, [group])
+    added = [each for found in guided for each in found.trajectories if each is not group.trajectories[0]]
+    right = [each for each in added if each.correct]
+    assert right and all(each.reward == 0.5 for each in right)
+
+
 # ActGuide-RL
 
 
@@ -526,7 +569,7 @@ def test_strides_anchors_and_schedule_by_hand(engine: LocalEngine, problem: Prob
     """The first wrong step comes after 6 right ones: anchors 2 to 6; steps 52, 64, 76, and 33 of 440."""
 
     class Lengths(Stride):
-        async def anchor(self, attempt: Attempt, length: int, ctx: Context) -> Group:
+        async def anchor(self, group: Group, attempt: Attempt, length: int, ctx: Context) -> Group:
             return Group(problem, [replace(attempt.rollout, reward=float(length))])
 
     steps = "".join(f"{number} + 1 = {number + 1} ; " for number in range(1, 7)) + "7 + 1 = 99 # 99"
