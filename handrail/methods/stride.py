@@ -67,9 +67,12 @@ class Stride(Repairing[StrideSettings]):
         wrong = (attempt.rollout.judged or [])[length][0].strip()
         said = s.correct_it.replace("{step}", wrong) if length == len(attempt.draft.kept) else s.go_on
         start = ctx.renderer.completion(kept, end=False, plain=True) if kept else []
-        if len(start) >= ctx.max_tokens:
-            return replace(group, trajectories=[])
         prompt = ctx.renderer.prompt(problem, said or None) + start
+        # The room for a problem was checked without what the prompt says here.
+        too_long = len(start) >= ctx.max_tokens or ctx.longest is not None and len(prompt) >= ctx.longest
+        ctx.counts["stride/too_long"] += too_long
+        if too_long:
+            return replace(group, trajectories=[])
         members = await Generate(prompt, s.anchor_size, ctx.max_tokens - len(start))
         ctx.counts["tokens/resampled"] += sum(map(len, members))
         # Solutions are graded and rewarded as a whole; the trajectories are only their ends.

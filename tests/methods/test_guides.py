@@ -118,7 +118,7 @@ def test_terms_change_the_rewards_of_what_a_guide_adds(
         hard = load_problems(f"{HARD}&n=1")[0]
         problem = replace(hard, references=(hard.plan or "",))
     (tmp_path / "halving.py").write_text(HALVING)
-    needed = {"cache": str(cache)} if settings["name"] == "npo" else {}
+    needed: dict[str, Any] = {"cache": str(cache)} if settings["name"] == "npo" else {}
     method = build(**settings, **needed, terms=[{"name": f"{tmp_path}/halving.py:Halving"}])
     engine.begin(1)
     (group,) = engine.reward(method, [Group(problem, [attempted(engine, problem, text)])])
@@ -594,6 +594,22 @@ def test_stride_puts_the_critics_finding_into_the_prompt(engine: LocalEngine, pr
     wrong = split_steps(failed.text)[1].strip()
     start = renderer.completion(split_steps(failed.text)[0], end=False)
     assert second.trajectories[0].prompt_ids == renderer.prompt(problem, f"double {wrong}") + start
+
+
+def test_stride_leaves_out_anchors_that_the_context_has_no_room_for(
+    policy: TrainablePolicy, verifier: VerifierPool, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the critic says makes the prompt longer than the data's, whose lengths were checked."""
+    said = "double " * policy.max_tokens
+    method = build("stride", judge=TRUE_STEPS, first=1, anchors=2, go_on="", correct_it=said, kl=0.0)
+    longest = len(policy.renderer.prompt(problem)) + policy.max_tokens
+    monkeypatch.setattr(policy.bare_model.config, "max_position_embeddings", longest)
+    engine = LocalEngine(policy, verifier)
+    engine.begin(1)
+    ((_, *anchors),) = engine.guide(
+        method, [Group(problem, [attempted(engine, problem, wrong_from(problem, 2))])]
+    )
+    assert len(anchors) == 1 and engine.counts["stride/too_long"] == 1 == engine.counts["stride/anchors"]
 
 
 def test_stride_through_the_real_loop(tmp_path: Path) -> None:
