@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import nan
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from handrail._util.errors import UserError
@@ -27,12 +28,14 @@ from handrail.methods.requests import (
     drive,
     gather,
 )
-from handrail.models.policy import Policy
+from handrail.models.policy import Policy, room
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group, Trajectory
 from handrail.verifiers.pool import CUT_OFF, VerifierPool, unreached
 
 Places = Sequence[int] | None
+Asked = TypeVar("Asked", Score, TopTokens)
+Found = TypeVar("Found")
 
 
 class LocalEngine:
@@ -171,8 +174,7 @@ class LocalEngine:
         prompts, limits, flat_seeds = [], [], []
         for request, seed in zip(requests, seeds, strict=True):
             limit = self.policy.max_tokens if request.max_tokens is None else request.max_tokens
-            if self.policy.context is not None:
-                limit = min(limit, self.policy.context - len(request.prompt_ids))
+            limit = room(self.policy, request.prompt_ids, limit)
             if limit < 1:
                 length, context = len(request.prompt_ids), self.policy.context
                 raise UserError(
@@ -186,24 +188,40 @@ class LocalEngine:
 
     def _score(self, requests: Sequence[Score]) -> list[Tensor]:
         def score(model: str, asked: Sequence[Score]) -> list[Tensor]:
-            targets = [each.token_ids if each.targets is None else each.targets for each in asked]
             policy, model = self._model(model)
-            return policy.score(
-                [each.prompt_ids for each in asked], [each.token_ids for each in asked], model, targets
+            fitting = self._fitting(policy, asked)
+            targets = [each.token_ids if each.targets is None else each.targets for each in fitting]
+            scored = policy.score(
+                [each.prompt_ids for each in fitting], [each.token_ids for each in fitting], model, targets
             )
+            found = dict(zip(map(id, fitting), scored, strict=True))
+            return [found.get(id(each), torch.full((len(each.token_ids),), nan)) for each in asked]
 
         return by_model(requests, score)
 
-    def _top_tokens(self, requests: Sequence[TopTokens]) -> list[Tensor]:
+    def _top_tokens(self, requests: Sequence[TopTokens]) -> list[Tensor | None]:
         known = self.policy.renderer.vocabulary
 
-        def top(model: str, asked: Sequence[TopTokens]) -> list[Tensor]:
+        def top(model: str, asked: Sequence[TopTokens]) -> list[Tensor | None]:
             policy, model = self._model(model)
-            return policy.top_tokens(
-                [each.prompt_ids for each in asked], [each.token_ids for each in asked], model, known
+            fitting = self._fitting(policy, asked)
+            likeliest = policy.top_tokens(
+                [each.prompt_ids for each in fitting], [each.token_ids for each in fitting], model, known
             )
+            found = dict(zip(map(id, fitting), likeliest, strict=True))
+            return [found.get(id(each)) for each in asked]
 
         return by_model(requests, top)
+
+    def _fitting(self, policy: Policy, asked: Sequence[Asked]) -> list[Asked]:
+        """The requests that the model's context has room for; the others are counted."""
+        fitting = [
+            each
+            for each in asked
+            if room(policy, each.prompt_ids, len(each.token_ids)) == len(each.token_ids)
+        ]
+        self.counts["score/no_room"] += len(asked) - len(fitting)
+        return fitting
 
     def _model(self, name: str) -> tuple[Policy, str]:
         """Return the policy that holds a model, and the model's name there."""
@@ -241,9 +259,9 @@ class LocalEngine:
         return [out[place] for place in range(len(requests))]
 
 
-def by_model(requests: Sequence[Any], answer: Callable[[str, Sequence[Any]], list[Tensor]]) -> list[Tensor]:
+def by_model(requests: Sequence[Any], answer: Callable[[str, Sequence[Any]], list[Found]]) -> list[Found]:
     """Answer the requests to each model together, and return the answers in the order of the requests."""
-    out: dict[int, Tensor] = {}
+    out: dict[int, Found] = {}
     for model in dict.fromkeys(request.model for request in requests):
         places = [place for place, request in enumerate(requests) if request.model == model]
         out.update(zip(places, answer(model, [requests[place] for place in places]), strict=True))

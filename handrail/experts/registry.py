@@ -181,9 +181,9 @@ class Experts:
             case "reference":
                 return ReferenceCorrector(step_end)
             case "policy":
-                return PolicyCorrector(self.policy, True, max_tokens, step_end)
+                return PolicyCorrector(self.policy, True, max_tokens, step_end, self.counts)
             case "model":
-                return PolicyCorrector(self.teacher, shown, max_tokens, step_end)
+                return PolicyCorrector(self.teacher, shown, max_tokens, step_end, self.counts)
             case "endpoint":
                 from handrail.experts.correctors.llm import EndpointCorrector
 
@@ -194,7 +194,7 @@ class Experts:
     def planner(self, name: str, max_tokens: int) -> Planner:
         match name:
             case "policy":
-                return PolicyPlanner(self.policy, max_tokens)
+                return PolicyPlanner(self.policy, max_tokens, self.counts)
             case "endpoint":
                 from handrail.experts.planners.llm import EndpointPlanner
 

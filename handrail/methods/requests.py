@@ -39,7 +39,7 @@ class Generate(Request):
 @dataclass(frozen=True, eq=False)
 class Score(Request):
     """Score tokens (int64 [T]) that follow a prompt. Answer: log-probabilities, float32 [T], without
-    gradient.
+    gradient; all NaN if the model's context has no room for prompt and tokens.
 
     ``model`` is "policy", or one that ``Method.models`` declares: "reference", the model before training, or
     "teacher", the model ``experts.teacher``. ``targets`` (int64 [T]) are the tokens to predict at each
@@ -54,7 +54,8 @@ class Score(Request):
 
 @dataclass(frozen=True, eq=False)
 class TopTokens(Request):
-    """Find the likeliest token at every position of ``token_ids`` (int64 [T]). Answer: int64 [T].
+    """Find the likeliest token at every position of ``token_ids`` (int64 [T]). Answer: int64 [T], or None if
+    the model's context has no room for prompt and tokens.
 
     ``model`` is "policy" or "teacher", see ``Score``. Only tokens that the policy knows are considered.
     """

@@ -49,8 +49,10 @@ class Tgpo(Method[TgpoSettings]):
         if not coef:
             return group
 
-        async def taught(member: Trajectory) -> Trajectory:
+        async def taught(member: Trajectory) -> Trajectory | None:
             top = await TopTokens(member.prompt_ids, member.token_ids, "teacher")
+            if top is None:
+                return None
             own = member.author == Author.POLICY
             ctx.counts["tgpo/tokens"] += int(own.sum())
             ctx.counts["tgpo/agreeing"] += int((own & (top == member.token_ids)).sum())
@@ -58,7 +60,8 @@ class Tgpo(Method[TgpoSettings]):
             weights = {"imitation_weight": own * coef}
             return replace(member, author=author, columns=weights, targets=top, in_baseline=False)
 
-        return group.add(*await gather(*map(taught, group.rollouts)))
+        found = await gather(*map(taught, group.rollouts))
+        return group.add(*(each for each in found if each is not None))
 
     def advantages(self, group: Group) -> Group:
         if len(group.baseline) > 1 or not group.rewards:

@@ -82,6 +82,31 @@ def limits_of(
     return [limits] * len(prompts) if isinstance(limits, int) else limits
 
 
+def room(policy: Policy, prompt: Sequence[int], wanted: int) -> int:
+    """Number of tokens, at most ``wanted``, that fit the context after ``prompt``; below 1 if none does."""
+    return wanted if policy.context is None else min(wanted, policy.context - len(prompt))
+
+
+def generate_within_context(
+    policy: Policy, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: int | None = None
+) -> list[Trajectory | None]:
+    """Sample as ``Policy.generate``, no further than the context; None after a prompt that leaves no room."""
+    limits = [
+        room(policy, prompt, limit)
+        for prompt, limit in zip(prompts, limits_of(policy, prompts, max_tokens), strict=True)
+    ]
+    able = [place for place, limit in enumerate(limits) if limit > 0]
+    out: list[Trajectory | None] = [None] * len(prompts)
+    sampled = policy.generate(
+        [prompts[place] for place in able],
+        [seeds[place] for place in able],
+        [limits[place] for place in able],
+    )
+    for place, completion in zip(able, sampled, strict=True):
+        out[place] = completion
+    return out
+
+
 def with_old_logp(policy: Policy, groups: Sequence[Group]) -> list[Group]:
     """Set ``old_logp`` of the policy's tokens to its log-probabilities, where it is unknown."""
     wanted = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from handrail.experts.judges.reference import aligned
 from handrail.experts.steps import split_steps
-from handrail.models.policy import Policy
+from handrail.models.policy import Policy, generate_within_context
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Trajectory
 
@@ -79,10 +80,21 @@ class ReferenceCorrector:
 
 class PolicyCorrector:
     """Let a policy continue from the kept steps; if ``shown``, with the reference in its prompt, as a plan
-    would be."""
+    would be.
 
-    def __init__(self, policy: Policy, shown: bool, max_tokens: int, step_end: str | None = None) -> None:
+    It has no answer, and counts that, if its context has no room for one.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        shown: bool,
+        max_tokens: int,
+        step_end: str | None = None,
+        counts: Counter[str] | None = None,
+    ) -> None:
         self.policy, self.shown, self.max_tokens, self.step_end = policy, shown, max_tokens, step_end
+        self.counts = Counter() if counts is None else counts
 
     def correct(
         self, drafts: Sequence[Draft], whole: bool, attempt: int, seeds: Sequence[int]
@@ -94,12 +106,13 @@ class PolicyCorrector:
             + renderer.completion("".join(drafts[place].kept).rstrip(" \t"), end=False)
             for place in able
         ]
-        completions = self.policy.generate(
-            prompts, [seeds[place] for place in able], None if whole else self.max_tokens
-        )
+        limit = None if whole else self.max_tokens
+        completions = generate_within_context(self.policy, prompts, [seeds[place] for place in able], limit)
+        self.counts["corrector/no_room"] += completions.count(None)
         out: list[Correction | None] = [None] * len(drafts)
         for place, completion in zip(able, completions, strict=True):
-            out[place] = self._correction(completion, drafts[place], whole)
+            if completion is not None:
+                out[place] = self._correction(completion, drafts[place], whole)
         return out
 
     def _correction(self, drawn: Trajectory, draft: Draft, whole: bool) -> Correction | None:

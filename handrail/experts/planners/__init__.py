@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
 from handrail._util.errors import UserError
 from handrail.experts.conversations import plan_conversation, strip_reasoning
-from handrail.models.policy import Policy
+from handrail.models.policy import Policy, generate_within_context
 from handrail.types.problem import Problem
 
 DataPlannerName = Literal["auto", "column", "rule", "outline"]
@@ -89,10 +90,14 @@ class DataPlanner:
 
 
 class PolicyPlanner:
-    """Let the current policy write the plans; they are not stored."""
+    """Let the current policy write the plans; they are not stored.
 
-    def __init__(self, policy: Policy, max_tokens: int) -> None:
+    It has no plan, and counts that, if its context has no room for one.
+    """
+
+    def __init__(self, policy: Policy, max_tokens: int, counts: Counter[str] | None = None) -> None:
         self.policy, self.max_tokens = policy, max_tokens
+        self.counts = Counter() if counts is None else counts
 
     def check(self, setting: str) -> None:
         """Raise UserError, naming ``setting``, if the policy cannot read the question for a plan."""
@@ -109,10 +114,11 @@ class PolicyPlanner:
             replace(problem, prompt=plan_conversation(problem, reference)[0]["content"])
             for problem, reference in pairs
         ]
-        written = self.policy.generate(
-            [self.policy.renderer.prompt(problem) for problem in asked], seeds, self.max_tokens
-        )
-        return [strip_reasoning(plan.text) or None if plan.finished else None for plan in written]
+        prompts = [self.policy.renderer.prompt(problem) for problem in asked]
+        written = generate_within_context(self.policy, prompts, seeds, self.max_tokens)
+        self.counts["planner/no_room"] += written.count(None)
+        texts = ["" if plan is None or not plan.finished else strip_reasoning(plan.text) for plan in written]
+        return [text or None for text in texts]
 
 
 def make_plan(problem: Problem, reference: str, planner: DataPlannerName) -> str | None:

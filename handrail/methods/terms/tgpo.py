@@ -38,6 +38,8 @@ class TgpoAdvantage(Term):
 
         async def with_bonus(member: Trajectory) -> Trajectory:
             top = await TopTokens(member.prompt_ids, member.token_ids, "teacher")
+            if top is None:
+                return member
             logp = await Score(member.prompt_ids, member.token_ids, targets=top)
             ctx.counts["tgpo/tokens"] += int(own(member).sum())
             ctx.counts["tgpo/agreeing"] += int((own(member) & (top == member.token_ids)).sum())
