@@ -7,11 +7,11 @@ from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from handrail._util.errors import UserError
-from handrail._util.section import Section
+from handrail._util.section import Section, explain
 from handrail.experts.registry import Role
 from handrail.methods import losses
 from handrail.methods.batch import TokenBatch
@@ -176,9 +176,25 @@ class Method(Generic[S], Stateful):
         max_tokens: int = 256,
         terms: Sequence[Term] = (),
     ) -> None:
-        """``max_tokens``: length limit of a rollout, used by the constant normalizer."""
-        self.settings: S = settings or self.Settings()  # type: ignore[assignment]  # a subclass names its own settings
+        """``max_tokens``: length limit of a rollout, used by the constant normalizer. ``terms``: objects;
+        ``handrail.methods.build`` makes them of what the settings describe.
+
+        Raises UserError if a setting is missing, or if settings describe terms and none is given.
+        """
+        self.settings: S = settings or self.default_settings()
         self.group_size, self.max_tokens, self.terms = group_size, max_tokens, tuple(terms)
+        if self.settings.terms and not terms:
+            raise UserError(
+                f"method.terms: {type(self).__name__} does not build the terms of its settings; make it with "
+                "handrail.methods.build, or give it objects as the argument terms"
+            )
+
+    @classmethod
+    def default_settings(cls) -> S:
+        try:
+            return cls.Settings()  # type: ignore[return-value]  # a subclass names its own settings
+        except ValidationError as error:
+            raise UserError(explain(error, cls.Settings, "method")) from error
 
     @property
     def needs_references(self) -> bool:
@@ -263,7 +279,9 @@ class Method(Generic[S], Stateful):
             group = await term.reward(group, ctx)
         return group
 
-    async def rewarded(self, group: Group, graded: Sequence[Trajectory], ctx: Context) -> list[Trajectory]:
+    async def reward_additions(
+        self, group: Group, graded: Sequence[Trajectory], ctx: Context
+    ) -> list[Trajectory]:
         """Let the terms change the rewards of graded trajectories that ``guide`` adds to ``group``."""
         if not graded:  # a term may not expect a group without members
             return []
@@ -298,7 +316,7 @@ class Method(Generic[S], Stateful):
         reference = ctx.reference(group.problem)
         if reference is None:
             return None
-        (graded,) = await self.rewarded(group, [await Verify(group.problem, reference)], ctx)
+        (graded,) = await self.reward_additions(group, [await Verify(group.problem, reference)], ctx)
         ctx.counts["guide/reference_rejected"] += graded.correct is False
         ctx.counts["guide/reference_unverified"] += graded.correct is None
         return graded

@@ -48,7 +48,7 @@ class Replaying(Method[S]):
         ctx.counts["npo/replayed" if answer.correct else "npo/rejected"] += 1
         if not answer.correct:
             return group
-        (rewarded,) = await self.rewarded(group, [answer], ctx)
+        (rewarded,) = await self.reward_additions(group, [answer], ctx)
         return group.swap(slots[-1], rewarded)
 
     def replayed(self, answer: Answer, group: Group, ctx: Context) -> Trajectory:

@@ -71,7 +71,7 @@ class Scope(Repairing[ScopeSettings]):
         chosen = self.chosen(attempts, ctx)
         found = await gather(*(self.repair(attempt, ctx) for attempt in chosen))
         failed = [attempt.rollout for attempt, each in zip(chosen, found, strict=True) if each is not None]
-        repaired = await self.rewarded(group, [each for each in found if each is not None], ctx)
+        repaired = await self.reward_additions(group, [each for each in found if each is not None], ctx)
         if self.settings.placing == "append":
             return group.add(*repaired)
         for rollout, solution in zip(failed, repaired, strict=True):

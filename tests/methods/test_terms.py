@@ -27,7 +27,9 @@ from handrail.methods.imitating import imitated
 from handrail.methods.linearise import linearised
 from handrail.methods.requests import Pending, Score, drive
 from handrail.methods.sft import GrpoSft
+from handrail.methods.sort import Sort
 from handrail.methods.terms import build_term
+from handrail.methods.terms.ace import Ace
 from handrail.methods.terms.arm import confidence
 from handrail.models.config import RolloutConfig
 from handrail.models.trainable import TrainablePolicy
@@ -143,6 +145,15 @@ def test_terms_are_built_or_refused_by_name(tmp_path: Path) -> None:
         {"name": "grpo", "terms": [{"name": f"{tmp_path}/half.py:Half", "factor": 0.5}]}, RolloutConfig()
     )
     assert method.terms[0].model_dump()["factor"] == 0.5
+
+
+def test_a_method_that_would_ignore_its_settings_is_refused() -> None:
+    described = Sort.Settings(terms=[{"name": "ace"}])
+    with pytest.raises(UserError, match="^method.terms: Sort does not build the terms of its settings; make"):
+        Sort(described)
+    assert Sort(described, terms=[Ace()]).models == {"reference"}
+    with pytest.raises(UserError, match="^the setting method.cache is missing$"):
+        METHODS["npo"]()
 
 
 HALF = """
