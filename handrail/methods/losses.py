@@ -51,12 +51,17 @@ def token_loss(
     if importance_weight_cap:
         weighted = batch.advantage * importance_weight(logp.detach(), batch, importance_weight_cap)
         batch = replace(batch, columns={**batch.columns, "advantage": weighted})
-    per_token = method.surrogate(logp, batch) + batch["linear_weight"] * logp
+    per_token = objective(method, logp, batch)
     if entropy is not None:
         per_token = per_token + batch.entropy_coef * entropy
     if reference_logp is not None:
         per_token = per_token - divergence(logp, reference_logp, batch)
     return -torch.where(batch.mask > 0, per_token, 0.0).sum()
+
+
+def objective(method: HasSurrogate, logp: Tensor, batch: TokenBatch) -> Tensor:
+    """The method's surrogate + linear_weight·log π."""
+    return method.surrogate(logp, batch) + batch["linear_weight"] * logp
 
 
 def old(logp: Tensor, batch: TokenBatch) -> Tensor:

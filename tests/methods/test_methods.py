@@ -19,7 +19,7 @@ from handrail.methods.batch import Sample, token_batch
 from handrail.methods.grpo import Grpo
 from handrail.models.config import RolloutConfig
 from handrail.models.hf import TransformersPolicy
-from handrail.training.samples import gradient_weights
+from handrail.training.samples import batch_rows, gradient_weights, sample_rows
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 from handrail.verifiers.config import VerifierConfig
@@ -54,9 +54,8 @@ def guide(method: Method[Any], groups: list[Group], engine: LocalEngine) -> list
 def weights_of(method: Method[Any], groups: list[Group], engine: LocalEngine) -> list[list[float]]:
     """Gradient of the surrogate for every token of the imitated trajectories."""
     credited = engine.credit(method, guide(method, groups, engine))
-    return [
-        gradient_weights(member, method, engine.policy) for group in credited for member in group.imitated
-    ]
+    imitated = [member for group in credited for member in group.imitated]
+    return gradient_weights(imitated, method, engine.policy)
 
 
 def test_sort_repairs_all_wrong_groups_only(policy: TransformersPolicy, engine: LocalEngine) -> None:
@@ -362,6 +361,33 @@ def test_unknown_methods_and_settings_are_named() -> None:
         make("luffy", gama=0.2)
     with pytest.raises(UserError, match="is not a subclass of handrail.Method"):
         make("handrail.types.trajectory:Group")
+
+
+def test_samples_show_the_weights_of_coupled_objectives_and_are_scored_together(
+    policy: TransformersPolicy, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Per advantage A of a token with ratio 1 and linear weight w: (A + w)/A, and w without an advantage."""
+    on_policy = group(policy, [0, 1]).map(
+        lambda member: member.with_columns(old_logp=torch.full((len(member),), torch.nan))
+    )
+    (credited,) = engine.credit(make("dmpo"), [on_policy])
+    pair = credited.trajectories[0].with_advantage(0.0)
+    calls = []
+    score = policy.score
+
+    def counted(*arguments: Any, **named: Any) -> list[torch.Tensor]:
+        calls.append(arguments)
+        return score(*arguments, **named)
+
+    monkeypatch.setattr(policy, "score", counted)
+    rows = list(sample_rows(1, [credited, Group(PROBLEM, [pair])], make("dmpo"), policy))
+    assert len(calls) == 1
+    for row, member in zip(rows, [*credited.trajectories, pair], strict=True):
+        a, w = member.column("advantage"), member.column("linear_weight")
+        assert w.any() and row["gradient_weight"] == pytest.approx(
+            ((a + w) / torch.where(a == 0, 1.0, a)).tolist(), abs=1e-4
+        )
+    assert list(batch_rows(1, [credited], policy))[1]["logp"] and len(calls) == 2
 
 
 @pytest.mark.parametrize(("name", "scored"), [("dft", 0), ("sft", 0), ("grpo", 0), ("sort", 2)])
