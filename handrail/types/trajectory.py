@@ -53,7 +53,8 @@ class Trajectory:
 
     - ``correct``: the verifier's verdict (``verifier.correct_from``), independent of ``reward``; None if
       ungraded or unverified.
-    - ``reward``: the value that credit starts from, which a method may change; NaN if there is no verdict.
+    - ``reward``: the value that credit starts from, which a method may change; NaN if there is no
+      verdict, so that its advantage is 0 and it enters no statistic.
     - ``in_baseline``: if False, the trajectory is imitated and enters no statistic of its group.
     - ``answer``: the answer that the verifier reads in the text; None if there is none, or nobody asked.
     - ``judged``: the leading steps that a judge scored, with their scores; None if no judge scored it.
@@ -70,7 +71,7 @@ class Trajectory:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     text: str = ""
     finished: bool = True
-    reward: float = 0.0
+    reward: float = math.nan
     correct: bool | None = None
     in_baseline: bool = True
     answer: str | None = None
@@ -146,7 +147,7 @@ class Trajectory:
             columns={name: column[:length] for name, column in self.columns.items()},
             text="",
             finished=False,
-            reward=0.0,
+            reward=math.nan,
             correct=None,
             answer=None,
             judged=None,

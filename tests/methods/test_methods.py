@@ -238,6 +238,18 @@ def test_luffy_samples_one_rollout_less_and_grades_the_reference(
     assert reference.tokens[-1] == policy.tokenizer.eos_token_id
 
 
+def test_a_reference_that_a_guide_adds_ungraded_is_not_a_wrong_answer(
+    policy: TransformersPolicy, engine: LocalEngine
+) -> None:
+    graded = group(policy, [0, 1, 1])
+    reference = engine.context(0, PROBLEM, "guide").reference(PROBLEM)
+    assert reference is not None
+    (alone,), (mixed,) = (engine.credit(make("grpo"), [each]) for each in (graded, graded.add(reference)))
+    *rollouts, added = [member.column("advantage").tolist() for member in mixed.trajectories]
+    assert rollouts == [member.column("advantage").tolist() for member in alone.trajectories]
+    assert set(added) == {0.0} and mixed.rewards == [0, 1, 1]
+
+
 def test_one_of_several_references_is_drawn(engine: LocalEngine) -> None:
     problem = replace(PROBLEM, references=("# 70", "85 # 70"))
     context = engine.context(0, problem, "guide")

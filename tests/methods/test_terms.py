@@ -50,7 +50,8 @@ def member(
 ) -> Trajectory:
     tokens = Trajectory.by(Author.POLICY, list(prompt), range(len(logp)))
     columns = {"sampling_logp": torch.tensor(list(logp)), "old_logp": torch.tensor(list(logp))}
-    return replace(tokens.with_columns(**columns).with_advantage(advantage), correct=correct)
+    known = tokens.with_columns(**columns).with_advantage(advantage)
+    return replace(known, reward=float(correct), correct=correct)
 
 
 def applied(
@@ -408,5 +409,6 @@ def test_truncating_an_imitated_trajectory_keeps_it_out_of_the_baseline() -> Non
         member(1.0, (-1.0, -2.0, -3.0)), in_baseline=False, correct=True, reward=1.0, text="whole"
     )
     cut = whole.truncate(2)
-    assert (len(cut), cut.in_baseline, cut.correct, cut.reward, cut.text) == (2, False, None, 0.0, "")
+    assert (len(cut), cut.in_baseline, cut.correct, cut.text) == (2, False, None, "")
+    assert math.isnan(cut.reward)
     assert cut.column("sampling_logp").tolist() == [-1.0, -2.0]
