@@ -146,8 +146,13 @@ class Term(Section, Stateful):
 
 
 class Method(Generic[S], Stateful):
-    """rollout: G samples of each problem. guide: nothing. credit: (R − mean)/(std + 1e-4). surrogate: min(rA,
-    clip(r)A).
+    """Base class of methods: five verbs on one group; the defaults are GRPO's.
+
+    rollout: G samples of each problem.
+    reward: the verifier's.
+    guide: nothing.
+    credit: (R − mean)/(std + 1e-4).
+    surrogate: min(rA, clip(r)A).
 
     A method holds its settings and its state, but no models, threads or files, so it can be pickled. Each
     verb except ``surrogate`` works on one group and awaits requests (``handrail.methods.requests``); an
@@ -307,6 +312,10 @@ class Method(Generic[S], Stateful):
         return group.map(set_advantage)
 
     def policy_gradient(self, logp: Tensor, batch: TokenBatch) -> Tensor:
+        """The policy gradient's objective of every token [B, T], clipped as the settings say.
+
+        ``logp``: current log-probabilities [B, T], with gradient.
+        """
         s = self.grpo
         bounds = (s.clip_low, s.clip_high) if s.clip else None
         return losses.policy_gradient(logp, batch, s.ratio, bounds, s.dual_clip)

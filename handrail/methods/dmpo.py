@@ -27,7 +27,7 @@ class Dmpo(Method[DmpoSettings]):
 
     rollout: G samples of each problem.
     guide: nothing.
-    credit: GRPO's, and ∂/∂log π of −λ·mean (p − q)² as imitation weights; p = softmax(R/α) and
+    credit: GRPO's, and ∂/∂log π of −λ·mean (p − q)² as the column ``linear_weight``; p = softmax(R/α) and
         q = softmax(mean log π of each trajectory), both within the group.
     surrogate: GRPO's, plus w·log π, a mean over problems.
 

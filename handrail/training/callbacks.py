@@ -36,7 +36,8 @@ class Callback:
         Called again each time that AutoNPO goes back to an earlier checkpoint.
         """
 
-    def before_step(self, run: Run, step: int) -> None: ...
+    def before_step(self, run: Run, step: int) -> None:
+        """Called before the step samples anything; ``step`` counts from 1."""
 
     def after_reward(self, run: Run, step: int, groups: Sequence[Group]) -> None:
         """Called with this process's groups of the step, sampled and graded, before ``guide``."""

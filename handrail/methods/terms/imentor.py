@@ -14,7 +14,7 @@ from handrail.types.trajectory import Group
 
 
 class Imentor(Term):
-    """i-MENTOR: a bonus for trajectories that two small networks disagree about, unless they are right.
+    """i-MENTOR: a bonus for wrong trajectories on which two small networks disagree.
 
     A + b on the policy's own tokens of trajectories with a reward below 1; b = scale·(e − min e)/(max e −
     min e) over the whole step, times decay/(decay + k) in the networks' k-th step (from 0). e is (target −

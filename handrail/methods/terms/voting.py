@@ -20,9 +20,10 @@ async def equal(problem: Problem, answer: str, member: Trajectory) -> bool:
 
 
 async def largest_cluster(problem: Problem, members: Sequence[Trajectory]) -> list[Trajectory]:
-    """The most members with equal answers; empty if there are none or as many others.
+    """Return the members that give the most frequent answer; an empty list if several answers are equally
+    frequent, or if no member has an answer.
 
-    Members without an answer cluster with nothing.
+    Members without an answer are in no cluster.
     """
     found: list[list[Trajectory]] = []
     for member in members:
@@ -37,7 +38,10 @@ async def largest_cluster(problem: Problem, members: Sequence[Trajectory]) -> li
 
 
 def most_frequent(answers: Sequence[str | None]) -> str | None:
-    """The unique most frequent answer, None if there is none; each None is a vote for nothing else."""
+    """Return the most frequent answer; None if several are equally frequent, or if there is no answer.
+
+    Each None among ``answers`` counts as an answer of its own, which equals no other.
+    """
     votes = [answer or ("tie", place) for place, answer in enumerate(answers)]
     counts = Counter(votes).most_common(2)
     tied = len(counts) == 2 and counts[0][1] == counts[1][1]
