@@ -186,7 +186,7 @@ class Method(Generic[S], Stateful):
 
         Raises UserError if a setting is missing, or if settings describe terms and none is given.
         """
-        self.settings: S = settings or self.default_settings()
+        self.settings: S = settings or self._default_settings()
         self.group_size, self.max_tokens, self.terms = group_size, max_tokens, tuple(terms)
         if self.settings.terms and not terms:
             raise UserError(
@@ -195,7 +195,7 @@ class Method(Generic[S], Stateful):
             )
 
     @classmethod
-    def default_settings(cls) -> S:
+    def _default_settings(cls) -> S:
         try:
             return cls.Settings()  # type: ignore[return-value]  # a subclass names its own settings
         except ValidationError as error:

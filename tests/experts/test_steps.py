@@ -3,7 +3,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -78,6 +78,7 @@ def counted(tokens: list[int], text: str, by: Renderer) -> int:
     return count
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.lists(st.integers(0, 257), max_size=40), st.integers(0, 60))
 def test_tokens_of_a_prefix_are_those_of_whole_decodings(text: str, noise: list[int], place: int) -> None:
     """Tokens are bytes, so that most characters are cut somewhere; noise are bytes that make none."""
@@ -90,6 +91,7 @@ def test_tokens_of_a_prefix_are_those_of_whole_decodings(text: str, noise: list[
         assert prefixes.count(whole[:length]) == counted(tokens, whole[:length], BYTES)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 261), max_size=80))
 def test_prefixes_of_a_decoder_that_strips_the_first_space_and_makes_a_mark_of_each_byte(
     tokens: list[int],
