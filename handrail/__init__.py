@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from handrail.methods.base import Method, Term
     from handrail.methods.batch import TokenBatch
     from handrail.methods.context import Context
-    from handrail.methods.linearise import linearised
+    from handrail.methods.linearize import linearized
     from handrail.methods.requests import Ask, Generate, Score, TopTokens, Verify, gather
     from handrail.models.hf import TransformersPolicy
     from handrail.models.policy import Policy
@@ -38,7 +38,7 @@ _HOMES = {
     "methods.base": ["Method", "Term"],
     "methods.batch": ["TokenBatch"],
     "methods.context": ["Context"],
-    "methods.linearise": ["linearised"],
+    "methods.linearize": ["linearized"],
     "methods.requests": ["Ask", "Generate", "Score", "TopTokens", "Verify", "gather"],
     "models.hf": ["TransformersPolicy"],
     "models.policy": ["Policy"],
@@ -54,7 +54,7 @@ _HOMES = {
 __all__ = [
     "METHODS", "Ask", "Author", "Callback", "Config", "Context", "Generate", "Group", "LocalEngine",
     "Method", "Policy", "Problem", "Score", "Term", "TokenBatch", "TopTokens", "TrainablePolicy",
-    "Trajectory", "TransformersPolicy", "UserError", "VerifierPool", "Verify", "gather", "linearised",
+    "Trajectory", "TransformersPolicy", "UserError", "VerifierPool", "Verify", "gather", "linearized",
     "load_config", "load_problems", "train",
 ]  # fmt: skip
 

@@ -44,7 +44,7 @@ class Recipe:
     batch: int = 64
     learning_rate: float = 4e-3
     betas: tuple[float, float] = (0.9, 0.98)
-    digits: bool = False  # a number's embedding is initialised as that of its tens plus that of its ones
+    digits: bool = False  # a number's embedding is initialized as that of its tens plus that of its ones
     flat: float = 0.3  # share of the steps at full learning rate; then a cosine decay to 0
 
 

@@ -27,7 +27,7 @@ from rich.text import Text
 
 LINES = 20
 """About how many progress lines a run prints if the output is not a terminal."""
-LABELLED = 60
+LABELED = 60
 """The width, in cells, from which a status labels its first figures."""
 # Only rank 0 prints. No markup: it would swallow [lora], or a method called "SORT [alpha=0]".
 console = Console(quiet=os.environ.get("RANK", "0") != "0", markup=False, highlight=False)
@@ -91,7 +91,7 @@ class Status:
         yield Text(self.fit(options.max_width), no_wrap=True, overflow="ellipsis")
 
     def fit(self, width: int) -> str:
-        label = "held out: " if self.scores and width >= LABELLED else ""
+        label = "held out: " if self.scores and width >= LABELED else ""
         text = label + next(
             (text for text in self.abbreviated_scores() if cell_len(label + text) <= width), ""
         )

@@ -86,9 +86,9 @@ def judge_command(
     if output:
         writable(output)
     experts, problems = load_experts_and_problems(data, config, settings)
-    from handrail.eval.judge_report import labelled, report
+    from handrail.eval.judge_report import labeled, report
 
-    attempts = labelled([problem for problem in problems if problem.references][:n], seed)
+    attempts = labeled([problem for problem in problems if problem.references][:n], seed)
     if not attempts:
         raise UserError(f"{data}: no problem has a reference, so there is nothing to judge")
     found = report(experts.judge(judge), attempts, threshold)

@@ -55,7 +55,7 @@ def first_config(
 ) -> tuple[str, Verified]:
     """Return the text of a configuration file with comments, and the results of its verifier on the data.
 
-    ``verifier`` is the default for the source; ``normalised`` replaces ``math`` if it accepts more. Raises
+    ``verifier`` is the default for the source; ``normalized`` replaces ``math`` if it accepts more. Raises
     UserError if the model or the data cannot be used.
     """
     problems = load_problems(data, columns)
@@ -70,7 +70,7 @@ def first_config(
         policy, load_problems(held_out, columns) if held_out else [], "skip", references=False
     )
     prompts = [*problems, *tested]
-    chosen = _verifier(problems, ["math", "normalised"] if verifier == "math" else [verifier])
+    chosen = _verifier(problems, ["math", "normalized"] if verifier == "math" else [verifier])
     tokens, why = _max_tokens(policy, problems, prompts)
     text = "\n".join(
         [

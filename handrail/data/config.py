@@ -44,7 +44,7 @@ class TrainingData(Section):
     """One source, or a list of sources with shares: ``[{path = "hard.jsonl", share = 3}, {path =
     "easy.jsonl"}]``."""
     columns: dict[str, str] = {}
-    """Map from our fields to the data's columns, for data whose layout is not recognised: ``{prompt =
+    """Map from our fields to the data's columns, for data whose layout is not recognized: ``{prompt =
     "question"}``."""
     too_long: Literal["refuse", "skip"] = "refuse"
     """What to do if problems exceed the model's context: ``refuse`` stops the run and says how many,

@@ -1,7 +1,7 @@
 """Row layouts: turn a row of the user's data into a problem.
 
-A layout names the columns by which it is recognised, maps our fields to columns, and may convert the values
-further. To recognise another layout, add it to ``LAYOUTS``. A column map is a layout that the user gives.
+A layout names the columns by which it is recognized, maps our fields to columns, and may convert the values
+further. To recognize another layout, add it to ``LAYOUTS``. A column map is a layout that the user gives.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_ANSWER = ("proof", "notfound")
 class Layout:
     """A map from our fields to the data's columns, and the conversion of their values.
 
-    ``needs`` are the columns by which the layout is recognised (none for a column map). ``columns`` maps our
+    ``needs`` are the columns by which the layout is recognized (none for a column map). ``columns`` maps our
     fields to columns or dotted paths. ``worked`` is True if the answer's column holds worked solutions, from
     which the answer is extracted. ``exact`` is True if other answers are kept as they are, even in a box.
     ``refine`` makes any further conversion.
@@ -221,7 +221,7 @@ GSM8K = _layout("GSM8K", "question, answer", "question", "answer", worked=True, 
 TRUTH = "reward_model.ground_truth"
 CONTEXT = {"context": "context"}
 WRONG = {f"wrong_{number}": f"Incorrect Answer {number}" for number in (1, 2, 3)}
-# Each has a name, the columns to recognise it by, and the columns of the prompt, answer and reference.
+# Each has a name, the columns to recognize it by, and the columns of the prompt, answer and reference.
 LAYOUTS = (
     NATIVE,
     _layout("LUFFY", "prompt, reward_model, target", "prompt", TRUTH, "target", refine=_verl),
@@ -257,7 +257,7 @@ def column_map_layout(columns: Mapping[str, str]) -> Layout:
     return Layout("column map", frozenset(), {field: field for field in REQUIRED} | dict(columns), exact=True)
 
 
-def recognise(rows: Sequence[Row]) -> Layout:
+def recognize(rows: Sequence[Row]) -> Layout:
     """Return the first layout whose columns exist, else the native one, whose errors name what is missing.
 
     If most answers are worked solutions, all of them are taken to be.

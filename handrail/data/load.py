@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from handrail._util.errors import BadRow, UserError
-from handrail.data.layouts import ABSENT, FIELDS, Layout, column_map_layout, lookup, recognise, to_problem
+from handrail.data.layouts import ABSENT, FIELDS, Layout, column_map_layout, lookup, recognize, to_problem
 from handrail.data.rows import Row, brief, read
 from handrail.data.tasks import TASKS
 from handrail.types.problem import Problem
@@ -23,7 +23,7 @@ class Loaded:
 
     problems: list[Problem]
     layout: str
-    """The layout that was recognised, or ``column map``, ``task`` or ``reasoning-gym``."""
+    """The layout that was recognized, or ``column map``, ``task`` or ``reasoning-gym``."""
     fields: str = ""
     """Which of our fields come from which column."""
     note: str = ""
@@ -53,7 +53,7 @@ def load_problems(source: str, columns: Mapping[str, str] = {}) -> list[Problem]
 
 
 def load(source: str, columns: Mapping[str, str] = {}) -> Loaded:
-    """Read a source and recognise its layout.
+    """Read a source and recognize its layout.
 
     A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a directory of such files or of ``save_to_disk``
     (``PATH#SPLIT``), a Hugging Face dataset (``NAME:CONFIG#SPLIT``), ``task:NAME?key=value&...`` or
@@ -69,7 +69,7 @@ def load(source: str, columns: Mapping[str, str] = {}) -> Loaded:
         raise UserError(f"{source}: it is empty; give it at least one row")
     objects = [row.value for row in rows if isinstance(row.value, dict)]
     names = list(dict.fromkeys(name for row in objects for name in row))
-    layout = _column_map(source, columns, objects, names) if columns else recognise(objects)
+    layout = _column_map(source, columns, objects, names) if columns else recognize(objects)
     return Loaded(_problems(rows, layout), layout.name, layout.describe_fields(names), note)
 
 

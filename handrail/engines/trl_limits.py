@@ -38,7 +38,7 @@ OBJECTIVE = {
     "loss_type": "loss_normalizer",
     "multi_objective_aggregation": "",
     "off_policy_mask_threshold": "",
-    "scale_rewards": "normalise_std",
+    "scale_rewards": "normalize_std",
     "top_entropy_quantile": "",
     "use_adaptive_entropy": "",
     "vllm_importance_sampling_clip_min": "",

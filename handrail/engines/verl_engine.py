@@ -23,7 +23,7 @@ from verl.utils.tensordict_utils import assign_non_tensor, get_tensordict
 from handrail._util.errors import BadRow, UserError
 from handrail._util.seeds import derive
 from handrail.data.config import PromptFormat
-from handrail.data.layouts import column_map_layout, recognise, to_problem
+from handrail.data.layouts import column_map_layout, recognize, to_problem
 from handrail.engines.hosted import HostedEngine, rollout
 from handrail.engines.verl_limits import VerlSettings
 from handrail.engines.verl_rows import plain_rows
@@ -162,10 +162,10 @@ class Rows:
     """Rows of verl's dataset as problems, by the layouts that ``handrail.data`` knows, or by a column map."""
 
     def __init__(self, columns: Mapping[str, str], row: Mapping[str, Any], renderer: Renderer) -> None:
-        """``row``: any row of the dataset. ``columns``: as ``data.columns``, empty to recognise it."""
+        """``row``: any row of the dataset. ``columns``: as ``data.columns``, empty to recognize it."""
         truth = {"answer": "reward_model.ground_truth"}
         row = {**row, "prompt": row["raw_prompt"]}  # the data may call it otherwise
-        layout = column_map_layout({**truth, **columns}) if columns else recognise([row])
+        layout = column_map_layout({**truth, **columns}) if columns else recognize([row])
         self.layout = replace(layout, columns={**layout.columns, "prompt": "raw_prompt"})
         self.renderer = renderer
 

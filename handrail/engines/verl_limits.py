@@ -77,7 +77,7 @@ ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 OBJECTIVE: dict[str, tuple[Any, str]] = {
     "algorithm.gamma": (1.0, ""),
     "algorithm.lam": (1.0, ""),
-    "algorithm.norm_adv_by_std_in_grpo": (True, "normalise_std"),
+    "algorithm.norm_adv_by_std_in_grpo": (True, "normalize_std"),
     "algorithm.use_kl_in_reward": (False, "kl"),
     "algorithm.use_pf_ppo": (False, ""),
     f"{ACTOR}.clip_ratio": (0.2, "clip_low"),
@@ -127,7 +127,7 @@ class VerlSettings(Section):
     terms: list[str | dict[str, Any]] = []
     """Terms, by name or with settings; added to those of ``method``."""
     columns: dict[str, str] = {}
-    """As ``data.columns``; without it, the layout of the dataset is recognised."""
+    """As ``data.columns``; without it, the layout of the dataset is recognized."""
     verifier: str | dict[str, Any] | None = None
     """Handrail's verifier, by name or with settings, in place of verl's rewards."""
     correct_by: str = "acc"

@@ -186,7 +186,7 @@ def line(attempts: Attempts) -> str:
 def _keep_verified(file: Path, done: Sequence[Attempts]) -> None:
     """Remove from the end of ``file`` the attempts without any verdict.
 
-    A failing verifier graded them before there were enough to recognise that it fails.
+    A failing verifier graded them before there were enough to recognize that it fails.
     """
     last = max((place for place, each in enumerate(done, 1) if each.verified), default=0)
     write_whole(file, "".join(map(line, done[:last])))

@@ -52,7 +52,7 @@ def paired(
     At each end, the interval is the wider of two: a bootstrap over problems (each problem's mean over seeds)
     and, if there are several seeds, Student's over seeds. Both are needed, because seeds train different
     models and problems differ in difficulty. The bootstrap includes two imaginary problems, with the largest
-    possible difference (``most``) in favour of either side (after Agresti and Min, 2005). Without them, a
+    possible difference (``most``) in favor of either side (after Agresti and Min, 2005). Without them, a
     handful of problems that differ would count as proof.
     """
     seeds = sorted(ours.keys() & theirs.keys())

@@ -16,7 +16,7 @@ from handrail.types.problem import Problem
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """A solution; ``wrong`` is the index of its wrong step, ``original`` that step before the change."""
 
     problem: Problem
@@ -25,7 +25,7 @@ class Labelled:
     original: str | None = None
 
 
-def labelled(problems: Sequence[Problem], seed: int) -> list[Labelled]:
+def labeled(problems: Sequence[Problem], seed: int) -> list[Labeled]:
     """Return the first reference of every problem, unchanged and with one number in one step changed.
 
     The unchanged reference is assumed to be correct. Problems without a reference are skipped.
@@ -35,25 +35,25 @@ def labelled(problems: Sequence[Problem], seed: int) -> list[Labelled]:
         if not problem.references:
             continue
         steps = split_steps(problem.references[0])
-        found.append(Labelled(problem, steps))
+        found.append(Labeled(problem, steps))
         changed = corrupt(steps, random.Random(derive("corrupt", seed, problem.id)))
         if changed:
-            found.append(Labelled(problem, changed[0], changed[1], steps[changed[1]]))
+            found.append(Labeled(problem, changed[0], changed[1], steps[changed[1]]))
     return found
 
 
-def report(judge: StepJudge, labelled: Sequence[Labelled], threshold: float = 0.5) -> dict[str, Any]:
+def report(judge: StepJudge, labeled: Sequence[Labeled], threshold: float = 0.5) -> dict[str, Any]:
     """Return counts, shares with 95 % Wilson intervals (None if nothing is counted), and every failure.
 
-    ``precision`` is the share of solutions in which the judge names the labelled step, among those in which
+    ``precision`` is the share of solutions in which the judge names the labeled step, among those in which
     it names any step; ``recall`` is that share among the wrong solutions. ``false_alarms`` is the share of
     correct solutions in which it names a step. ``not_judged`` is the share of all solutions in which no step
     has a score.
     """
-    all_scores = judge.judge([(one.problem, one.steps) for one in labelled])
+    all_scores = judge.judge([(one.problem, one.steps) for one in labeled])
     named = [first_error(scores, threshold) if scores else None for scores in all_scores]
-    failures = [_failure(one, step) for one, step in zip(labelled, named, strict=True) if step != one.wrong]
-    pairs = [(one.wrong, step) for one, step in zip(labelled, named, strict=True)]
+    failures = [_failure(one, step) for one, step in zip(labeled, named, strict=True) if step != one.wrong]
+    pairs = [(one.wrong, step) for one, step in zip(labeled, named, strict=True)]
     return {
         "threshold": threshold,
         "right": sum(wrong is None for wrong, _ in pairs),
@@ -70,7 +70,7 @@ def _share(hits: Sequence[bool]) -> dict[str, float] | None:
     return asdict(Accuracy.of([float(hit) for hit in hits])) if hits else None
 
 
-def _failure(one: Labelled, named: int | None) -> dict[str, Any]:
+def _failure(one: Labeled, named: int | None) -> dict[str, Any]:
     kind = "false alarm" if one.wrong is None else "missed" if named is None else "misplaced"
     failure: dict[str, Any] = {"problem": one.problem.id, "kind": kind, "wrong": one.wrong, "named": named}
     if one.wrong is not None:

@@ -38,7 +38,7 @@ class MethodSettings(Section):
 
 
 class GrpoSettings(MethodSettings):
-    normalise_std: bool = True
+    normalize_std: bool = True
     """Divide advantages by (standard deviation of the group's rewards + std_epsilon); Dr.GRPO does not."""
     std_epsilon: float = Field(STD_EPSILON, ge=0)
     """Small number added to that standard deviation; TGPO uses 1e-6, i-MENTOR 1e-10."""
@@ -301,7 +301,7 @@ class Method(Generic[S], Stateful):
         if group.dead:
             return group.map(lambda member: member.with_advantage(0.0) if member.in_baseline else member)
         base = mean(group.rewards)
-        scale = 1 / (stdev(group.rewards) + self.grpo.std_epsilon) if self.grpo.normalise_std else 1.0
+        scale = 1 / (stdev(group.rewards) + self.grpo.std_epsilon) if self.grpo.normalize_std else 1.0
 
         def set_advantage(member: Trajectory) -> Trajectory:
             if not member.in_baseline:

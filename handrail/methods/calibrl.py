@@ -16,7 +16,7 @@ from handrail.types.trajectory import Group, Trajectory
 
 
 class CalibrlSettings(GrpoSettings):
-    normalise_std: bool = False
+    normalize_std: bool = False
     """Divide the advantage by the standard deviation of the group's rewards + std_epsilon."""
     dual_clip: float = Field(3.0, ge=0)
     """Least objective of a token with a negative advantage, as a multiple of it; 0 for none."""

@@ -12,7 +12,7 @@ from handrail.experts.correctors import Correction, Draft, bare
 from handrail.experts.questions import JudgeQuestion
 from handrail.methods.context import Context
 from handrail.methods.graft import complete, splice
-from handrail.methods.linearise import linearised
+from handrail.methods.linearize import linearized
 from handrail.methods.repairing import Repairing, RepairSettings
 from handrail.methods.requests import Ask, Score, gather
 from handrail.types.problem import Problem
@@ -124,7 +124,7 @@ class Cso(Repairing[CsoSettings]):
         credited = await super().credit(group, ctx)
         assert credited is not None
         members = [member for member in credited.imitated if "pair" in member.columns]
-        return await linearised(credited, members, self.preference) if members else credited
+        return await linearized(credited, members, self.preference) if members else credited
 
     def preference(self, members: Sequence[Trajectory], logps: Sequence[Tensor]) -> Tensor:
         """Mean of log σ(β·(Δ⁺ − Δ⁻)) over pairs, which stand next to each other, times the coefficient."""

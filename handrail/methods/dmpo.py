@@ -9,7 +9,7 @@ from torch import Tensor
 
 from handrail.methods.base import GrpoSettings, Method
 from handrail.methods.context import Context
-from handrail.methods.linearise import linearised
+from handrail.methods.linearize import linearized
 from handrail.types.trajectory import Group, Trajectory
 
 
@@ -59,7 +59,7 @@ async def match_rewards(group: Group, temperature: float, coef: float, mask_unif
     def objective(members: Sequence[Trajectory], logps: Sequence[Tensor]) -> Tensor:
         return -coef * mismatch(members, logps, temperature)
 
-    return await linearised(group, comparable, objective)
+    return await linearized(group, comparable, objective)
 
 
 def mismatch(members: Sequence[Trajectory], logps: Sequence[Tensor], temperature: float) -> Tensor:

@@ -11,7 +11,7 @@ class Grpo(Method[GrpoSettings]):
     credit: (R − mean R) / (std R + 1e-4); exactly zero if all rewards of a group are equal.
     surrogate: min(rA, clip(r, 1 − low, 1 + high)A), r = π/π_old of each token.
 
-    Dr.GRPO: normalise_std = false, loss_normalizer = "constant".
+    Dr.GRPO: normalize_std = false, loss_normalizer = "constant".
     DAPO: clip_high = 0.28, loss_normalizer = "token", skip_dead_groups = true.
     GSPO: ratio = "sequence", clip_low = 3e-4, clip_high = 4e-4.
     """

@@ -12,7 +12,7 @@ from handrail.types.trajectory import Group, Trajectory
 
 
 class IntSettings(RepairSettings, GrpoSftSettings):
-    normalise_std: bool = False
+    normalize_std: bool = False
     """Divide the advantage by the standard deviation of the group's rewards + std_epsilon."""
     corrector: str = "policy"
     """Corrector that writes the intervention with the reference in view; as for scope."""

@@ -13,7 +13,7 @@ from handrail.types.trajectory import Author, Group
 
 
 class LuffySettings(GrpoSettings):
-    normalise_std: bool = False
+    normalize_std: bool = False
     """Divide the advantage by the standard deviation of the group's rewards + std_epsilon, as eq. 4 does; the
     paper's experiments and released code do not."""
     clip: bool = False

@@ -18,7 +18,7 @@ from handrail.types.trajectory import Author, Group, Trajectory
 
 
 class ScopeSettings(RepairSettings):
-    normalise_std: bool = False
+    normalize_std: bool = False
     """Divide the advantage by the standard deviation of the repaired group's rewards + std_epsilon."""
     clip_high: float = Field(0.28, ge=0)
     """Upper bound of the clipped ratio of the policy's own tokens: 1 + clip_high; a corrector's tokens are

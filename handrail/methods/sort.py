@@ -23,7 +23,7 @@ class SortSettings(GrpoSftSettings):
     these that exists; ``outline``, its words without numbers; ``policy``; ``endpoint``; ``file.py:Name``."""
     plan_tokens: int = Field(256, ge=1)
     """Longest plan of the policy, in tokens."""
-    normalise_weights: bool = False
+    normalize_weights: bool = False
     """Divide the weights of a reference's tokens by their mean, so that only their ratios matter."""
     hard_mask: bool = False
     """Train only those tokens that the plan makes likelier: p1 > p0."""
@@ -75,6 +75,6 @@ class Sort(Imitating[SortSettings]):
 
     def surrogate(self, logp: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         s, base = self.settings, torch.where(batch["base_logp"].isnan(), logp.detach(), batch["base_logp"])
-        w = plan_weights(base, batch["plan_logp"], batch.mask, s.alpha, s.hard_mask, s.normalise_weights)
+        w = plan_weights(base, batch["plan_logp"], batch.mask, s.alpha, s.hard_mask, s.normalize_weights)
         used = {"uniform": torch.ones_like(w), "random": w.gather(1, batch["weight_order"].long())}
         return self.policy_gradient(logp, batch) + batch.imitation_weight * used.get(s.weights, w) * logp

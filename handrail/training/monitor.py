@@ -63,14 +63,14 @@ class CollapseMonitor:
         entropy, entropy_at_first = mean(self.last, "entropy"), mean(self.first, "entropy")
         length, length_at_first = mean(self.last, "length"), mean(self.first, "length")
         unverified = mean(self.last, "verifier/unverified") / max(1.0, mean(self.last, "rollouts"))
-        learnt = mean(self.last, "correct") >= mean(self.first, "correct") + BETTER
+        learned = mean(self.last, "correct") >= mean(self.first, "correct") + BETTER
         out = {}
-        if entropy < entropy_at_first / 10 and not learnt:
+        if entropy < entropy_at_first / 10 and not learned:
             out["entropy"] = (
                 f"entropy has fallen from {entropy_at_first:.2g} to {entropy:.2g} nats without a gain in "
                 "accuracy"
             )
-        if length < length_at_first / 4 and not learnt:
+        if length < length_at_first / 4 and not learned:
             out["short"] = (
                 f"completions have shrunk from {length_at_first:.0f} to {length:.0f} tokens without a gain "
                 "in accuracy"

@@ -114,7 +114,7 @@ def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = Fal
         )
 
 
-def what_is_learnt(config: Config) -> dict[str, Any]:
+def what_is_learned(config: Config) -> dict[str, Any]:
     """The configuration without the settings that may change on resumption.
 
     These are the run's length, its evaluation, book-keeping, batch sizes of computations, how the model is

@@ -23,7 +23,7 @@ from handrail._util.files import locked, no_room, sync, write_whole
 from handrail._util.version import __version__
 from handrail.training.checkpoint import newest_intact
 from handrail.training.config import Config, load_config
-from handrail.training.resuming import CONTENTS, differences, held_by, no_run_in, what_is_learnt
+from handrail.training.resuming import CONTENTS, differences, held_by, no_run_in, what_is_learned
 
 log = logging.getLogger("handrail")
 
@@ -102,7 +102,7 @@ class RunDirectory:
         if last_step(path) < 0:  # killed at its very start
             return
         own = path / "config.toml"
-        if changed := differences(what_is_learnt(load_config(own)), what_is_learnt(config)):
+        if changed := differences(what_is_learned(load_config(own)), what_is_learned(config)):
             raise UserError(
                 f"{path} holds a run of another configuration: {changed}; resume it with its own, {own}, "
                 "or choose another --output"

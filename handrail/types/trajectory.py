@@ -45,7 +45,7 @@ class Trajectory:
     - ``entropy``: entropy of the distribution that the token was sampled from; NaN if unknown.
     - ``advantage``: the token's advantage in the policy gradient.
     - ``imitation_weight``: coefficient of the token's log-probability in the imitation objective.
-    - ``linear_weight``: gradient of an objective that couples trajectories, see ``linearised``.
+    - ``linear_weight``: gradient of an objective that couples trajectories, see ``linearized``.
     - any column that a method adds.
 
     A trajectory whose advantages and imitation weights are all exactly zero is dropped before the forward

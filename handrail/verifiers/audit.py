@@ -17,9 +17,9 @@ SPOILING = {"answer_rejected": TOLERATED, "reference_rejected": TOLERATED, "unve
 """The faults that spoil a run if more than this share of the problems has them. Other faults are reported
 too, but affect only the problems that have them."""
 
-OWN_ANSWER = {"math": r"\boxed{%s}", "exact": "%s", "normalised": "%s", "reasoning-gym": "%s", "task": "# %s"}
+OWN_ANSWER = {"math": r"\boxed{%s}", "exact": "%s", "normalized": "%s", "reasoning-gym": "%s", "task": "# %s"}
 """A completion with nothing but the answer, in the form that each built-in verifier expects."""
-GENERAL_VERIFIERS = ("math", "exact", "normalised")
+GENERAL_VERIFIERS = ("math", "exact", "normalized")
 Graded = tuple[Problem, str]
 """A problem and a completion."""
 
@@ -98,7 +98,7 @@ def refusal(problems: Sequence[Problem], config: VerifierConfig, verifier: Verif
             f"first {place(own[0][0])}"
         )
     if spoils("reference_rejected", len(refused), len(flat)):
-        every = ", so nothing can be learnt from them" if len(refused) == len(flat) else ""
+        every = ", so nothing can be learned from them" if len(refused) == len(flat) else ""
         found.append(f"{len(refused)} of the first {len(flat)} references, first {place(refused[0])}{every}")
     said = [f"the verifier refuses {' and '.join(found)}"] if found else []
     if spoils("unverifiable", len(unverified), len(flat)):

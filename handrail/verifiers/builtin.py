@@ -1,6 +1,6 @@
 """Verifiers: functions from a problem and a completion to a reward between 0 and 1.
 
-Built in are ``math``, ``exact``, ``normalised``, ``reasoning-gym`` and ``task``; ``module:function`` and
+Built in are ``math``, ``exact``, ``normalized``, ``reasoning-gym`` and ``task``; ``module:function`` and
 ``path/to/file.py:function`` name a function of the user's own, called as ``function(problem, completion)``.
 Nothing here enforces a time limit: ``handrail.verifiers.pool`` runs verifiers, which may hang or crash, in
 processes. Heavy imports stay inside functions, so that a worker starts quickly.
@@ -89,8 +89,8 @@ def exact(problem: Problem, completion: str) -> float:
     return float(completion.strip() == problem.answer.strip())
 
 
-def normalised(problem: Problem, completion: str) -> float:
-    """Return 1 if the completion's final answer equals the answer after normalisation.
+def normalized(problem: Problem, completion: str) -> float:
+    """Return 1 if the completion's final answer equals the answer after normalization.
 
     Case, spacing, surrounding punctuation and the way of writing a number make no difference.
     """
@@ -163,7 +163,7 @@ def _family_score(family: str) -> Callable[[str, dict[str, Any]], float]:
 BUILTIN: dict[str, Callable[[Problem, str], object]] = {
     "math": math,
     "exact": exact,
-    "normalised": normalised,
+    "normalized": normalized,
     "reasoning-gym": reasoning_gym,
     "task": task,
 }
@@ -181,7 +181,7 @@ def _marked_answer(text: str) -> str | None:
 SPELLINGS: dict[str, Callable[[str], str | None]] = {
     "math": _math_spelling,
     "exact": str.strip,
-    "normalised": lambda text: str(_normal(final_answer(text))),
+    "normalized": lambda text: str(_normal(final_answer(text))),
     "reasoning-gym": lambda text: final_answer(text).casefold(),
     "task": lambda text: " ".join(text.rpartition("#")[2].split()) if "#" in text else None,
 }

@@ -13,7 +13,7 @@ class VerifierConfig(Section):
     """The verifier, which grades completions."""
 
     name: str = "math"
-    """``math``, ``exact``, ``normalised``, ``reasoning-gym``, ``task`` (built-in tasks), or your own
+    """``math``, ``exact``, ``normalized``, ``reasoning-gym``, ``task`` (built-in tasks), or your own
     ``module:function`` or ``file.py:function``."""
     extract: str | None = None
     """Regular expression for the answer in a completion: the verifier sees only the first group of the last

@@ -487,8 +487,8 @@ def test_check_finds_contradicting_references_and_test_problems(handrail: Handra
     )
     assert f"{found}, first {test}, line 1, which equals {mine}, line 1" in done.out
     assert "task:house-rules?n=4: none of its 4 problems is in this source" in done.out
-    done = handrail("check", str(mine), "--verifier", "normalised")
-    assert "verifier 'normalised': it accepts 2 of 4 references" in done.out and "unverified" not in done.out
+    done = handrail("check", str(mine), "--verifier", "normalized")
+    assert "verifier 'normalized': it accepts 2 of 4 references" in done.out and "unverified" not in done.out
     assert_refused(
         handrail("check", str(mine), "--verifier", "mathh"),
         "there is no verifier 'mathh'; did you mean 'math'?",
@@ -596,7 +596,7 @@ def test_check_takes_a_column_map(handrail: Handrail, tmp_path: Path) -> None:
     )
 
 
-def test_check_says_which_layout_was_recognised_and_which_columns_were_used(
+def test_check_says_which_layout_was_recognized_and_which_columns_were_used(
     handrail: Handrail, tmp_path: Path
 ) -> None:
     rows = [{"question": "Which is prime?", "choices": ["6", "7", "8"], "answer": 1, "subject": "numbers"}]

@@ -188,7 +188,7 @@ def test_a_resumed_run_shows_the_last_evaluation_and_its_step_at_once(
     assert re.search(r"first step: .* for the 1 steps left", done.out)
 
 
-def test_a_warning_is_labelled_as_a_warning() -> None:
+def test_a_warning_is_labeled_as_a_warning() -> None:
     console = Console(width=200, file=StringIO())
     for name in ("", "A, seed 1"):
         Bars(console).update(

@@ -105,7 +105,7 @@ def test_a_method_shows_its_settings_under_their_table_with_legal_values(handrai
         ("threshold", "number > 0, ≤ 1", "0.5"),
         ("judge", "text", '"arithmetic"'),
         ("mode", '"step", "suffix", "reference"', '"step"'),
-        ("normalise_std", "true or false", "false"),
+        ("normalize_std", "true or false", "false"),
     ):
         at = next(number for number, line in enumerate(lines) if line.startswith(f"│ {setting} "))
         assert values in lines[at] and f"default {default} " in lines[at + 1]

@@ -175,7 +175,7 @@ def test_the_only_split_is_used_and_several_without_train_are_refused(
     ],
 )
 @pytest.mark.parametrize("directory", ["main", "a [1]*"])
-def test_splits_are_recognised_by_file_names(train: list[str], test: str, directory: str) -> None:
+def test_splits_are_recognized_by_file_names(train: list[str], test: str, directory: str) -> None:
     for number, name in enumerate([*train, test]):
         Path(directory, name).parent.mkdir(parents=True, exist_ok=True)
         row = {"prompt": str(number), "answer": name}
@@ -622,7 +622,7 @@ def test_public_data_sets_are_read_untouched(
     assert (loaded.layout, asked, problem.answer, problem.references) == (layout, prompt, answer, references)
 
 
-def test_documented_layouts_are_those_that_are_recognised() -> None:
+def test_documented_layouts_are_those_that_are_recognized() -> None:
     text = (Path(__file__).parents[2] / "docs/data.md").read_text()
     documented = dict(re.findall(r"^\| (.+?) \| (`.+?`) \|", text, re.MULTILINE))
     assert {layout.name for layout in LAYOUTS} | {"GSM8K"} <= set(documented)
@@ -885,7 +885,7 @@ def test_missing_field() -> None:
     )
 
 
-def test_unrecognised_layout() -> None:
+def test_unrecognized_layout() -> None:
     message = refusal(parquet([{"task": "p", "label": "5"}] * 3))
     assert message.startswith(
         "data.parquet, row 1, field prompt: there is no column 'prompt' (and in 2 more rows)"

@@ -197,7 +197,7 @@ def test_an_update_equals_the_local_engines(method: str, updates: int, tmp_path:
     """Also with two updates on each generation, so that the second one's ratios are not 1."""
     settings: dict[str, Any] = {"name": method}
     settings |= {"cache": str(npo_cache(tmp_path)), "threshold": 1.0} if method == "npo" else {}
-    settings |= {"normalise_std": True} if method == "grpo" else {}  # not TRL's own loss, but ours
+    settings |= {"normalize_std": True} if method == "grpo" else {}  # not TRL's own loss, but ours
     settings |= {"share": 1.0} if method == "actguide" else {}
     steps = {"gradient_accumulation_steps": 2, "steps_per_generation": 2 * updates, "max_steps": 2 * updates}
     rewards = coin if method in ("grpo", "scope", "dmpo", "npo") else exact

@@ -104,7 +104,7 @@ def test_an_update_equals_the_local_engines(method: str, updates: int, host: Hos
     """Through verl's agent loops, queue, reward loop, FSDP worker and mini-batch loop."""
     settings: dict[str, Any] = {"name": method}
     settings |= {"cache": str(npo_cache(tmp_path)), "threshold": 1.0} if method == "npo" else {}
-    settings |= {"normalise_std": True} if method == "grpo" else {}  # not verl's own loss, but ours
+    settings |= {"normalize_std": True} if method == "grpo" else {}  # not verl's own loss, but ours
     settings |= {"share": 1.0} if method == "actguide" else {}
     reward = "coin" if method in ("grpo", "scope", "dmpo", "npo") else "exact"
     size = f"actor_rollout_ref.actor.ppo_mini_batch_size={4 // updates}"
@@ -147,7 +147,7 @@ def test_guidance_follows_rewards_and_leaves_verls_rollouts_alone(host: Host, tm
 
 
 def test_advantages_of_rollouts_reach_verls_metrics(host: Host, tmp_path: Path) -> None:
-    run = fitted(configured(tmp_path, method={"name": "grpo", "normalise_std": False}), host)
+    run = fitted(configured(tmp_path, method={"name": "grpo", "normalize_std": False}), host)
     for guided, rollouts in zip(run.steps, run.rollouts, strict=True):
         found = sorted(round(float(row[0]), 5) for row in rollouts["advantages"].unbind())
         rewards = [[member.reward for member in group.trajectories] for _, group in guided]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from handrail.eval.judge_report import Labelled, labelled, report
+from handrail.eval.judge_report import Labeled, labeled, report
 from handrail.experts.judges import Scores
 from handrail.experts.steps import split_steps
 from handrail.training.evaluate import wilson
@@ -34,21 +34,21 @@ class Scripted:
 
 
 def test_every_reference_is_judged_unchanged_and_with_one_step_changed() -> None:
-    right, wrong, wordy = labelled(PROBLEMS, seed=0)
+    right, wrong, wordy = labeled(PROBLEMS, seed=0)
     steps = split_steps(PROBLEM.references[0])
-    assert right == Labelled(PROBLEM, steps)
+    assert right == Labeled(PROBLEM, steps)
     assert wrong.wrong is not None and wrong.original == steps[wrong.wrong] != wrong.steps[wrong.wrong]
     assert [*wrong.steps[: wrong.wrong], wrong.original, *wrong.steps[wrong.wrong + 1 :]] == steps
-    assert wordy == Labelled(PROBLEMS[2], ["No number\n", "at all"])
+    assert wordy == Labeled(PROBLEMS[2], ["No number\n", "at all"])
 
 
 def test_a_label_depends_only_on_the_seed_and_the_problem() -> None:
-    assert labelled(PROBLEMS, seed=0) == [*labelled(PROBLEMS[:1], seed=0), *labelled(PROBLEMS[1:], seed=0)]
-    assert len({labelled([PROBLEM], seed=seed)[1].steps[0] for seed in range(20)}) > 1
+    assert labeled(PROBLEMS, seed=0) == [*labeled(PROBLEMS[:1], seed=0), *labeled(PROBLEMS[1:], seed=0)]
+    assert len({labeled([PROBLEM], seed=seed)[1].steps[0] for seed in range(20)}) > 1
 
 
 def test_counts_shares_and_failures() -> None:
-    right, wrong = Labelled(PROBLEM, STEPS), Labelled(PROBLEM, ["3 + 4 = 7\n", "7 * 3 = 14"], 1, STEPS[1])
+    right, wrong = Labeled(PROBLEM, STEPS), Labeled(PROBLEM, ["3 + 4 = 7\n", "7 * 3 = 14"], 1, STEPS[1])
     judge = Scripted([1.0, 1.0], [0.2, 0.9], [1.0, 0.4], [None, 0.5], [0.1, 0.0], None, [None, None])
     found = report(judge, [right, right, wrong, wrong, wrong, wrong, right])
     assert (found["right"], found["wrong"]) == (3, 4)
@@ -76,12 +76,12 @@ def test_counts_shares_and_failures() -> None:
 
 
 def test_the_threshold_decides_which_step_is_wrong() -> None:
-    right = Labelled(PROBLEM, STEPS)
+    right = Labeled(PROBLEM, STEPS)
     assert report(Scripted([0.3, 1.0]), [right], threshold=0.2)["false_alarms"]["mean"] == 0
     assert report(Scripted([0.3, 1.0]), [right], threshold=0.4)["false_alarms"]["mean"] == 1
 
 
 def test_a_share_of_an_empty_set_is_none() -> None:
-    found = report(Scripted([1.0, 1.0]), [Labelled(PROBLEM, STEPS)])
+    found = report(Scripted([1.0, 1.0]), [Labeled(PROBLEM, STEPS)])
     assert found["precision"] is None and found["recall"] is None
     assert report(Scripted(), [])["not_judged"] is None

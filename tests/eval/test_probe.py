@@ -92,7 +92,7 @@ def test_planted_faults_are_found_and_no_others(tmp_path: Path) -> None:
         "Fix this first: the verifier refuses 11 of 48 references"
     )
     # exact without extract compares the whole reference with the answer
-    assert set(found["other_verifiers"]) == {"math", "normalised"}
+    assert set(found["other_verifiers"]) == {"math", "normalized"}
     assert json.loads((tmp_path / "out/probe.json").read_text()) == found
 
 

@@ -276,7 +276,7 @@ def test_an_empty_run_has_a_report(tmp_path: Path) -> None:
 # Charts
 
 
-def test_a_chart_takes_colours_from_css_and_labels_its_last_value() -> None:
+def test_a_chart_takes_colors_from_css_and_labels_its_last_value() -> None:
     points = [Point(0, 0.1, 0.0, 0.2), Point(10, 0.5, 0.4, 0.6)]
     chart = charts.line_chart(
         "Accuracy on $x$ <", [Line("A & B", Style(1), points)], share=True, unit="accuracy"
@@ -302,7 +302,7 @@ def test_large_figures_are_written_out() -> None:
     assert ">2,000,000</text>" in chart and "1e6" not in chart
 
 
-def test_the_report_and_the_plot_have_the_same_colours() -> None:
+def test_the_report_and_the_plot_have_the_same_colors() -> None:
     variables = palette.css()
     for place in range(palette.SERIES):
         assert f"--series-{place}: {Style(place).plot_arguments(palette.LIGHT)['color']};" in variables
@@ -313,8 +313,8 @@ def test_the_report_and_the_plot_have_the_same_colours() -> None:
 def contrast(one: str, other: str) -> float:
     """Contrast as required by WCAG 2.2, 1.4.11."""
 
-    def luminance(colour: str) -> float:
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         red, green, blue = (
             part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
         )
@@ -324,15 +324,15 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK])
-def test_lines_and_text_have_enough_contrast(colours: dict[str, str]) -> None:
-    for name, colour in colours.items():
+@pytest.mark.parametrize("colors", [palette.LIGHT, palette.DARK])
+def test_lines_and_text_have_enough_contrast(colors: dict[str, str]) -> None:
+    for name, color in colors.items():
         if name.startswith("series"):
-            assert contrast(colour, colours["paper"]) >= 3, name
-    assert all(contrast(colours[name], colours["paper"]) >= 4.5 for name in ("ink", "muted", "link"))
+            assert contrast(color, colors["paper"]) >= 3, name
+    assert all(contrast(colors[name], colors["paper"]) >= 4.5 for name in ("ink", "muted", "link"))
 
 
-def test_methods_are_distinguishable_without_colour() -> None:
+def test_methods_are_distinguishable_without_color() -> None:
     styles = [Style(place).line for place in range(16)]
     assert len({(str(style["linestyle"]), style["marker"]) for style in styles[:8]}) == 8
     assert len({(style["color"], style["marker"]) for style in styles}) == 16

@@ -367,7 +367,7 @@ def test_sft_has_a_loss_no_empty_charts_and_ungraded_references(browser: Browser
 
 
 def test_dark_mode_changes_paper_ink_and_charts(browser: Browser, report: Path) -> None:
-    colours = []
+    colors = []
     for scheme in ("light", "dark"):
         watched = Watched(browser, report, color_scheme=scheme)
         look = "([selector, property]) => getComputedStyle(document.querySelector(selector))[property]"
@@ -377,10 +377,10 @@ def test_dark_mode_changes_paper_ink_and_charts(browser: Browser, report: Path) 
             ["figure svg text", "fill"],
             [".legend svg [style*=series]", "stroke"],
         )
-        colours.append([watched.page.evaluate(look, part) for part in parts])
+        colors.append([watched.page.evaluate(look, part) for part in parts])
         watched.close()
-    assert colours[0][0] == "rgb(255, 255, 255)" and all(
-        light != dark for light, dark in zip(*colours, strict=True)
+    assert colors[0][0] == "rgb(255, 255, 255)" and all(
+        light != dark for light, dark in zip(*colors, strict=True)
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from handrail.data.load import load_problems
-from handrail.eval.judge_report import labelled, report
+from handrail.eval.judge_report import labeled, report
 from handrail.experts.judges import first_error
 from handrail.experts.judges.arithmetic import ArithmeticJudge, equalities, score
 from handrail.experts.steps import split_steps
@@ -340,7 +340,7 @@ def test_hostile_text_is_quick(text: str) -> None:
 
 
 def test_the_judge_finds_the_changed_step_of_worked_solutions() -> None:
-    examples = labelled(load_problems("reasoning-gym:gsm_symbolic?n=200&seed=3"), seed=0)
+    examples = labeled(load_problems("reasoning-gym:gsm_symbolic?n=200&seed=3"), seed=0)
     found = report(ArithmeticJudge(), examples)
     assert found["right"] == found["wrong"] == 200
     assert found["false_alarms"]["mean"] <= 0.01

@@ -204,10 +204,10 @@ def test_a_paused_run_continues_exactly(tmp_path: Path) -> None:
             endpoint={"pause_after": 1, "retries": 0, "concurrency": 1},
         )
 
-    def learnt(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def learned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: value for key, value in row.items() if not key.startswith("endpoint/")} for row in rows]
 
-    assert learnt(resumed) == learnt(whole)
+    assert learned(resumed) == learned(whole)
 
 
 class Pausing(Grpo):

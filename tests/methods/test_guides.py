@@ -332,8 +332,8 @@ def test_npo_leaves_a_group_unchanged_without_a_verified_answer(
     method = build("npo", cache=str(cache))
     unknown = group_of(engine, replace(problem, id="another"), 0, 2)
     assert guide(method, unknown, engine) is unknown and engine.counts["npo/no_answer"] == 1
-    relabelled = group_of(engine, replace(problem, answer="1 2 3"), 0, 2)
-    assert guide(method, relabelled, engine) is relabelled and engine.counts["npo/rejected"] == 1
+    relabeled = group_of(engine, replace(problem, answer="1 2 3"), 0, 2)
+    assert guide(method, relabeled, engine) is relabeled and engine.counts["npo/rejected"] == 1
 
 
 @pytest.mark.parametrize(
@@ -415,8 +415,8 @@ def test_int_drops_leaking_unsolvable_and_truncated_corrections(
     method = build("int", judge=TRUE_STEPS, corrector="reference", continuations=2)
     leaking = Group(problem, [attempted(engine, problem, wrong_from(problem, 2))])
     assert not guide(method, leaking, engine).imitated and engine.counts["int/leaking_step"] == 1
-    relabelled = replace(problem, answer="1 2 3")
-    hopeless = Group(relabelled, [attempted(engine, relabelled, wrong_from(problem, 1))])
+    relabeled = replace(problem, answer="1 2 3")
+    hopeless = Group(relabeled, [attempted(engine, relabeled, wrong_from(problem, 1))])
     assert not guide(method, hopeless, engine).imitated and engine.counts["int/not_solvable"] == 1
     cut = Group(problem, [attempted(engine, problem, wrong_from(problem, 1), finished=False)])
     assert not guide(method, cut, engine).imitated and engine.counts["int/truncated"] == 1
@@ -501,9 +501,9 @@ def test_cso_pairs_a_verified_alternative_with_the_rollouts_step(
 
 
 def test_cso_drops_an_alternative_that_does_not_verify(with_start: LocalEngine, problem: Problem) -> None:
-    relabelled = replace(problem, answer="1 2 3")
-    failed = attempted(with_start, relabelled, wrong_from(problem, 1))
-    assert not guide(build("cso", judge=HALVES), Group(relabelled, [failed]), with_start).imitated
+    relabeled = replace(problem, answer="1 2 3")
+    failed = attempted(with_start, relabeled, wrong_from(problem, 1))
+    assert not guide(build("cso", judge=HALVES), Group(relabeled, [failed]), with_start).imitated
 
 
 def test_cso_refuses_a_judge_that_cannot_score_alternatives(tmp_path: Path) -> None:

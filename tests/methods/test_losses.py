@@ -183,7 +183,7 @@ def test_sorts_settings_change_the_weights_as_documented() -> None:
     assert weights([NAN] * 3) == pytest.approx([0.01, 0.5, 0.9])
     assert weights(hard_mask=True) == pytest.approx([0.09, 0.0, 0.0])
     assert weights([NAN] * 3, hard_mask=True) == pytest.approx([0.01, 0.5, 0.9])
-    normalized = weights(normalise_weights=True)
+    normalized = weights(normalize_weights=True)
     assert sum(normalized) == pytest.approx(3.0) and normalized[0] / normalized[2] == pytest.approx(0.1)
     assert weights(order=[2, 0, 1], weights="random") == pytest.approx([0.9, 0.09, math.sqrt(0.15)])
     assert weights(weights="uniform") == pytest.approx([1.0] * 3)
@@ -219,7 +219,7 @@ def float64_objective(
 
 VARIANTS = {
     "grpo": ("grpo", {}),
-    "dr-grpo": ("grpo", {"normalise_std": False, "loss_normalizer": "constant"}),
+    "dr-grpo": ("grpo", {"normalize_std": False, "loss_normalizer": "constant"}),
     "dapo": ("grpo", {"clip_high": 0.28, "loss_normalizer": "token", "skip_dead_groups": True}),
     "gspo": ("grpo", {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}),
     "luffy": ("luffy", {}),

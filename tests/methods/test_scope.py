@@ -273,7 +273,7 @@ def test_credit_of_a_repaired_group_by_hand(engine: LocalEngine, problem: Proble
         {-0.25},
         {-0.25},
     ]
-    appended = make(placing="append", normalise_std=True)
+    appended = make(placing="append", normalize_std=True)
     (credited,) = engine.credit(appended, [guide(appended, members, problem, engine)])
     deviation = (4 * 0.2**2 + 0.8**2) ** 0.5 / 2
     assert [float(member.column("advantage")[0]) for member in credited.trajectories] == pytest.approx(

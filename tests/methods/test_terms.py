@@ -24,7 +24,7 @@ from handrail.methods.batch import micro_batch
 from handrail.methods.context import Context
 from handrail.methods.dmpo import mismatch
 from handrail.methods.imitating import imitated
-from handrail.methods.linearise import linearised
+from handrail.methods.linearize import linearized
 from handrail.methods.requests import Pending, Score, drive
 from handrail.methods.sft import GrpoSft
 from handrail.methods.sort import Sort
@@ -365,7 +365,7 @@ class CoupledSft(GrpoSft):
     async def credit(self, group: Group, ctx: Context) -> Group | None:
         credited = await super().credit(group, ctx)
         assert credited is not None
-        return await linearised(
+        return await linearized(
             credited,
             credited.trajectories,
             lambda members, logps: torch.stack([each.mean() for each in logps]).prod(),

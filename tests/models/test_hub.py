@@ -18,7 +18,7 @@ from handrail.models.loading import load_model
 
 @pytest.fixture(params=["missing", "silent"])
 def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """The behaviour of the hub, and the paths that were requested."""
+    """The behavior of the hub, and the paths that were requested."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

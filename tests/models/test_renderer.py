@@ -315,7 +315,7 @@ def test_tokens_without_an_embedding_are_refused_by_check_and_train(
     )
     (tmp_path / "run.toml").write_text(RUN)
     for arguments in (
-        ["check", "d.jsonl", "--model", "model", "--verifier", "normalised"],
+        ["check", "d.jsonl", "--model", "model", "--verifier", "normalized"],
         ["train", "run.toml"],
     ):
         done = handrail(*arguments)

@@ -67,7 +67,7 @@ def test_only_the_adapter_is_trained_and_a_resumed_run_is_identical(
     assert lines(tmp_path / "whole/metrics.jsonl") == lines(tmp_path / "parts/metrics.jsonl")
     assert any(
         value.abs().max() > 0 for name, value in whole.items() if "lora_B" in name
-    )  # they are initialised with zeros
+    )  # they are initialized with zeros
     assert not (tmp_path / "whole/model/model.safetensors").exists()
     small = sum(
         file.stat().st_size for file in (tmp_path / "whole/checkpoints/step-000004").rglob("*.safetensors")

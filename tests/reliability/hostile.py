@@ -232,7 +232,7 @@ def problems() -> dict[str, tuple[str, Problem]]:
         name: load_problems(f"reasoning-gym:{name}?size=1&seed={seed}")[0] for name, seed in SEEDS.items()
     }
     made = {f"reasoning-gym:{name}": ("reasoning-gym", problem) for name, problem in families.items()}
-    general = {name: (name, Problem("0", "?", ANSWER)) for name in ("math", "exact", "normalised", "task")}
+    general = {name: (name, Problem("0", "?", ANSWER)) for name in ("math", "exact", "normalized", "task")}
     return {
         **general,
         "math, an expression": ("math", Problem("0", "?", r"\frac{x^3 - 7391}{4682 y}")),

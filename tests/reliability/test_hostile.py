@@ -28,7 +28,7 @@ def test_the_corpus_is_large_and_always_the_same() -> None:
     assert len(corpus()) >= 2000 and corpus() == corpus()
 
 
-@pytest.mark.parametrize("label", ["math", "normalised", "task", "reasoning-gym:countdown"])
+@pytest.mark.parametrize("label", ["math", "normalized", "task", "reasoning-gym:countdown"])
 def test_no_hostile_completion_hangs_crashes_or_is_rewarded(label: str) -> None:
     name, problem = problems()[label]
     said = grade_all(name, problem, [*corpus()[::40], *fuzzed(100, seed=1)], timeout=1)
@@ -72,7 +72,7 @@ HACKS = {
 }
 PAID = {
     "math": {"the answer", "another answer behind the box"},
-    "normalised": {
+    "normalized": {
         "the answer",
         "several boxed answers, the last one right",
         "another answer behind the box",

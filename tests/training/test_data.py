@@ -112,6 +112,6 @@ def test_multiple_choice_prompts_contain_the_choices(model: Path, tmp_path: Path
         for n in (1, 2)
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mmlu.parquet")
-    samples = run(model, str(tmp_path / "mmlu.parquet"), tmp_path / "run", name="normalised")
+    samples = run(model, str(tmp_path / "mmlu.parquet"), tmp_path / "run", name="normalized")
     assert all("A. 1\nB. 2<" in sample["prompt"] for sample in samples)
     assert all(sample["reward"] == 1 for sample in references(samples))

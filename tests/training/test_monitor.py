@@ -96,7 +96,7 @@ def test_an_expert_that_never_answers_is_named_once() -> None:
         (0, None),
         (1, None),
         (8, "the verifier refuses 8 of the first 32 references"),
-        (32, "so nothing can be learnt from them"),
+        (32, "so nothing can be learned from them"),
     ],
 )
 def test_a_verifier_that_refuses_references_is_named_before_training(
@@ -117,7 +117,7 @@ def test_a_verifier_that_refuses_references_is_named_before_training(
     assert words in first["warning"] if words else "warning" not in first
 
 
-@pytest.mark.parametrize("name, extract", [("task", None), ("normalised", None), ("exact", "#(.*)")])
+@pytest.mark.parametrize("name, extract", [("task", None), ("normalized", None), ("exact", "#(.*)")])
 def test_a_verifier_that_refuses_the_answers_themselves_is_named_before_training(
     name: str, extract: str | None, tmp_path: Path
 ) -> None:

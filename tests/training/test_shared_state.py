@@ -16,7 +16,7 @@ from handrail._util.state import with_tensors, without_tensors
 from handrail.methods.method_and_terms import observers
 from handrail.training import shared_state
 from tests.conftest import EASY, config
-from tests.methods.terms.test_olr import mislabelled
+from tests.methods.terms.test_olr import mislabeled
 from tests.training.test_loop import lines
 from tests.training.test_worlds import noted, uneven
 
@@ -98,7 +98,7 @@ def test_two_processes_share_one_state(tmp_path: Path) -> None:
     imentor = {"name": "imentor", "prompt_tokens": 8, "response_tokens": 48}
     sections["method"] = {"name": "grpo", "terms": [olr, imentor, {"name": "pacr"}]}
     # Four problems for five places, so that one is there twice; half of their answers are wrong.
-    sections["data"]["train"] = [{"path": mislabelled(tmp_path / "data.jsonl"), "share": 1.0}]
+    sections["data"]["train"] = [{"path": mislabeled(tmp_path / "data.jsonl"), "share": 1.0}]
     sections["rollout"] |= {"temperature": 0.5, "max_tokens": 16}
     one, two = tmp_path / "one", tmp_path / "two"
     train(Config.model_validate(sections), one)

@@ -103,7 +103,7 @@ def assert_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
 
 METHOD_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {}),
-    ("grpo", {"normalise_std": False, "loss_normalizer": "constant"}),
+    ("grpo", {"normalize_std": False, "loss_normalizer": "constant"}),
     ("grpo", {"loss_normalizer": "token", "clip_high": 0.28, "skip_dead_groups": True}),
     ("grpo", {"ratio": "sequence", "clip_low": 0.3, "clip_high": 0.4}),
     ("luffy", {"entropy_bonus": 0.0}),

@@ -25,7 +25,7 @@ from handrail._util.errors import UserError
 from handrail.data.load import load_problems
 from handrail.types.problem import Problem
 from handrail.verifiers import pool as verifier_pool
-from handrail.verifiers.builtin import exact, normalised, reader, resolve
+from handrail.verifiers.builtin import exact, normalized, reader, resolve
 from handrail.verifiers.config import VerifierConfig
 from handrail.verifiers.pool import VerifierPool
 
@@ -100,41 +100,41 @@ GRADED = [
     ("math", r"42\%", r"6*7\%", 0),
     ("math", "(6,7)", "(2*3, 14/2)", 0),
     ("math", r"\{1,2\}", r"\{3-2, 4/2\}", 0),
-    ("normalised", "42", ">42", 0),
-    ("normalised", "42", "!=42", 0),
-    ("normalised", "42", "~42", 0),
-    ("normalised", "42", "4_2", 0),
-    ("normalised", "42", "= (42)", 1),
-    ("normalised", "[0,1)", "(0,1]", 0),
-    ("normalised", "(1, 2)", "(1, 2).", 1),
-    ("normalised", "f'", "f", 0),
-    ("normalised", "c", "c++", 0),
-    ("normalised", "yes", "**'Yes'**", 1),
-    ("normalised", "42", "84/2", 0),
-    ("normalised", "84/2", "84/2", 1),
+    ("normalized", "42", ">42", 0),
+    ("normalized", "42", "!=42", 0),
+    ("normalized", "42", "~42", 0),
+    ("normalized", "42", "4_2", 0),
+    ("normalized", "42", "= (42)", 1),
+    ("normalized", "[0,1)", "(0,1]", 0),
+    ("normalized", "(1, 2)", "(1, 2).", 1),
+    ("normalized", "f'", "f", 0),
+    ("normalized", "c", "c++", 0),
+    ("normalized", "yes", "**'Yes'**", 1),
+    ("normalized", "42", "84/2", 0),
+    ("normalized", "84/2", "84/2", 1),
     ("exact", "72", " 72\n", 1),
     ("exact", "72", "72.0", 0),
-    ("normalised", "72", "72.0", 1),
-    ("normalised", "72", "72,000", 0),
-    ("normalised", "72000", "step\n#### $72,000.00.", 1),
-    ("normalised", "0.5", r"thus \boxed{1/2}", 1),
-    ("normalised", r"\frac{1}{2}", r"\boxed{1} or \boxed{\frac{1}{2}}", 1),
-    ("normalised", "3", "-3", 0),
-    ("normalised", "-5", "#### -$5", 1),
-    ("normalised", "New York", '"new   york".', 1),
-    ("normalised", "?", "!", 0),
-    ("normalised", "1", "1e999999999", 0),
-    ("normalised", "1", "1/0", 0),
-    ("normalised", "7", r"\boxed{7", 0),
-    ("normalised", "(3,4)", r"\boxed{(3, 4)}", 1),
-    ("normalised", "3,4,5", "#### 3, 4,  5", 1),
-    ("normalised", "25", r"\boxed{\$25}", 1),
-    ("normalised", "60", r"\boxed{60\%}", 1),
-    ("normalised", "2000", r"\boxed{2{,}000}", 1),
-    ("normalised", "-9", "\u22129", 1),
-    ("normalised", "C", r"\boxed{\text{C}}", 1),
-    ("normalised", "0.00004", "4e-05", 1),
-    ("normalised", "12", "1 2", 0),
+    ("normalized", "72", "72.0", 1),
+    ("normalized", "72", "72,000", 0),
+    ("normalized", "72000", "step\n#### $72,000.00.", 1),
+    ("normalized", "0.5", r"thus \boxed{1/2}", 1),
+    ("normalized", r"\frac{1}{2}", r"\boxed{1} or \boxed{\frac{1}{2}}", 1),
+    ("normalized", "3", "-3", 0),
+    ("normalized", "-5", "#### -$5", 1),
+    ("normalized", "New York", '"new   york".', 1),
+    ("normalized", "?", "!", 0),
+    ("normalized", "1", "1e999999999", 0),
+    ("normalized", "1", "1/0", 0),
+    ("normalized", "7", r"\boxed{7", 0),
+    ("normalized", "(3,4)", r"\boxed{(3, 4)}", 1),
+    ("normalized", "3,4,5", "#### 3, 4,  5", 1),
+    ("normalized", "25", r"\boxed{\$25}", 1),
+    ("normalized", "60", r"\boxed{60\%}", 1),
+    ("normalized", "2000", r"\boxed{2{,}000}", 1),
+    ("normalized", "-9", "\u22129", 1),
+    ("normalized", "C", r"\boxed{\text{C}}", 1),
+    ("normalized", "0.00004", "4e-05", 1),
+    ("normalized", "12", "1 2", 0),
 ]
 
 
@@ -150,7 +150,7 @@ def test_reward(name: str, answer: str, completion: str, reward: float) -> None:
         ("exact", r"(\d+)", "3 4 5", 1),
         ("exact", r"# (\d+)", "5", 0),
         ("exact", r"a(5)?", "5 a", 0),
-        ("normalised", r"is (\S+)", "It is 5.0!", 1),
+        ("normalized", r"is (\S+)", "It is 5.0!", 1),
         ("math", r"is (.+)", "It is x = 5.0", 1),
         ("math", r"is (.+)", "It is 10/2", 0),
     ],
@@ -164,7 +164,7 @@ def test_extract(name: str, extract: str, completion: str, reward: float) -> Non
     [
         ({"name": "exact", "extract": r"# (\d+)"}, ["a # 5", "# 4 # 5", "# 5 or so"], "5"),
         ({"name": "exact", "extract": r"# (\d+)"}, ["5", "", "#5"], None),
-        ({"name": "normalised"}, ["#### 1,000.", "1000", " $1000.0$ "], "1000"),
+        ({"name": "normalized"}, ["#### 1,000.", "1000", " $1000.0$ "], "1000"),
         ({"name": "math"}, ["so $0.5$", r"\boxed{\frac{1}{2}}", "#### 1/2", "#### 2/4"], "1/2"),
         ({"name": "math"}, [r"\boxed{x + 1}", r"it is $1 + x$"], "x + 1"),
         ({"name": "math"}, ["I cannot say", ""], None),
@@ -185,7 +185,7 @@ def test_equal_answers_are_read_in_the_same_way(
 def test_any_text_can_be_graded(answer: str, completion: str) -> None:
     problem = Problem("p", "?", answer)
     assert exact(problem, completion) in (0.0, 1.0)
-    assert normalised(problem, completion) in (0.0, 1.0)
+    assert normalized(problem, completion) in (0.0, 1.0)
     assert exact(problem, answer) == 1.0
 
 

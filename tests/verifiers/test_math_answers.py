@@ -186,7 +186,7 @@ def test_only_closed_and_outer_boxes_count() -> None:
     assert last_joined(text, boxes(text)[:2]) == r"1, \frac{1}{\boxed{2}}"
 
 
-def test_normalised_text_and_numerals() -> None:
+def test_normalized_text_and_numerals() -> None:
     assert plain(r"\left( 1 ,\; 2\right).") == plain("(1,2)") != plain("(12)")
     assert plain("1 2") != plain("12")
     for text in ("84/2", "1/0", "1,23", "12 34", "9" * 5000, "1e9999", "x"):

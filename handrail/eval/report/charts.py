@@ -1,4 +1,4 @@
-"""Charts as inline SVG, with CSS variables as colours, so that one chart serves light, dark and print."""
+"""Charts as inline SVG, with CSS variables as colors, so that one chart serves light, dark and print."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from handrail.eval.report import palette
 from handrail.eval.report.series import KINDS, Point
 
-# Placeholders, because matplotlib needs real colours: the finished SVG has the CSS variable of that name
+# Placeholders, because matplotlib needs real colors: the finished SVG has the CSS variable of that name
 # instead.
-COLOURS = {name: f"#0000{place:02x}" for place, name in enumerate(palette.LIGHT, start=1)}
+COLORS = {name: f"#0000{place:02x}" for place, name in enumerate(palette.LIGHT, start=1)}
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = "os^DvP*X"
 HATCHES = ("///", "", "\\\\\\")  # for KINDS; lines, because dots would make large files
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 8.5,
-    "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["muted"],
-    "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"],
-    "axes.edgecolor": COLOURS["grid"], "grid.color": COLOURS["grid"],
+    "text.color": COLORS["ink"], "axes.labelcolor": COLORS["muted"],
+    "xtick.color": COLORS["muted"], "ytick.color": COLORS["muted"],
+    "axes.edgecolor": COLORS["grid"], "grid.color": COLORS["grid"],
     "axes.spines.top": False, "axes.spines.right": False,
     "xtick.major.size": 0, "ytick.major.size": 0,
     "axes.linewidth": 0.8, "grid.linewidth": 0.6, "hatch.linewidth": 0.4,
@@ -36,18 +36,18 @@ SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Style:
-    """The style of a method's line: colour, dash and marker, so that lines do not differ in colour alone."""
+    """The style of a method's line: color, dash and marker, so that lines do not differ in color alone."""
 
     place: int
 
     @property
     def line(self) -> dict[str, Any]:
-        return self.plot_arguments(COLOURS)
+        return self.plot_arguments(COLORS)
 
-    def plot_arguments(self, colours: Mapping[str, str]) -> dict[str, Any]:
-        """Return the arguments of matplotlib's ``plot`` in the colours of a palette."""
+    def plot_arguments(self, colors: Mapping[str, str]) -> dict[str, Any]:
+        """Return the arguments of matplotlib's ``plot`` in the colors of a palette."""
         return {
-            "color": colours[f"series-{self.place % palette.SERIES}"],
+            "color": colors[f"series-{self.place % palette.SERIES}"],
             "linestyle": DASHES[self.place % len(DASHES)],
             "marker": MARKERS[(self.place + self.place // 8) % 8],
             "markersize": 3.4,
@@ -96,10 +96,10 @@ def area_chart(title: str, shares: Mapping[int, tuple[float, ...]]) -> Markup:
     steps = list(shares)
     columns = list(zip(*shares.values(), strict=True))
     layers = axes.stackplot(
-        steps, columns, colors=[COLOURS[variable(kind)] for kind in KINDS], alpha=0.8, linewidth=0
+        steps, columns, colors=[COLORS[variable(kind)] for kind in KINDS], alpha=0.8, linewidth=0
     )
     for layer, hatch in zip(layers, HATCHES, strict=True):
-        layer.set(hatch=hatch, edgecolor=COLOURS["ink"])
+        layer.set(hatch=hatch, edgecolor=COLORS["ink"])
     axes.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ends = ", ".join(
@@ -115,14 +115,14 @@ def interval(name: str, row: Mapping[str, Any]) -> Markup:
     axes = figure.add_axes((0.02, 0, 0.96, 1))
     axes.set(xlim=(0, 1), ylim=(-1, 1))
     axes.axis("off")
-    axes.plot([0, 1], [0, 0], color=COLOURS["grid"], linewidth=1, zorder=1)
-    axes.plot([row["low"], row["high"]], [0, 0], color=COLOURS["muted"], linewidth=4, alpha=0.45, zorder=2)
-    axes.plot([row["start"]] * 2, [-0.7, 0.7], color=COLOURS["muted"], linewidth=1, zorder=3)
+    axes.plot([0, 1], [0, 0], color=COLORS["grid"], linewidth=1, zorder=1)
+    axes.plot([row["low"], row["high"]], [0, 0], color=COLORS["muted"], linewidth=4, alpha=0.45, zorder=2)
+    axes.plot([row["start"]] * 2, [-0.7, 0.7], color=COLORS["muted"], linewidth=1, zorder=3)
     axes.plot(
         row["per_seed"],
         [0] * len(row["per_seed"]),
         "o",
-        color=COLOURS["ink"],
+        color=COLORS["ink"],
         markersize=3.2,
         zorder=4,
         clip_on=False,
@@ -150,8 +150,8 @@ def area_swatch(place: int) -> Markup:
         [0, 1],
         0,
         1,
-        facecolor=COLOURS[variable(KINDS[place])],
-        edgecolor=COLOURS["ink"],
+        facecolor=COLORS[variable(KINDS[place])],
+        edgecolor=COLORS["ink"],
         hatch=HATCHES[place],
         alpha=0.8,
         linewidth=0,
@@ -160,7 +160,7 @@ def area_swatch(place: int) -> Markup:
 
 
 def variable(kind: str) -> str:
-    """Return the name of the colour of one of KINDS."""
+    """Return the name of the color of one of KINDS."""
     return kind.replace("_", "-")
 
 
@@ -205,8 +205,8 @@ def svg(figure: Figure, label: str = "") -> Markup:
         flags=re.DOTALL,
     )
     body = re.sub(r"\s*\n\s*", " ", body)
-    for name, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--{name})")
+    for name, color in COLORS.items():
+        body = body.replace(color, f"var(--{name})")
     role = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     return Markup(f"{head} {role}>{body}")
 

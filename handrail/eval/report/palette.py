@@ -1,4 +1,4 @@
-"""The colours of reports and plots, by name; in the report they are CSS variables."""
+"""The colors of reports and plots, by name; in the report they are CSS variables."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DARK = {
     "series-8": "#cfcf5c", "series-9": "#5fd0dc",
 }  # fmt: skip
 SERIES = sum(name.startswith("series-") for name in LIGHT)
-"""The number of colours for methods; further methods reuse them with other dashes and markers."""
+"""The number of colors for methods; further methods reuse them with other dashes and markers."""
 
 
 def css() -> str:
-    """Return the colours as CSS variables; the printed page is always light."""
+    """Return the colors as CSS variables; the printed page is always light."""
     light, dark = (
-        " ".join(f"--{name}: {colour};" for name, colour in colours.items()) for colours in (LIGHT, DARK)
+        " ".join(f"--{name}: {color};" for name, color in colors.items()) for colors in (LIGHT, DARK)
     )
     return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"

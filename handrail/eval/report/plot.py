@@ -1,4 +1,4 @@
-"""Plot a comparison, in the report's colours."""
+"""Plot a comparison, in the report's colors."""
 
 from __future__ import annotations
 

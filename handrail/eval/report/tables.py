@@ -43,7 +43,7 @@ def training_table(methods: Methods, sets: list[str]) -> Table:
     shown = {
         title: kind for title, kind in kinds.items() if any(row.get(kind[0]) for row in methods.values())
     }
-    table = Table(title="what it learnt from", title_justify="left")
+    table = Table(title="what it learned from", title_justify="left")
     table.add_column("method")
     for title in shown:
         table.add_column(title, justify="right")

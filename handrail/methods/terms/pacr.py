@@ -34,7 +34,7 @@ class Pacr(Term):
     """One value for each step, or one for each rollout (sparse): G_1, which is our reading."""
     answer_mean: bool = False
     """Divide c by the answer's number of tokens (our option)."""
-    centre: bool = False
+    center: bool = False
     """Subtract A_P's mean over the tokens, because A_P is never negative (our option)."""
     answer_template: str = "{answer}"
     """The answer as it is scored (ours), such as ``" # {answer}"``. The last step, which tells it, is cut
@@ -55,7 +55,7 @@ class Pacr(Term):
         scaled = [(each - low) / spread if spread else 0 * each for each in found]
         shift = torch.cat([each[own(member)] for member, each in zip(members, scaled, strict=True)]).nanmean()
         for member, each in zip(members, scaled, strict=True):
-            bonus = (each - shift * self.centre).nan_to_num(0.0)
+            bonus = (each - shift * self.center).nan_to_num(0.0)
             mixed = self.outcome_coef * member.column("advantage") + self.step_coef * bonus
             advantage = torch.where(own(member), mixed, member.column("advantage")).float()
             group = group.swap(member, member.with_columns(advantage=advantage))

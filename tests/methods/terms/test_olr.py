@@ -171,7 +171,7 @@ def test_references_are_graded_by_the_new_answer(policy: TrainablePolicy, engine
     assert mixed.trajectories[-1].correct is False
 
 
-def mislabelled(file: Path) -> str:
+def mislabeled(file: Path) -> str:
     """Easy problems, of which every second has the wrong answer."""
     problems = [("5 + 5 ?", "10"), ("7 + 2 ?", "8"), ("40 - 6 ?", "34"), ("9 * 2 ?", "17")]
     rows = [{"id": f"p{n}", "prompt": prompt, "answer": a} for n, (prompt, a) in enumerate(problems)]
@@ -181,7 +181,7 @@ def mislabelled(file: Path) -> str:
 
 def test_a_run_repairs_wrong_labels_says_which_and_resumes(tmp_path: Path) -> None:
     """With a threshold that a constant majority passes, so that seven steps suffice."""
-    data = mislabelled(tmp_path / "data.jsonl")
+    data = mislabeled(tmp_path / "data.jsonl")
     method = {"name": "grpo", "terms": [{"name": "olr", "slope": -0.1, "start": 2}]}
 
     def run(steps: int, directory: str, resume: bool = False) -> None:

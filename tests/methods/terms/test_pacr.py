@@ -41,8 +41,8 @@ def test_the_groups_steps_are_scaled_together(
 
 def test_centred_and_sparse_variants(policy: TrainablePolicy, engine: LocalEngine) -> None:
     group = Group(PROBLEM, [member(policy, "77 ; 8 2 ; 70"), member(policy, "77 8")])
-    centred = build_term({"name": "pacr", "step_coef": 1.0, "centre": True}, 1)
-    found, _ = verb(centred, "credit", group, engine, queue(*FIRST, *SECOND))
+    centered = build_term({"name": "pacr", "step_coef": 1.0, "center": True}, 1)
+    found, _ = verb(centered, "credit", group, engine, queue(*FIRST, *SECOND))
     mean = (2 * 1 + 3 * 0.5652 + 0.7826 + 0) / 8
     assert advantages(found)[0] == close([1 - mean] * 2 + [0.5652 - mean] * 3 + [0.7826 - mean])
     assert sum(map(sum, advantages(found))) == pytest.approx(0, abs=1e-6)
@@ -58,7 +58,7 @@ def test_equal_gains_give_nothing(policy: TrainablePolicy, engine: LocalEngine) 
     )
     # g is .5 and .5, and .5: with γ = 1 the first step's G is 1.
     assert advantages(found)[0][0] > advantages(found)[0][-1] == advantages(found)[1][0] == 0
-    flat = build_term({"name": "pacr", "gamma": 0.0, "centre": True}, 1)
+    flat = build_term({"name": "pacr", "gamma": 0.0, "center": True}, 1)
     found, _ = verb(flat, "credit", group, engine, queue(-2.0, -1.5, -1.0, -2.0, -1.5))
     assert not any(map(any, advantages(found)))
 

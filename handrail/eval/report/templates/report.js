@@ -56,8 +56,8 @@ function outcome(problem) {
   return `${count("correct")} of ${rollouts.length} rollouts correct${unverified}${rollouts.length < problem.members.length ? ", guided" : ""}`;
 }
 
-const learnt = problem => problem.members.some(member => member.gradient_weight.length);
-/** The last step that anything was learnt from: it shows what the policy has come to, and tokens with weights to look at. */
+const learned = problem => problem.members.some(member => member.gradient_weight.length);
+/** The last step that anything was learned from: it shows what the policy has come to, and tokens with weights to look at. */
 const opening = run => (run.steps.filter(([, signal]) => signal).pop() || run.steps[run.steps.length - 1])[0];
 
 async function choose() {
@@ -67,7 +67,7 @@ async function choose() {
   const problems = await load(run.run, step);
   if (byId("run").value !== String(run.run) || byId("step").value !== step) return;  // another was chosen meanwhile
   const ids = problems.map((problem, place) => `${place} ${problem.id}`);
-  fill(byId("problem"), problems.map((problem, place) => [ids[place], `${problem.id}: ${outcome(problem)}`]), ids[Math.max(0, problems.findIndex(learnt))]);
+  fill(byId("problem"), problems.map((problem, place) => [ids[place], `${problem.id}: ${outcome(problem)}`]), ids[Math.max(0, problems.findIndex(learned))]);
   show(problems[ids.indexOf(byId("problem").value)]);
 }
 
@@ -139,7 +139,7 @@ function describe(member, place) {
   return [`Token ${place + 1} of ${member.tokens.length}: “${visible(member.tokens[place])}”`, member.author[place], ...taught, ...values].join(" · ");
 }
 
-/** Colours the tokens of the problem that is shown: strength from 0 to 1, and a sign. */
+/** Colors the tokens of the problem that is shown: strength from 0 to 1, and a sign. */
 function shade() {
   const name = document.querySelector("[name=shade]:checked").value;
   const all = shown.members.flatMap(member => member[name] || []).filter(value => value != null);

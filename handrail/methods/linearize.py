@@ -13,7 +13,7 @@ from handrail.types.trajectory import Group, Trajectory
 Objective = Callable[[Sequence[Trajectory], Sequence[Tensor]], Tensor]
 
 
-async def linearised(group: Group, members: Sequence[Trajectory], objective: Objective) -> Group:
+async def linearized(group: Group, members: Sequence[Trajectory], objective: Objective) -> Group:
     """Add ∂J/∂log π of every trained token of ``members``, at the current weights, to ``linear_weight``.
 
     ``objective`` returns J, a scalar to be maximized, given these trajectories of the group and the
