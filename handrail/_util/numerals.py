@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
 
+TOO_MANY_DIGITS = f"it holds a whole number of more than {sys.get_int_max_str_digits()} digits"
+"""Why Python refuses to read a JSON or TOML text that is correct."""
 MAX_DIGITS = 400
 """Enough for every double. Larger exponents, such as 1e-999999999 in JSON, would become that many zeros."""
 

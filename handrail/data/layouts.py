@@ -51,11 +51,14 @@ class Layout:
     def split(self, row: Row) -> tuple[Fields, dict[str, Any]]:
         """Return our fields, and the other columns as metadata.
 
-        A column of which a field takes only a part, by a dotted path, is metadata too. Raises BadRow if the
-        row has no prompt or no answer, or a value that cannot be used.
+        A column of which a field takes only a part, by a dotted path, is metadata too; a value that could not
+        be read is not. Raises BadRow if the row has no prompt or no answer, or a value that cannot be used.
         """
         found = {name: lookup(row, path) for name, path in self.columns.items()}
         fields = {name: value for name, value in found.items() if value is not ABSENT}
+        for name, value in fields.items():
+            if isinstance(value, BadRow):
+                raise BadRow(name, value.what, value.advice)
         for name in REQUIRED:
             if name not in fields:
                 advice = (
@@ -71,7 +74,9 @@ class Layout:
         if fields.get("choices"):
             prompt, answer = with_choices(fields["prompt"], fields["answer"], fields["choices"])
             fields |= {"prompt": prompt, "answer": answer}
-        return fields, {key: value for key, value in row.items() if key not in self.columns.values()}
+        used = set(self.columns.values())
+        others = {key: value for key, value in row.items() if key not in used}
+        return fields, {key: value for key, value in others.items() if not isinstance(value, BadRow)}
 
     def describe_fields(self, columns: Iterable[str]) -> str:
         """Tell the user which of our fields come from which of ``columns``."""
@@ -91,11 +96,12 @@ class Layout:
 
 
 def lookup(row: Row, path: str) -> Any:
-    """Return the value at a column name or a dotted path, else ``ABSENT``."""
+    """Return the value at a column name or a dotted path, else ``ABSENT``; a BadRow if it is unreadable."""
     if path in row:
         return row[path]
     head, dot, rest = path.partition(".")
-    return lookup(row[head], rest) if dot and isinstance(row.get(head), Mapping) else ABSENT
+    inner = row.get(head) if dot else ABSENT
+    return lookup(inner, rest) if isinstance(inner, Mapping) else inner if isinstance(inner, BadRow) else ABSENT
 
 
 def final_answer(text: str) -> str | None:

@@ -107,7 +107,7 @@ def _column_map(
                 f"{source}: the column map has the unknown field '{field}'; "
                 f"the fields are {', '.join(FIELDS)}"
             )
-        if all(lookup(row, path) is ABSENT for row in rows):
+        if rows and all(lookup(row, path) is ABSENT for row in rows):
             raise UserError(
                 f"{source}, field {field}: the column map names the column '{path}', "
                 f"which does not exist; the columns are {', '.join(names)}"

@@ -15,7 +15,7 @@ from typing import Any
 from handrail._util.errors import BadRow, UserError
 from handrail._util.hub import look_up
 from handrail._util.names import near
-from handrail._util.numerals import FloatLiteral
+from handrail._util.numerals import TOO_MANY_DIGITS, FloatLiteral
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ def read(source: str) -> tuple[list[Row], str]:
 
 def _file(path: Path, place: str, name: str) -> list[Row]:
     """Read a file. ``place`` precedes the line number in messages, ``name`` in ids."""
-    if path.suffix not in READERS:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         raise UserError(
             f"{place}: '{path.suffix}' files are not supported; convert it to one of {', '.join(READERS)}"
         )
     try:
-        return READERS[path.suffix](path, place, name)
+        return READERS[suffix](path, place, name)
     except OSError as error:
         raise UserError(
             f"{place}: it cannot be read ({brief(error)}); check that it is complete and that you may read it"
@@ -76,7 +77,10 @@ def _decode(path: Path, source: str) -> str:
 
 def _jsonl(path: Path, source: str, name: str) -> list[Row]:
     # Not splitlines(), which also splits at U+2028 and others, which JSON text may contain.
-    lines = enumerate(_decode(path, source).split("\n"), 1)
+    text = _decode(path, source)
+    if text.lstrip().startswith("[") and _is_list(text):
+        raise UserError(f"{source}: it holds one JSON list, not an object on each line; name the file .json")
+    lines = enumerate(text.split("\n"), 1)
     return [
         Row(f"{source}, line {number}", f"{name}:{number}", _line(line))
         for number, line in lines
@@ -86,15 +90,13 @@ def _jsonl(path: Path, source: str, name: str) -> list[Row]:
 
 def _line(line: str) -> object:
     try:
-        return json.loads(line, parse_float=FloatLiteral)
+        return _parse(line)
     except json.JSONDecodeError as error:
         return BadRow(
             None, "it is not JSON", f"{error.msg} at column {error.colno}: write one JSON object on each line"
         )
     except (ValueError, RecursionError) as error:
-        return BadRow(
-            None, "it is JSON that cannot be read", f"{brief(error)}: give a very long number as text"
-        )
+        return BadRow(None, *_unreadable(error))
 
 
 def _json(path: Path, source: str, name: str) -> list[Row]:
@@ -102,19 +104,55 @@ def _json(path: Path, source: str, name: str) -> list[Row]:
     if not text.strip():
         return []
     try:
-        values = json.loads(text, parse_float=FloatLiteral)
+        values = _parse(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source}, line {error.lineno}, column {error.colno}: it is not JSON ({error.msg}); "
             "correct it, or name the file .jsonl if it holds one object on each line"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{source}: it cannot be read ({brief(error)}); give a very long number as text"
-        ) from error
+        raise UserError(f"{source}: {'; '.join(_unreadable(error))}") from error
     if not isinstance(values, list):
         raise UserError(f"{source}: it does not hold a list; put the rows in one, [{{...}}, {{...}}]")
     return _rows(source, name, values)
+
+
+def _parse(text: str) -> Any:
+    """Parse JSON; a BadRow stands for an object in which a key is repeated."""
+    return json.loads(text, parse_float=FloatLiteral, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | BadRow:
+    """Return the object, or a BadRow if a key is repeated in it or in an object inside."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        return BadRow(None, "a key is repeated in an object", f"leave out one of the keys {twice!r}")
+    return _bad_row([*values.values()]) or values
+
+
+def _bad_row(value: object) -> BadRow | None:
+    """Return the first BadRow in a list of lists."""
+    if isinstance(value, list):
+        return next(filter(None, map(_bad_row, value)), None)
+    return value if isinstance(value, BadRow) else None
+
+
+def _unreadable(error: Exception) -> tuple[str, str]:
+    """Say why Python cannot read this JSON, and what to do."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply to be read", "put fewer brackets inside each other"
+    return TOO_MANY_DIGITS, "write the number as text"
+
+
+def _is_list(text: str) -> bool:
+    """True if the whole text is one JSON list of objects."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, list) and bool(values) and all(isinstance(value, dict) for value in values)
 
 
 def _parquet(path: Path, source: str, name: str) -> list[Row]:
@@ -123,9 +161,10 @@ def _parquet(path: Path, source: str, name: str) -> list[Row]:
 
     try:
         # Not read_table(), which adds a column for every parent directory named key=value.
-        return _rows(source, name, _values(pyarrow.parquet.ParquetFile(path).read()))
-    except pyarrow.ArrowException as error:
+        table = pyarrow.parquet.ParquetFile(path).read()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{source}: it cannot be read as parquet ({brief(error)}); write it again") from error
+    return _rows(source, name, _values(table, source))
 
 
 READERS: dict[str, Callable[[Path, str, str], list[Row]]] = {
@@ -135,18 +174,39 @@ READERS: dict[str, Callable[[Path, str, str], list[Row]]] = {
 }
 
 
-def _values(table: Any) -> list[dict[str, Any]]:
-    """Return the rows of a pyarrow.Table.
+def _values(table: Any, source: str) -> list[dict[str, Any]]:
+    """Return the rows of a pyarrow.Table. Raises UserError if two columns have the same name.
 
-    A float32 becomes the double of its shortest decimal: 0.1, not 0.10000000149011612.
+    A float32 becomes the double of its shortest decimal: 0.1, not 0.10000000149011612. A BadRow stands for a
+    value that Python cannot hold, such as a date after the year 9999; it harms only whoever uses the column.
     """
     import pyarrow
 
+    names = table.column_names
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"{source}: two columns are called '{twice[0]}'; rename or leave out one of them")
     for place, column in enumerate(table.schema):
         if pyarrow.types.is_float32(column.type):
             table = table.set_column(place, column.name, table[place].cast("string").cast("double"))
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    columns = [_column(name, table[name]) for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _column(name: str, column: Any) -> list[Any]:
+    """Return the values of a pyarrow.ChunkedArray."""
+    import pyarrow
+
+    def value(scalar: Any) -> Any:
+        try:
+            return scalar.as_py()
+        except (OverflowError, ValueError, pyarrow.ArrowException) as error:
+            advice = f"correct it, or leave the row out ({brief(error)})"
+            return BadRow(None, f"the value of its column '{name}' cannot be read", advice)
+
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError, pyarrow.ArrowException):
+        return list(map(value, column))
 
 
 def _rows(place: str, name: str, values: Iterable[object]) -> list[Row]:
@@ -197,11 +257,13 @@ def _split_files(path: Path, source: str) -> dict[str, list[Path]]:
     found = {str(split): _matching_files(path, names) for split, names in patterns.items()}
     files = {split: matching for split, matching in found.items() if matching}
     told = {file for matching in files.values() for file in matching}
-    kinds = {file.suffix for file in told}
-    if rest := [file for file in _matching_files(path, ["**"]) if file.suffix in kinds and file not in told]:
+    kinds = {file.suffix.lower() for file in told}
+    others = [file for file in _matching_files(path, ["**"]) if file not in told]
+    if rest := [file for file in others if file.suffix.lower() in kinds]:
+        splits = ", ".join(f"{matching[0].name} for the split {split}" for split, matching in files.items())
         raise UserError(
-            f"{source}: it has the splits {', '.join(files)}, but {rest[0].name} is in none of them; "
-            "name a single file, or rename this one"
+            f"{source}: by their names, handrail takes {splits}, and {rest[0].name} for none; "
+            "name a single file, or rename one"
         )
     return files
 
@@ -215,7 +277,7 @@ def _matching_files(path: Path, patterns: Sequence[str]) -> list[Path]:
             found.update(
                 path / relpath(file, path) for file in resolve_pattern(pattern, glob.escape(str(path)))
             )
-    return sorted(file for file in found if file.suffix in READERS)
+    return sorted(file for file in found if file.suffix.lower() in READERS)
 
 
 def _choose_split(splits: Sequence[str], split: str, name: str, source: str) -> tuple[str, str]:
@@ -253,7 +315,7 @@ def _read_saved(path: Path, split: str, source: str) -> tuple[list[Row], str]:
         data = data[wanted]
     elif split:
         raise UserError(f"{source}: this dataset has no splits; leave out '#{split}'")
-    return _rows(source, Path(source).name, _values(data.with_format("arrow")[:])), note
+    return _rows(source, Path(source).name, _values(data.with_format("arrow")[:], source)), note
 
 
 def _hub(name: str, split: str, source: str) -> tuple[list[Row], str]:
@@ -272,4 +334,4 @@ def _hub(name: str, split: str, source: str) -> tuple[list[Row], str]:
     if isinstance(data, datasets.DatasetDict):
         wanted, note = _choose_split(list(data), "", name, source)
         data = data[wanted]
-    return _rows(source, source, _values(data.with_format("arrow")[:])), note
+    return _rows(source, source, _values(data.with_format("arrow")[:], source)), note

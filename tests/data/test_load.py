@@ -196,8 +196,8 @@ def test_a_file_that_belongs_to_no_split_is_refused() -> None:
         jsonl(GOOD, name=f"mine/{name}")
     assert (
         refusal("mine")
-        == "mine: it has the splits test, but problems.jsonl is in none of them; name a single file, or "
-        "rename this one"
+        == "mine: by their names, handrail takes problems-test.jsonl for the split test, and problems.jsonl "
+        "for none; name a single file, or rename one"
     )
 
 
@@ -855,12 +855,89 @@ def test_invalid_json() -> None:
     assert refusal("data.json").startswith("data.json: it does not hold a list")
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000 + "]" * 100_000])
-def test_json_that_python_cannot_read(value: str) -> None:
+@pytest.mark.parametrize("text", [json.dumps([GOOD]), json.dumps([GOOD, GOOD], indent=1)])
+def test_a_list_that_is_named_jsonl_is_told_its_name(text: str) -> None:
+    Path("data.jsonl").write_text(text)
+    said = "data.jsonl: it holds one JSON list, not an object on each line; name the file .json"
+    assert refusal("data.jsonl") == said
+
+
+@pytest.mark.parametrize("name", ["DATA.JSONL", "Data.Json", "data.PARQUET"])
+def test_a_suffix_may_be_in_capitals(name: str) -> None:
+    if name.endswith("PARQUET"):
+        parquet([GOOD], name)
+    else:
+        Path(name).write_text(json.dumps([GOOD] if name.endswith("Json") else GOOD))
+    assert load_problems(name)[0].answer == "2"
+    Path("folder").mkdir()
+    Path(name).rename(f"folder/{name}")
+    assert load_problems("folder")[0].answer == "2"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("9" * 5000, "it holds a whole number of more than 4300 digits; write the number as text"),
+        ("[" * 100_000 + "]" * 100_000, "it is nested too deeply to be read; put fewer brackets inside"),
+    ],
+)
+def test_json_that_python_cannot_read(value: str, said: str) -> None:
     Path("data.jsonl").write_text(f'{{"prompt": "p", "answer": {value}}}')
-    assert refusal("data.jsonl").startswith("data.jsonl, line 1: it is JSON that cannot be read")
+    assert refusal("data.jsonl").startswith(f"data.jsonl, line 1: {said}")
     Path("data.json").write_text(f"[{value}]")
-    assert refusal("data.json").startswith("data.json: it cannot be read")
+    assert refusal("data.json").startswith(f"data.json: {said}")
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ('{"prompt": "1", "answer": "1", "prompt": "2"}', "prompt"),
+        ('{"prompt": "1", "answer": "1", "extra": [[{"a": 1, "a": 2}]]}', "a"),
+    ],
+)
+def test_a_key_that_is_repeated_is_refused(row: str, key: str) -> None:
+    what = f"a key is repeated in an object; leave out one of the keys '{key}'"
+    Path("data.jsonl").write_text(json.dumps(GOOD) + "\n" + row)
+    assert refusal("data.jsonl") == f"data.jsonl, line 2: {what}"
+    Path("data.json").write_text(f"[{json.dumps(GOOD)}, {row}]")
+    assert refusal("data.json", {"answer": "answer"}) == f"data.json, row 2: {what}"
+    Path("data.json").write_text(f"[{row}]")
+    assert refusal("data.json", {"answer": "answer"}) == f"data.json, row 1: {what}"
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    table = pyarrow.table([["1"], ["1"], ["2"]], names=["prompt", "answer", "prompt"])
+    pyarrow.parquet.write_table(table, "data.parquet")
+    said = "data.parquet: two columns are called 'prompt'; rename or leave out one of them"
+    assert refusal("data.parquet") == said
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        (pyarrow.array([None, 2**60], pyarrow.timestamp("us")), "OverflowError"),
+        (pyarrow.array([None, 2**30], pyarrow.int32()).cast(pyarrow.date32()), "OverflowError"),
+        (pyarrow.array([b"a", b"\xff"]).view(pyarrow.string()), "UnicodeDecodeError"),
+    ],
+    ids=["timestamp", "date", "text"],
+)
+def test_a_value_that_python_cannot_hold_harms_only_if_its_column_is_used(values: Any, error: str) -> None:
+    columns = {"prompt": ["1", "2"], "answer": ["1", "2"], "when": values}
+    pyarrow.parquet.write_table(pyarrow.table(columns), "data.parquet")
+    first, second = load_problems("data.parquet")
+    assert "when" in first.metadata and second.metadata == {}
+    message = refusal("data.parquet", {"answer": "when"} if error == "UnicodeDecodeError" else {"id": "when"})
+    field = "answer" if error == "UnicodeDecodeError" else "id"
+    said = f"data.parquet, row 2, field {field}: the value of its column 'when' cannot be read; correct it"
+    assert said in message and error in message
+
+
+def test_an_unreadable_value_inside_a_column_is_named_by_its_dotted_path() -> None:
+    truth = pyarrow.array([{"ground_truth": b"\xff"}]).cast(pyarrow.struct({"ground_truth": pyarrow.binary()}))
+    column = pyarrow.StructArray.from_arrays([truth.field(0).view(pyarrow.string())], ["ground_truth"])
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["1"], "reward_model": column}), "data.parquet")
+    said = "data.parquet, row 1, field answer: the value of its column 'reward_model' cannot be read"
+    assert refusal("data.parquet").startswith(said)
 
 
 # Bad rows
