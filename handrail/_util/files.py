@@ -32,6 +32,14 @@ def writable(file: Path) -> Path:
     return file
 
 
+def text_of(file: Path, advice: str) -> str:
+    """Read a text file. Raises UserError, with the ``advice``, if it is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not a text file (UTF-8); {advice}") from None
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write a temporary file and rename it, so that ``file`` always holds the old text or the new one."""
     aside = file.with_name(f".{file.name}")
@@ -122,13 +130,28 @@ def locked(directory: Path) -> Iterator[None]:
         raise UserError(
             f"{directory} cannot be created ({error.strerror}); choose another --output"
         ) from error
-    lock = FileLock(directory / ".lock", timeout=0)
+    with _held(directory / ".lock", directory):
+        yield
+
+
+@contextlib.contextmanager
+def locked_file(file: Path) -> Iterator[None]:
+    """Hold the lock of ``file``, which is gone afterwards. Raises UserError if another process holds it."""
+    path = file.with_name(f".{file.name}.lock")
+    with _held(path, file):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(path: Path, what: Path) -> Iterator[None]:
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"another process is writing {directory}; wait for it, or choose another --output"
-        ) from None
+        raise UserError(f"another process is writing {what}; wait for it, or choose another --output") from None
     try:
         yield
     finally:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from handrail._util.errors import UserError
+from handrail._util.files import text_of
 from handrail.types.trajectory import Group
 
 
@@ -45,14 +48,26 @@ def read_answers(path: str, field: str) -> dict[str, list[Answer]]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{field}: there is no file {path}; write one with `handrail harvest`")
+    advice = "name a file that `handrail harvest` wrote"
+    lines = text_of(file, f"{advice} as {field}").splitlines()
+    if header(lines) is None:
+        raise UserError(f"{field}: the first line of {path} does not say how it was made; {advice}")
     out = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], 2):
+    for number, line in enumerate(lines[1:], 2):
         try:
             found = LINE.validate_json(line)
         except ValidationError as error:
             raise UserError(f"{path}:{number}: {error.errors()[0]['msg']}; harvest it anew") from error
         out[found.id] = found.answers
     return out
+
+
+def header(lines: Sequence[str]) -> dict[str, Any] | None:
+    """Return what the first of the file's ``lines`` says about how it was made; None if it says nothing."""
+    with suppress(ValueError):
+        said = json.loads(lines[0] if lines else "")
+        return said if isinstance(said, dict) and "answers" not in said else None
+    return None
 
 
 def write_answers(rows: Iterable[Answers]) -> str:

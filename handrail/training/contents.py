@@ -6,12 +6,16 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from handrail._util.errors import UserError
+from handrail.data.answers import header
 from handrail.data.config import Source
 from handrail.models.builtin import locate
-from handrail.training.config import Config
+from handrail.training.config import Config, load_config
+from handrail.training.trained import model_of, settings_file
 from handrail.types.problem import Problem, digest
 
 READ_WHOLE = 64 * 2**20
@@ -118,6 +122,36 @@ def probed_with_another_model(source: Source, model: str) -> str:
         return ""
     another = "which has changed since" if path == model else f"but this run starts from {model}"
     return f"{source.probe} is a probe of {path}, {another}; probe {source.path} with the run's model"
+
+
+def harvested_from_another_model(cache: str, model: str) -> str:
+    """Warning if the answers in ``cache`` are not from a later checkpoint of ``model``; empty if they are, or
+    if that is unknown."""
+    with Path(cache).open(encoding="utf-8") as stream:
+        said = header([stream.readline()]) or {}
+    path = said.get("model")
+    if not isinstance(path, str):
+        return ""
+    now = model_digest(path)
+    if now and now != said.get("weights"):
+        return f"{cache} was harvested from {path}, which has changed since; harvest it again"
+    theirs, ours = first_model(path), first_model(model)
+    if theirs in (path, ours) or model_digest(theirs) == model_digest(ours) != "":
+        return ""
+    return (
+        f"{cache} was harvested from {path}, which was trained from {theirs}, but this run starts from {model}; "
+        "harvest from a later checkpoint of the run's model"
+    )
+
+
+def first_model(path: str) -> str:
+    """Return the model from which ``path`` was trained, over any number of runs; ``path`` if no run did."""
+    seen: list[str] = []
+    with suppress(UserError):
+        while path not in seen and (file := settings_file(model_of(path))):
+            seen.append(path)
+            path = load_config(file).model.path
+    return path
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from handrail.engines.local import LocalEngine
 from handrail.methods import build
 from handrail.methods.base import Method
 from handrail.methods.method_and_terms import require_experts
+from handrail.methods.npo import Npo
 from handrail.models.generate import Sampler
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.ahead import require_ahead
 from handrail.training.config import Config, TrainConfig
-from handrail.training.contents import contents, probed_with_another_model
+from handrail.training.contents import contents, harvested_from_another_model, probed_with_another_model
 from handrail.training.policies import load_experts, load_trainable_policy
 from handrail.training.run_data import RunData, fit, load_data
 from handrail.training.run_directory import RunDirectory
@@ -64,6 +65,8 @@ class Run:
         )
         require_ahead(self.policy)
         self.policy.poll = interrupts.check
+        if isinstance(self.method, Npo):
+            self.method.require_tokens(self.policy.renderer)
         experts = load_experts(config, self.accelerator, self.policy)
         require_experts(self.method, experts)
         seed, require_end = config.train.seed, config.rollout.require_end
@@ -130,6 +133,9 @@ def usable_data(config: Config, method: Method[Any]) -> RunData:
     for source in config.data.train:
         if warning := probed_with_another_model(source, config.model.path):
             log.warning("data.train: %s", warning)
+    if isinstance(method, Npo):
+        if warning := harvested_from_another_model(method.settings.cache, config.model.path):
+            log.warning("method.cache: %s", warning)
     return data
 
 

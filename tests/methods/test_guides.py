@@ -382,7 +382,7 @@ def test_a_harvest_feeds_npo_through_the_real_loop(handrail: Handrail, tmp_path:
     (tmp_path / "answers.jsonl").write_text("".join(whole.splitlines(keepends=True)[:7]) + '{"id": ')
     assert handrail(*command).code == 0 and (tmp_path / "answers.jsonl").read_text() == whole
     refused = handrail(*command, "--seed", "1")
-    assert refused.code == 2 and "answers.jsonl holds something else" in refused.err
+    assert refused.code == 2 and "another harvest: seed is 0 there and 1 here" in refused.err
     train(
         config(
             data={"train": data},

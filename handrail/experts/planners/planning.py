@@ -10,7 +10,7 @@ from pathlib import Path
 
 from handrail._util import seeds
 from handrail._util.errors import UserError
-from handrail._util.files import writable, write_whole
+from handrail._util.files import text_of, writable, write_whole
 from handrail.experts.planners import Planner, leaks
 from handrail.types.problem import Problem
 
@@ -40,32 +40,27 @@ def derive(
     counts = Counter(own=len(problems) - len(wanted), kept=sum(key(problem) in plans for problem in wanted))
     counts["no_reference"] = sum(not problem.references for problem in wanted)
     progress(len(problems) - len(todo), len(problems))
-    with partial.open("a", encoding="utf-8") as stream:
-        for batch in batches(todo):
-            for problem, plan in zip(
-                batch,
-                planner.plans(
-                    [(problem, problem.references[0]) for problem in batch],
-                    [seed(problem) for problem in batch],
-                ),
-                strict=True,
-            ):
+    done = len(problems) - len(todo)
+    for batch in batches(todo):
+        made = planner.plans(
+            [(problem, problem.references[0]) for problem in batch], [seed(problem) for problem in batch]
+        )
+        # Opened only now, so that a planner that refuses leaves no file behind.
+        with partial.open("a", encoding="utf-8") as stream:
+            for problem, plan in zip(batch, made, strict=True):
                 kind = "no_plan" if plan is None else "leaking" if leaks(plan, problem) else "planned"
                 counts[kind] += 1
                 if plan and kind == "planned":
                     plans[key(problem)] = plan
                     stream.write(line(problem, plan, by))
-            stream.flush()
-            progress(
-                len(problems) - len(todo) + sum(counts[kind] for kind in ("planned", "leaking", "no_plan")),
-                len(problems),
-            )
+        done += len(batch)
+        progress(done, len(problems))
     lines = (
         line(problem, plans.get(key(problem)) if replace or not problem.plan else None, by)
         for problem in problems
     )
     write_whole(output, "".join(lines))
-    partial.unlink()
+    partial.unlink(missing_ok=True)
     return counts
 
 
@@ -116,12 +111,12 @@ def known(file: Path, by: str, own: Mapping[str, str | None]) -> dict[str, str]:
     if not file.exists():
         return {}
     plans: dict[str, str] = {}
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(text_of(file, "choose another --output").splitlines(), 1):
         try:
             entry = json.loads(text)
             asked = json.dumps([entry["prompt"], entry.get("reference", [])])
             plan, planner = (entry["answer"] and entry.get("plan")), entry.get("planner")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             if file.suffix == ".partial":  # a line that was being written when the run died
                 continue
             raise UserError(
