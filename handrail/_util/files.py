@@ -151,7 +151,9 @@ def _held(path: Path, what: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another process is writing {what}; wait for it, or choose another --output") from None
+        raise UserError(
+            f"another process is writing {what}; wait for it, or choose another --output"
+        ) from None
     try:
         yield
     finally:

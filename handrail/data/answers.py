@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from handrail._util.errors import UserError
 from handrail._util.files import text_of
-from handrail.types.trajectory import Group
+
+if TYPE_CHECKING:
+    from handrail.types.trajectory import Group  # imports torch
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,9 @@ def lookup(row: Row, path: str) -> Any:
         return row[path]
     head, dot, rest = path.partition(".")
     inner = row.get(head) if dot else ABSENT
-    return lookup(inner, rest) if isinstance(inner, Mapping) else inner if isinstance(inner, BadRow) else ABSENT
+    return (
+        lookup(inner, rest) if isinstance(inner, Mapping) else inner if isinstance(inner, BadRow) else ABSENT
+    )
 
 
 def final_answer(text: str) -> str | None:

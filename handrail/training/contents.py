@@ -139,8 +139,8 @@ def harvested_from_another_model(cache: str, model: str) -> str:
     if theirs in (path, ours) or model_digest(theirs) == model_digest(ours) != "":
         return ""
     return (
-        f"{cache} was harvested from {path}, which was trained from {theirs}, but this run starts from {model}; "
-        "harvest from a later checkpoint of the run's model"
+        f"{cache} was harvested from {path}, which was trained from {theirs}, but this run starts from "
+        f"{model}; harvest from a later checkpoint of the run's model"
     )
 
 

@@ -133,9 +133,9 @@ def usable_data(config: Config, method: Method[Any]) -> RunData:
     for source in config.data.train:
         if warning := probed_with_another_model(source, config.model.path):
             log.warning("data.train: %s", warning)
-    if isinstance(method, Npo):
-        if warning := harvested_from_another_model(method.settings.cache, config.model.path):
-            log.warning("method.cache: %s", warning)
+    cache = method.settings.cache if isinstance(method, Npo) else ""
+    if cache and (warning := harvested_from_another_model(cache, config.model.path)):
+        log.warning("method.cache: %s", warning)
     return data
 
 

@@ -933,7 +933,9 @@ def test_a_value_that_python_cannot_hold_harms_only_if_its_column_is_used(values
 
 
 def test_an_unreadable_value_inside_a_column_is_named_by_its_dotted_path() -> None:
-    truth = pyarrow.array([{"ground_truth": b"\xff"}]).cast(pyarrow.struct({"ground_truth": pyarrow.binary()}))
+    truth = pyarrow.array([{"ground_truth": b"\xff"}]).cast(
+        pyarrow.struct({"ground_truth": pyarrow.binary()})
+    )
     column = pyarrow.StructArray.from_arrays([truth.field(0).view(pyarrow.string())], ["ground_truth"])
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["1"], "reward_model": column}), "data.parquet")
     said = "data.parquet, row 1, field answer: the value of its column 'reward_model' cannot be read"

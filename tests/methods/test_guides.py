@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 
 from handrail import train
 from handrail._util.errors import UserError
+from handrail._util.files import locked_file
 from handrail.data.load import load_problems
 from handrail.engines.local import LocalEngine
 from handrail.experts.judges import Scores
@@ -30,6 +32,7 @@ from handrail.methods.requests import Generate, Pending, drive
 from handrail.methods.stride import Stride
 from handrail.models.config import RolloutConfig
 from handrail.models.trainable import TrainablePolicy
+from handrail.training.contents import harvested_from_another_model, model_digest
 from handrail.training.policies import load_trainable_policy
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
@@ -392,6 +395,94 @@ def test_a_harvest_feeds_npo_through_the_real_loop(handrail: Handrail, tmp_path:
         tmp_path / "run",
     )
     assert total(metrics(tmp_path / "run"), "npo/replayed") > 0
+
+
+def test_a_harvest_checks_its_file_and_its_problems_first(handrail: Handrail, tmp_path: Path) -> None:
+    good = {"prompt": "5 + A 5 =", "answer": "10"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(good) + "\n")
+    (tmp_path / "binary").write_bytes(b"PAR1\xff\xfe")
+    command = ["harvest", "builtin:house-tiny", "d.jsonl", "--set", "rollout.max_tokens=8"]
+    for output, said in (
+        ("d.jsonl", "d.jsonl holds something else than a harvest; choose another --output"),
+        ("binary", "binary is not a text file (UTF-8); choose another --output"),
+    ):
+        before = (tmp_path / output).read_bytes()
+        refused = handrail(*command, "--output", output)
+        assert refused.code == 2 and refused.err == f"error: {said}\n"
+        assert (tmp_path / output).read_bytes() == before
+    long = {"prompt": "1 " * 125, "answer": "2"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(long) + "\n")
+    refused = handrail(*command, "--output", "out.jsonl")
+    assert refused.code == 2 and "d.jsonl, line 2, field prompt: its 125 tokens and" in refused.err
+    with locked_file(tmp_path / "other.jsonl"):
+        refused = handrail(*command, "--output", "other.jsonl")
+        assert refused.code == 2 and "another process is writing other.jsonl" in refused.err
+        done = handrail(*command, "--output", "out.jsonl", "--set", "data.too_long=skip", "--rollouts", "2")
+    assert done.code == 0 and "1 problems are too long and are left out, first d.jsonl, line 2" in done.out
+    assert "of 1 problems have an answer" in done.out
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["binary", "d.jsonl", "out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PAR1\xff", "answers.jsonl is not a text file"),
+        (
+            b"",
+            "method.cache: the first line of .*answers.jsonl does not say how it was made; name a file that",
+        ),
+        (b'{"id": "a", "answers": []}\n', "method.cache: the first line of .*answers.jsonl does not say"),
+    ],
+)
+def test_a_file_that_is_no_harvest_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        build("npo", cache=str(tmp_path / "answers.jsonl"))
+
+
+@pytest.mark.parametrize("shift", [1, 10_000, -10_000])
+def test_answers_in_the_tokens_of_another_model_are_refused(
+    shift: int, cache: Path, tmp_path: Path, problem: Problem, engine: LocalEngine
+) -> None:
+    head, line = cache.read_text().splitlines()
+    row = json.loads(line)
+    row["answers"][0]["tokens"] = [token + shift for token in row["answers"][0]["tokens"]]
+    cache.write_text(head + "\n" + json.dumps(row) + "\n")
+    said = (
+        f"method.cache: in the tokens of builtin:house-tiny, the answer to {problem.id} in .* is another text"
+    )
+    with pytest.raises(UserError, match=said):
+        train(
+            config(data={"train": f"{EASY}&n=64"}, method={"name": "npo", "cache": str(cache)}),
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=said):  # engines that know the tokenizer only when they guide
+        guide(build("npo", cache=str(cache)), group_of(engine, problem, 0, 2), engine)
+
+
+def test_answers_of_another_model_cause_a_warning(
+    cache: Path, tmp_path: Path, problem: Problem, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(
+        data={"train": f"{EASY}&n=64"}, train={"steps": 1}, method={"name": "npo", "cache": str(cache)}
+    )
+    train(config(train={"steps": 1}, rollout={"max_tokens": 8}), tmp_path / "later")
+    model, answers = str(tmp_path / "later/model"), cache.read_text().partition("\n")[2]
+
+    def warned(said: dict[str, str]) -> str:
+        cache.write_text(json.dumps(said) + "\n" + answers)
+        return harvested_from_another_model(str(cache), settings.model.path)
+
+    assert warned({}) == warned({"model": model, "weights": model_digest(model)}) == ""
+    assert f"was harvested from {model}, which has changed since" in warned({"model": model, "weights": "0"})
+    kept = tmp_path / "later/model/handrail.toml"
+    kept.write_text(kept.read_text().replace("builtin:house-tiny", "another/model"))
+    said = warned({"model": model, "weights": model_digest(model)})
+    assert f"from {model}, which was trained from another/model, but this run starts from builtin" in said
+    with caplog.at_level(logging.WARNING, "handrail"):
+        train(settings, tmp_path / "run")
+    assert f"method.cache: {said}" in caplog.text
 
 
 # InT
