@@ -115,7 +115,9 @@ def probe_command(
     for name, share in found.get("other_verifiers", {}).items():
         show(f"the verifier {name!r} would accept {share:.1%} of the references")
     advice = found["recommendation"]
-    show(f'\nstart with method.name = "{advice["method"]}", rollout.group_size = {advice["group_size"]}')
+    before = f"first {advice['before']}; until then, " if advice["before"] else ""
+    start = f'start with method.name = "{advice["method"]}", rollout.group_size = {advice["group_size"]}'
+    show(f"\n{before}{start}")
     for reason in advice["reasons"]:
         show(f"- {reason}")
     file = directory / "problems.jsonl"

@@ -7,6 +7,10 @@ from typing import Any
 
 from handrail.verifiers.audit import spoils
 
+STUCK = 0.2
+"""The share of problems without a right rollout from which on GRPO alone misses too much."""
+HELPED = 0.5
+"""The share of those problems that must have a usable reference for a guided method."""
 SURPRISING = 0.01
 """The probability below which a reference token is surprising: the model would hardly ever write it."""
 FOREIGN = 0.1
@@ -15,7 +19,10 @@ have at most 0.02 and foreign ones at least 0.15."""
 
 
 def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``method``, ``group_size`` and ``reasons`` (sentences) for the figures of a probe."""
+    """Return ``method``, ``group_size`` and ``reasons`` (sentences) for the figures of a probe.
+
+    ``before`` says what to do before training, empty if nothing.
+    """
     kinds = found["kinds"]
     tried = sum(kinds.values()) - kinds["not_sampled"]
     refused = found["faults"].get("reference_rejected", 0)
@@ -30,26 +37,43 @@ def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
             f"Fix this first: the verifier refuses {refused} of {found['with_reference']} references; "
             "correct the verifier or the data."
         )
-    method, reasons = _method(found, kinds["all_wrong"], tried)
-    if kinds["all_right"] > tried / 2:
-        reasons.append(
-            f"{kinds['all_right']} problems were solved in every rollout; "
-            "train on the others (data.train.probe)."
-        )
+    method, reasons = _method(found, kinds["all_wrong"], kinds["all_right"], tried)
     size, why = _group_size(found["groups"], found["rollouts"], tried)
-    return {"method": method, "group_size": size, "reasons": [*first, *reasons, why]}
+    return {
+        "before": _before(found, kinds["all_wrong"], kinds["all_right"], tried),
+        "method": method,
+        "group_size": size,
+        "reasons": [*first, *reasons, why],
+    }
 
 
-def _method(found: Mapping[str, Any], stuck: int, tried: int) -> tuple[str, list[str]]:
+def _before(found: Mapping[str, Any], stuck: int, solved: int, tried: int) -> str:
+    if solved > tried / 2:
+        return "take harder problems"
+    if stuck < STUCK * tried or found["all_wrong_with_reference"] >= HELPED * stuck:
+        return ""
+    refused = found["faults"].get("reference_rejected", 0)
+    if spoils("reference_rejected", refused, found["with_reference"]):
+        return "make the verifier accept the references"
+    return "add references"
+
+
+def _method(found: Mapping[str, Any], stuck: int, solved: int, tried: int) -> tuple[str, list[str]]:
+    if solved > tried / 2:
+        others = ", or train on the others alone (data.train.probe)" if solved < tried else ""
+        return "grpo", [
+            f"{solved} of {tried} problems were solved in every rollout, so most groups are dead because all "
+            f"of their rollouts are right: take harder problems{others}."
+        ]
     failed = (
         f"{stuck} of {tried} problems failed in all of {found['rollouts']} rollouts ({stuck / tried:.0%})"
     )
-    if stuck < 0.2 * tried:
+    if stuck < STUCK * tried:
         return "grpo", [f"Only {failed}, so the rollouts themselves carry a signal."]
     failed = f"{failed}, and on those GRPO alone has no correct rollout to learn from."
     helped = found["all_wrong_with_reference"] / stuck
     have = f"{helped:.0%} of them have a reference that the verifier accepts"
-    if helped < 0.5:
+    if helped < HELPED:
         advice = (
             "add references, or let a stronger model correct failed rollouts "
             '(scope with corrector = "endpoint")'

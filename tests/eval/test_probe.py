@@ -189,7 +189,8 @@ def seen(
     ("found", "method", "size", "words"),
     [
         (seen(5, 90, 5), "grpo", 4, "Only 5 of 100 problems failed"),
-        (seen(5, 15, 80), "grpo", 8, "80 problems were solved in every rollout"),
+        (seen(5, 15, 80), "grpo", 8, "80 of 100 problems were solved in every rollout"),
+        (seen(0, 0, 4), "grpo", 8, "all of their rollouts are right: take harder problems. Groups"),
         (seen(90, 10, 0), "grpo+sft", 8, "90 of 100 problems failed in all of 8 rollouts (90%)"),
         (
             seen(90, 10, 0, strange=0.3),
@@ -211,6 +212,23 @@ def test_recommendations(found: dict[str, Any], method: str, size: int, words: s
     advice = recommendation(found)
     assert (advice["method"], advice["group_size"]) == (method, size)
     assert words in " ".join(advice["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("found", "before"),
+    [
+        (seen(5, 90, 5), ""),
+        (seen(0, 1, 4), "take harder problems"),
+        (seen(90, 10, 0, helped=20), "add references"),
+        (seen(90, 10, 0, helped=20, reference_rejected=80), "make the verifier accept the references"),
+        (seen(90, 10, 0), ""),
+    ],
+)
+def test_what_comes_before_training_is_said_first(found: dict[str, Any], before: str) -> None:
+    advice = recommendation(found)
+    assert advice["before"] == before
+    carried = "carry a signal" in " ".join(advice["reasons"])
+    assert carried == (found["kinds"]["all_wrong"] == 5)
 
 
 @pytest.mark.parametrize("style", ["clean", "foreign"])
