@@ -212,6 +212,17 @@ def read_attempts(file: Path) -> list[Attempts]:
     return out
 
 
+def _used(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings that change no attempt.
+
+    Whether ``data.too_long`` leaves out problems is told by their digest.
+    """
+    out = dict(settings)
+    for section, name in (("rollout", "group_size"), ("data", "too_long")):
+        out[section] = {key: value for key, value in (out[section] or {}).items() if key != name}
+    return out
+
+
 def claim(
     directory: Path, config: Config, what: dict[str, Any], problems: Mapping[str, Sequence[Problem]]
 ) -> None:
@@ -220,7 +231,7 @@ def claim(
     Raises UserError if it holds another measurement, or if the problems, the model or the verifier have
     changed since.
     """
-    settings = {
+    settings: dict[str, Any] = {
         **what,
         "model": config.model.model_dump(mode="json"),
         "data": config.data.model_dump(mode="json", exclude={"train"}),
@@ -234,7 +245,8 @@ def claim(
         raise UserError(f"{directory} is a file; choose another --output")
     if file.exists():
         there = read_object(file)
-        if other := differences({key: there.get(key) for key in settings}, settings):
+        before = {key: there.get(key) for key in settings}
+        if other := differences(_used(before), _used(settings)):
             raise UserError(f"{directory} holds another measurement: {other}; choose another --output")
         if changed_since := find_changes(there.get("contents", {}), made_from):
             raise UserError(

@@ -187,6 +187,20 @@ def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
         run(tmp_path / "full")
 
 
+def test_settings_that_change_no_attempt_may_change(handrail: Handrail) -> None:
+    given = ["builtin:house-tiny", f"{EASY}&n=2", *SETTINGS]
+    for command in (("eval", "--samples", "1"), ("probe", "--rollouts", "4")):
+        name, *options = command
+        assert handrail(name, *given, *options, "--output", name).code in (0, 1)
+        file = Path(name) / (f"{next(Path(name).glob('*.jsonl')).name}")
+        before = file.read_bytes()
+        changed = ["--set", "rollout.group_size=2", "--set", "data.too_long=skip"]
+        again = handrail(name, *given, *options, "--output", name, *changed)
+        assert again.code in (0, 1) and not again.err and file.read_bytes() == before
+        other = handrail(name, *given, *options, "--output", name, "--set", "rollout.temperature=0.5")
+        assert other.code == 2 and "rollout.temperature is 1.0 there and 0.5 here" in other.err
+
+
 def test_edited_data_is_attempted_again(tmp_path: Path, handrail: Handrail) -> None:
     file = tmp_path / "d.jsonl"
     command = ["eval", "builtin:house-tiny", str(file), "--samples", "1", "--output", "out", *SETTINGS]
