@@ -138,7 +138,10 @@ def compare_command(
     methods: Annotated[
         str, typer.Option(help="Compare these methods, separated by commas, instead of \\[compare.runs].")
     ] = "",
-    runs: Annotated[str, typer.Option(help="Run only these of \\[compare.runs], separated by commas.")] = "",
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(help="Run only these of \\[compare.runs], separated by commas. May be repeated."),
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(min=1, help="Number of seeds, counting up from train.seed (default: compare.seeds)."),
@@ -153,7 +156,7 @@ def compare_command(
     directory = output or compare_directory(config)
     quiet()
     from handrail.eval.compare import compare
-    from handrail.eval.jobs import by_methods, choose, jobs, with_seeds
+    from handrail.eval.jobs import by_methods, choose, jobs, listed, with_seeds
     from handrail.eval.report.plot import curves
     from handrail.eval.report.tables import comparison_table, diversity_table, training_table
 
@@ -162,9 +165,9 @@ def compare_command(
             "--methods replaces the runs of the file and --runs selects from them; give one of them"
         )
     if methods:
-        parsed = by_methods(parsed, [name.strip() for name in methods.split(",")])
+        parsed = by_methods(parsed, listed("--methods", methods))
     if runs:
-        parsed = choose(parsed, [name.strip() for name in runs.split(",")])
+        parsed = choose(parsed, runs)
     if seeds:
         parsed = with_seeds(parsed, seeds)
     planned = jobs(parsed, directory)

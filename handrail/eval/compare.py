@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from torch import cuda
 
-from handrail._util.errors import Paused, UserError
+from handrail._util.errors import Paused
 from handrail._util.files import write_whole
 from handrail._util.interrupts import Interrupts
 from handrail.eval.differences import against_first, half_width, verdict
@@ -45,7 +45,10 @@ def compare(config: Config, output: Path, workers: int | None, report: Report) -
             for job in planned
         ],
         "differences": [difference.as_json() for difference in differences],
-        "verdict": verdict(differences, ended_by(planned), budget(config)),
+        "verdict": [
+            *verdict(differences, ended_by(planned), budget(config)),
+            *without_verdict(planned),
+        ],
     }
     write_whole(output / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
@@ -171,23 +174,30 @@ class HasSummary(Protocol):
     def summary(self) -> dict[str, Any] | None: ...
 
 
+def has_verdict(run: dict[str, Any], held_out: str) -> bool:
+    """True if the summary ``run`` knows the accuracy on a held-out set before and after training."""
+    return all("mean" in run["eval"][held_out][at] for at in ("start", "end"))
+
+
+def without_verdict(all_jobs: Sequence[HasSummary]) -> list[str]:
+    """Say of which held-out sets the figures are missing, because the verifier reached no verdict on them."""
+    return [
+        f"{job.name}, seed {run['seed']}: the verifier reached no verdict on {held_out}, so {job.name} has "
+        "no accuracy there; fix the verifier, and measure the model with handrail eval."
+        for job in all_jobs
+        if (run := job.summary)
+        for held_out in run["eval"]
+        if not has_verdict(run, held_out)
+    ]
+
+
 def aggregate(all_jobs: Sequence[HasSummary]) -> dict[str, Any]:
-    """Compute the figures of each run over its seeds."""
+    """Compute the figures of each run over its seeds, without held-out sets that one has no verdict on."""
     out = {}
     for name in dict.fromkeys(job.name for job in all_jobs):
         runs = [job.summary for job in all_jobs if job.name == name]
         summaries = [run for run in runs if run]
-        sets = summaries[0]["eval"]
-        for run in summaries:
-            if missing := [
-                held_out
-                for held_out in sets
-                if not all("mean" in run["eval"][held_out][at] for at in ("start", "end"))
-            ]:
-                raise UserError(
-                    f"{name}, seed {run['seed']}: the verifier reached no verdict on {missing[0]}; "
-                    "fix it and run again"
-                )
+        sets = [each for each in summaries[0]["eval"] if all(has_verdict(run, each) for run in summaries)]
         out[name] = {
             **{held_out: over_seeds([run["eval"][held_out] for run in summaries]) for held_out in sets},
             "all_wrong": {
@@ -210,10 +220,13 @@ def rewards(all_jobs: list[Job]) -> dict[str, dict[str, dict[int, dict[str, floa
     """Map run -> held-out set -> seed -> problem -> its share of correct completions after training."""
     out: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     for job in all_jobs:
+        sets = out.setdefault(job.name, {})
         for name in job.config.eval.sets:
-            out.setdefault(job.name, {}).setdefault(name, {})[job.seed] = {
+            known = {
                 problem: share for problem, share in job.final_accuracies[name].items() if share is not None
             }
+            if known:
+                sets.setdefault(name, {})[job.seed] = known
     return out
 
 

@@ -96,16 +96,24 @@ def against_first(rewards: Mapping[str, Mapping[str, Rewards]]) -> list[Differen
 
     The level of each interval is chosen so that all hold jointly with 95 % confidence (Bonferroni).
     """
-    if not rewards:  # there is no held-out set
+    if not rewards:
         return []
     (first, base), *others = rewards.items()
-    n = len(others) * len(base)
-    return [
-        paired(name, run, first, sets[name], base[name], 1 - 0.05 / n)
+    pairs = [
+        (name, run, sets[name])
         for run, sets in others
         for name in base
-        if base[name]
+        if name in sets and comparable(sets[name], base[name])
     ]
+    return [paired(name, run, first, ours, base[name], 1 - 0.05 / len(pairs)) for name, run, ours in pairs]
+
+
+def comparable(ours: Rewards, theirs: Rewards) -> bool:
+    """True if both runs have a verdict on a problem in every seed that both have."""
+    seeds = ours.keys() & theirs.keys()
+    return bool(seeds) and bool(
+        set.intersection(*(set(run[seed]) for seed in seeds for run in (ours, theirs)))
+    )
 
 
 def verdict(

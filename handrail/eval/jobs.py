@@ -72,6 +72,10 @@ def jobs(config: Config, output: Path) -> list[Job]:
             changed = runnable(
                 merged(merged(tree, changes), {"train": {"seed": seed}}), f"compare.runs.{name}"
             )
+            if not slug(name):
+                raise UserError(
+                    f"compare.runs: {name!r} has no letter or digit to call a directory by; rename this run"
+                )
             job = Job(name, seed, changed, output / slug(name) / f"seed-{seed}")
             if any(other.directory == job.directory for other in out):
                 raise UserError(
@@ -123,8 +127,28 @@ def runnable(tree: dict[str, Any], where: str) -> Config:
     return config
 
 
-def choose(config: Config, names: list[str]) -> Config:
-    """Return ``config`` with only these of its runs. Raises UserError if there is no run of a name."""
+def listed(option: str, text: str) -> list[str]:
+    """Split the ``text`` of an ``option`` at its commas. Raises UserError for an empty or repeated name."""
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise UserError(f"{option} {text}: a name is empty; put one comma between two names")
+    require_distinct(option, names)
+    return names
+
+
+def require_distinct(option: str, names: Sequence[str]) -> None:
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"{option}: {twice} is named twice; leave one of them out")
+
+
+def choose(config: Config, texts: Sequence[str]) -> Config:
+    """Return ``config`` with only the runs that ``texts`` name: each is one name, or several with commas.
+
+    Raises UserError if there is no run of a name, or if one is named twice.
+    """
+    known = config.compare.runs
+    names = [name for text in texts for name in ([text] if text in known else listed("--runs", text))]
+    require_distinct("--runs", names)
     for name in names:
         if name not in config.compare.runs:
             raise UserError(
@@ -140,7 +164,10 @@ def by_methods(config: Config, names: list[str]) -> Config:
     The method that ``config`` itself configures keeps its settings; the others have their defaults.
     """
     own = config.method
-    runs = {name: {} if own.get("name", "grpo") == name else {"method": {"name": name}} for name in names}
+    runs = {
+        name: {} if own.get("name", "grpo").lower() == name.lower() else {"method": {"name": name}}
+        for name in names
+    }
     return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from handrail import UserError, cli
 from handrail._util.names import slug
 from handrail.eval import compare
 from handrail.eval.compare import over_seeds
-from handrail.eval.jobs import Job, by_methods, choose, jobs, merged, with_seeds
+from handrail.eval.differences import against_first
+from handrail.eval.jobs import Job, by_methods, choose, jobs, listed, merged, with_seeds
 from handrail.eval.report.plot import curves
 from handrail.eval.report.tables import comparison_table, diversity_table, training_table
 from handrail.training.config import Config
@@ -96,6 +98,11 @@ def test_every_run_is_planned_with_every_seed(tmp_path: Path) -> None:
             "compare.runs.A: there is no setting method.gama; did you mean 'gamma'",
         ),
         ({"A": {}, "a!": {}}, [0], "two runs would be written into .*a/seed-0; rename one"),
+        (
+            {"!?": {}},
+            [0],
+            "compare.runs: '!\\?' has no letter or digit to call a directory by; rename this run",
+        ),
         ({"A": {}}, [1, 1], "two runs would be written into .*a/seed-1; .*list each seed once"),
     ],
 )
@@ -219,6 +226,53 @@ def test_some_of_the_runs_can_be_chosen() -> None:
     assert list(choose(planned, ["C", "A"]).compare.runs) == ["C", "A"]
     with pytest.raises(UserError, match="no 'D'; there are: A, B, C"):
         choose(planned, ["A", "D"])
+
+
+def test_a_run_with_a_comma_in_its_name_can_be_chosen() -> None:
+    planned = compared({"GRPO": {}, "LUFFY, mild": {}, "SFT": {}})
+    assert list(choose(planned, ["LUFFY, mild"]).compare.runs) == ["LUFFY, mild"]
+    assert list(choose(planned, ["SFT, GRPO", "LUFFY, mild"]).compare.runs) == ["SFT", "GRPO", "LUFFY, mild"]
+    with pytest.raises(UserError, match="--runs: GRPO is named twice; leave one of them out"):
+        choose(planned, ["SFT,GRPO", "GRPO"])
+
+
+def test_names_in_an_option_are_neither_empty_nor_repeated() -> None:
+    assert listed("--methods", "grpo, sort") == ["grpo", "sort"]
+    with pytest.raises(UserError, match="--methods grpo,,sort: a name is empty; put one comma between"):
+        listed("--methods", "grpo,,sort")
+    with pytest.raises(UserError, match="--methods: grpo is named twice"):
+        listed("--methods", "grpo,sort,grpo")
+
+
+def test_a_set_without_verdict_is_left_out_of_the_figures_and_said() -> None:
+    ends = {"start": {"mean": 0.5, "n": 4}, "end": {"mean": 0.5, "n": 4}}
+    rest = {
+        "all_wrong": {"first": None, "last": None},
+        "steps_without_signal": 0,
+        "seconds": 1.0,
+        "status": "",
+    }
+    unknown = {"start": {"n": 0}, "end": {"n": 0}}
+
+    @dataclass
+    class Ended:
+        name: str
+        summary: dict[str, Any]
+
+    runs = [
+        Ended("A", {"seed": 0, "eval": {"hard": ends, "easy": unknown}, **rest}),
+        Ended("B", {"seed": 0, "eval": {"hard": ends, "easy": ends}, **rest}),
+    ]
+    found = compare.aggregate(runs)
+    assert "easy" not in found["A"] and found["A"]["hard"]["mean"] == found["B"]["easy"]["mean"] == 0.5
+    (said,) = compare.without_verdict(runs)
+    assert said.startswith("A, seed 0: the verifier reached no verdict on easy, so A has no accuracy there")
+    text = printed(comparison_table(found, ["hard", "easy"]))
+    assert "–" in text and text.count("50.0% → 50.0%") == 3
+    assert diversity_table(found, ["hard", "easy"]) is None
+    one, none = {0: {"p": 1.0}}, {1: {"p": 1.0}}
+    rewards = {"A": {"hard": one}, "B": {"hard": one, "easy": one}, "C": {"hard": none}}
+    assert [(each.a, each.set) for each in against_first(rewards)] == [("B", "hard")]
 
 
 def test_methods_and_seeds_can_be_named_instead(tmp_path: Path) -> None:

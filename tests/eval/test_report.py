@@ -199,6 +199,16 @@ def test_a_single_run_is_named_after_its_method_and_its_held_out_sets_are_found(
 # Figures
 
 
+def test_a_set_without_verdict_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
+    known = summary(0.25)
+    known["eval"]["easy"] = {"start": {"mean": 1.0, "n": 4}, "end": {"n": 0}}
+    rows = [step(1, 1) | {"eval/hard/mean": 0.25, "eval/easy/mean": 1.0}]
+    write_run(tmp_path / "a/seed-1", rows, known)
+    page = render(read(tmp_path))
+    assert "25.0%" in page
+    assert "a, seed 1: the verifier reached no verdict on easy, so a has no accuracy there" in page
+
+
 def test_figures_are_over_the_finished_seeds_unless_the_comparison_has_its_own(tmp_path: Path) -> None:
     write_run(tmp_path / "a/seed-1", [step(1, 1)], summary(0.25))
     write_run(tmp_path / "a/seed-2", [step(1, 1)], summary(0.75))

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from handrail._util.files import writable, write_whole
 from handrail._util.version import __version__
-from handrail.eval.compare import aggregate
+from handrail.eval.compare import aggregate, without_verdict
 from handrail.eval.report import charts, palette, series
 from handrail.eval.report.charts import Line, Style
 from handrail.eval.report.chunks import chunks
@@ -84,6 +84,7 @@ def render(results: Results) -> str:
         methods=figures(results),
         measures=measures(results),
         verdict=results.summary.get("verdict", []),
+        unverified=[] if "verdict" in results.summary else without_verdict(results.runs),
         unfinished=[run for run in results.runs if run.summary is None],
         statuses=statuses(results),
         settings=settings(results),

@@ -24,7 +24,10 @@ def comparison_table(methods: Methods, sets: list[str]) -> Table:
     if sampled:
         table.add_column("groups all wrong\nfirst → last", justify="right")
     for method, row in methods.items():
-        cells = ["{start:.1%} → {mean:.1%}\n[{low:.1%}, {high:.1%}]".format(**row[name]) for name in sets]
+        cells = [
+            "{start:.1%} → {mean:.1%}\n[{low:.1%}, {high:.1%}]".format(**row[name]) if name in row else "–"
+            for name in sets
+        ]
         ends = [row["all_wrong"][end] for end in ("first", "last")]
         wrong = "no rollouts" if None in ends else " → ".join(f"{end:.0%}" for end in ends)
         table.add_row(method, *cells, *[wrong] * sampled)
@@ -67,7 +70,7 @@ def diversity_table(methods: Methods, sets: list[str]) -> Table | None:
     measured = [
         measure
         for measure in MEASURES
-        if any(measure in next(iter(methods.values()))[name]["diversity"] for name in sets)
+        if any(measure in row[name]["diversity"] for row in methods.values() for name in sets if name in row)
     ]
     if not measured:
         return None
@@ -77,7 +80,7 @@ def diversity_table(methods: Methods, sets: list[str]) -> Table | None:
     for measure in measured:
         table.add_column(MEASURES[measure], justify="right")
     for method, row in methods.items():
-        for place, name in enumerate(sets):
+        for place, name in enumerate(name for name in sets if name in row):
             values = [row[name]["diversity"].get(measure, {}).get("end") for measure in measured]
             table.add_row(
                 "" if place else method, name, *("–" if value is None else f"{value:.3f}" for value in values)
