@@ -35,7 +35,9 @@ def methods_command(
                 table.add_row(key, cls.status, cls.source, first_line(cls))
             console.print(table)
         return
-    if name in METHODS or name not in TERMS:
+    if name.lower() in TERMS:
+        name = name.lower()
+    if name.lower() in METHODS or name not in TERMS:
         method = find(name)
         describe(method.name or name, "method", method, verbs(method), *combinations(method))
         show("\nsettings, under [method]")

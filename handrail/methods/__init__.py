@@ -6,6 +6,7 @@ A paper is one file here; your own can be anywhere: ``name = "my_file.py:MyMetho
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -39,16 +40,26 @@ _ALL: tuple[type[Method[Any]], ...] = (
 METHODS: dict[str, type[Method[Any]]] = {cls.name: cls for cls in _ALL}
 
 
+VARIANTS = {
+    "dapo": 'clip_high = 0.28, loss_normalizer = "token" and skip_dead_groups = true',
+    "drgrpo": 'normalise_std = false and loss_normalizer = "constant"',
+    "gspo": 'ratio = "sequence", clip_low = 3e-4 and clip_high = 4e-4',
+}
+"""Methods that grpo is with these settings, by their names without punctuation."""
+
+
 def find(name: str) -> type[Method[Any]]:
-    """Return the class of a method. Raises UserError if there is no such method."""
-    if name in METHODS:
-        return METHODS[name]
+    """Return the class of a method, whose name may be in capitals. Raises UserError if there is none."""
+    if name.lower() in METHODS:
+        return METHODS[name.lower()]
     if ":" in name:
         cls = load_attribute(name, "method.name")
         if isinstance(cls, type) and issubclass(cls, Method):
             return cls
         raise UserError(f"method.name: {name} is not a subclass of handrail.Method")
-    near = difflib.get_close_matches(name, METHODS, 1)
+    if variant := VARIANTS.get(re.sub(r"[\W_]", "", name.lower())):
+        raise UserError(f'method.name: {name} is grpo with {variant}; set these, and method.name = "grpo"')
+    near = difflib.get_close_matches(name.lower(), METHODS, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(METHODS)}"
     raise UserError(f"method.name: there is no method {name!r}; {hint}")
 

@@ -42,10 +42,10 @@ def build_term(settings: Mapping[str, Any], place: int) -> Term:
         cls = load_attribute(name, where)
         if not (isinstance(cls, type) and issubclass(cls, Term)):
             raise UserError(f"{where}: {name} is not a subclass of handrail.Term")
-    elif name in TERMS:
-        cls = TERMS[name]
+    elif name.lower() in TERMS:
+        cls, settings = TERMS[name.lower()], {**settings, "name": name.lower()}
     else:
-        near = difflib.get_close_matches(name, TERMS, 1)
+        near = difflib.get_close_matches(name.lower(), TERMS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(TERMS)}"
         raise UserError(f"{where}: there is no term {name!r}; {hint}")
     try:
