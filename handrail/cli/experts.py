@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 
-from handrail._util.errors import UserError
+from handrail._util.errors import Paused, UserError
 from handrail._util.files import writable, write_whole
 from handrail._util.progress import console, quiet, show
 from handrail.cli.options import ConfigFile, Data, Settings, build_config
 
 if TYPE_CHECKING:
+    from handrail.experts.judges import Scores
     from handrail.experts.registry import Experts
     from handrail.types.problem import Problem
 
@@ -28,7 +31,8 @@ def plan_command(
         ),
     ],
     planner: Annotated[
-        Literal["rule", "outline", "policy", "endpoint"], typer.Option(help="Planner that writes the plans.")
+        str,
+        typer.Option(help="Who writes the plans: rule, outline, policy, endpoint or your own, file.py:Name."),
     ] = "rule",
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace plans that the data already have.")
@@ -44,9 +48,10 @@ def plan_command(
     ):
         raise UserError("--planner policy needs a model: --set model.path=DIRECTORY, or --config")
     experts, problems = load_experts_and_problems(data, config, settings)
+    experts.check("planner", planner, "--planner")
     from handrail.experts.planners.planning import derive
 
-    with Progress(console=console) as shown:
+    with Progress(console=console) as shown, failing("planner", planner):
         task = shown.add_task("plans")
         counts = derive(
             problems, experts.planner(planner, 256), planner, output,
@@ -68,10 +73,15 @@ def plan_command(
 def judge_command(
     data: Data,
     judge: Annotated[
-        Literal["arithmetic", "reference", "prm", "llm"], typer.Option(help="Step judge to measure.")
+        str,
+        typer.Option(
+            help="Step judge to measure: arithmetic, reference, prm, llm or your own, file.py:Name."
+        ),
     ] = "arithmetic",
     n: Annotated[int, typer.Option(min=1, help="Use the first N problems that have a reference.")] = 500,
-    threshold: Annotated[float, typer.Option(help="A step that scores below this counts as wrong.")] = 0.5,
+    threshold: Annotated[
+        float, typer.Option(help="A step that scores below this, at most 1, counts as wrong.")
+    ] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the inserted errors.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="JSONL file to write the misjudged solutions to.")
@@ -83,15 +93,18 @@ def judge_command(
 
     It judges references unchanged, and with one number of one step changed.
     """
+    if not 0 < threshold <= 1:
+        raise UserError(f"--threshold is {threshold:g}; set it above 0 and to at most 1, as scores are")
     if output:
         writable(output)
     experts, problems = load_experts_and_problems(data, config, settings)
+    experts.check("judge", judge, "--judge")
     from handrail.eval.judge_report import labeled, report
 
     attempts = labeled([problem for problem in problems if problem.references][:n], seed)
     if not attempts:
         raise UserError(f"{data}: no problem has a reference, so there is nothing to judge")
-    found = report(experts.judge(judge), attempts, threshold)
+    found = report(Asked(experts, judge), attempts, threshold)
     show(
         f"{judge} judge: {found['right']} references, assumed to be correct, "
         f"and {found['wrong']} with one number in one step changed"
@@ -107,6 +120,32 @@ def judge_command(
     if output:
         write_whole(output, "".join(json.dumps(failure) + "\n" for failure in found["failures"]))
     show_calls(experts)
+
+
+class Asked:
+    """A step judge that is asked as a method asks it, so that its failure is one sentence."""
+
+    def __init__(self, experts: Experts, name: str) -> None:
+        self.experts, self.name = experts, name
+
+    def judge(self, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
+        from handrail.experts.questions import JudgeQuestion
+
+        questions = [JudgeQuestion(problem, steps) for problem, steps in attempts]
+        return self.experts.answer(self.name, questions, [0] * len(questions)) if questions else []
+
+
+@contextmanager
+def failing(role: str, name: str) -> Iterator[None]:
+    """Turn whatever a user's own expert raises into a UserError."""
+    try:
+        yield
+    except (UserError, Paused, OSError):
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise UserError(f"the {role} {name} fails: {type(error).__name__}: {error}") from error
 
 
 def load_experts_and_problems(
@@ -126,11 +165,7 @@ def load_experts_and_problems(
 
 def show_calls(experts: Experts) -> None:
     """Print how many requests the endpoint got, if any."""
-    if counts := experts.take_counts():
-        show(
-            "endpoint: "
-            + ", ".join(
-                f"{n} {name.removeprefix('endpoint/').replace('_', ' ')}"
-                for name, n in sorted(counts.items())
-            )
-        )
+    counts = {name: n for name, n in experts.take_counts().items() if name.startswith("endpoint/")}
+    if counts:
+        told = sorted((name.removeprefix("endpoint/").replace("_", " "), n) for name, n in counts.items())
+        show("endpoint: " + ", ".join(f"{n} {name}" for name, n in told))

@@ -175,6 +175,73 @@ def test_an_unusable_planner_is_refused_in_one_sentence(
     (tmp_path / "other.jsonl").write_text("not json\n")
     assert run(monkeypatch, "plan", data, "--output", tmp_path / "other.jsonl") == 2
     assert "line 1" in capsys.readouterr().err and (tmp_path / "other.jsonl").read_text() == "not json\n"
+    for content in (b"PAR1\xff", b"[1]\n"):
+        (tmp_path / "other.jsonl").write_bytes(content)
+        assert run(monkeypatch, "plan", data, "--output", tmp_path / "other.jsonl") == 2
+        said = capsys.readouterr().err
+        assert "choose another --output" in said and said.count("\n") == 1
+        assert (tmp_path / "other.jsonl").read_bytes() == content
+
+
+MINE = """
+class Judge:
+    def judge(self, attempts):
+        return [[1.0] * len(steps) for _, steps in attempts]
+
+class Coarse:
+    def judge(self, attempts):
+        return [[1.0] * (len(steps) + 1) for _, steps in attempts]
+
+class Raising:
+    def judge(self, attempts):
+        raise KeyError("step")
+
+    def plans(self, pairs, seeds):
+        raise KeyError("plan")
+
+class Planner:
+    def plans(self, pairs, seeds):
+        return ["Think."] * len(pairs)
+"""
+
+
+def test_a_planner_that_refuses_leaves_no_file(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    output, policy = tmp_path / "pp.jsonl", ("--planner", "policy", "--set", "model.path=builtin:house-tiny")
+    assert run(monkeypatch, "plan", data, "--output", output, *policy) == 2
+    assert "--planner: the policy cannot write plans: " in capsys.readouterr().err
+    mine = f"{tmp_path / 'mine.py'}"
+    assert run(monkeypatch, "plan", data, "--output", output, "--planner", f"{mine}:Raising") == 2
+    assert f"the planner {mine}:Raising fails: KeyError: 'plan'" in capsys.readouterr().err
+    assert run(monkeypatch, "plan", data, "--output", output, "--planner", "rules") == 2
+    assert "--planner: there is no planner 'rules'; did you mean 'rule'?" in capsys.readouterr().err
+    assert not list(tmp_path.glob("pp.jsonl*"))
+    assert run(monkeypatch, "plan", data, "--output", output, "--planner", f"{mine}:Planner") == 0
+    assert "7 problems: 6 planned" in capsys.readouterr().out
+
+
+def test_a_judge_of_ones_own_is_measured(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    mine = f"{tmp_path / 'mine.py'}"
+    assert run(monkeypatch, "judge", data, "--judge", f"{mine}:Judge", "--threshold", "1") == 0
+    said = capsys.readouterr().out
+    assert "6 references" in said and "false alarms  0.0%" in said and "endpoint" not in said
+    for arguments, sentence in (
+        (("--judge", f"{mine}:Coarse"), f"the judge {mine}:Coarse gives 3 scores to 2 steps"),
+        (("--judge", f"{mine}:Raising"), f"the judge {mine}:Raising fails: KeyError: 'step'"),
+        (("--judge", f"{mine}:Planner"), f"{mine}:Planner has no method judge"),
+        (("--judge", "rule"), "--judge: there is no judge 'rule'; did you mean 'arithmetic'?"),
+        (("--threshold", "7"), "--threshold is 7; set it above 0 and to at most 1"),
+        (("--threshold", "0"), "--threshold is 0; set it above 0"),
+        (("--threshold", "nan"), "--threshold is nan; set it above 0"),
+    ):
+        assert run(monkeypatch, "judge", data, *arguments) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and said.count("\n") == 1 and "Traceback" not in said
 
 
 def test_a_judge_is_measured_on_corrupted_references(
