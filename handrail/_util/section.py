@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Sequence
 from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,6 +19,8 @@ RENAMED = {
     "tries": "max_attempts",
 }
 """Keys of earlier configurations, and what they are called now."""
+SHOWN = 100
+"""The most characters to show of a value."""
 
 
 class Section(BaseModel):
@@ -30,26 +34,47 @@ class Section(BaseModel):
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """Describe the first error in one sentence: the dotted key, what it should be, and the value found."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(([prefix] if prefix else []) + location)
+    location = list(first["loc"])
+    key = _dotted([prefix, *location] if prefix else location)
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _keys(model, location[:-1])
-        renamed = RENAMED.get(location[-1], "")
-        near = [renamed] if renamed in known else difflib.get_close_matches(location[-1], known, 1)
+        known, name = _keys(model, location[:-1]), str(location[-1])
+        renamed = RENAMED.get(name, "")
+        near = [renamed] if renamed in known else difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"there is no setting {key}; {hint}{more}"
     if first["type"] == "missing":
         return f"the setting {key} is missing{more}"
+    where = f"{key}: " if key else ""
     if first["type"] == "value_error":
-        return f"{key}: {first['msg'].removeprefix('Value error, ')}{more}"
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}{more}"
+        return f"{where}{first['msg'].removeprefix('Value error, ')}{more}"
+    should = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] in ("dict_type", "model_type"):
+        should = f"input should be a table, {_example(location, _keys(model, location), first['input'])}"
+    found = repr(first["input"])
+    return f"{where}{should}, not {found if len(found) <= SHOWN else found[: SHOWN - 1] + '…'}{more}"
 
 
-def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+def _dotted(location: Sequence[str | int]) -> str:
+    """Write a key with the items of lists counted from 1: ``method.terms[1].name``."""
+    parts = [f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).removeprefix(".")
+
+
+def _example(location: Sequence[str | int], keys: Sequence[str], found: object) -> str:
+    """Write a table with one of its ``keys``; text that was given instead is taken for a name or path."""
+    free = "name" if {"method", "terms", "sets"} & {*location} else "key"  # tables whose keys vary
+    key = next((key for key in ("path", "name", "train") if key in keys), keys[0] if keys else free)
+    value = json.dumps(found) if isinstance(found, str) and key in ("path", "name", "train") else "…"
+    return f"{{ {key} = {value} }}"
+
+
+def _keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     for part in path:
+        if isinstance(part, int):  # an item of a list, whose model is known already
+            continue
         field = model.model_fields.get(part)
-        # An optional section is a union with None.
+        # An optional section is a union with None, a list of sections has them as its items.
         kinds = get_args(field.annotation) or (field.annotation,) if field else ()
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not sections:

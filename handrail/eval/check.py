@@ -17,6 +17,8 @@ NAMED = 10
 """The most rows to list for one fault."""
 TRIED = 64
 """The most refused references to try on other verifiers."""
+WITHOUT_REFERENCES = ("grpo", "autonpo", "cso", "dmpo", "npo", "stride", "tgpo")
+"""Methods that need no reference, listed here because importing them takes longer than a whole check."""
 LONG = 200
 """Characters beyond which an answer looks like a worked solution, which no completion would equal."""
 
@@ -48,7 +50,7 @@ def overview(loaded: Loaded, source: str) -> Iterator[str]:
         pair = " and ".join(found.contradiction_ids)
         yield f"warning: {found.contradictions} prompts have contradicting answers, first {pair}"
     if found.with_references == 0:
-        yield "warning: no references, so methods other than grpo have nothing to guide with"
+        yield f"warning: no references, which methods other than {', '.join(WITHOUT_REFERENCES)} learn from"
 
 
 def grade(problems: Sequence[Problem], config: VerifierConfig) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from handrail._util.errors import UserError
 from handrail._util.hub import look_up
@@ -20,6 +20,8 @@ from handrail.models.config import ModelConfig
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+"""Files of which every tokenizer has at least one."""
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -36,7 +38,7 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
         raise UserError(
             f"{field}: {config.path} is not a Hugging Face model directory (it has no config.json){hint}"
         )
-    if path.suffix == ".gguf" and not path.is_file():
+    if path.suffix.lower() == ".gguf" and not path.is_file():
         raise UserError(f"{field}: there is no file {config.path}")
     if not path.exists():
         look_up(str(path), "model", field)
@@ -46,7 +48,8 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        lines = (str(error).strip() or repr(error)).splitlines()
+        first_line = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
         missing = "" if path.exists() else "; there is no directory of that name either"
         raise UserError(
             f"{field}: {config.path} cannot be loaded as a causal language model: {first_line}{missing}"
@@ -62,19 +65,38 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
 
 
 def _loader(path: Path) -> Callable[[ModelConfig, str], tuple[Any, Any]]:
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return _from_gguf
     return _from_adapter if (path / ADAPTER).is_file() else _from_directory
 
 
 def _from_directory(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
     path, trusted = locate(config.path), config.trust_remote_code
+    if Path(path).is_dir():
+        AutoConfig.from_pretrained(path, trust_remote_code=trusted)  # first, as the others need it
+        _require_files(Path(path))
     attention = None if config.attention == "auto" else config.attention
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, use_safetensors=True, trust_remote_code=trusted, attn_implementation=attention
     )
     return model, tokenizer
+
+
+def _require_files(directory: Path) -> None:
+    """Raise FileNotFoundError if a model's directory has no tokenizer or no weights that can be read."""
+    if not any(found for pattern in TOKENIZERS for found in directory.glob(pattern)):
+        raise FileNotFoundError(
+            "it has no tokenizer (tokenizer.json); copy the files of the tokenizer that the model was "
+            "trained with"
+        )
+    if any(directory.glob("*.safetensors")):
+        return
+    if pickles := sorted(directory.glob("*.bin")):
+        raise FileNotFoundError(
+            f"its weights are a pickle, {pickles[0].name}, which could run any code; save them as safetensors"
+        )
+    raise FileNotFoundError("it has no weights (model.safetensors); complete the download or the copy")
 
 
 def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from handrail._util.errors import UserError
+from handrail._util.numerals import TOO_MANY_DIGITS
 from handrail._util.section import Section, explain
 from handrail.data.config import DataConfig
 from handrail.experts.config import EndpointConfig, ExpertsConfig
@@ -153,7 +154,9 @@ def set_value(tree: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set takes section.key=value, not {assignment!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, tomllib.TOMLDecodeError | RecursionError):
+            raise UserError(f"--set {name.strip()}: {TOO_MANY_DIGITS}; give a smaller number") from error
         if text.lstrip()[:1] in set("\"'[{"):
             reason = str(error).partition(" (at ")[0]  # the column would include our "value = "
             raise UserError(
@@ -184,6 +187,8 @@ def load_config(path: str | Path, assignments: list[str] | None = None) -> Confi
         raise UserError(f"{path} is not TOML: {error}") from error
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be read") from None
+    except ValueError:
+        raise UserError(f"{path} cannot be read: {TOO_MANY_DIGITS}; give a smaller number") from None
     for assignment in assignments or []:
         set_value(tree, assignment)
     return parse_config(tree, str(path))

@@ -49,12 +49,13 @@ class Forecast:
         if not left:
             return None
         total = left * each + ((left // every if every else 0) + 1) * (self.evaluation or 0.0)
+        rest = f"the {left} steps left" if left > 1 else "the step left"
         parts = ", ".join(f"{part} {seconds[part]:.1f}" for part in ("sample", "update") if part in seconds)
         # After a resumption, no evaluation has been timed yet.
         aside = ", without evaluation" if self.evaluation is None else ""
         return (
             f"first step: {each:.1f} s ({parts}), at most {peak_memory() / 2**30:.1f} GiB; "
-            f"about {format_duration(total)} for the {left} steps left{aside}"
+            f"about {format_duration(total)} for {rest}{aside}"
         )
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import pytest
 import tomli_w
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from handrail.eval.check import WITHOUT_REFERENCES
+from handrail.methods import METHODS, build
 from handrail.models.builtin import locate
+from handrail.models.config import RolloutConfig
 from handrail.training.config import load_config
 from tests.conftest import Done, Handrail
 
@@ -107,11 +111,31 @@ def test_a_value_is_toml_or_plain_text(written: str, read: str, tmp_path: Path) 
         ),
         (
             "[model]\npath = 'm'\n[data]\ntrain = [{path = 'x', share = inf}]",
-            ["data.train.0.share: ", "finite number"],
+            ["data.train[1].share: ", "finite number"],
         ),
         (
             "[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nproblems_per_step = 4\nupdates_per_step = 3",
             ["train: problems_per_step must be a multiple of updates_per_step"],
+        ),
+        (
+            "lora = {}\nsampler = {dtype = 'bfloat16'}\n[model]\npath = 'm'\n[data]\ntrain = 'x'",
+            ["error: run.toml: with [lora] the trained model itself samples"],
+        ),
+        (
+            "[model]\npath = 'm'\n[data]\ntrain = 'x'\n[train]\nsteps = " + "9" * 5000,
+            ["run.toml cannot be read: it holds a whole number of more than 4300 digits"],
+        ),
+        (
+            "[model]\npath = 'm'\n[data]\ntrain = [{path = 'x', shar = 1}]",
+            ["there is no setting data.train[1].shar; did you mean 'share'?"],
+        ),
+        (
+            "verifier = 'exact'\n[model]\npath = 'm'\n[data]\ntrain = 'x'",
+            ["verifier: input should be a table, { name = \"exact\" }, not 'exact'"],
+        ),
+        (
+            "lora = 8\n[model]\npath = 'm'\n[data]\ntrain = 'x'",
+            ["lora: input should be a table, { rank = … }, not 8"],
         ),
     ],
 )
@@ -221,6 +245,23 @@ def test_a_model_with_damaged_weights_is_named(handrail: Handrail, tmp_path: Pat
     (tmp_path / "model/model.safetensors").write_bytes(b"cut off")
     done = handrail("train", str(configured(tmp_path)), "--output", "out", "--set", "model.path=model")
     assert_refused(done, "model.path: model cannot be loaded as a causal language model")
+
+
+@pytest.mark.parametrize(
+    ("lost", "sentence"),
+    [
+        ("tokenizer*", "it has no tokenizer (tokenizer.json); copy the files of the tokenizer that"),
+        ("*.safetensors", "it has no weights (model.safetensors); complete the download or the copy"),
+    ],
+)
+def test_a_model_without_tokenizer_or_weights_says_so(
+    lost: str, sentence: str, handrail: Handrail, tmp_path: Path
+) -> None:
+    other_model(tmp_path / "model")
+    for file in (tmp_path / "model").glob(lost):
+        file.unlink()
+    done = handrail("train", str(configured(tmp_path)), "--output", "out", "--set", "model.path=model")
+    assert_refused(done, f"model.path: model cannot be loaded as a causal language model: {sentence}")
 
 
 def test_a_hub_name_without_a_network_is_one_sentence_in_a_real_process(tmp_path: Path) -> None:
@@ -423,6 +464,30 @@ def test_an_unknown_method_has_a_suggestion(handrail: Handrail) -> None:
         handrail("methods", "no-such"), "method.name: there is no method 'no-such'; there are: grpo"
     )
     assert_refused(handrail("methods", "lufy"), "did you mean 'luffy'?")
+
+
+def test_methods_and_terms_may_be_named_in_capitals(handrail: Handrail) -> None:
+    for name, shown in (("NPO", "npo · method"), ("SORT", "sort · method"), ("ACE", "ace · term")):
+        done = handrail("methods", name)
+        assert done.code == 0 and done.out.startswith(shown), done
+
+
+@pytest.mark.parametrize("name", ["DAPO", "dapo", "Dr.GRPO", "dr_grpo", "GSPO"])
+def test_a_variant_of_grpo_is_told_its_settings(name: str, handrail: Handrail) -> None:
+    done = handrail("methods", name)
+    assert_refused(done, f"method.name: {name} is grpo with ")
+    sentence = done.err.partition(" is grpo with ")[2].partition("; set these")[0]
+    assert build(tomllib.loads(re.sub(", | and ", "\n", sentence)), RolloutConfig()).name == "grpo"
+
+
+def test_methods_that_need_no_reference_are_known_to_check() -> None:
+    def needs(cls: Any) -> bool:
+        method = cls.__new__(cls)
+        given = {key: "x" for key, field in cls.Settings.model_fields.items() if field.is_required()}
+        method.settings = cls.Settings(**given)
+        return bool(method.needs_references)
+
+    assert {name for name, cls in METHODS.items() if not needs(cls)} == set(WITHOUT_REFERENCES)
 
 
 def test_built_in_models_are_listed_with_their_size(handrail: Handrail) -> None:

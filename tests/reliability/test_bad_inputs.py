@@ -18,6 +18,7 @@ RUN = ("train", "run.toml", "--output", "out")
 COMPARE = ("compare", "run.toml", "--output", "out")
 MODEL = "builtin:house-tiny"
 EVAL = ("eval", MODEL, "data.jsonl", "--set", "rollout.max_tokens=8")
+HARVEST = ("harvest", MODEL, "data.jsonl", "--set", "rollout.max_tokens=8", "--output")
 ENDPOINT = "endpoint={base_url='http://localhost:1/v1', model='m'"
 
 # ``lay_out`` writes the files that are named here.
@@ -96,6 +97,23 @@ CASES: list[tuple[tuple[str, ...], str]] = [
         "compare.runs.A: there is no setting train.stepz",
     ),
     ((*COMPARE, "--methods", "grpo", "--set", "compare.seeds=[1, 1]"), "two runs would be written into"),
+    ((*COMPARE, "--methods", "grpo,,sort"), "--methods grpo,,sort: a name is empty"),
+    ((*COMPARE, "--methods", "grpo,grpo"), "--methods: grpo is named twice"),
+    (("methods", "DAPO"), "method.name: DAPO is grpo with clip_high = 0.28"),
+    (
+        (*RUN, "--set", "method={name='grpo', terms=['ace']}"),
+        "method.terms[1]: input should be a table, { name = \"ace\" }, not 'ace'",
+    ),
+    ((*RUN, "--set", "train.steps=" + "9" * 5000), "--set train.steps: it holds a whole number of more than"),
+    (("judge", "data.jsonl", "--threshold", "7"), "--threshold is 7; set it above 0 and to at most 1"),
+    (("judge", "data.jsonl", "--judge", "mine.py:Nobody"), "mine.py has no 'Nobody'"),
+    (("plan", "data.jsonl", "--output", "text.parquet"), "text.parquet, line 1: this is not a problem with"),
+    (("plan", "data.jsonl", "--output", "binary"), "binary is not a text file (UTF-8); choose another"),
+    ((*HARVEST, "binary"), "binary is not a text file (UTF-8); choose another --output"),
+    ((*HARVEST, "data.jsonl"), "data.jsonl holds something else than a harvest; choose another --output"),
+    ((*RUN, "--set", "method={name='npo', cache='binary'}"), "binary is not a text file (UTF-8); name a"),
+    ((*RUN, "--set", "data.train=list.jsonl"), "list.jsonl: it holds one JSON list"),
+    ((*RUN, "--set", "data.train=repeated.jsonl"), "repeated.jsonl, line 1: a key is repeated in an object"),
     (("methods", "sorrt"), "there is no method 'sorrt'; did you mean 'sort'?"),
     (("model", "fetch", "smollm3", "--output", "out"), "there is no model 'smollm3'"),
     (("report", "folder"), "folder"),
@@ -247,11 +265,14 @@ def lay_out(here: Path) -> None:
         "text.gguf": "GGUF?",
         "text.parquet": "PAR?",
         "nothing.jsonl": "\n",
+        "list.jsonl": json.dumps(ROWS),
+        "repeated.jsonl": '{"prompt": "1", "answer": "1", "prompt": "2"}',
         "broken.jsonl": json.dumps(ROWS[0]) + "\n{'prompt': 1}\n",
         "half a model/config.json": '{"model_type":',
     }
     for name, text in texts.items():
         (here / name).write_text(text)
+    (here / "binary").write_bytes(b"PAR1\xff")
     for name in ("latin.toml", "latin.jsonl"):
         (here / name).write_bytes("# é\n".encode("latin-1"))
     jsonl(here / "bare.jsonl", [{"prompt": "1 + 1 =", "answer": "2"}])

@@ -32,6 +32,8 @@ def test_the_forecast_counts_steps_and_evaluations() -> None:
     resumed = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))(1, 31, {}, SECONDS)
     assert resumed and resumed.endswith("about 2 min for the 30 steps left, without evaluation")
     assert Forecast(config())(31, 31, {}, SECONDS) is None  # no steps are left
+    last = Forecast(config())(30, 31, {}, SECONDS)
+    assert last and last.endswith("about 4 s for the step left")
     bare = Forecast(config())(1, 31, {}, SECONDS)
     assert bare and bare.endswith("about 2 min for the 30 steps left")
 
@@ -138,4 +140,4 @@ def test_a_run_that_needs_too_much_memory_is_reported(tmp_path: Path) -> None:
 
 def test_training_reports_a_forecast(tmp_path: Path, handrail: Handrail) -> None:
     done = handrail("train", str(configured(tmp_path, train={"steps": 2})), "--output", str(tmp_path / "run"))
-    assert done.code == 0 and "first step: " in done.out and "for the 1 steps left" in done.out
+    assert done.code == 0 and "first step: " in done.out and "for the step left" in done.out
