@@ -17,7 +17,7 @@ NAMED = 10
 """The most rows to list for one fault."""
 TRIED = 64
 """The most refused references to try on other verifiers."""
-WITHOUT_REFERENCES = ("grpo", "autonpo", "cso", "dmpo", "npo", "stride", "tgpo")
+WITHOUT_REFERENCES = ("grpo", "autonpo", "dmpo", "npo", "stride", "tgpo")
 """Methods that need no reference, listed here because importing them takes longer than a whole check."""
 LONG = 200
 """Characters beyond which an answer looks like a worked solution, which no completion would equal."""

@@ -42,7 +42,7 @@ METHODS: dict[str, type[Method[Any]]] = {cls.name: cls for cls in _ALL}
 
 VARIANTS = {
     "dapo": 'clip_high = 0.28, loss_normalizer = "token" and skip_dead_groups = true',
-    "drgrpo": 'normalise_std = false and loss_normalizer = "constant"',
+    "drgrpo": 'normalize_std = false and loss_normalizer = "constant"',
     "gspo": 'ratio = "sequence", clip_low = 3e-4 and clip_high = 4e-4',
 }
 """Methods that grpo is with these settings, by their names without punctuation."""
