@@ -437,7 +437,7 @@ def test_a_harvest_checks_its_file_and_its_problems_first(handrail: Handrail, tm
 def test_a_file_that_is_no_harvest_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=said):
-        build("npo", cache=str(tmp_path / "answers.jsonl")).check([])
+        build("npo", cache=str(tmp_path / "answers.jsonl")).check([Problem("a", "?", "1")])
 
 
 @pytest.mark.parametrize("shift", [1, 10_000, -10_000])
