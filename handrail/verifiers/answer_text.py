@@ -7,13 +7,19 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
-SIGNS = str.maketrans(
-    {"\u2212": "-", "\u2013": "-", "\uff0c": ",", "\u00a0": " ", "\u202f": " ", "\u2009": " "}
+from handrail.verifiers.symbols import to_latex
+
+THINKING = re.compile(r"</?think>")
+# Markdown: *italic*, **bold**, _italic_ and `code`, but neither a*b*c nor x_1.
+EMPHASIS = re.compile(
+    r"(?<![^\s(>{])(?:\*{1,3}([^\s*][^*\n]*)\*{1,3}|_{1,3}([^\s_][^_\n]*)_{1,3}|`{1,3}([^`]+)`{1,3})"
+    r"(?![^\s.,;:!?)<}])"
 )
 SPACING = re.compile(r"(?<!\\)\\(?:[,;:>] ?| |q?quad(?![a-zA-Z]))|(?<=[^\s(])~")
 TIGHT = re.compile(r"\\!\s*")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])")
 FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+RELATIONS = re.compile(r"\\(?P<first>[gl])e(?:q?slant|q?)(?![a-zA-Z])|\\ne(?![a-zA-Z])")
 FONTS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf|normal)|mbox|boldsymbol|bm|operatorname)\s*\{([^{}]*)\}"
 )
@@ -22,6 +28,8 @@ END = re.compile(r"(?<![.,;])[.,;]$")
 # Spaces without meaning: all but those between words, and those that tell the list 32, 349 from the number
 # 32,349.
 GAPS = re.compile(r"(?<![\w,]) | (?!\w)|(?<=,) (?!\d{3}(?!\d))")
+# The space of "\\geq 3", which LaTeX does not need.
+COMMAND_GAP = re.compile(r"(?P<command>\\[A-Za-z]+) (?=\d)")
 
 BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 # Boxes with no more than this between them are one answer with several members. The alternatives are
@@ -34,6 +42,10 @@ BOX_JOINT = re.compile(
 )
 FORMULA_JOINT = re.compile(r"\s*(?:,?and|,?or|,)\s*")
 HEADING = re.compile(r"[^\n]*[A-Za-z]{3}")
+# A heading that says only that the answer comes next.
+SECTION = re.compile(
+    r"[\s*_]*(?:the )?(?:final |correct )?(?:answer|result|solution|conclusion)s?[ \t:*_]*\n", re.IGNORECASE
+)
 NUMERAL = re.compile(
     r"(?P<sign>[+-]?)(?:(?P<number>\d*\.\d+|\d+|0,\d{3}|\d{4,},\d\d?|\d{1,3}(?:,\d{3})+(?:\.\d+)?"
     r"|\d{1,3}(?: \d{3})+(?:\.\d+)?)\.?"
@@ -51,13 +63,17 @@ def final_answer(completion: str) -> str:
     If that text has a ``\boxed{}``, return only the content of the last one.
     """
     mark = marked(completion)
-    text = completion if mark is None else mark
+    text = after_thinking(completion) if mark is None else below_heading(mark)
     found = boxes(text)
     return (text if not found else found[-1][2]).strip()
 
 
 def marked(completion: str) -> str | None:
-    """Return the text between the last answer tags, else after the last ``####``, else None."""
+    """Return the text between the last answer tags, else after the last ``####``, else None.
+
+    What a model thinks is not searched.
+    """
+    completion = after_thinking(completion)
     before, closed, _ = completion.rpartition("</answer>")
     _, opened, tagged = before.rpartition("<answer>")
     if closed and opened:
@@ -65,6 +81,29 @@ def marked(completion: str) -> str | None:
     before, hashes, after = completion.rpartition("####")
     # A Markdown heading begins with #### too: words after it are not the answer if there is a box before it.
     return after if hashes and not (HEADING.match(after) and boxes(before)) else None
+
+
+def answer_start(completion: str) -> int:
+    """Return the index after the last ``</think>``, or 0 if there is none.
+
+    If the completion ends inside ``<think>``, it has no answer, and the index is its length.
+    """
+    *_, last = [None, *THINKING.finditer(completion)]
+    if last is None:
+        return 0
+    return last.end() if last.group() == "</think>" else len(completion)
+
+
+def after_thinking(completion: str) -> str:
+    """Return the part of a completion that answers: what follows ``answer_start``."""
+    return completion[answer_start(completion) :]
+
+
+def below_heading(mark: str) -> str:
+    """Return what follows a heading such as ``Final Answer``, or all of ``mark`` if it begins with no such
+    heading."""
+    heading = SECTION.match(mark)
+    return mark[heading.end() :] if heading else mark
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
@@ -96,14 +135,25 @@ def last_joined(text: str, spans: list[tuple[int, int, str]], joint: re.Pattern[
     return ", ".join(dict.fromkeys(content for _, _, content in members))
 
 
-def strip_formatting(text: str) -> str:
-    r"""Remove formatting: dollar signs, fonts, ``\left`` and ``\right``, and spaces except between words."""
-    text = SPACING.sub(" ", TIGHT.sub("", text.translate(SIGNS)))
+def clean(text: str) -> str:
+    """Remove Markdown's emphasis, and write Unicode mathematics in LaTeX."""
+    return to_latex(EMPHASIS.sub(lambda match: match[match.lastindex or 0], text))
+
+
+def strip_markup(text: str) -> str:
+    r"""Remove dollar signs, fonts, emphasis, ``\left`` and ``\right``, and make all white space one space."""
+    text = SPACING.sub(" ", TIGHT.sub("", clean(text)))
     text = FRACTIONS.sub(r"\\frac", SIZES.sub("", text))
+    text = RELATIONS.sub(lambda match: rf"\{match['first']}eq" if match["first"] else r"\neq", text)
     text = DELIMITERS.sub("", text)
     for _ in range(3):
         text = FONTS.sub(r" \1 ", text)
-    return END.sub("", GAPS.sub("", " ".join(text.replace("{,}", ",").replace(r"\%", "%").split())))
+    return " ".join(text.replace("{,}", ",").replace(r"\%", "%").split())
+
+
+def strip_formatting(text: str) -> str:
+    """Remove markup, and spaces except between words."""
+    return END.sub("", COMMAND_GAP.sub(r"\g<command>", GAPS.sub("", strip_markup(text))))
 
 
 def plain(text: str) -> str:

@@ -22,7 +22,15 @@ from handrail._util.imports import load_attribute
 from handrail.data.tasks.gym import BY_NAME
 from handrail.types.problem import Problem
 from handrail.verifiers import gym_answers, math_answers, math_reading
-from handrail.verifiers.answer_text import boxes, final_answer, marked, plain, strip_formatting
+from handrail.verifiers.answer_text import (
+    after_thinking,
+    answer_start,
+    boxes,
+    final_answer,
+    marked,
+    plain,
+    strip_formatting,
+)
 
 if TYPE_CHECKING:  # pydantic would take half of a worker's start
     from handrail.verifiers.config import VerifierConfig
@@ -105,8 +113,11 @@ def math(problem: Problem, completion: str) -> float:
     right = _right_answer(problem.answer)
     if not right.plain:
         raise ValueError(f"the problem's answer {problem.answer!r} is empty")
-    mine = math_reading.read_completion(completion)
-    return float(math_answers.same(mine, right) if mine else plain(completion) == right.plain)
+    passage = math_reading.find_passage(completion)
+    mine = math_reading.read_passage(passage)
+    if mine is None:
+        return float(plain(passage.text) == right.plain)
+    return float(math_answers.same(mine, right))
 
 
 @lru_cache(maxsize=64)
@@ -135,7 +146,7 @@ def task(problem: Problem, completion: str) -> float:
 
     A task without a family (house rules) needs the exact answer.
     """
-    _, marked, answer = completion.rpartition("#")
+    _, marked, answer = after_thinking(completion).rpartition("#")
     family = BY_NAME.get(problem.metadata.get("source_dataset", ""))
     if not marked or family is None:
         return exact(problem, answer) if marked else 0.0
@@ -170,12 +181,18 @@ BUILTIN: dict[str, Callable[[Problem, str], object]] = {
 
 
 def _math_spelling(text: str) -> str | None:
-    found = math_reading.read_completion(text)
+    passage = math_reading.find_passage(text)
+    found = math_reading.read_passage(passage)
     return None if found is None else math_answers.spelling(found)
 
 
 def _marked_answer(text: str) -> str | None:
-    return None if marked(text) is None and not boxes(text) else final_answer(text)
+    return None if marked(text) is None and not boxes(after_thinking(text)) else final_answer(text)
+
+
+def _task_spelling(text: str) -> str | None:
+    _, marked, answer = after_thinking(text).rpartition("#")
+    return " ".join(answer.split()) if marked else None
 
 
 SPELLINGS: dict[str, Callable[[str], str | None]] = {
@@ -183,7 +200,7 @@ SPELLINGS: dict[str, Callable[[str], str | None]] = {
     "exact": str.strip,
     "normalized": lambda text: str(_normal(final_answer(text))),
     "reasoning-gym": lambda text: final_answer(text).casefold(),
-    "task": lambda text: " ".join(text.rpartition("#")[2].split()) if "#" in text else None,
+    "task": _task_spelling,
 }
 
 
@@ -217,7 +234,10 @@ def _strip_enclosing(text: str) -> str:
 
 
 def _last_match(pattern: re.Pattern[str], completion: str) -> str | None:
-    last = deque(pattern.finditer(completion), maxlen=1)
+    """Return the first group of the last match, without those whose group begins in the model's thinking."""
+    start = answer_start(completion)
+    answers = (match for match in pattern.finditer(completion) if not 0 <= match.start(1) < start)
+    last = deque(answers, maxlen=1)
     return last[0].group(1) if last else None
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from handrail.verifiers.answer_text import (
     FORMULA_JOINT,
     Numeral,
+    after_thinking,
+    below_heading,
     boxes,
+    clean,
     last_joined,
     marked,
     parse_numeral,
@@ -126,26 +129,45 @@ def read_gold(text: str) -> Answer:
     An answer that cannot be parsed as a whole is compared as text.
     """
     solution = boxes(text) or marked(text) or FINAL_ANSWER.search(text)
-    return (read_completion(text) if solution else None) or answer(text)
+    return (read_passage(find_passage(text)) if solution else None) or answer(text)
 
 
-def read_completion(completion: str) -> Answer | None:
-    """Read the answer of a completion: its mark or box, else its last formula, else what math-verify finds.
+class Passage(NamedTuple):
+    """The part of a completion that holds its answer; ``kind`` is ``box``, ``mark`` or, without either,
+    ``prose``."""
 
-    Returns None if there is no answer.
-    """
+    kind: str
+    text: str
+
+
+def find_passage(completion: str) -> Passage:
+    """Find the answer of a completion: its last boxes, else its mark, else all that follows its thinking."""
+    completion = clean(after_thinking(completion))
     mark = marked(completion)
     text = completion.strip() if mark is None else mark
     spans = boxes(text)
     if spans and not (mark is None and FINAL_ANSWER.search(text, spans[-1][1])):
-        return answer(last_joined(text, spans))
-    if mark is not None:
-        text = text.strip().partition("\n")[0]
+        return Passage("box", last_joined(text, spans))
+    if mark is None:
+        return Passage("prose", text)
+    text = below_heading(text).strip()
+    line = text.partition("\n")[0].rstrip()
+    return Passage("mark", text if line.endswith((":", "$$", r"\[")) else line)
+
+
+def read_passage(passage: Passage) -> Answer | None:
+    """Read the answer of a passage: all of it, else its last formula, else what math-verify finds.
+
+    Returns None if there is no answer.
+    """
+    kind, text = passage
+    if kind == "box":
+        return answer(text)
     if not MIXED.search(text.strip("$ ")):
         whole = answer(text)
         if whole.numeral or whole.expression is not None or not WORD.search(text):
             return whole
-    return _in_prose(text) or (answer(text) if mark is not None else None)
+    return _in_prose(text) or (answer(text) if kind == "mark" else None)
 
 
 def _in_prose(text: str) -> Answer | None:
