@@ -21,7 +21,7 @@ from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
 from handrail.data.tasks.gym import BY_NAME
 from handrail.types.problem import Problem
-from handrail.verifiers import gym_answers, math_answers, math_reading
+from handrail.verifiers import as_written, gym_answers, math_answers, math_reading
 from handrail.verifiers.answer_text import (
     after_thinking,
     answer_start,
@@ -114,7 +114,13 @@ def math(problem: Problem, completion: str) -> float:
     if not right.plain:
         raise ValueError(f"the problem's answer {problem.answer!r} is empty")
     passage = math_reading.find_passage(completion)
+    if (letter := as_written.choice(right)) and (
+        named := as_written.choices(passage, after_thinking(completion))
+    ):
+        return float(named == {letter})
     mine = math_reading.read_passage(passage)
+    if as_written.is_joined(right):
+        return float(as_written.same_joined(passage, mine, right))
     if mine is None:
         return float(plain(passage.text) == right.plain)
     return float(math_answers.same(mine, right))
@@ -182,6 +188,9 @@ BUILTIN: dict[str, Callable[[Problem, str], object]] = {
 
 def _math_spelling(text: str) -> str | None:
     passage = math_reading.find_passage(text)
+    named = as_written.choices(passage, after_thinking(text))
+    if len(named) == 1:
+        return named.pop()
     found = math_reading.read_passage(passage)
     return None if found is None else math_answers.spelling(found)
 

@@ -1,4 +1,4 @@
-"""Verdicts on answers after thinking, in Markdown and in Unicode."""
+"""Verdicts on answers after thinking, in Markdown, in Unicode, and on those that are no mathematics."""
 
 from __future__ import annotations
 
@@ -85,10 +85,98 @@ UNICODE = [
     ("42", r"\boxed{6·7}", 0),
     ("7", r"\boxed{√49}", 0),
 ]
+CHOICES = [
+    ("C", "The correct answer is C) 42", 1),
+    ("C", "The answer is (C) 42.", 1),
+    ("C", "Therefore, the correct answer is:\n\nC", 1),
+    ("C", r"so \boxed{42}. The correct choice is \(C\).", 1),
+    ("C", "Therefore, the correct statement is (C).", 1),
+    ("C", "Answer: (C) 70 and 55 seconds", 1),
+    ("C", "Choice A: 3\nChoice B: 4\nSo the answer is C.", 1),
+    ("C", "Option A is wrong. Option C is correct.", 1),
+    ("C", "The answer is **C. 42**", 1),
+    ("C", "The answer is C (42).", 1),
+    ("C", "The answer is **C**, I think.", 1),
+    ("C", "The answer is （C）", 1),
+    ("C", "**C**", 1),
+    ("C", "C. 42", 1),
+    ("C", "Option C", 1),
+    ("C", "#### C) 42", 1),
+    ("B", "Look at each answer choice:\nA. 3 is odd.\nB. 4 is even.\nThe correct answer is B.", 1),
+    ("B", "The even number is:\nB", 1),
+    ("C", "<answer>C. 42</answer>", 1),
+    ("C", r"\boxed{C. 42}", 1),
+    ("C", r"\boxed{\textbf{(C) } 42}", 1),
+    ("C", r"\boxed{\text{C: Vitamin A}}", 1),
+    ("C", r"\boxed{c}", 1),
+    ("(C)", r"\boxed{C}", 1),
+    ("D", r"\boxed{\text{D. Both B and C}}", 1),
+    ("C", r"\boxed{\text{D. Both B and C}}", 0),
+    ("C", r"\boxed{D. 42}", 0),
+    ("C", r"\boxed{A} or \boxed{C}", 0),
+    ("C", r"\boxed{A, C}", 0),
+    ("C", r"\boxed{C) or D)}", 0),
+    ("C", r"\boxed{C. 42, D. 43}", 0),
+    ("C", r"\boxed{C_2}", 0),
+    ("C", r"\boxed{C+1}", 0),
+    ("C", "A or C", 0),
+    ("C", "The answer is A or C.", 0),
+    ("C", "The answer is A. The answer is C.", 0),
+    ("C", "The answer is not C", 0),
+    ("C", "The answer is C = 5", 0),
+    ("C", "Option A is not correct, option C is.", 0),
+    ("C", "Both are wrong", 0),
+    ("A", "A good question. The answer is C.", 0),
+    ("D", "A. 1 B. 2 C. 3 D. 4", 0),
+    ("D", "A. 1\nB. 2\nC. 3\nD. 4", 0),
+]
+JOINED = [
+    ("10-15", r"\boxed{10 - 15}", 1),
+    ("10-15", r"\boxed{10–15}", 1),
+    ("10-15", r"\boxed{10\text{--}15}", 1),
+    ("10-15", r"\boxed{\$10-\$15}", 1),
+    ("10-15", "It takes 10-15 minutes.", 1),
+    ("10-15", "10 to 15", 1),
+    ("10-15 minutes", r"\boxed{10-15}", 1),
+    ("1:2", r"\boxed{1 : 2}", 1),
+    ("1:2", "The ratio is 1:2.", 1),
+    ("1:2", r"\boxed{\text{1 to 2}}", 1),
+    ("1:2", r"\boxed{\frac{1}{2}}", 1),
+    ("05/01/2021", "The date is 05/01/2021.", 1),
+    ("2025-01-02", "The answer is 2025-01-02 because it is 3 days later.", 1),
+    ("3:30 pm", r"\boxed{3:30 \text{ pm}}", 1),
+    ("3:30 PM", "The train leaves at 3:30 p.m.", 1),
+    ("3 pm", r"\boxed{3}", 1),
+    ("(555) 123-4567", r"\boxed{(555) 123-4567}", 1),
+    ("1.2.3", r"\boxed{1.2.3}", 1),
+    ("10-15", r"\boxed{-5}", 0),
+    ("10-15", r"\boxed{15-10}", 0),
+    ("10-15", "8-10, 9-12, 10-15", 0),
+    ("2025-01-02", r"\boxed{2022}", 0),
+    ("2025-01-02", r"\boxed{2025-02-01}", 0),
+    ("05/01/2021", r"\boxed{\frac{5}{2021}}", 0),
+    ("555-1234", r"\boxed{-679}", 0),
+    ("1:2", r"\boxed{2:4}", 0),
+    ("1:2", r"\boxed{0.5}", 0),
+    ("3:30 pm", r"\boxed{3:30\text{ am}}", 0),
+    ("3 pm", r"\boxed{3 \text{ am}}", 0),
+    # these are mathematics
+    ("3-x", r"\boxed{-x+3}", 1),
+    ("3-x", r"\boxed{x-3}", 0),
+    ("10 - 15 + x", r"\boxed{x-5}", 1),
+    (r"2-\sqrt{3}", r"\boxed{-\sqrt{3}+2}", 1),
+    ("-5", r"\boxed{10-15}", 0),
+    ("1/2", r"\boxed{\frac{1}{2}}", 1),
+]
 
 
 @pytest.mark.parametrize(("answer", "completion", "reward"), [*THINKING, *MARKDOWN, *UNICODE])
 def test_thinking_markdown_and_unicode(answer: str, completion: str, reward: float) -> None:
+    assert paid(answer, completion) == reward
+
+
+@pytest.mark.parametrize(("answer", "completion", "reward"), [*CHOICES, *JOINED])
+def test_answers_that_are_no_mathematics(answer: str, completion: str, reward: float) -> None:
     assert paid(answer, completion) == reward
 
 
@@ -111,6 +199,12 @@ def test_no_vote_is_read_in_thinking(name: str) -> None:
     read = reader(VerifierConfig(name=name))
     assert read("<think>\\boxed{9} # 9</think> #### 10") == "10"
     assert read("<think>\\boxed{9} # 9") is None
+
+
+def test_votes_for_a_choice_are_equal() -> None:
+    read = reader(VerifierConfig(name="math"))
+    votes = (r"\boxed{C}", r"\boxed{C. 42}", "The answer is (C).", "**C**", "#### C) 42")
+    assert {read(vote) for vote in votes} == {"C"}
 
 
 def test_unicode_is_written_in_latex_in_one_place() -> None:
