@@ -14,10 +14,10 @@ CHOICE = re.compile(r"\(?([A-J])\)?")
 
 # A choice's letter in brackets, before punctuation, or alone. "I" before a word is a pronoun.
 BRACKETED = r"[(\[] ?([A-J]) ?[)\]]"
-LABELLED = rf"(?:{BRACKETED}|\b([A-J])[).:])"
-LETTER = rf"(?:{LABELLED}|\b(?!I [a-z])([A-J])(?! ?[=<>+^]|[\w'*/(\[{{\\-]))"
+LABELED = rf"(?:{BRACKETED}|\b([A-J])[).:])"
+LETTER = rf"(?:{LABELED}|\b(?!I [a-z])([A-J])(?! ?[=<>+^]|[\w'*/(\[{{\\-]))"
 CHOICE_WORDS = r"(?i:(?:the|my|final|correct|right|best|answer|option|choice|is)[ :]*)*"
-WHOLE = re.compile(rf"{CHOICE_WORDS}(?:{LABELLED}|([A-J])(?=[ .,;:!]*$|,| ?/| (?:and|or|&) ))")
+WHOLE = re.compile(rf"{CHOICE_WORDS}(?:{LABELED}|([A-J])(?=[ .,;:!]*$|,| ?/| (?:and|or|&) ))")
 ANOTHER = re.compile(rf" ?(?:[,;/&]|\b(?:and|or)\b) ?{LETTER}")
 LATER = re.compile(rf"(?<!\w){BRACKETED}|(?<![\w(])([A-J])\)|[,;] ?([A-J])[.:]")
 # The ways to name a choice in a text, the clearest first.
