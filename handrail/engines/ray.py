@@ -167,8 +167,8 @@ def fit(trainer: Any, mailbox: Any, receive: Callable[..., None]) -> Any:
                     receive(*event)
                 if interrupts.asked and not asked:
                     asked = ray.get(mailbox.stop.remote(interrupts.asked))
-        except BaseException as failed:  # which leaves this block only when the workers have ended
-            ray.get(mailbox.stop.remote(f"the driver failed: {first_line(failed)}"))
+        except BaseException:  # which leaves this block only when the workers have ended
+            ray.get(mailbox.stop.remote("a failure of the driver"))
             raise
         if error := ray.get(mailbox.outcome.remote()):
             raise error
