@@ -69,7 +69,7 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         del bound["self"]
         self._take_method(method, terms, bound)
         self.pool: DealtPool | None = None
-        if not bound.get("reward_funcs"):
+        if not bound.get("reward_funcs") and not bound.get("environment_factory"):
             bound["reward_funcs"] = [answer_reward]
             self.pool = pool_of(verifier)
             weakref.finalize(self, self.pool.close)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from handrail import METHODS as METHODS_OF
@@ -26,6 +28,7 @@ from handrail.models.loading import load_model
 from handrail.types.trajectory import Group
 from tests.conftest import HARD
 from tests.engines.parity import gradient, local_gradient, require_equal
+from tests.engines.trl_own import tokenizer
 from tests.forks import together
 
 VERIFIER = {"name": "exact", "extract": r"# ([\d ]+)$", "workers": 1}
@@ -436,3 +439,44 @@ def test_the_example_runs(tmp_path: Path) -> None:
     spec.loader.exec_module(example)
     first, last = example.main("sort", 2, output=str(tmp_path))
     assert 0 <= first <= 1 and 0 <= last <= 1
+
+
+class Room:
+    """An environment that gives the reward itself."""
+
+    def reset(self, **_: Any) -> None: ...
+
+    def open(self, door: str) -> str:
+        """Open a door.
+
+        Args:
+            door: Which one.
+
+        Returns:
+            What is behind it.
+        """
+        return door
+
+    def get_reward(self) -> float:
+        return 1.0
+
+
+def test_an_environment_that_gives_the_reward_is_not_graded_by_the_verifier_too(tmp_path: Path) -> None:
+    words = tokenizer((Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text())
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": "Open it."}]}] * 4)
+    for cls in (GRPOTrainer, GuidedGRPOTrainer):
+        run = cls(
+            LlamaForCausalLM(config),
+            args=arguments(tmp_path),
+            train_dataset=data,
+            processing_class=words,
+            environment_factory=Room,
+        )
+        assert run.reward_func_names == ["Room"]
