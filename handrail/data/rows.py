@@ -178,7 +178,7 @@ def _values(table: Any, source: str) -> list[dict[str, Any]]:
     """Return the rows of a pyarrow.Table. Raises UserError if two columns have the same name.
 
     A float32 becomes the double of its shortest decimal: 0.1, not 0.10000000149011612. A BadRow stands for a
-    value that Python cannot hold, such as a date after the year 9999; it harms only whoever uses the column.
+    value that Python cannot hold, such as a date after the year 9999; it matters only if the column is used.
     """
     import pyarrow
 
