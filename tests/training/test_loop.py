@@ -195,7 +195,7 @@ def test_samples_have_the_author_and_weight_of_each_token(tmp_path: Path) -> Non
 def test_every_method_runs_in_the_loop_and_changes_the_model(name: str, tmp_path: Path) -> None:
     needs_signal = ("grpo", "scope", "dmpo", "npo", "autonpo", "int", "calibrl")
     changes: dict[str, Any] = {"data": {"train": f"{EASY}&n=64"}} if name in needs_signal else {}
-    answer = '{"id": "easy-train-0-0", "answers": [{"tokens": [5], "logp": [-1.0], "text": "?"}]}'
+    answer = '{"id": "easy-train-0-0", "answers": [{"tokens": [5], "logp": [-1.0], "text": "2"}]}'
     (tmp_path / "answers.jsonl").write_text("{}\n" + answer + "\n")
     needed = {"cache": str(tmp_path / "answers.jsonl")} if name == "npo" else {}
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
