@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -51,7 +52,8 @@ class Sizes:
     tokens: tuple[int, ...] = (8192, 16384)  # read in one update
     row: int = 512  # prompt and completion
     prompt: int = 64
-    rounds: int = 5
+    compiled: tuple[bool, ...] = (False, True)  # model.compile
+    rounds: int = 4
     chunks: tuple[int, ...] = (2**24, 2**26, 2**28)
     batches: tuple[int, ...] = (64, 256)
     length: int = 256  # of sampled completions
@@ -80,7 +82,7 @@ TINY = Sizes(
         "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
     },
-    tokens=(256,), row=32, prompt=8, rounds=1, chunks=(2**10, 2**12), batches=(4,), length=8,
+    tokens=(256,), row=32, prompt=8, compiled=(False,), rounds=1, chunks=(2**10, 2**12), batches=(4,), length=8,
     step=("--device", "cpu", "--problems", "2", "--group-size", "2", "--tokens", "4", "--rounds", "1",
           "--dead", "0", "--methods", "grpo"),
     learn=("examples/demo.toml", "--workers", "1", "--set", "train.steps=1", "--set", "compare.seeds=[0]",
@@ -142,9 +144,11 @@ def save_model(sizes: Sizes, directory: Path) -> Path:
     return directory
 
 
-def settings(model: Path, sizes: Sizes, lora: bool, tokens: int) -> Config:
+def settings(
+    model: Path, sizes: Sizes, lora: bool = False, tokens: int = 8192, compile: bool = False
+) -> Config:
     tree: dict[str, Any] = {
-        "model": {"path": str(model), "dtype": dtype()},
+        "model": {"path": str(model), "dtype": dtype(), "compile": compile},
         "data": {"train": "task:house-rules"},
         "rollout": {"max_tokens": sizes.length, "batch_size": max(sizes.batches)},
         "train": {"micro_batch_tokens": tokens},
@@ -198,15 +202,17 @@ def update(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
     out: dict[str, Any] = {"dtype": dtype(), "peak_flops": peak_flops(), "rows": []}
     with tempfile.TemporaryDirectory() as directory:
         model = save_model(sizes, Path(directory))
-        for kind in ("full", "lora"):
+        for kind, compile in itertools.product(("full", "lora"), sizes.compiled):
             device = accelerator("auto")
-            config = settings(model, sizes, kind == "lora", max(sizes.tokens))
+            config = settings(model, sizes, kind == "lora", max(sizes.tokens), compile)
             policy = load_trainable_policy(config, device)
             trained = [p for p in policy.model.parameters() if p.requires_grad]
             optimizer = device.prepare(torch.optim.AdamW(trained, lr=1e-6))
             whole = Update(build({"name": "grpo"}, config.rollout), policy, device, optimizer, config.train)
             for tokens in sizes.tokens:
-                out["rows"].append({"kind": kind, **measured_update(whole, sizes, tokens)})
+                row = {"kind": kind, "compiled": compile, **measured_update(whole, sizes, tokens)}
+                out["rows"].append(row)
+                print(json.dumps(row), flush=True)
     return out
 
 
@@ -279,7 +285,7 @@ def sampling(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
     """Sampling with transformers' model, no completion ending early."""
     out: dict[str, Any] = {"dtype": dtype(), "rows": []}
     with tempfile.TemporaryDirectory() as directory:
-        config = settings(save_model(sizes, Path(directory)), sizes, False, max(sizes.tokens))
+        config = settings(save_model(sizes, Path(directory)), sizes)
         policy = load_trainable_policy(config, accelerator("auto"))
         policy.renderer.ends = set()
         if isinstance(policy.sampler, CopySampler):

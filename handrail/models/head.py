@@ -15,13 +15,19 @@ take longer, because each one reads the whole layer."""
 
 
 def log_probs(
-    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float = 1.0, with_entropy: bool = False
+    hidden: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute log π [N, K] of K targets per position, and the entropy ([N] or None), at ``temperature``.
 
     ``hidden`` [N, D]: inputs of the output layer ``head``. ``targets``: int64 [N, K]. float32, or float64 if
     ``hidden`` is. More than CHUNK logits are computed in chunks, forward and again backward, which takes a
-    third more multiplications in this layer and hardly any memory.
+    third more multiplications in this layer and hardly any memory. ``compiled``: True to compile what is done
+    with a chunk, if K is 1.
     """
     # Only a plain linear layer: an adapter's layer, say, computes something else from its weight.
     chunked = type(head) is nn.Linear and head.bias is None and len(hidden) * len(head.weight) > CHUNK
@@ -30,7 +36,10 @@ def log_probs(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     chunked_log_probs: Callable[..., tuple[Tensor, Tensor]] = ChunkedLogProbs.apply
-    logp, entropy = chunked_log_probs(hidden, head.weight, targets, temperature, with_entropy, dtype)
+    compiled = compiled and targets.shape[1] == 1
+    logp, entropy = chunked_log_probs(
+        hidden, head.weight, targets, temperature, with_entropy, dtype, compiled
+    )
     return logp, entropy if with_entropy else None
 
 
@@ -47,10 +56,7 @@ def from_logits(
 
 
 class ChunkedLogProbs(torch.autograd.Function):
-    """``from_logits(hidden @ weight.T)``, of which only a chunk of positions is in memory at a time.
-
-    With z the logits, p their softmax and H its entropy: ∂log p_k/∂z = e_k − p, ∂H/∂z = −p·(log p + H).
-    """
+    """``from_logits(hidden @ weight.T)``, of which only a chunk of positions is in memory at a time."""
 
     @staticmethod
     def forward(
@@ -61,55 +67,84 @@ class ChunkedLogProbs(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
         dtype: torch.dtype,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
-        columns, found = weight.to(dtype).T, []
-        for rows, wanted in zip(chunks(hidden, weight), chunks(targets, weight), strict=True):
-            logits = scaled_logits(rows.to(dtype), columns, temperature)
-            norm = logits.logsumexp(-1)
-            logp = logits.gather(-1, wanted) - norm.unsqueeze(-1)
-            mean = torch.linalg.vecdot(torch.softmax(logits, -1), logits) if with_entropy else norm
-            found.append((logp, norm, norm - mean))
+        columns, found, summarize = weight.to(dtype).T, [], COMPILED[summary] if compiled else summary
+        for rows, wanted in zip(*(chunks(each, weight, compiled) for each in (hidden, targets)), strict=True):
+            found.append(summarize(rows.to(dtype) @ columns, wanted, temperature, with_entropy))
         logp, norm, entropy = (torch.cat(each) for each in zip(*found, strict=True))
         ctx.save_for_backward(hidden, weight, targets, norm, entropy)
-        ctx.temperature, ctx.with_entropy, ctx.dtype = temperature, with_entropy, dtype
+        ctx.settings, ctx.dtype, ctx.compiled = (temperature, with_entropy), dtype, compiled
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, norm, entropy = ctx.saved_tensors
-        weight_cast = weight.to(ctx.dtype)
+        weight_cast, derive = weight.to(ctx.dtype), COMPILED[derivative] if ctx.compiled else derivative
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=norm.dtype) if ctx.needs_input_grad[1] else None
-        every = (hidden, targets, norm, entropy, *grads, of_hidden)
-        for rows, wanted, norms, spread, of_logp, of_entropy, out in zip(
-            *(chunks(each, weight) for each in every), strict=True
-        ):
+        every = (hidden, of_hidden, targets, norm, entropy, *grads)
+        for rows, out, *chunk in zip(*(chunks(each, weight, ctx.compiled) for each in every), strict=True):
             rows = rows.to(ctx.dtype)
-            logp = scaled_logits(rows, weight_cast.T, ctx.temperature).sub_(norms.unsqueeze(-1))
-            total = of_logp.sum(-1, keepdim=True)
-            if ctx.with_entropy:
-                p = logp.exp()
-                total = logp.add_(spread.unsqueeze(-1)).mul_(of_entropy.unsqueeze(-1)).add_(total)
-            else:
-                p = logp.exp_()
-            of_logits = p.mul_(total.neg_()).scatter_add_(-1, wanted, of_logp)
-            of_logits = divided(of_logits, ctx.temperature).to(ctx.dtype)
+            of_logits = derive(rows @ weight_cast.T, *chunk, *ctx.settings)
             out.copy_(of_logits @ weight_cast)
             if of_weight is not None and of_weight.dtype == ctx.dtype:
                 of_weight.addmm_(of_logits.T, rows)
             elif of_weight is not None:
                 of_weight += of_logits.T @ rows
-        return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None, None, None
+        of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+        return of_hidden, of_weight, None, None, None, None, None
 
 
-def chunks(rows: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+def chunks(rows: Tensor, weight: Tensor, compiled: bool) -> tuple[Tensor, ...]:
     """Views of the rows whose logits are in memory together."""
-    return torch.split(rows, max(1, CHUNK // len(weight)))
+    # Compiled, there are no float32 copies of them, and larger chunks add to the weight's gradient less often.
+    return torch.split(rows, max(1, (4 if compiled else 1) * CHUNK // len(weight)))
 
 
-def scaled_logits(hidden: Tensor, columns: Tensor, temperature: float) -> Tensor:
-    """Logits [N, V] in float32, or float64 if ``hidden`` is; of no graph, so that they may be overwritten."""
-    return divided(widen(hidden @ columns), temperature)
+def summary(
+    logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute log π [N, K] of the targets, log Σ exp [N] and the entropy [N] from logits [N, V] of no graph."""
+    logits = divided(widen(logits), temperature)
+    norm = logits.logsumexp(-1)
+    logp = logits.gather(-1, targets) - norm.unsqueeze(-1)
+    mean = torch.linalg.vecdot(torch.softmax(logits, -1), logits) if with_entropy else norm
+    return logp, norm, norm - mean
+
+
+def derivative(
+    logits: Tensor,
+    targets: Tensor,
+    norm: Tensor,
+    entropy: Tensor,
+    of_logp: Tensor,
+    of_entropy: Tensor,
+    temperature: float,
+    with_entropy: bool,
+) -> Tensor:
+    """Compute the gradient of the logits [N, V], in their number type, from those of ``summary``.
+
+    With z the logits, p their softmax and H its entropy: ∂log p_k/∂z = e_k − p, ∂H/∂z = −p·(log p + H).
+    """
+    dtype = logits.dtype
+    logp = divided(widen(logits), temperature).sub_(norm.unsqueeze(-1))
+    total = of_logp.sum(-1, keepdim=True)
+    if with_entropy:
+        p = logp.exp()
+        total = logp.add_(entropy.unsqueeze(-1)).mul_(of_entropy.unsqueeze(-1)).add_(total)
+    else:
+        p = logp.exp_()
+    of_logits = p.mul_(total.neg_())
+    if torch.compiler.is_compiling():  # becomes one kernel with the rest, which scatter_add_ would not
+        places = torch.arange(of_logits.shape[-1], device=of_logits.device)
+        of_logits = of_logits + torch.where(places == targets, of_logp, 0)
+    else:
+        of_logits.scatter_add_(-1, targets, of_logp)
+    return divided(of_logits, temperature).to(dtype)
+
+
+COMPILED = {each: torch.compile(each, dynamic=True) for each in (summary, derivative)}
 
 
 def divided(values: Tensor, temperature: float) -> Tensor:

@@ -160,7 +160,7 @@ class TransformersPolicy:
         """
         hidden, head, places = self._hidden(inputs, model or self.model)
         targets = inputs.targets.to(hidden.device).view(-1, 1)[places]
-        logp, entropy = log_probs(hidden, head, targets, self.temperature, with_entropy)
+        logp, entropy = log_probs(hidden, head, targets, self.temperature, with_entropy, self.config.compile)
         shape = inputs.completion.shape
         spread = None if entropy is None else unpack(entropy, places, shape)
         return unpack(logp[:, 0], places, shape), spread

@@ -33,6 +33,7 @@ class Packed:
     positions: Tensor  # [L], within the row
     rows: Tensor  # [B, S], places in ``tokens``; right-padded with 0
     source: Tensor  # [L], place of each token, or of one of its copies, in the flattened ``rows``
+    copies: Tensor  # [C], places of the other copies
     before: Tensor  # [N], place in ``tokens`` of the token before each of the N completion tokens
     completion: Tensor  # [N], place of each completion token in the flattened [B, T]
 
@@ -53,12 +54,48 @@ class Packed:
         positions, source = torch.empty_like(tokens), torch.empty_like(tokens)
         positions[rows[inside]] = at[inside]
         source[rows[inside]] = inside.flatten().nonzero()[:, 0]
+        other = inside.flatten()
+        other[source] = False
         row, place = inputs.completion_mask.nonzero(as_tuple=True)
         before = rows[row, prompt[row, 0] - 1 + place]
-        return cls(tokens, positions, rows, source, before, row * inputs.completion.shape[1] + place)
+        completion = row * inputs.completion.shape[1] + place
+        return cls(tokens, positions, rows, source, other.nonzero()[:, 0], before, completion)
 
     def to(self, device: torch.device) -> Packed:
         return Packed(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+class Unpack(torch.autograd.Function):
+    """Give each row its tokens: ``states[rows]``.
+
+    As most tokens are in one row, the gradient is read at ``source`` and added up for the copies only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rows: Tensor, source: Tensor, copies: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, source, copies)
+        return states.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, source, copies = ctx.saved_tensors
+        of_states = grads[0].index_select(0, source)
+        of_states.index_add_(0, rows[copies], grads[0].index_select(0, copies))
+        return of_states, None, None, None
+
+
+class Pack(torch.autograd.Function):
+    """Keep one copy of each token: ``states[source]``. The gradient of the others is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, source: Tensor) -> Tensor:
+        ctx.save_for_backward(source)
+        ctx.shape = states.shape
+        return states.index_select(0, source)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0].new_zeros(ctx.shape).index_copy_(0, *ctx.saved_tensors, grads[0]), None
 
 
 def packed_attention(
@@ -77,7 +114,7 @@ def packed_attention(
     width, flat = packed.rows.shape[1], packed.rows.flatten()
 
     def rows(states: Tensor) -> Tensor:
-        gathered = states[0].transpose(0, 1).index_select(0, flat)
+        gathered = Unpack.apply(states[0].transpose(0, 1), flat, packed.source, packed.copies)
         return gathered.view(*packed.rows.shape, *gathered.shape[1:]).transpose(1, 2)
 
     mask = None
@@ -89,7 +126,7 @@ def packed_attention(
             rows(query), rows(key), rows(value), mask, dropout, is_causal=mask is None, scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
         )  # fmt: skip
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, packed.source).unsqueeze(0)
+    return Pack.apply(out.transpose(1, 2).flatten(0, 1), packed.source).unsqueeze(0)
 
 
 def forward(model: Any, packed: Packed) -> Tensor:

@@ -19,6 +19,7 @@ from handrail._util.errors import UserError
 from handrail._util.launch import Fsdp, weights_read_once
 from handrail.data.config import PromptFormat
 from handrail.models.batching import Inputs
+from handrail.models.compiled import compile_layers, not_compiled
 from handrail.models.config import LoraConfig, ModelConfig, RolloutConfig, SamplerConfig
 from handrail.models.generate import Completion, CopySampler, Sampler
 from handrail.models.hf import TransformersPolicy
@@ -82,6 +83,10 @@ class TrainablePolicy(TransformersPolicy):
             self.sampler = VllmSampler(
                 self.config, self.sampling, self.rollout, self.bare_base, self.renderer.ends
             )
+        if self.config.compile:
+            if fsdp:
+                raise UserError("model.compile does not work with FSDP; leave it out")
+            compile_layers(self.bare_model, self.config.path)
         self.sampler_is_current = False
         self.version = 0
         """Number of changes of the weights since they were loaded."""
@@ -196,7 +201,8 @@ class TrainablePolicy(TransformersPolicy):
         self, prompts: Sequence[list[int]], seeds: Sequence[int], max_tokens: Sequence[int]
     ) -> list[Completion]:
         if self.sampler is None:
-            return super()._generate(prompts, seeds, max_tokens)
+            with not_compiled():
+                return super()._generate(prompts, seeds, max_tokens)
         self.update_sampler()
         return self.sampler.generate(prompts, seeds, max_tokens, self.poll)
 

@@ -133,7 +133,7 @@ def what_is_learned(config: Config) -> dict[str, Any]:
     asking = set(EndpointConfig.model_fields) - {"model"}
     same: dict[str, Any] = {
         "train": {*book_keeping, "micro_batch_tokens", "fsdp"},
-        "model": {"gradient_checkpointing"},
+        "model": {"gradient_checkpointing", "compile"},
         "rollout": {"batch_size"},
         "sampler": {"cache_gib"},
         "eval": True,

@@ -59,7 +59,7 @@ def settings_to_use(file: Path, sources: Sequence[str], kind: Any) -> dict[str, 
     if their ``kind`` (a function of sources) differs from that of the run's data.
     """
     run = load_config(file)
-    model = {"path", "gradient_checkpointing"}
+    model = {"path", "gradient_checkpointing", "compile"}
     excluded = {"model": model, "data": {"train"}, "rollout": {"group_size"}}
     sections = {"model", "data", "rollout", "verifier", "eval"}
     tree = run.model_dump(include=sections, exclude=excluded, exclude_defaults=True)

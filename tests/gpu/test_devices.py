@@ -55,6 +55,6 @@ def test_chunks_mix_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight = (torch.zeros(n, 8, device=META, requires_grad=True) for n in (5, 9))
     targets = torch.zeros(5, 2, device=META, dtype=torch.long)
     compute: Any = ChunkedLogProbs.apply
-    logp, entropy = compute(hidden, weight, targets, 0.5, True, torch.float32)
+    logp, entropy = compute(hidden, weight, targets, 0.5, True, torch.float32, False)
     (logp.sum() + entropy.sum()).backward()
     assert logp.device == META and hidden.grad is not None and weight.grad is not None

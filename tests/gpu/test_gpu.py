@@ -172,6 +172,19 @@ def test_chunks_of_the_output_layer_equal_float64(
         assert (found - exact).norm() < tolerance * exact.norm()
 
 
+def test_a_compiled_update_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK", 200)
+    found = []
+    for compile in (False, True):
+        made = policy(model={"compile": compile})
+        logp, entropy = made.forward(Inputs.of(PROMPTS, COMPLETIONS), True)
+        (logp.sum() + torch.as_tensor(entropy).sum()).backward()
+        found.append([logp.detach(), *(torch.as_tensor(p.grad) for p in made.model.parameters())])
+        assert [row.token_ids for row in made.generate(PROMPTS, range(4))]
+    for plain, fast in zip(*found, strict=True):
+        assert (plain - fast).norm() <= 1e-4 * plain.norm()
+
+
 @pytest.mark.parametrize("kind", ["whole", "lora"])
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(kind: str, tmp_path: Path) -> None:
     def run(steps: int, name: str, resume: bool = False) -> None:

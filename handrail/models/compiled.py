@@ -1,0 +1,31 @@
+"""torch.compile for the update: the layers and the output layer's arithmetic become a few fused kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from handrail._util.errors import UserError
+
+
+def compile_layers(model: Any, path: str) -> None:
+    """Compile each layer for any number of tokens; all layers share the compiled code.
+
+    Raises UserError if ``model``, of ``path``, has no layers of transformers' kind.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"model.compile: {path} has no layers that can be compiled one by one; leave it out")
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+@contextmanager
+def not_compiled() -> Iterator[None]:
+    """Run compiled layers as they were written: sampling calls them with ever new shapes and a cache."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
