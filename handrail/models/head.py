@@ -98,14 +98,15 @@ class ChunkedLogProbs(torch.autograd.Function):
 
 def chunks(rows: Tensor, weight: Tensor, compiled: bool) -> tuple[Tensor, ...]:
     """Views of the rows whose logits are in memory together."""
-    # Compiled, there are no float32 copies of them, and larger chunks add to the weight's gradient less often.
+    # Compiled, there are no float32 copies of them, and large chunks add to the weight's gradient less often.
     return torch.split(rows, max(1, (4 if compiled else 1) * CHUNK // len(weight)))
 
 
 def summary(
     logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute log π [N, K] of the targets, log Σ exp [N] and the entropy [N] from logits [N, V] of no graph."""
+    """Compute log π [N, K] of the targets, log Σ exp [N] and the entropy [N] from logits [N, V] of no graph,
+    which may be overwritten."""
     logits = divided(widen(logits), temperature)
     norm = logits.logsumexp(-1)
     logp = logits.gather(-1, targets) - norm.unsqueeze(-1)
