@@ -63,14 +63,14 @@ class Sizes:
         "--tokens",
         "128",
         "--rounds",
-        "4",
+        "3",
         "--dead",
         "0,0.5",
         "--dtype",
         "bfloat16",
     )
     learn: tuple[str, ...] = (
-        "examples/smollm2-gsm.toml", "--workers", "8", "--runs", "GRPO,LUFFY,SFT on failures,SORT",
+        "examples/smollm2-gsm.toml", "--workers", "12", "--runs", "GRPO,LUFFY,SFT on failures,SORT",
         "--set", "compare.seeds=[1, 2, 3]", "--set", "model.dtype=bfloat16", "--set", "eval.every=0",
         "--set", "train.micro_batch_tokens=16384", "--set", "train.checkpoint_every=0",
     )  # fmt: skip

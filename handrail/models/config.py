@@ -26,8 +26,8 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, which takes less memory and more time."""
     compile: bool = False
-    """Compile the layers and the output layer's arithmetic with torch.compile. The first update then takes half
-    a minute longer, and the others are faster on a GPU (docs/gpu.md). It needs a C compiler."""
+    """Compile the layers and the output layer's arithmetic with torch.compile. The first update then takes
+    half a minute longer, and the others are faster on a GPU (docs/gpu.md). It needs a C compiler."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; enable it only if you trust the model's author."""
 

@@ -6,6 +6,7 @@ causal attention needs no mask, and keeps the result of one copy of every token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,12 @@ class Pack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0].new_zeros(ctx.shape).index_copy_(0, *ctx.saved_tensors, grads[0]), None
+        (source,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.shape).index_copy_(0, source, grads[0]), None
+
+
+unpack: Callable[..., Tensor] = Unpack.apply
+pack: Callable[..., Tensor] = Pack.apply
 
 
 def packed_attention(
@@ -114,7 +120,7 @@ def packed_attention(
     width, flat = packed.rows.shape[1], packed.rows.flatten()
 
     def rows(states: Tensor) -> Tensor:
-        gathered = Unpack.apply(states[0].transpose(0, 1), flat, packed.source, packed.copies)
+        gathered = unpack(states[0].transpose(0, 1), flat, packed.source, packed.copies)
         return gathered.view(*packed.rows.shape, *gathered.shape[1:]).transpose(1, 2)
 
     mask = None
@@ -126,7 +132,7 @@ def packed_attention(
             rows(query), rows(key), rows(value), mask, dropout, is_causal=mask is None, scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
         )  # fmt: skip
-    return Pack.apply(out.transpose(1, 2).flatten(0, 1), packed.source).unsqueeze(0)
+    return pack(out.transpose(1, 2).flatten(0, 1), packed.source).unsqueeze(0)
 
 
 def forward(model: Any, packed: Packed) -> Tensor:

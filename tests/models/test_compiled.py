@@ -46,13 +46,14 @@ def test_a_compiled_chunk_is_equal_in_bfloat16_too() -> None:
     """The derivative's sums are float32 inside the kernel."""
     torch.manual_seed(0)
     logits, targets = torch.randn(6, 11).bfloat16(), torch.randint(11, (6, 1))
-    outputs = [torch.randn(6, 1), torch.randn(6)]
+    of_logp, of_entropy = torch.randn(6, 1), torch.randn(6)
     found = []
     for compiled in (False, True):
-        summarize = head.COMPILED[head.summary] if compiled else head.summary
-        derive = head.COMPILED[head.derivative] if compiled else head.derivative
+        summarize = head.compiled_summary if compiled else head.summary
+        derive = head.compiled_derivative if compiled else head.derivative
         logp, norm, entropy = summarize(logits, targets, 0.7, True)
-        found.append([logp, norm, entropy, derive(logits, targets, norm, entropy, *outputs, 0.7, True)])
+        of_logits = derive(logits, targets, norm, entropy, of_logp, of_entropy, 0.7, True)
+        found.append([logp, norm, entropy, of_logits])
     assert found[1][-1].dtype == torch.bfloat16
     for expected, value in zip(*found, strict=True):
         torch.testing.assert_close(
