@@ -29,6 +29,7 @@ from handrail.models.loading import load_model
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config, parse_config
 from handrail.training.policies import load_trainable_policy
+from handrail.training.run import adamw
 from handrail.training.update import Update
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
@@ -207,8 +208,7 @@ def update(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
             device = accelerator("auto")
             config = settings(model, sizes, kind == "lora", max(sizes.tokens), compile)
             policy = load_trainable_policy(config, device)
-            trained = [p for p in policy.model.parameters() if p.requires_grad]
-            optimizer = device.prepare(torch.optim.AdamW(trained, lr=1e-6))
+            optimizer = device.prepare(adamw(policy, config.train))
             whole = Update(build({"name": "grpo"}, config.rollout), policy, device, optimizer, config.train)
             for tokens in sizes.tokens:
                 row = {"kind": kind, "compiled": compile, **measured_update(whole, sizes, tokens)}

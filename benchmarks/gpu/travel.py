@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -72,7 +74,8 @@ def files(directory: Path) -> list[Path]:
 
 
 def package(requirement: str, directory: Path) -> None:
-    """Get the wheel of a package for Linux and PYTHON, or the source of one that publishes none."""
+    """Get the wheel of a package for Linux and PYTHON. Of one that publishes none, make a wheel if it is pure
+    Python, or else take the source."""
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in (28, 17)] + ["manylinux2014_x86_64"]
     chosen = [option for each in platforms for option in ("--platform", each)]
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", requirement]
@@ -80,6 +83,18 @@ def package(requirement: str, directory: Path) -> None:
     wheel = [*pip, "--only-binary=:all:", "--python-version", PYTHON, *chosen]
     if subprocess.run(wheel, capture_output=True).returncode:
         subprocess.run([*pip, "--no-binary=:all:"], check=True)
+        for source in directory.glob("*.tar.gz"):
+            build_wheel(source)
+
+
+def build_wheel(source: Path) -> None:
+    """Replace a source package with its wheel, unless it is for this Python and this machine only."""
+    with tempfile.TemporaryDirectory() as built:
+        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", built]
+        subprocess.run([*pip, str(source)], capture_output=True)
+        for wheel in Path(built).glob("*-none-any.whl"):
+            shutil.copy(wheel, source.parent)
+            source.unlink()
 
 
 def split(file: Path) -> None:
