@@ -55,11 +55,11 @@ def load_problems(source: str, columns: Mapping[str, str] = {}) -> list[Problem]
 def load(source: str, columns: Mapping[str, str] = {}) -> Loaded:
     """Read a source and recognize its layout.
 
-    A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a directory of such files or of ``save_to_disk``
-    (``PATH#SPLIT``), a Hugging Face dataset (``NAME:CONFIG#SPLIT``), ``task:NAME?key=value&...`` or
-    ``reasoning-gym:FAMILY?key=value&...``. ``columns`` maps our fields to the data's columns and so replaces
-    recognition; tasks and reasoning-gym families have no columns and ignore it. Raises UserError, naming the
-    file and line or row, for anything that cannot be used.
+    A source is a ``.jsonl``, ``.json``, ``.parquet`` or ``.csv`` file, a directory of such files or of
+    ``save_to_disk`` (``PATH#SPLIT``), a Hugging Face dataset (``NAME:CONFIG#SPLIT``),
+    ``task:NAME?key=value&...`` or ``reasoning-gym:FAMILY?key=value&...``. ``columns`` maps our fields to the
+    data's columns and so replaces recognition; tasks and reasoning-gym families have no columns and ignore
+    it. Raises UserError, naming the file and line or row, for anything that cannot be used.
     """
     for kind, make in GENERATORS.items():
         if source.startswith(f"{kind}:"):

@@ -82,6 +82,42 @@ def test_parquet_file_and_directory() -> None:
     check(load_problems("many"), ["a.parquet:1", "b.parquet:1"])
 
 
+def test_csv() -> None:
+    """As pandas writes it: an index without a name, quotation marks, line breaks, empty cells."""
+    datasets.Dataset.from_list(ROWS).to_csv("data.csv", index=True)
+    check(load_problems("data.csv"), ["data.csv:2", "data.csv:3"])
+    long = 'x, "y"\n' * 50_000
+    rows = [{**GOOD, "reference": long, "plan": None}, {"prompt": "a", "answer": "0.50", "reference": None}]
+    datasets.Dataset.from_list(rows).to_csv("long.csv")
+    first, second = load_problems("long.csv")
+    assert first.references == (long,) and first.plan is None and first.id == "long.csv:2"
+    assert (second.answer, second.references, second.id) == ("0.50", (), "long.csv:50003")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "prompt,answer\na,b,c\n",
+            "data.csv, line 2: it has 3 cells and the header 2; put a cell",
+        ),
+        ("prompt,answer\n\na\n", "data.csv, line 3: it has 1 cells and the header 2"),
+        ('prompt,answer\na,b\n"c,d\n', "data.csv, line 3: it is not CSV (unexpected end of data)"),
+        (
+            "prompt;answer\na;b\n",
+            "data.csv, line 1: it has the one column 'prompt;answer'; separate",
+        ),
+        ("prompt,prompt\na,b\n", "data.csv: two columns are called 'prompt'"),
+        ("prompt,answer\na,\n", "data.csv, line 2, field answer"),
+        ("", "data.csv: it is empty"),
+        ("prompt,answer\n", "data.csv: it is empty"),
+    ],
+)
+def test_what_is_wrong_with_csv(text: str, message: str) -> None:
+    Path("data.csv").write_text(text)
+    assert refusal("data.csv").startswith(message)
+
+
 def test_saved_dataset() -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk("saved")
     check(load_problems("saved"), ["saved:1", "saved:2"])
@@ -789,17 +825,17 @@ def test_missing_file() -> None:
 
 
 def test_unusable_files() -> None:
-    Path("data.csv").write_text("prompt,answer\n")
+    Path("data.tsv").write_text("prompt\tanswer\n")
     assert (
-        refusal("data.csv")
-        == "data.csv: '.csv' files are not supported; convert it to one of .jsonl, .json, .parquet"
+        refusal("data.tsv")
+        == "data.tsv: '.tsv' files are not supported; convert it to one of .jsonl, .json, .parquet, .csv"
     )
     assert refusal(jsonl(GOOD) + "#test") == "data.jsonl#test: a single file has no splits; leave out '#test'"
     Path("bad.parquet").write_text("no parquet at all")
     assert "bad.parquet: it cannot be read as parquet" in refusal("bad.parquet")
     Path("nothing").mkdir()
     assert (
-        "nothing: this directory holds no .jsonl, .json, .parquet file and no dataset of save_to_disk"
+        "nothing: this directory holds no .jsonl, .json, .parquet, .csv file and no dataset of save_to_disk"
         in refusal("nothing")
     )
 
