@@ -28,6 +28,7 @@ from handrail.eval import compare
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config, parse_config
 from handrail.training.policies import load_trainable_policy
+from handrail.verifiers import pool
 from handrail.verifiers.pool import VerifierPool
 from tests import forks
 
@@ -70,6 +71,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons in this process get workers that start at once."""
     monkeypatch.setattr(compare, "CONTEXT", forks.CONTEXT)
+
+
+@pytest.fixture(autouse=True)
+def forked_verifiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verifiers in this process get workers that start at once. Tests of verifiers override this."""
+    monkeypatch.setattr(pool, "_start", forks.verifier)
 
 
 @pytest.fixture(autouse=True)

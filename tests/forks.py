@@ -1,12 +1,15 @@
-"""Processes that start at once: forks of one that has already imported torch, transformers and Handrail.
+"""Processes that start at once: forks of one that has already imported torch, transformers and Handrail, with
+all that verifiers need.
 
 In everything else, a fork is a process of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -14,11 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["handrail.training.loop", "handrail.methods", "handrail.cli.commands"])
+CONTEXT.set_forkserver_preload([
+    "handrail.training.loop", "handrail.methods", "handrail.cli.commands", "handrail.eval.compare",
+    "handrail.verifiers.worker", "pytest", "tests.warm",
+])  # fmt: skip
 
 
 class Fork:
@@ -29,12 +36,20 @@ class Fork:
     """
 
     def __init__(
-        self, function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+        daemon: bool = False,
     ) -> None:
         self.output = tempfile.NamedTemporaryFile(prefix="fork-", mode="r")  # noqa: SIM115
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        with contextlib.chdir(Path(__file__).parents[1]):  # where the server finds tests.warm
+            forkserver.ensure_running()
         self.process = CONTEXT.Process(
-            target=in_fork, args=(self.output.name, environment, Path.cwd(), function, arguments)
+            target=in_fork,
+            args=(self.output.name, environment, Path.cwd(), function, arguments),
+            daemon=daemon,
         )
         self.process.start()
         assert self.process.pid
@@ -100,6 +115,46 @@ def command(arguments: list[str]) -> None:
 
     sys.argv = ["handrail", *arguments]
     main()
+
+
+def verifier(theirs: socket.socket) -> Fork:
+    """Start a worker of a VerifierPool, in place of ``pool._start``."""
+    return Fork(grade, theirs, sys.path, daemon=True)
+
+
+def grade(theirs: socket.socket, path: list[str]) -> None:
+    from handrail.verifiers.worker import main
+
+    sys.path[:] = path
+    for stream in (0, 1):
+        os.dup2(theirs.fileno(), stream)
+    theirs.close()
+    main()
+
+
+def launch(
+    launcher: str,
+    *arguments: object,
+    without: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Run ``python -m LAUNCHER ARGUMENTS``, whose processes are no forks; return (exit code, all output).
+
+    The launcher sees no variable whose name starts with a word of ``without``.
+    """
+    fork = Fork(module, launcher, [str(each) for each in arguments], without, environment=environment)
+    try:
+        return fork.wait(300), fork.communicate()[0]
+    finally:
+        if fork.poll() is None:
+            os.killpg(fork.pid, signal.SIGKILL)
+
+
+def module(name: str, arguments: list[str], without: tuple[str, ...]) -> None:
+    for variable in [variable for variable in os.environ if variable.startswith(without)]:
+        del os.environ[variable]
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def together(

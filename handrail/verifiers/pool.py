@@ -234,23 +234,28 @@ def unreached(problem: Problem, verdict: Verdict) -> str:
     return " ".join(f"{problem.where or problem.id} ({verdict.status}): {verdict.detail}".split())
 
 
+def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a worker that talks over ``theirs``."""
+    # Our sys.path, so that the worker imports the same handrail and the same user modules.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "handrail.verifiers.worker"],
+        stdin=theirs.fileno(),
+        stdout=theirs.fileno(),
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
+
+
 class _Worker:
     """A process of ``handrail.verifiers.worker``, connected by a socket, because a pipe has no timeout."""
 
     def __init__(self) -> None:
         self.called = False
         self._socket, theirs = socket.socketpair()
-        # Our sys.path, so that the worker imports the same handrail and the same user modules.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "handrail.verifiers.worker"],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,
-            )
+            self._process = _start(theirs)
 
     def ask(self, line: str, seconds: float) -> dict[str, Any]:
         """Send ``line`` and return the reply.

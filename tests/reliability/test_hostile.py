@@ -24,6 +24,11 @@ from tests.conftest import config
 from tests.reliability.hostile import corpus, fuzzed, grade_all, overpaid, problems
 
 
+@pytest.fixture(autouse=True)
+def forked_verifiers() -> None:
+    """Verifiers start as users' do."""
+
+
 def test_the_corpus_is_large_and_always_the_same() -> None:
     assert len(corpus()) >= 2000 and corpus() == corpus()
 
