@@ -32,7 +32,7 @@ from handrail.eval.differences import Difference, over_seeds
 from handrail.methods import build
 from tests.conftest import Done, Handrail
 
-TINY = """
+TINY = r"""
 styles = ["foreign"]
 seeds = [1, 2]
 problems = 5
@@ -50,7 +50,7 @@ SORT = { method = { name = "sort" } }
 [base]
 model.device = "cpu"
 data.train = "task:house-rules?level=hard&house=2&n=8&seed={problems}&style={style}"
-verifier = { name = "task", workers = 1 }
+verifier = { name = "exact", extract = '# ([\d ]+)$', workers = 1 }
 rollout = { max_tokens = 48, group_size = 2 }
 [base.eval]
 sets.hard = "task:house-rules?split=test&n=4&seed={problems}"
