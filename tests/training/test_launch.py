@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,34 +14,30 @@ from handrail._util.launch import Fsdp, launched, read, require_precision
 from handrail.models.sharding import layers
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.policies import load_trainable_policy
-from tests.conftest import Handrail, config
+from tests import forks
+from tests.conftest import HARD, Handrail, config
 from tests.training.test_loop import lines
 
-SHORT = ("train.steps=1", "train.problems_per_step=4", "eval.limit=2")
+SHORT = ("train.steps=1", "train.problems_per_step=4", "eval.limit=2", f"data.train={HARD}&n=64")
 
 
-def launch(
-    directory: Path, arguments: Sequence[str] = (), settings: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run ``accelerate launch ARGUMENTS -m handrail train ...`` on the CPU, without a user's own settings."""
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("ACCELERATE", "FSDP", "MASTER"))
-    }
-    kept |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(directory / "home")}
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *arguments]
-    command = ["-m", "handrail", "train", "examples/quick.toml", "--output", str(directory / "run")]
+def launch(directory: Path, arguments: Sequence[str] = (), settings: Sequence[str] = ()) -> tuple[int, str]:
+    """Run ``accelerate launch ARGUMENTS -m handrail train ...`` on the CPU, without a user's own settings;
+    return (exit code, all output)."""
+    train = ["-m", "handrail", "train", "examples/quick.toml", "--output", str(directory / "run")]
     changes = [part for each in (*SHORT, *settings) for part in ("--set", each)]
-    return subprocess.run(
-        [*accelerate, *command, *changes], capture_output=True, text=True, env=kept, timeout=300, check=False
-    )
+    return forks.launch(
+        "accelerate.commands.accelerate_cli",
+        "launch", *arguments, *train, *changes,
+        without=("ACCELERATE", "FSDP", "MASTER"),
+        environment={"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(directory / "home")},
+    )  # fmt: skip
 
 
 def test_accelerate_launch_without_settings_trains_in_one_process(tmp_path: Path) -> None:
-    done = launch(tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "error" not in done.stderr and "Traceback" not in done.stderr
+    code, said = launch(tmp_path)
+    assert code == 0, said[-3000:]
+    assert "error" not in said and "Traceback" not in said
     assert len(lines(tmp_path / "run/metrics.jsonl")) == 2
 
 
@@ -66,18 +59,18 @@ def test_a_configuration_file_of_accelerate_shards_the_model(tmp_path: Path) -> 
     }
     file = tmp_path / "accelerate.json"
     file.write_text(json.dumps(settings))
-    done = launch(
+    code, said = launch(
         tmp_path, ["--config_file", str(file)], ["model.dtype=bfloat16", "train.checkpoint_every=1"]
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert code == 0, said[-3000:]
     names = sorted(path.name for path in tmp_path.glob("run/checkpoints/step-000001/optimizer*"))
     assert names == [f"optimizer-0000{place}-of-00002.safetensors" for place in (1, 2)]
     assert lines(tmp_path / "run/metrics.jsonl")[1]["sampler/mismatch"] < 0.1
 
 
 def test_one_process_in_place_of_several_is_refused(tmp_path: Path) -> None:
-    done = launch(tmp_path, ["--num_processes", "2"])
-    assert done.returncode and "has started one process in place of several" in done.stderr
+    code, said = launch(tmp_path, ["--num_processes", "2"])
+    assert code and "has started one process in place of several" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -119,7 +112,9 @@ def test_what_cannot_be_honoured_is_refused(
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
         monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv(name, value)
-    Path("a.toml").write_text('model.path = "builtin:house-tiny"\ndata.train = "task:house-rules?n=4"\n')
+    Path("a.toml").write_text(
+        'model.path = "builtin:house-tiny"\ndata.train = "task:house-rules?n=4"\nverifier.name = "exact"\n'
+    )
     done = handrail("train", "a.toml")
     assert (
         done.code == 2 and done.err.startswith("error: accelerate launch: ") and REFUSALS[setting] in done.err
