@@ -96,7 +96,7 @@ def test_evaluations_keep_the_result_of_every_problem(tmp_path: Path) -> None:
 
 
 def test_a_run_ends_with_its_budget_of_tokens(tmp_path: Path) -> None:
-    steps = {"steps": 9, "checkpoint_every": 1}
+    steps = {"steps": 6, "checkpoint_every": 1}
     whole = train(small(train=steps), tmp_path / "whole")
     sampled = [line["tokens/sampled"] for line in lines(tmp_path / "whole/metrics.jsonl")[1:]]
     assert (whole["ended_by"], whole["tokens_sampled"]) == ("steps", sum(sampled))
@@ -201,7 +201,7 @@ def test_every_method_runs_in_the_loop_and_changes_the_model(name: str, tmp_path
     hot = {"group_size": 4, "max_tokens": 48, "temperature": 2.0}
     changes |= {"experts": {"teacher": "builtin:house-tiny"}} if name == "tgpo" else {}
     train(
-        small(
+        config(
             method={"name": name, **needed},
             train={"steps": 3, "samples_every": 0, "checkpoint_every": 1},
             rollout=hot,
@@ -228,7 +228,11 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(
     method: dict[str, Any], budget: dict[str, int], tmp_path: Path
 ) -> None:
     schedule = {"schedule": "cosine", "warmup_steps": 2, "updates_per_step": 2}
-    settings = small(method=method, train={"steps": 6, "checkpoint_every": 2, **schedule, **budget})
+    settings = small(
+        method=method,
+        train={"steps": 5, "checkpoint_every": 2, **schedule, **budget},
+        eval={"sets": {"easy": f"{EASY}&split=test&n=4"}, "every": 2},
+    )
     train(settings, tmp_path / "whole")
 
     class Stop(Exception):
