@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-vllm test-verl test-ray lint
+.PHONY: setup demo test test-long test-vllm test-verl test-ray lint
 
 setup: .venv/installed
 
@@ -16,7 +16,11 @@ demo: setup
 	$(BIN)/handrail compare examples/demo.toml --output runs/demo
 
 test: setup lint
-	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m "not long"
+
+# What `make test` checks at a smaller size.
+test-long: setup
+	$(BIN)/pytest --numprocesses 2 --dist loadscope -m long
 
 # vLLM's own requirements differ, so it gets an environment of its own.
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt

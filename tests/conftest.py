@@ -58,7 +58,15 @@ def policy_of(path: Path, **changes: Any) -> TrainablePolicy:
     return load_trainable_policy(config(model={"path": str(path)}, **changes), Accelerator(cpu=True))
 
 
-SLOW = ("test_worlds", "test_stopping", "test_trl", "test_report_page", "test_launch", "test_disk")
+SLOW = (
+    "test_worlds",
+    "test_stopping",
+    "test_loop",
+    "test_trl",
+    "test_report_page",
+    "test_launch",
+    "test_disk",
+)
 """Modules that take long begin first, so that at the end no process of pytest-xdist waits for another."""
 
 

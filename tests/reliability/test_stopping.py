@@ -191,13 +191,17 @@ def test_no_run_of_a_comparison_outlives_it(tmp_path: Path) -> None:
 
 def test_a_killed_worker_is_reported_in_one_sentence(tmp_path: Path) -> None:
     file, out = job(tmp_path, train={"steps": 1000}), tmp_path / "out"
-    process = start("compare", file, "--output", out, *COMPARED)
-    wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 2)
+    process = start("compare", file, "--output", out, *COMPARED, "--workers", "1")
+    wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 1)
     os.kill(workers(process.pid)[0], signal.SIGKILL)
     code, said = finished(process)
     assert code == 75 and "was killed, perhaps out of memory" in said and "Traceback" not in said
 
 
-def test_a_run_that_is_killed_repeatedly_has_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
-    moments, same = killed_and_resumed(tmp_path, kills=3, steps=30, life=4.0, start=start)
-    assert moments.total() == 3 and same
+@pytest.mark.parametrize(("kills", "steps"), [(1, 8), pytest.param(3, 30, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_has_the_files_of_an_undisturbed_one(
+    kills: int, steps: int, tmp_path: Path
+) -> None:
+    """Killed once while it writes a checkpoint, and repeatedly."""
+    moments, same = killed_and_resumed(tmp_path, kills, steps, life=4.0, seed=1, start=start)
+    assert moments.total() == kills and moments["it wrote a checkpoint"] and same
