@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,18 @@ def run(directory: Path, compile: bool) -> list[dict[str, Any]]:
     return lines(directory / "metrics.jsonl")
 
 
-def test_a_compiled_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)]
+)  # the first traces and checks everything, and then runs PyTorch's own kernels
+def test_a_compiled_run_learns_the_same(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    for name in ("summary", "derivative"):
+        compiled = torch.compile(getattr(head, name), dynamic=True, backend=backend)
+        monkeypatch.setattr(head, f"compiled_{name}", compiled)
     monkeypatch.setattr(head, "CHUNK", 1000)  # so that the output layer works in chunks
+    torch.compiler.reset()
     plain = run(tmp_path / "plain", False)
     counters.clear()
     fast = run(tmp_path / "fast", True)
@@ -42,6 +53,7 @@ def test_a_model_without_layers_is_refused() -> None:
         compile_layers(nn.Linear(2, 2), "some/model")
 
 
+@pytest.mark.long
 def test_a_compiled_chunk_is_equal_in_bfloat16_too() -> None:
     """The derivative's sums are float32 inside the kernel."""
     torch.manual_seed(0)
