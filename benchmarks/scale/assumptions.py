@@ -36,13 +36,17 @@ class Assumptions:
     )
     parallel_latency: float = number("s", "assumed", "sampling: a layer, if several GPUs share it")
     drawing: float = number("bytes", "sampling.json", "sampling: memory of a row, per word of the vocabulary")
-    micro_batch_layer: float = number("s", "update.json", "update: a layer, once per micro-batch")
-    width: float = number("s", "update.json", "update: a token, per layer and hidden unit, beside products")
+    micro_batch_layer: float = number("s", "update-h200.json", "update: a layer, once per micro-batch")
+    width: float = number(
+        "s", "update-h200.json", "update: a token, per layer and hidden unit, beside products"
+    )
     word: float = number(
         "s", "output-layer.json", "update: a token, per word of the vocabulary, beside products"
     )
-    optimizer: float = number("s", "update.json", "update: a weight, with clipping and packing")
-    activation: float = number("bytes", "update.json", "update: memory of a token, per layer and hidden unit")
+    optimizer: float = number("s", "update-h200.json", "update: a weight, with clipping and packing")
+    activation: float = number(
+        "bytes", "update-h200.json", "update: memory of a token, per layer and hidden unit"
+    )
     verdict: float = number("s", "verifier.json", "one verdict of `math` on one CPU core")
     host: float = number("bytes/s", "assumed", "a process: from GPU to CPU, back, or into Ray's store")
     store: float = number("bytes/s", "assumed", "Ray's store, between nodes, one node after another")
@@ -95,7 +99,7 @@ def fitted_update(peak: float) -> dict[str, float]:
     """A backward pass takes fixed + tokens · token seconds; the output layer computes its logits twice, so
     that a token takes 8 operations for each of its weights instead of 6."""
     model, output = MEASURED, measured("output-layer")
-    short, long = [row for row in measured("update")["rows"] if row["kind"] == "full"]
+    short, long = [row for row in measured("update-h200")["rows"] if row["kind"] == "full"]
     tokens = long["tokens"] - short["tokens"]
     backward, update = ([each["seconds"][part] for each in (short, long)] for part in ("backward", "update"))
     token = (backward[1] - backward[0]) / tokens

@@ -51,7 +51,7 @@ class Model:
 
 
 MEASURED = Model("0.6B", 28, 1024, 2048, 1024, 3072, 151_936, tied=True)
-"""Qwen3-0.6B's shape, which docs/gpu.md measures."""
+"""Qwen3-0.6B's shape, which docs/gpu measures."""
 MODELS = (
     Model("1.5B", 28, 1536, 1536, 256, 8960, 151_936, tied=True),
     Model("7B", 28, 3584, 3584, 512, 18_944, 152_064),
