@@ -174,7 +174,7 @@ def test_the_formula_expects_what_random_lengths_take() -> None:
 
 
 def test_the_fit_gives_what_was_measured() -> None:
-    found = {name: json.loads((GPU / f"{name}.json").read_text()) for name in ("sampling", "update")}
+    found = {name: json.loads((GPU / f"{name}.json").read_text()) for name in ("sampling", "update-h200")}
     for row in found["sampling"]["rows"]:
         lengths = Lengths(median=256, sigma=0.0, longest=256)
         setup = Setup(MEASURED, 1, prompt=64, lengths=lengths, batch=row["batch"], problems=row["batch"] // 8)
@@ -182,7 +182,7 @@ def test_the_fit_gives_what_was_measured() -> None:
         assert rate == pytest.approx(row["tokens_per_second"], rel=0.01)
         weights = 12 * MEASURED.weights  # gradient, moments: not there while only sampling
         assert (sampling_bytes(setup, H200) - weights) / 2**30 == pytest.approx(row["gib"], rel=0.02)
-    for row in found["update"]["rows"][:2]:
+    for row in found["update-h200"]["rows"][:2]:
         lengths = Lengths(median=448, sigma=0.0, longest=448)
         setup = Setup(MEASURED, 1, prompt=64, lengths=lengths, micro_batch=row["tokens"])
         seconds = update_seconds(setup, H200, row["tokens"])[0]
