@@ -55,7 +55,7 @@ def update(found: Result) -> str:
     rows = []
     for row in found["rows"]:
         rates, mfu, gib = row["tokens_per_second"], row["mfu"] or {}, row["gib"]
-        rows.append([row["kind"] + ", compiled" * row["compiled"], f"{row['tokens']:,}"])
+        rows.append([row["kind"] + ", compiled" * row.get("compiled", False), f"{row['tokens']:,}"])
         rows[-1] += [number(rates[name], ",.0f") for name in ("update", "backward", "bare")]
         rows[-1] += [number(mfu.get(name), ".1%") for name in ("update", "bare")]
         rows[-1] += [number(row["of_bare"], ".2f"), number(gib["update"]), number(gib["bare"])]

@@ -174,12 +174,12 @@ def _csv(path: Path, source: str, name: str) -> list[Row]:
     """Read cells as text; an empty one counts as missing, and so does a column without a name."""
     csv.field_size_limit(sys.maxsize)  # a worked solution may be longer than the default
     reader = csv.reader(io.StringIO(_decode(path, source), newline=""), strict=True)
-    header, rows, start = next(reader, []), [], reader.line_num + 1
-    if twice := [column for column in dict.fromkeys(header) if column and header.count(column) > 1]:
-        raise UserError(f"{source}: two columns are called '{twice[0]}'; rename or leave out one of them")
-    if len(header) == 1 and re.search(r"[;\t]", header[0]):
-        raise UserError(f"{source}, line 1: it has the one column {header[0]!r}; separate cells with commas")
+    header: list[str] = []
+    rows: list[Row] = []
+    start = 1
     try:
+        header = next(filter(None, reader), [])
+        start = reader.line_num + 1
         for cells in reader:
             if cells:  # not an empty line
                 rows.append(Row(f"{source}, line {start}", f"{name}:{start}", _cells(header, cells)))
@@ -188,13 +188,17 @@ def _csv(path: Path, source: str, name: str) -> list[Row]:
         raise UserError(
             f"{source}, line {start}: it is not CSV ({error}); correct its quotation marks"
         ) from error
+    if twice := [column for column in dict.fromkeys(header) if column and header.count(column) > 1]:
+        raise UserError(f"{source}: two columns are called '{twice[0]}'; rename or leave out one of them")
+    if len(header) == 1 and re.search(r"[;\t]", header[0]):
+        raise UserError(f"{source}: its header is the one column {header[0]!r}; separate cells with commas")
     return rows
 
 
 def _cells(header: list[str], cells: list[str]) -> dict[str, str] | BadRow:
     if len(cells) != len(header):
         advice = "put a cell with a comma or a line break in double quotes"
-        return BadRow(None, f"it has {len(cells)} cells and the header {len(header)}", advice)
+        return BadRow(None, f"its number of cells is {len(cells)} and the header's {len(header)}", advice)
     return {column: cell for column, cell in zip(header, cells, strict=True) if column and cell}
 
 

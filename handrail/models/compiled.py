@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +17,12 @@ from handrail._util.errors import UserError
 def compile_layers(model: Any, path: str) -> None:
     """Compile each layer for any number of tokens; all layers share the compiled code.
 
-    Raises UserError if ``model``, of ``path``, has no layers of transformers' kind.
+    Raises UserError if ``model``, of ``path``, has no layers of transformers' kind, or if there is no C
+    compiler.
     """
+    compilers = [os.environ.get("CC", "gcc"), os.environ.get("CXX", "g++"), "clang"]
+    if not any(map(shutil.which, compilers)):
+        raise UserError("model.compile: there is no C compiler; install gcc, or leave it out")
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(f"model.compile: {path} has no layers that can be compiled one by one; leave it out")

@@ -98,7 +98,7 @@ class ChunkedLogProbs(torch.autograd.Function):
 
 def chunks(rows: Tensor, weight: Tensor, compiled: bool) -> tuple[Tensor, ...]:
     """Views of the rows whose logits are in memory together."""
-    # Compiled, there are no float32 copies of them, and large chunks add to the weight's gradient less often.
+    # Compiled, a chunk has fewer copies; and large chunks add to the weight's gradient less often.
     return torch.split(rows, max(1, (4 if compiled else 1) * CHUNK // len(weight)))
 
 

@@ -69,6 +69,8 @@ class TrainablePolicy(TransformersPolicy):
         self.fsdp = fsdp
         self.shards: ShardedModel | None = None
         self.own_sampler = own_sampler
+        if fsdp and (model.compile if isinstance(model, ModelConfig) else False):
+            raise UserError("model.compile does not work with FSDP; leave it out")
         with weights_read_once(fsdp):
             super().__init__(model, rollout, prompts, accelerator, micro_batch_tokens)
         if own_sampler:
@@ -84,8 +86,6 @@ class TrainablePolicy(TransformersPolicy):
                 self.config, self.sampling, self.rollout, self.bare_base, self.renderer.ends
             )
         if self.config.compile:
-            if fsdp:
-                raise UserError("model.compile does not work with FSDP; leave it out")
             compile_layers(self.bare_model, self.config.path)
         self.sampler_is_current = False
         self.version = 0

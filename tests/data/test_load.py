@@ -99,16 +99,18 @@ def test_csv() -> None:
     [
         (
             "prompt,answer\na,b,c\n",
-            "data.csv, line 2: it has 3 cells and the header 2; put a cell",
+            "data.csv, line 2: its number of cells is 3 and the header's 2; put a cell",
         ),
-        ("prompt,answer\n\na\n", "data.csv, line 3: it has 1 cells and the header 2"),
+        ("prompt,answer\n\na\n", "data.csv, line 3: its number of cells is 1 and the header's 2"),
         ('prompt,answer\na,b\n"c,d\n', "data.csv, line 3: it is not CSV (unexpected end of data)"),
         (
             "prompt;answer\na;b\n",
-            "data.csv, line 1: it has the one column 'prompt;answer'; separate",
+            "data.csv: its header is the one column 'prompt;answer'; separate",
         ),
         ("prompt,prompt\na,b\n", "data.csv: two columns are called 'prompt'"),
         ("prompt,answer\na,\n", "data.csv, line 2, field answer"),
+        ('"prompt,answer\na,b\n', "data.csv, line 1: it is not CSV (unexpected end of data)"),
+        ("\nprompt,answer\na\n", "data.csv, line 3: its number of cells is 1"),
         ("", "data.csv: it is empty"),
         ("prompt,answer\n", "data.csv: it is empty"),
     ],

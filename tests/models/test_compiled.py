@@ -12,8 +12,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from handrail import UserError, train
+from handrail._util.launch import Fsdp
 from handrail.models import head
 from handrail.models.compiled import compile_layers
+from handrail.models.config import ModelConfig
+from handrail.models.trainable import TrainablePolicy
 from tests.conftest import config
 from tests.training.test_loop import lines
 
@@ -51,6 +54,17 @@ def test_a_compiled_run_learns_the_same(
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.compile: some/model has no layers"):
         compile_layers(nn.Linear(2, 2), "some/model")
+
+
+def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="there is no C compiler; install gcc"):
+        compile_layers(nn.Linear(2, 2), "some/model")
+
+
+def test_sharded_models_are_refused_before_they_are_loaded() -> None:
+    with pytest.raises(UserError, match=r"model\.compile does not work with FSDP"):
+        TrainablePolicy(ModelConfig(path="nowhere", compile=True), fsdp=Fsdp())
 
 
 @pytest.mark.long

@@ -191,8 +191,8 @@ def test_no_run_of_a_comparison_outlives_it(tmp_path: Path) -> None:
 
 def test_a_killed_worker_is_reported_in_one_sentence(tmp_path: Path) -> None:
     file, out = job(tmp_path, train={"steps": 1000}), tmp_path / "out"
-    process = start("compare", file, "--output", out, *COMPARED, "--workers", "1")
-    wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 1)
+    process = start("compare", file, "--output", out, *COMPARED)
+    wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 2)
     os.kill(workers(process.pid)[0], signal.SIGKILL)
     code, said = finished(process)
     assert code == 75 and "was killed, perhaps out of memory" in said and "Traceback" not in said
