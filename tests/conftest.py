@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons in this process get workers that start at once."""
-    monkeypatch.setattr(compare, "CONTEXT", forks.CONTEXT)
+    monkeypatch.setattr(compare, "context_for", lambda devices: forks.CONTEXT)
 
 
 @pytest.fixture(autouse=True)

@@ -86,3 +86,10 @@ def test_a_verifier_starts_without_costly_imports() -> None:
     code = "import sys, handrail.verifiers.worker; print({'pydantic', 'torch', 'sympy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_models_are_loaded_without_the_compiler() -> None:
+    """Every process of a run would wait for its import, for over a second."""
+    code = "import sys, handrail.models.head; print('torch._inductor.compile_fx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -28,7 +28,8 @@ def one_request(setup: Setup, a: Assumptions) -> Changed:
 
 
 def fused_update(setup: Setup, a: Assumptions) -> Changed:
-    text = "activations in bfloat16 or `torch.compile` (to build; taken to halve all but matrix products)"
+    text = "`model.compile` with FSDP2 (to build)" if setup.fsdp else "`model.compile = true`"
+    text += ", taken to halve all but matrix products"
     return text, setup, replace(a, width=a.width / 2)
 
 
@@ -46,8 +47,8 @@ def larger_passes(setup: Setup, a: Assumptions) -> Changed:
 
 def passed_on(setup: Setup, a: Assumptions) -> Changed:
     others = min(setup.samplers, setup.nodes) - 1
-    faster = 2 * others / math.ceil(math.log2(others + 1))
-    text = "bfloat16 weights, sent on by every node that has them (to build)"
+    faster = others / math.ceil(math.log2(others + 1))
+    text = "weights that every node which has them sends on (to build)"
     return text, setup, replace(a, store=a.store * faster)
 
 

@@ -131,15 +131,15 @@ def tokens_read(setup: Setup) -> float:
 
 
 def transfer(setup: Setup, a: Assumptions) -> tuple[float, float, float]:
-    """Seconds to put the weights into the store, to send them to other nodes, and to load them."""
+    """Seconds to put the weights into the store in bfloat16, to send them to other nodes, and to load them."""
     p, n = setup.model.weights, setup.workers
     gather = 4 * p * (n - 1) / n / link(setup, a) if setup.fsdp else 0.0
     copy = 6 * p / setup.shards / a.bandwidth
     if not setup.samplers:
         return 0.0, 0.0, gather / (2 * setup.shards if setup.shards > 1 else 1) + copy
     others = min(setup.samplers, setup.nodes) - 1
-    host = 4 * p / a.host
-    return gather + 2 * host, others * 4 * p / a.store, host + copy
+    host = 2 * p / a.host
+    return gather + 2 * host, others * 2 * p / a.store, host + copy
 
 
 def parts(setup: Setup, a: Assumptions) -> Parts:

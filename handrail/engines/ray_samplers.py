@@ -152,8 +152,10 @@ class RaySamplers(Sampler):
         self.own = actors[rank % len(actors) :: workers]
         """The actors that answer this process. If every process asked all of them, each would answer many
         small requests one after another."""
-        sampling, dtype = policy.sampling, policy.sampling.computes_in(policy.config)
-        self.differs = sampling.name == "vllm" or dtype == "bfloat16" or sampling.staleness > 0
+        sampling = policy.sampling
+        self.dtype = getattr(torch, sampling.computes_in(policy.config))
+        exact = sampling.name != "vllm" and self.dtype == torch.float32 and not sampling.staleness
+        self.differs = not exact
         self.sent: Event = Event()
         wait_for(actors)
 
@@ -162,11 +164,11 @@ class RaySamplers(Sampler):
         return self.start, self.policy.version
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Send the weights of the main process to every actor."""
+        """Send the weights of the main process to every actor, in the type that they sample in."""
         import ray
 
         if self.policy.accelerator.is_main_process:
-            held = ray.put({name: value.detach().cpu() for name, value in weights})
+            held = ray.put({name: value.detach().to("cpu", self.dtype) for name, value in weights})
             for actor in self.actors:  # they wait for their turn, nobody waits for them
                 actor.update.remote(self.version, held)
 

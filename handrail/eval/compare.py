@@ -26,7 +26,6 @@ from handrail.eval.jobs import Job, jobs, require_finished_unchanged
 from handrail.training.config import Config
 from handrail.training.evaluate import wilson
 
-CONTEXT: Any = multiprocessing.get_context("spawn")
 AGAIN = "run the same command again to continue"
 Report = Callable[[str, int, int, dict[str, Any]], None]
 
@@ -70,13 +69,14 @@ def run_all(
     cores = os.cpu_count() or 1
     devices = [] if all(job.config.model.device == "cpu" for job in todo) else visible_devices()
     workers = min(workers or len(devices) or cores, len(todo))
-    messages, places, stopping = CONTEXT.Queue(), CONTEXT.Queue(), CONTEXT.Event()
+    context = context_for(devices)
+    messages, places, stopping = context.Queue(), context.Queue(), context.Event()
     for place in range(workers):
         places.put(devices[place % len(devices)] if devices else None)
     settled = (max(1, cores // workers), places, messages, stopping)
     with (
         Interrupts("stopping every run with a checkpoint") as interrupts,
-        ProcessPoolExecutor(workers, CONTEXT, initializer=_init_worker, initargs=settled) as pool,
+        ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=settled) as pool,
     ):
         pending: dict[Future[None], Job] = {pool.submit(_run, job): job for job in todo}
         try:
@@ -99,6 +99,16 @@ def _check(future: Future[None], job: Job) -> None:
         future.result()
     except BrokenProcessPool as error:
         raise Paused(f"the process of {job.label} was killed, perhaps out of memory; {AGAIN}") from error
+
+
+def context_for(devices: Sequence[str]) -> Any:
+    """Return how to start workers: as forks of one process that has done the imports, or one by one if they
+    use GPUs, because an import may touch a GPU, and a fork cannot use it then."""
+    if devices:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["handrail.eval.compare", "handrail.training.loop"])
+    return context
 
 
 def visible_devices() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class ChunkedLogProbs(torch.autograd.Function):
         dtype: torch.dtype,
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
-        columns, found, summarize = weight.to(dtype).T, [], compiled_summary if compiled else summary
+        columns, found, summarize = weight.to(dtype).T, [], fused(summary) if compiled else summary
         for rows, wanted in zip(*(chunks(each, weight, compiled) for each in (hidden, targets)), strict=True):
             found.append(summarize(rows.to(dtype) @ columns, wanted, temperature, with_entropy))
         logp, norm, entropy = (torch.cat(each) for each in zip(*found, strict=True))
@@ -80,7 +81,7 @@ class ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, norm, entropy = ctx.saved_tensors
-        weight_cast, derive = weight.to(ctx.dtype), compiled_derivative if ctx.compiled else derivative
+        weight_cast, derive = weight.to(ctx.dtype), fused(derivative) if ctx.compiled else derivative
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=norm.dtype) if ctx.needs_input_grad[1] else None
         every = (hidden, of_hidden, targets, norm, entropy, *grads)
@@ -145,8 +146,10 @@ def derivative(
     return divided(of_logits, temperature).to(dtype)
 
 
-compiled_summary = torch.compile(summary, dynamic=True)
-compiled_derivative = torch.compile(derivative, dynamic=True)
+@cache
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the compiled ``summary`` or ``derivative``; asked for late, because it imports the compiler."""
+    return torch.compile(function, dynamic=True)
 
 
 def divided(values: Tensor, temperature: float) -> Tensor:

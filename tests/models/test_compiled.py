@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partialmethod
+from functools import cache, partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ def test_a_compiled_run_learns_the_same(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
-    for name in ("summary", "derivative"):
-        compiled = torch.compile(getattr(head, name), dynamic=True, backend=backend)
-        monkeypatch.setattr(head, f"compiled_{name}", compiled)
+    monkeypatch.setattr(head, "fused", cache(partial(torch.compile, dynamic=True, backend=backend)))
     monkeypatch.setattr(head, "CHUNK", 1000)  # so that the output layer works in chunks
     torch.compiler.reset()
     plain = run(tmp_path / "plain", False)
@@ -75,8 +73,8 @@ def test_a_compiled_chunk_is_equal_in_bfloat16_too() -> None:
     of_logp, of_entropy = torch.randn(6, 1), torch.randn(6)
     found = []
     for compiled in (False, True):
-        summarize = head.compiled_summary if compiled else head.summary
-        derive = head.compiled_derivative if compiled else head.derivative
+        summarize = head.fused(head.summary) if compiled else head.summary
+        derive = head.fused(head.derivative) if compiled else head.derivative
         logp, norm, entropy = summarize(logits, targets, 0.7, True)
         of_logits = derive(logits, targets, norm, entropy, of_logp, of_entropy, 0.7, True)
         found.append([logp, norm, entropy, of_logits])

@@ -3,7 +3,9 @@
 
 Every node is a real Ray node with processes of its own, all on this machine. A run has two workers, each on
 its own node. After a random step, it loses a worker (SIGKILL), a node with a worker, its driver (SIGKILL,
-then ``--resume``), or the actor that samples for it (SIGKILL; only this kind of run has one).
+then ``--resume``), or the actor that samples for it (SIGKILL; only this kind of run has one). The last kind
+loses a worker, too, and has its run directory on storage that takes 30 ms for every operation (see
+tests/reliability/slow_storage.py for what that needs).
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
+from tests.reliability.slow_storage import slow_storage
 
-KINDS = ("nothing", "worker", "node", "driver", "sampler")
+KINDS = ("nothing", "worker", "node", "driver", "sampler", "slow-storage")
 PATIENCE = 400.0
 """Seconds for a run of a few steps, starts of Ray included, on a busy machine."""
 
@@ -95,7 +98,7 @@ def disturbed(cluster: Nodes, kind: str, file: Path, run: Path, after: int) -> t
     """Train on the cluster and disturb the run after some steps; return its files and what it printed."""
     process = cluster.train(file, run, *(("--samplers", "1") if kind == "sampler" else ()))
     wait_for(lambda: steps(run) > after or process.poll() is not None, PATIENCE)
-    if kind == "worker":
+    if kind in ("worker", "slow-storage"):
         os.kill(random.choice(cluster.workers())["Pid"], signal.SIGKILL)
     elif kind == "node":
         cluster.remove(random.choice(cluster.workers())["Address"]["NodeID"])
@@ -120,13 +123,16 @@ def main() -> None:
     random.seed(options.seed)
     print("| lost | runs | equal to torchrun's, to the bit | seconds a run |\n|---|---|---|---|", flush=True)
     wrong = 0
-    with tempfile.TemporaryDirectory() as directory, nodes() as cluster:
-        file = job(Path(directory))
-        whole = by_torchrun(file, Path(directory) / "whole")
+    with tempfile.TemporaryDirectory() as name, nodes() as cluster, ExitStack() as mounted:
+        directory = Path(name)
+        file = job(directory)
+        whole = by_torchrun(file, directory / "whole")
         for kind in options.kinds.split(","):
+            if kind == "slow-storage":
+                directory = mounted.enter_context(slow_storage(directory))
             equal, started = 0, time.monotonic()
             for number in range(options.times):
-                run = Path(directory) / f"{kind}-{number}"
+                run = directory / f"{kind}-{number}"
                 equal += disturbed(cluster, kind, file, run, random.randint(1, 6))[0] == whole
             each = (time.monotonic() - started) / options.times
             print(f"| {kind} | {options.times} | {equal} | {each:.0f} |", flush=True)

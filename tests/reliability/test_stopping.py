@@ -156,10 +156,15 @@ COMPARED = ("--methods", "grpo,luffy", "--workers", "2")
 
 
 def workers(parent: int) -> list[int]:
+    """The processes that a comparison's runs are in: forks of one that it has started."""
+    return [worker for server in children(parent, "multiprocessing.forkserver") for worker in children(server)]
+
+
+def children(parent: int, command: str = "") -> list[int]:
     said = subprocess.run(
         ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
     ).stdout
-    return [int(line.split()[0]) for line in said.splitlines() if "spawn_main" in line]
+    return [int(line.split()[0]) for line in said.splitlines() if command in line]
 
 
 def test_a_stopped_comparison_stops_its_runs_with_checkpoints_and_continues(
@@ -183,10 +188,10 @@ def test_no_run_of_a_comparison_outlives_it(tmp_path: Path) -> None:
     file, out = job(tmp_path, train={"steps": 1000}), tmp_path / "out"
     process = start("compare", file, "--output", out, *COMPARED)
     wait_for(lambda: len(list(out.glob("*/*/metrics.jsonl"))) == 2)
-    children = workers(process.pid)
-    assert len(children) == 2
+    running = workers(process.pid)
+    assert len(running) == 2
     process.kill()
-    wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children), seconds=20)
+    wait_for(lambda: not any(Path(f"/proc/{each}/cmdline").exists() for each in running), seconds=20)
 
 
 def test_a_killed_worker_is_reported_in_one_sentence(tmp_path: Path) -> None:
