@@ -157,7 +157,9 @@ COMPARED = ("--methods", "grpo,luffy", "--workers", "2")
 
 def workers(parent: int) -> list[int]:
     """The processes that a comparison's runs are in: forks of one that it has started."""
-    return [worker for server in children(parent, "multiprocessing.forkserver") for worker in children(server)]
+    return [
+        worker for server in children(parent, "multiprocessing.forkserver") for worker in children(server)
+    ]
 
 
 def children(parent: int, command: str = "") -> list[int]:
