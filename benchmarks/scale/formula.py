@@ -131,7 +131,7 @@ def tokens_read(setup: Setup) -> float:
 
 
 def transfer(setup: Setup, a: Assumptions) -> tuple[float, float, float]:
-    """Seconds to put the weights into the store in bfloat16, to send them to other nodes, and to load them."""
+    """Seconds to put bfloat16 weights into the store, to send them to other nodes, and to load them."""
     p, n = setup.model.weights, setup.workers
     gather = 4 * p * (n - 1) / n / link(setup, a) if setup.fsdp else 0.0
     copy = 6 * p / setup.shards / a.bandwidth

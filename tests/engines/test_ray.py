@@ -126,6 +126,19 @@ def test_a_loss_changes_nothing(kind: str, cluster: Nodes, whole: dict[str, str]
 
 
 @needs_ray
+def test_a_sampler_in_bfloat16_gets_the_weights_as_it_would_round_them(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    file, run, alone = job(tmp_path), tmp_path / "run", tmp_path / "alone"
+    reduced = ("--set", "sampler.dtype=bfloat16", "--set", "train.steps=3")
+    process = cluster.train(file, run, "--workers", "1", "--samplers", "1", *reduced)
+    code, said = finished(process, PATIENCE)
+    assert code == 0, said
+    assert finished(start("train", file, "--output", alone, *reduced), PATIENCE)[0] == 0
+    assert left_behind(run) == left_behind(alone)
+
+
+@needs_ray
 def test_a_run_goes_on_with_the_workers_that_are_left(cluster: Nodes, tmp_path: Path) -> None:
     """Three at first, then two, with the same completions as in one process without Ray."""
     file, run, alone = job(tmp_path), tmp_path / "run", tmp_path / "alone"
