@@ -32,7 +32,7 @@ class VllmSampler(Sampler):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
-            from vllm import LLM
+            from vllm import LLM, SamplingParams, TokensPrompt
         except ImportError as error:
             raise UserError(
                 f'sampler.name is "vllm", which is not installed ({error}): pip install "handrail[vllm]", or '
@@ -57,6 +57,9 @@ class VllmSampler(Sampler):
                     enable_prefix_caching=True,
                     disable_log_stats=True,
                 )
+                # Attention of an unsupported shape fails only when something is sampled.
+                trial = TokensPrompt(prompt_token_ids=self.ends[:1])
+                self.llm.generate(trial, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
             except Exception as error:  # vLLM raises exceptions of any type, and has printed details
                 raise UserError(
                     f"sampler: vLLM cannot run {config.path}: {str(error).strip().splitlines()[0]}"

@@ -89,6 +89,14 @@ def test_vllm_gets_the_weights_after_every_update_and_learns_like_transformers(r
         assert rewards(rows)[0] < 0.1 and fmean(rewards(rows)[-3:]) > 0.9
 
 
+def test_a_model_that_vllm_cannot_sample_from_is_one_sentence(root: Path) -> None:
+    """On a CPU, vLLM has no attention for heads of 24."""
+    file = written(root / "unsupported", model={"path": "builtin:house-tiny"})
+    done = handrail("train", str(file), "--output", str(root / "unsupported/run"))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "sampler: vLLM cannot run builtin:house-tiny: Unsupported CPU attention" in done.stderr
+
+
 def test_weights_of_experts_are_updated_or_the_run_stops_with_the_reason(root: Path) -> None:
     """On a CPU, vLLM 0.32 packs experts when it is created, and then ignores new weights for them."""
     words = AutoTokenizer.from_pretrained(root / "model")
