@@ -1,9 +1,12 @@
 """A method of Handrail inside TRL's GRPOTrainer, on the built-in problems that the model cannot solve.
 
-Run: ``python examples/trl_guided.py sort 60``, and ``grpo`` instead of ``sort`` for TRL alone; a third number
-is the seed. It prints the mean reward of the first and of the last five steps.
+Run: ``python examples/trl_guided.py sort 60``, and ``grpo`` instead of ``sort`` for TRL alone. The first
+number counts generations, the second is the seed, and the third is TRL's ``steps_per_generation``;
+``accelerate launch`` may start several processes. It prints the mean reward of the first and of the last five
+generations.
 """
 
+import os
 import re
 import sys
 from statistics import fmean
@@ -24,7 +27,7 @@ def exact(completions: list[str], answer: list[str], **_: Any) -> list[float]:
 
 
 def main(
-    method: str = "sort", steps: int = 60, seed: int = 42, output: str = "runs/trl"
+    method: str = "sort", generations: int = 60, seed: int = 42, updates: int = 1, output: str = "runs/trl"
 ) -> tuple[float, float]:
     problems = load_problems("task:house-rules?level=hard&house=2&n=4000")
     rows = [
@@ -33,8 +36,9 @@ def main(
     ]
     model, tokenizer = load_model(ModelConfig(path="builtin:house-tiny"))
     args = GRPOConfig(
-        output, seed=seed, use_cpu=True, bf16=False, max_steps=steps, learning_rate=1e-3, adam_beta2=0.99,
-        per_device_train_batch_size=64, num_generations=8, max_completion_length=48, logging_steps=1,
+        output, seed=seed, use_cpu=True, bf16=False, max_steps=generations * updates, learning_rate=1e-3,
+        adam_beta2=0.99, per_device_train_batch_size=64 // updates // int(os.environ.get("WORLD_SIZE", 1)),
+        steps_per_generation=updates, num_generations=8, max_completion_length=48, logging_steps=updates,
         gradient_checkpointing=False, report_to=[], save_strategy="no",
     )  # fmt: skip
     trainer = GuidedGRPOTrainer(
@@ -46,5 +50,6 @@ def main(
 
 
 if __name__ == "__main__":
-    first, last = main(*sys.argv[1:2], *map(int, sys.argv[2:4]))
-    print(f"mean reward of the first five steps {first:.3f}, of the last five {last:.3f}")
+    first, last = main(*sys.argv[1:2], *map(int, sys.argv[2:5]))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"mean reward of the first five generations {first:.3f}, of the last five {last:.3f}")

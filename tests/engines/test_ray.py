@@ -18,6 +18,8 @@ from handrail.engines.mailbox import FRUITLESS_STARTS, Mailbox
 from handrail.engines.ray import Place
 from handrail.engines.ray import cluster as connection
 from tests.conftest import Handrail
+from tests.experts.test_through_training import expert
+from tests.openai_server import OpenAiServer
 from tests.reliability.processes import finished, job, left_behind, start, steps, wait_for
 from tests.reliability.ray_failures import PATIENCE, Nodes, by_torchrun, disturbed, nodes
 from tests.training.test_loop import lines
@@ -136,6 +138,20 @@ def test_a_sampler_in_bfloat16_gets_the_weights_as_it_would_round_them(
     assert code == 0, said
     assert finished(start("train", file, "--output", alone, *reduced), PATIENCE)[0] == 0
     assert left_behind(run) == left_behind(alone)
+
+
+@needs_ray
+def test_workers_ask_an_endpoint_as_processes_of_torchrun_do(cluster: Nodes, tmp_path: Path) -> None:
+    def planned(name: str) -> Path:
+        """A run that learns from a server's plans and knows none of them yet."""
+        endpoint = {"base_url": server.url, "model": "m", "cache": str(tmp_path / f"{name}.sqlite")}
+        return job(tmp_path / name, method={"name": "sort", "planner": "endpoint"}, endpoint=endpoint)
+
+    with OpenAiServer(expert) as server:
+        whole = by_torchrun(planned("torchrun"), tmp_path / "torchrun/run")
+        asked = len(server.requests)
+        files, _ = disturbed(cluster, "nothing", planned("ray"), tmp_path / "ray/run", after=0)
+    assert files == whole and len(server.requests) == 2 * asked > 0
 
 
 @needs_ray

@@ -32,9 +32,8 @@ def job(directory: Path, **changes: Any) -> Path:
         **changes.pop("train", {}),
     }
     evaluation = {"sets": {"easy": f"{EASY}&split=test&n=8"}, "every": 3}
-    settings = config(
-        method={"name": "luffy"}, train=train, eval=evaluation, data={"train": f"{HARD}&n=64"}, **changes
-    )
+    changes = {"method": {"name": "luffy"}, "data": {"train": f"{HARD}&n=64"}, **changes}
+    settings = config(train=train, eval=evaluation, **changes)
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "job.toml"
     file.write_text(tomli_w.dumps(settings.model_dump(exclude_none=True, exclude_defaults=True)))
