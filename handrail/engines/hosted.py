@@ -18,7 +18,7 @@ from handrail.data.layouts import final_answer
 from handrail.engines.local import LocalEngine
 from handrail.experts.registry import Experts
 from handrail.methods import build
-from handrail.methods.base import Method
+from handrail.methods.base import Method, Term
 from handrail.methods.method_and_terms import observers
 from handrail.models.config import RolloutConfig
 from handrail.models.policy import Policy, with_old_logp
@@ -122,23 +122,27 @@ def problem_of(row: Mapping[str, Any], renderer: Renderer) -> Problem:
 
 def build_method(
     method: str | Mapping[str, Any],
-    terms: Sequence[str | Mapping[str, Any]],
+    terms: Sequence[str | Mapping[str, Any] | Term],
     group_size: int,
     max_tokens: int,
 ) -> Method[Any]:
     """Make a method for the host's groups.
 
-    ``method``: a name, settings with a ``name``, or a TOML file with a section ``[method]``. Raises UserError
-    if there is no such file or section, and as ``handrail.methods.build``.
+    ``method``: a name, settings with a ``name``, or a TOML file with a section ``[method]``. ``terms``: names,
+    settings and objects, added to those of the settings; objects come last. Raises UserError if there is no
+    such file or section, and as ``handrail.methods.build``.
     """
     settings: dict[str, Any]
     if isinstance(method, str):
         settings = section_of(method) if method.endswith(".toml") else {"name": method}
     else:
         settings = dict(method)
-    added = [{"name": term} if isinstance(term, str) else dict(term) for term in terms]
-    settings["terms"] = [*settings.get("terms", ()), *added]
-    return build(settings, RolloutConfig(group_size=group_size, max_tokens=max_tokens))
+    objects = [term for term in terms if isinstance(term, Term)]
+    named = [
+        {"name": term} if isinstance(term, str) else term for term in terms if not isinstance(term, Term)
+    ]
+    settings["terms"] = [*settings.get("terms", ()), *map(dict, named)]
+    return build(settings, RolloutConfig(group_size=group_size, max_tokens=max_tokens), terms=objects)
 
 
 def section_of(file: str) -> dict[str, Any]:

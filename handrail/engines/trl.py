@@ -20,7 +20,7 @@ from handrail.engines.dealt import DealtPolicy, DealtPool
 from handrail.engines.hosted import build_method
 from handrail.engines.trl_engine import TrlEngine, TrlPolicy, answer_reward, experts_of, pool_of
 from handrail.engines.trl_limits import require_no_terms, require_possible, require_text
-from handrail.methods.base import Method
+from handrail.methods.base import Method, Term
 from handrail.methods.batch import MicroBatch, Sample, micro_batch
 from handrail.methods.losses import token_loss
 from handrail.methods.method_and_terms import restore, state_of
@@ -46,7 +46,7 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         self,
         *arguments: Any,
         method: str | Mapping[str, Any] | Method[Any] = "grpo",
-        terms: Sequence[str | Mapping[str, Any]] = (),
+        terms: Sequence[str | Mapping[str, Any] | Term] = (),
         verifier: str | Mapping[str, Any] = "math",
         correct_by: str = "",
         correct_from: float = 1.0,
@@ -58,10 +58,10 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         """Take the arguments of GRPOTrainer and, by name:
 
         ``method``: a name, settings with a ``name``, a TOML file with a section ``[method]``, or an object,
-        which has its own terms. ``terms``: names, or settings with a ``name``. ``verifier``, ``experts`` and
-        ``endpoint``: settings, as in these sections of a configuration. ``correct_by``: the name of the
-        reward function that tells if a completion is correct, by a reward of at least ``correct_from``;
-        needed if there are several. ``plan_template``: as ``data.plan_template``.
+        which has its own terms. ``terms``: names, settings with a ``name``, or objects. ``verifier``,
+        ``experts`` and ``endpoint``: settings, as in these sections of a configuration. ``correct_by``: the
+        name of the reward function that tells if a completion is correct, by a reward of at least
+        ``correct_from``; needed if there are several. ``plan_template``: as ``data.plan_template``.
 
         Raises UserError if the method cannot do inside TRL what these arguments ask.
         """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -65,11 +66,15 @@ def find(name: str) -> type[Method[Any]]:
 
 
 def build(
-    settings: dict[str, Any], rollout: RolloutConfig, cls: type[Method[Any]] | None = None
+    settings: dict[str, Any],
+    rollout: RolloutConfig,
+    cls: type[Method[Any]] | None = None,
+    terms: Sequence[Term] = (),
 ) -> Method[Any]:
     """Build the method that a ``[method]`` section describes; ``cls``, if given, replaces the class it names.
 
-    Raises UserError if a name or setting is unknown, or if groups are too small for the method.
+    ``terms``: more of them, after those of the settings. Raises UserError if a name or setting is unknown, or
+    if groups are too small for the method.
     """
     cls = cls or find(str(settings.get("name", "grpo")))
     if rollout.group_size < cls.smallest_group:
@@ -82,11 +87,11 @@ def build(
         parsed: MethodSettings = cls.Settings.model_validate(settings)
     except ValidationError as error:
         raise UserError(explain(error, cls.Settings, "method")) from error
-    if parsed.terms and not cls.uses_advantages:
+    terms = [*(build_term(each, place) for place, each in enumerate(parsed.terms, 1)), *terms]
+    if terms and not cls.uses_advantages:
         raise UserError(
             f"method.terms: {cls.name} has no advantages that a term could change; leave them out"
         )
-    terms = [build_term(each, place) for place, each in enumerate(parsed.terms, 1)]
     require_compatible([term.name for term in terms])
     for term in terms:
         if why := cls.refuses.get(term.name):

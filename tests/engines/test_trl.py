@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from handrail import METHODS as METHODS_OF
-from handrail import UserError
+from handrail import Context, Term, UserError
 from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines.trl import GuidedGRPOTrainer
@@ -245,6 +245,26 @@ def test_terms_work_under_a_method(term: Any, tmp_path: Path) -> None:
     kept = Gradients(run)
     run.train()
     require_parity(run, kept)
+
+
+class Doubled(Term):
+    """A term of one's own: twice the advantages."""
+
+    async def credit(self, group: Group, ctx: Context) -> Group:
+        return group.map(lambda member: member.with_columns(advantage=2 * member.column("advantage")))
+
+
+def test_a_term_may_be_an_object(tmp_path: Path) -> None:
+    norms = []
+    for name, terms in (("without", []), ("with", [Doubled()])):
+        run = trainer(
+            GuidedGRPOTrainer, tmp_path / name, coin, config={"max_steps": 1}, method="luffy", terms=terms
+        )
+        kept = Gradients(run)
+        run.train()
+        require_parity(run, kept)
+        norms.append(float(run.state.log_history[0]["grad_norm"]))
+    assert norms[1] == pytest.approx(2 * norms[0], rel=1e-3) and norms[0] > 0
 
 
 def test_olr_reads_answers_with_the_verifier_only(tmp_path: Path) -> None:
