@@ -128,9 +128,9 @@ def build_method(
 ) -> Method[Any]:
     """Make a method for the host's groups.
 
-    ``method``: a name, settings with a ``name``, or a TOML file with a section ``[method]``. ``terms``: names,
-    settings and objects, added to those of the settings; objects come last. Raises UserError if there is no
-    such file or section, and as ``handrail.methods.build``.
+    ``method``: a name, settings with a ``name``, or a TOML file with a section ``[method]``. ``terms``:
+    names, settings and objects, added to those of the settings; objects come last. Raises UserError if there
+    is no such file or section, and as ``handrail.methods.build``.
     """
     settings: dict[str, Any]
     if isinstance(method, str):
