@@ -21,13 +21,14 @@ from handrail.methods.terms.dmpo import DmpoMatching
 from handrail.methods.terms.fapo import Fapo
 from handrail.methods.terms.imentor import Imentor
 from handrail.methods.terms.olr import Olr
+from handrail.methods.terms.overlong import Overlong
 from handrail.methods.terms.pacr import Pacr
 from handrail.methods.terms.prorag import Prorag
 from handrail.methods.terms.tgpo import TgpoAdvantage
 
 TERMS: dict[str, type[Term]] = {
-    "ace": Ace, "arm": Arm, "dmpo": DmpoMatching, "fapo": Fapo, "imentor": Imentor, "olr": Olr, "pacr": Pacr,
-    "prorag": Prorag, "tgpo": TgpoAdvantage,
+    "ace": Ace, "arm": Arm, "dmpo": DmpoMatching, "fapo": Fapo, "imentor": Imentor, "olr": Olr,
+    "overlong": Overlong, "pacr": Pacr, "prorag": Prorag, "tgpo": TgpoAdvantage,
 }  # fmt: skip
 
 

@@ -21,11 +21,12 @@ class Fapo(Term):
 
     R = 1 for a right rollout, 0 for a right one in which a judge finds a wrong step, −1 for a wrong one. Only
     right rollouts are judged; one that the judge does not answer for counts as right. References are not
-    judged (our choice). The paper's penalty for overlong completions is not part of this.
+    judged (our choice). The paper also has the term ``overlong``, with a buffer of 4,096 tokens.
     """
 
     source: ClassVar[str] = "arXiv 2510.22543"
     status: ClassVar[Status] = "published"
+    precedes: ClassVar[frozenset[str]] = frozenset({"overlong"})
 
     judge: str = "arithmetic"
     """Judge that finds a wrong step, as for scope; the paper trains a generative one, ``llm`` here."""

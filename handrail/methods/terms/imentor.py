@@ -24,7 +24,9 @@ class Imentor(Term):
 
     source: ClassVar[str] = "arXiv 2505.17621"
     status: ClassVar[Status] = "published"
-    refuses: ClassVar[Mapping[str, str]] = {"fapo": "with fapo, right answers can score below 1 too"}
+    refuses: ClassVar[Mapping[str, str]] = {
+        name: f"with {name}, right answers can score below 1 too" for name in ("fapo", "overlong")
+    }
 
     scale: float = Field(0.5, ge=0)
     """Largest bonus."""
