@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transfer_queue
-import verl.utils.config
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
-from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.metric import reduce_metrics
@@ -26,7 +24,6 @@ from handrail.engines.verl_limits import (
     NAME,
     become_synchronous,
     importance_weight_cap,
-    require_chosen,
     require_possible,
     require_tested,
     settings_of,
@@ -246,25 +243,3 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         if not (directory / f"{NAME}.json").exists():
             raise UserError(f"{directory} has no {NAME}.json: another trainer wrote it; start from its model")
         restore(self.method, read_state(directory / NAME))
-
-
-verls_validate_config = verl.utils.config.validate_config
-
-
-@wraps(verls_validate_config)
-def validate_config(config: DictConfig, *rest: Any, **named: Any) -> None:
-    """Refuse, before verl's command starts anything, a method that its trainer would ignore."""
-    require_chosen(config)
-    verls_validate_config(config, *rest, **named)
-
-
-verl.utils.config.validate_config = validate_config
-
-
-@register_adv_est(NAME)  # type: ignore[untyped-decorator]
-def refuse(**_: Any) -> Any:
-    """Stop any other trainer that is given this estimator."""
-    raise UserError(
-        f"algorithm.adv_estimator={NAME} needs Handrail's trainer; set trainer.v1.trainer_mode={NAME}, and "
-        "leave trainer.use_v1 at True"
-    )

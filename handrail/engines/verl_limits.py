@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import verl.utils.config
@@ -9,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import ValidationError
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.trainer.distillation import is_distillation_enabled
+from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.utils import need_critic
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
@@ -310,3 +312,25 @@ def become_synchronous(config: DictConfig, plain: bool, reference: bool) -> None
             config.algorithm.adv_estimator = "grpo"
         if reference:
             config.actor_rollout_ref.actor.use_kl_loss = True  # so that verl loads it
+
+
+verls_validate_config = verl.utils.config.validate_config
+
+
+@wraps(verls_validate_config)
+def validate_config(config: DictConfig, *rest: Any, **named: Any) -> None:
+    """Refuse, before verl's command starts anything, a method that its trainer would ignore."""
+    require_chosen(config)
+    verls_validate_config(config, *rest, **named)
+
+
+verl.utils.config.validate_config = validate_config
+
+
+@register_adv_est(NAME)  # type: ignore[untyped-decorator]
+def refuse(**_: Any) -> Any:
+    """Stop any other trainer that is given this estimator."""
+    raise UserError(
+        f"algorithm.adv_estimator={NAME} needs Handrail's trainer; set trainer.v1.trainer_mode={NAME}, and "
+        "leave trainer.use_v1 at True"
+    )
