@@ -1,8 +1,8 @@
 """Test what the papers of the systems claim, in miniature: ``python -m benchmarks.systems``.
 
-Makes what the comparisons start from (a policy, a teacher, answers of a later checkpoint, wrong labels),
-runs the three comparisons beside this file, and writes docs/systems-evidence.md from them. It continues
-where it was stopped. Two hours on two CPU cores.
+Makes what the comparisons start from (a policy, a teacher, answers of a later checkpoint, wrong labels,
+problems that luck can solve), runs the comparisons beside this file, and writes docs/systems-evidence.md from
+them. It continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
-from benchmarks.systems.page import page
+from benchmarks.systems.page import PICK, SAMPLES, directories, page, seed_of
 from handrail.data.load import load_problems
+from handrail.eval.attempts import read_attempts
+from handrail.training.config import load_config
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/systems")
-TASKS = ("signal", "labels", "hard")
+TASKS = ("signal", "luck", "labels", "hard")
 HARD = "task:house-rules?level=hard&house=2&n="
+LABELS = 96
 
 
 def handrail(*arguments: str) -> None:
@@ -30,14 +34,21 @@ def handrail(*arguments: str) -> None:
 
 def prepare() -> None:
     """Train the policy that knows a little, its teacher and a scout, and keep the scout's right answers."""
-    short = ["--set", "train.steps=30"]
+    short = ["--set", "train.steps=20"]
     for name, extra in (("start", short), ("teacher", [])):
         sets = ["--set", "method.name=sft", "--set", "train.seed=101", *extra]
         train("examples/demo.toml", name, sets)
-    train(str(HERE / "signal.toml"), "scout", ["--set", "method.name=grpo", "--set", "train.seed=101"])
-    config = ["--config", str(HERE / "signal.toml"), "--rollouts", "4"]
-    handrail("harvest", str(RUNS / "scout"), f"{HARD}480", *config, "--output", str(RUNS / "answers.jsonl"))
-    write_labels(RUNS / "labels.jsonl")
+    longer = ["--set", "train.token_budget=440_000"]
+    train(
+        str(HERE / "signal.toml"), "scout", ["--set", "method.name=grpo", "--set", "train.seed=101", *longer]
+    )
+    config = ["--config", str(HERE / "signal.toml")]
+    answers = str(RUNS / "answers.jsonl")
+    handrail("harvest", str(RUNS / "scout"), f"{HARD}480", *config, "--rollouts", "4", "--output", answers)
+    start = [str(RUNS / "start/model"), f"labels={HARD}{LABELS}"]
+    handrail("eval", *start, *config, "--samples", "16", "--output", str(RUNS / "attempts"))
+    write_labels(RUNS / "attempts/labels.jsonl", RUNS / "labels.jsonl")
+    write_luck(RUNS / "luck.jsonl")
 
 
 def train(config: str, name: str, extra: list[str]) -> None:
@@ -46,15 +57,33 @@ def train(config: str, name: str, extra: list[str]) -> None:
         handrail("train", config, "--output", str(RUNS / name), "--set", "eval.every=0", *extra, *resume)
 
 
-def write_labels(file: Path) -> None:
-    """Write 160 problems; every third of the first 144 has the answer of the problem after it."""
-    problems = load_problems(f"{HARD}160")
+def write_labels(attempts: Path, file: Path) -> None:
+    """Write problems of which every other one has the wrong answer that the policy gives most often."""
+    tried = {each.id: each.attempts for each in read_attempts(attempts)}
     with file.open("w", encoding="utf-8") as stream:
-        for place, problem in enumerate(problems):
-            wrong = place % 3 == 0 and place < 144
-            answer = problems[place + 1].answer if wrong else problem.answer
-            row = {"id": problem.id, "prompt": problem.prompt, "answer": answer}
-            stream.write(json.dumps(row) + "\n")
+        for place, problem in enumerate(load_problems(f"{HARD}{LABELS}")):
+            wrong = Counter(each.answer for each in tried[problem.id] if not each.correct and each.answer)
+            (answer, _), *_ = wrong.most_common(1) if place % 2 and wrong else [(problem.answer, 0)]
+            stream.write(json.dumps({"id": problem.id, "prompt": problem.prompt, "answer": answer}) + "\n")
+
+
+def write_luck(file: Path) -> None:
+    """Write problems whose answer is only the last digit of the last value."""
+    with file.open("w", encoding="utf-8") as stream:
+        for problem in load_problems(f"{HARD}480"):
+            row = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer[-1]}
+            stream.write(json.dumps({**row, "reference": problem.references[0]}) + "\n")
+
+
+def pick() -> None:
+    """Sample the held-out problems with what GRPO has trained in *signal*."""
+    config = str(HERE / "signal.toml")
+    held_out = load_config(HERE / "signal.toml").eval.sets["hard"]
+    for run in directories(RUNS / "signal/grpo"):
+        output = RUNS / PICK / f"seed-{seed_of(run)}"
+        if not (output / "summary.json").exists():
+            sampled = ["--samples", str(SAMPLES), "--output", str(output)]
+            handrail("eval", str(run / "model"), f"hard={held_out}", "--config", config, *sampled)
 
 
 def main(arguments: list[str]) -> None:
@@ -65,15 +94,20 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--write-only", action="store_true", help="only write the page from finished runs")
     parser.add_argument("--workers", default="2", help="runs at a time")
     options = parser.parse_args(arguments)
+    seeds = {task: load_config(HERE / f"{task}.toml").compare.seeds for task in TASKS}
     if not options.write_only:
         RUNS.mkdir(parents=True, exist_ok=True)
         prepare()
-        for seeds in ([31], [31, 32], [31, 32, 33]):  # so that a page cut short has all systems
+        for number in range(max(map(len, seeds.values()))):  # so that a page cut short has all systems
             for task in TASKS:
-                comparison = ["compare", str(HERE / f"{task}.toml"), "--output", str(RUNS / task)]
-                handrail(*comparison, "--workers", options.workers, "--set", f"compare.seeds={seeds}")
+                if number < len(seeds[task]):
+                    some = f"compare.seeds={seeds[task][: number + 1]}"
+                    comparison = ["compare", str(HERE / f"{task}.toml"), "--output", str(RUNS / task)]
+                    handrail(*comparison, "--workers", options.workers, "--set", some)
+            pick()
     claims = tomllib.loads((HERE / "claims.toml").read_text(encoding="utf-8"))["claims"]
-    options.page.write_text(page(claims, RUNS), encoding="utf-8")
+    planned = {task: len(each) for task, each in seeds.items()}
+    options.page.write_text(page(claims, RUNS, {**planned, PICK: planned["signal"]}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.suite.claims import Row
 from handrail._util.names import slug
-from handrail.eval.differences import Rewards, paired
+from handrail.eval.attempts import read_attempts
+from handrail.eval.differences import Difference, Rewards, over_seeds, paired
+from handrail.eval.estimators import maj_at_k, pick_at_k, votes
 
 BASE = "GRPO"
-SEEDS = 3
-HEAD = """# What the systems do in miniature
-
-No figure on this page was typed. `python -m benchmarks.systems` trains everything in about two hours on
-two CPU cores and writes this page. The tasks are in `benchmarks/systems/`:
-
-- **hard**: the problems of the demo, which the built-in model cannot solve. All runs sample 400,000
-  tokens.
-- **signal**: the same problems, starting from a policy that solves one in seven (30 steps of SFT). All
-  runs sample 110,000 tokens. The teacher is the same model after 140 steps of SFT. NPO's answers are
-  those of a GRPO run from the same start.
-- **labels**: the same start, 160 problems, three in ten with the answer of another problem. All runs take
-  100 steps, ten passes over the data.
-
-Sampled tokens include all that a method samples beside its rollouts: continuations, probes, repairs.
-Every setting is the default or, for judges and correctors, `reference`; STRIDE starts in step 12 instead
-of 52. The seeds 31, 32 and 33 chose nothing. The expectations were written down before the runs.
-
-A claim *holds* if the 95 % interval of its difference to GRPO on hard held-out problems lies above zero,
-*fails* if it lies at or below zero, and is *undecided* otherwise. An interval is the wider of a bootstrap
-over problems and Student's over seeds, and with so few seeds it is wide. There is no answer before all
-three seeds have run. Accuracies are in per cent, means over seeds.
-"""
+PICK = "pick"
+SAMPLES = 8
+HEAD = (Path(__file__).parent / "page.md").read_text(encoding="utf-8")
 
 
-def page(claims: Sequence[dict[str, Any]], runs: Path) -> str:
-    """Return the page. A claim without finished runs is marked as not measured."""
+def page(claims: Sequence[dict[str, Any]], runs: Path, seeds: Mapping[str, int]) -> str:
+    """Return the page. ``seeds``: number of planned seeds by task.
+
+    A claim without finished runs is marked as not measured.
+    """
     parts = [HEAD]
     for task in dict.fromkeys(claim["task"] for claim in claims):
         here = [claim for claim in claims if claim["task"] == task]
-        parts += [f"## {task}", table(task, [claim["run"] for claim in here], runs)]
-        parts += [section(claim, runs / task) for claim in here]
+        parts.append(f"## {task}")
+        if task != PICK:
+            parts.append(table(task, list(dict.fromkeys(claim["run"] for claim in here)), runs))
+        parts += [section(claim, runs / task, seeds[task]) for claim in here]
     return "\n".join(parts)
 
 
@@ -53,13 +42,17 @@ def directories(run: Path) -> list[Path]:
     return sorted(each.parent for each in run.glob("seed-*/summary.json"))
 
 
+def seed_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("seed-"))
+
+
 def rewards(run: Path, held_out: str) -> Rewards:
     """Map seed -> problem -> its share of correct completions after training."""
     out = {}
     for directory in directories(run):
         rows = map(json.loads, (directory / "evaluations.jsonl").read_text(encoding="utf-8").splitlines())
         last = {row["set"]: row.get("correct", row.get("rewards")) for row in rows}
-        out[int(directory.name.removeprefix("seed-"))] = last[held_out]
+        out[seed_of(directory)] = last[held_out]
     return out
 
 
@@ -89,18 +82,71 @@ def table(task: str, names: Sequence[str], runs: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def section(claim: dict[str, Any], task: Path) -> str:
+# What a claim is about: a difference to GRPO, paired over seeds; None without a common seed
+
+
+def accuracy(task: Path, run: str) -> Difference | None:
+    ours, theirs = (rewards(task / slug(name), "hard") for name in (run, BASE))
+    return paired("hard", run, BASE, ours, theirs) if ours.keys() & theirs.keys() else None
+
+
+def entropy(task: Path, run: str) -> Difference | None:
+    """Entropy of the rollouts' tokens in the last tenth of the steps."""
+
+    def at_the_end(name: str) -> dict[int, float]:
+        out = {}
+        for directory in directories(task / slug(name)):
+            lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+            last = lines[-max(1, len(lines) // 10) :]
+            out[seed_of(directory)] = fmean(json.loads(line)["entropy"] for line in last)
+        return out
+
+    ours, theirs = at_the_end(run), at_the_end(BASE)
+    return over_seeds("entropy", run, BASE, ours, theirs) if ours.keys() & theirs.keys() else None
+
+
+def pick(task: Path, run: str) -> Difference | None:
+    """The answer of least free energy against the most frequent one, among the same completions."""
+    ours: dict[int, dict[str, float]] = {}
+    theirs: dict[int, dict[str, float]] = {}
+    for directory in directories(task):
+        seed = seed_of(directory)
+        ours[seed], theirs[seed] = {}, {}
+        for each in read_attempts(directory / "hard.jsonl"):
+            ordered = sorted(each.attempts, key=lambda one: inf if one.energy is None else one.energy)
+            right = [attempt.correct is True for attempt in ordered]
+            ours[seed][each.id] = pick_at_k(right, SAMPLES)
+            answers = votes([attempt.answer for attempt in ordered], [float(one) for one in right])
+            theirs[seed][each.id] = maj_at_k(*answers, SAMPLES)
+    return paired("hard", f"pick@{SAMPLES}", f"maj@{SAMPLES}", ours, theirs) if ours else None
+
+
+@dataclass(frozen=True)
+class Measure:
+    unit: str
+    """What a hundredth of the figure is called."""
+    difference: Callable[[Path, str], Difference | None]
+
+
+MEASURES = {
+    "accuracy": Measure("points", accuracy),
+    "entropy": Measure("hundredths of a nat per token", entropy),
+    PICK: Measure("points", pick),
+}
+
+
+def section(claim: dict[str, Any], task: Path, seeds: int) -> str:
     """A claim, what was expected, and what was found."""
     parts = [f"### {claim['run']}: {claim['says']}", f"Expected: {claim['expected']}."]
-    ours, theirs = (rewards(task / slug(name), "hard") for name in (claim["run"], BASE))
-    if ours.keys() & theirs.keys():
-        row = Row(claim["task"], paired("hard", claim["run"], BASE, ours, theirs))
-        found = row.difference
-        seeds = ", ".join(f"{100 * each:+.1f}" for each in found.per_seed)
+    measure = MEASURES[claim.get("measure", "accuracy")]
+    found = measure.difference(task, claim["run"])
+    if found:
+        per_seed = ", ".join(f"{100 * each:+.1f}" for each in found.per_seed)
         figures = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
         count = len(found.per_seed)
-        answer = f"**{row.answer}**" if count >= SEEDS else f"no answer yet, with {count} of {SEEDS} seeds"
-        parts.append(f"Found: {answer}; {figures} points; per seed {seeds}.")
+        answer = Row(claim["task"], found).answer
+        said = f"**{answer}**" if count >= seeds else f"no answer yet, with {count} of {seeds} seeds"
+        parts.append(f"Found: {said}; {figures} {measure.unit}; per seed {per_seed}.")
     else:
         parts.append("Not measured yet.")
     if note := claim.get("note"):
