@@ -8,23 +8,18 @@ them. It continues where it was stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tomllib
-from collections import Counter
 from pathlib import Path
 
+from benchmarks.systems.data import LABELS, LUCK, write_labels, write_luck
 from benchmarks.systems.page import PICK, SAMPLES, directories, page, seed_of
-from handrail.data.load import load_problems
-from handrail.eval.attempts import read_attempts
 from handrail.training.config import load_config
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/systems")
 TASKS = ("signal", "luck", "labels", "hard")
-HARD = "task:house-rules?level=hard&house=2&n="
-LABELS = 96
 
 
 def handrail(*arguments: str) -> None:
@@ -33,20 +28,18 @@ def handrail(*arguments: str) -> None:
 
 
 def prepare() -> None:
-    """Train the policy that knows a little, its teacher and a scout, and keep the scout's right answers."""
-    short = ["--set", "train.steps=20"]
-    for name, extra in (("start", short), ("teacher", [])):
-        sets = ["--set", "method.name=sft", "--set", "train.seed=101", *extra]
+    """Train policies that know a little, more and most of it, and a scout; write the data they make."""
+    for name, steps in (("start", 20), ("half", 40), ("teacher", 140)):
+        sets = ["--set", "method.name=sft", "--set", "train.seed=101", "--set", f"train.steps={steps}"]
         train("examples/demo.toml", name, sets)
     longer = ["--set", "train.token_budget=440_000"]
-    train(
-        str(HERE / "signal.toml"), "scout", ["--set", "method.name=grpo", "--set", "train.seed=101", *longer]
-    )
+    sets = ["--set", "method.name=grpo", "--set", "train.seed=101", *longer]
+    train(str(HERE / "signal.toml"), "scout", sets)
     config = ["--config", str(HERE / "signal.toml")]
     answers = str(RUNS / "answers.jsonl")
-    handrail("harvest", str(RUNS / "scout"), f"{HARD}480", *config, "--rollouts", "4", "--output", answers)
-    start = [str(RUNS / "start/model"), f"labels={HARD}{LABELS}"]
-    handrail("eval", *start, *config, "--samples", "16", "--output", str(RUNS / "attempts"))
+    handrail("harvest", str(RUNS / "scout"), LUCK, *config, "--rollouts", "4", "--output", answers)
+    half = [str(RUNS / "half/model"), f"labels={LABELS}"]
+    handrail("eval", *half, *config, "--samples", "16", "--output", str(RUNS / "attempts"))
     write_labels(RUNS / "attempts/labels.jsonl", RUNS / "labels.jsonl")
     write_luck(RUNS / "luck.jsonl")
 
@@ -55,24 +48,6 @@ def train(config: str, name: str, extra: list[str]) -> None:
     if not (RUNS / name / "summary.json").exists():
         resume = ["--resume"] if (RUNS / name).exists() else []
         handrail("train", config, "--output", str(RUNS / name), "--set", "eval.every=0", *extra, *resume)
-
-
-def write_labels(attempts: Path, file: Path) -> None:
-    """Write problems of which every other one has the wrong answer that the policy gives most often."""
-    tried = {each.id: each.attempts for each in read_attempts(attempts)}
-    with file.open("w", encoding="utf-8") as stream:
-        for place, problem in enumerate(load_problems(f"{HARD}{LABELS}")):
-            wrong = Counter(each.answer for each in tried[problem.id] if not each.correct and each.answer)
-            (answer, _), *_ = wrong.most_common(1) if place % 2 and wrong else [(problem.answer, 0)]
-            stream.write(json.dumps({"id": problem.id, "prompt": problem.prompt, "answer": answer}) + "\n")
-
-
-def write_luck(file: Path) -> None:
-    """Write problems whose answer is only the last digit of the last value."""
-    with file.open("w", encoding="utf-8") as stream:
-        for problem in load_problems(f"{HARD}480"):
-            row = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer[-1]}
-            stream.write(json.dumps({**row, "reference": problem.references[0]}) + "\n")
 
 
 def pick() -> None:

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.suite.claims import Row
+from benchmarks.systems.data import replaced_labels
 from handrail._util.names import slug
 from handrail.eval.attempts import read_attempts
 from handrail.eval.differences import Difference, Rewards, over_seeds, paired
@@ -82,7 +83,7 @@ def table(task: str, names: Sequence[str], runs: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-# What a claim is about: a difference to GRPO, paired over seeds; None without a common seed
+# What a claim is about, by its measure: a difference over seeds; None without a common seed
 
 
 def accuracy(task: Path, run: str) -> Difference | None:
@@ -103,6 +104,14 @@ def entropy(task: Path, run: str) -> Difference | None:
 
     ours, theirs = at_the_end(run), at_the_end(BASE)
     return over_seeds("entropy", run, BASE, ours, theirs) if ours.keys() & theirs.keys() else None
+
+
+def labels(task: Path, run: str) -> Difference | None:
+    """Right answers among those that replaced a label, against these labels."""
+    found = {seed_of(each): replaced_labels(each / "labels.jsonl") for each in directories(task / slug(run))}
+    known = {seed: shares for seed, shares in found.items() if shares}
+    ours, theirs = ({seed: shares[side] for seed, shares in known.items()} for side in (0, 1))
+    return over_seeds("labels", run, "data", ours, theirs) if known else None
 
 
 def pick(task: Path, run: str) -> Difference | None:
@@ -131,6 +140,7 @@ class Measure:
 MEASURES = {
     "accuracy": Measure("points", accuracy),
     "entropy": Measure("hundredths of a nat per token", entropy),
+    "labels": Measure("points", labels),
     PICK: Measure("points", pick),
 }
 

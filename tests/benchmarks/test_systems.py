@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.systems.__main__ import HARD, HERE, LABELS, TASKS, main, write_labels, write_luck
+from benchmarks.systems.__main__ import HERE, TASKS, main
+from benchmarks.systems.data import LABELS, LUCK, replaced_labels, write_labels, write_luck
 from benchmarks.systems.page import PICK, page
 from benchmarks.systems.verifier import ends_right
 from handrail.data.load import load_problems
@@ -47,7 +48,7 @@ def test_every_claim_is_about_a_run_of_its_comparison() -> None:
 
 
 def test_half_of_the_labels_are_what_the_policy_says_wrongly(tmp_path: Path) -> None:
-    problems = load_problems(f"{HARD}{LABELS}")
+    problems = load_problems(LABELS)
     silent = problems[1].id  # gives no wrong answer, so that its label stays right
     with (tmp_path / "attempts.jsonl").open("w") as stream:
         for problem in problems:
@@ -61,10 +62,19 @@ def test_half_of_the_labels_are_what_the_policy_says_wrongly(tmp_path: Path) -> 
         assert answer == ("2 2 2" if wrong else problem.answer)
 
 
+def test_replaced_labels_are_compared_with_the_true_ones(tmp_path: Path) -> None:
+    first, second = load_problems(LABELS)[:2]
+    rows = [(first.id, "1 1 1", "2 2 2"), (first.id, "1 1 1", first.answer), (second.id, second.answer, "3")]
+    keys = ("problem", "given", "answer")
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows]
+    (tmp_path / "labels.jsonl").write_text("".join(lines))
+    assert replaced_labels(tmp_path / "labels.jsonl") == (0.5, 0.5)
+
+
 def test_luck_reads_the_last_digit_of_training_problems_and_all_of_the_others(tmp_path: Path) -> None:
     write_luck(tmp_path / "luck.jsonl")
     trained = load_problems(str(tmp_path / "luck.jsonl"))[0]
-    whole = load_problems(f"{HARD}480")[0]
+    whole = load_problems(LUCK)[0]
     assert trained.prompt == whole.prompt and trained.references == whole.references
     assert (whole.answer, trained.answer) == ("60 16 44", "4")
     assert ends_right(trained, " 60 16 44 ") == ends_right(whole, "60 16 44") == 1.0
