@@ -28,8 +28,8 @@ def handrail(*arguments: str) -> None:
 
 
 def prepare() -> None:
-    """Train policies that know a little, more and most of it, and a scout; write the data they make."""
-    for name, steps in (("start", 20), ("half", 40), ("teacher", 140)):
+    """Train policies on more and more references, and a scout; write the data that they make."""
+    for name, steps in (("start", 20), ("later", 24), ("half", 40), ("teacher", 140)):
         sets = ["--set", "method.name=sft", "--set", "train.seed=101", "--set", f"train.steps={steps}"]
         train("examples/demo.toml", name, sets)
     longer = ["--set", "train.token_budget=440_000"]
