@@ -128,11 +128,11 @@ def main() -> None:
         file = job(directory)
         whole = by_torchrun(file, directory / "whole")
         for kind in options.kinds.split(","):
-            if kind == "slow-storage":
-                directory = mounted.enter_context(slow_storage(directory))
+            slow = kind == "slow-storage"
+            place = mounted.enter_context(slow_storage(directory)) if slow else directory
             equal, started = 0, time.monotonic()
             for number in range(options.times):
-                run = directory / f"{kind}-{number}"
+                run = place / f"{kind}-{number}"
                 equal += disturbed(cluster, kind, file, run, random.randint(1, 6))[0] == whole
             each = (time.monotonic() - started) / options.times
             print(f"| {kind} | {options.times} | {equal} | {each:.0f} |", flush=True)
