@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/handrail compare examples/demo.toml --output runs/demo
 
 test: setup lint
-	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder -m "not long"
+	$(BIN)/pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder -m "not long"
 
 # What `make test` checks at a smaller size.
 test-long: setup

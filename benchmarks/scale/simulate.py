@@ -39,6 +39,12 @@ class Simulation:
         self.asked_again: dict[int, simpy.Event] = defaultdict(self.env.event)
         self.sampled: dict[tuple[str, int], list[simpy.Event]] = {}
         self.ends: list[float] = []
+        self.asking: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        """For every engine, the workers that it answers, its place among their samplers, and their number."""
+        for worker in range(setup.workers if setup.samplers else 0):
+            own = setup.own(worker)
+            for place, engine in enumerate(own):
+                self.asking[engine].append((worker, place, len(own)))
 
     def run(self) -> list[float]:
         """Return the seconds of every step."""
@@ -99,9 +105,8 @@ class Simulation:
         elif setup.merged:
             yield piece(np.concatenate(drawn), setup.engines, number)
         else:
-            for worker, rows in enumerate(drawn):
-                own = setup.own(worker)
-                if number in own and len(part := piece(rows, len(own), own.index(number))):
+            for worker, place, own in self.asking[number]:
+                if len(part := piece(drawn[worker], own, place)):
                     yield part
 
     def decode(self, lengths: Array) -> Events:

@@ -2,7 +2,7 @@
 
 Makes what the comparisons start from (a policy, a teacher, answers of a later checkpoint, wrong labels,
 problems that luck can solve), runs the comparisons beside this file, and writes docs/systems-evidence.md from
-them. It continues where it was stopped.
+them. It continues where it was stopped. ``--task hard`` runs one comparison and writes its part of the page.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 from benchmarks.systems.data import LABELS, LUCK, write_labels, write_luck
-from benchmarks.systems.page import PICK, SAMPLES, directories, page, seed_of
+from benchmarks.systems.page import PICK, SAMPLES, directories, page, replace_task, seed_of
 from handrail.training.config import load_config
 
 HERE = Path(__file__).parent
@@ -66,23 +66,30 @@ def main(arguments: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--page", type=Path, default=Path("docs/systems-evidence.md"), help="page to write")
+    parser.add_argument("--task", choices=(*TASKS, PICK), help="run only this task, and write only its part")
     parser.add_argument("--write-only", action="store_true", help="only write the page from finished runs")
     parser.add_argument("--workers", default="2", help="runs at a time")
     options = parser.parse_args(arguments)
+    tasks = (options.task,) if options.task else (*TASKS, PICK)
     seeds = {task: load_config(HERE / f"{task}.toml").compare.seeds for task in TASKS}
     if not options.write_only:
         RUNS.mkdir(parents=True, exist_ok=True)
-        prepare()
+        if tasks != ("hard",):  # which starts from the built-in model
+            prepare()
         for number in range(max(map(len, seeds.values()))):  # so that a page cut short has all systems
-            for task in TASKS:
-                if number < len(seeds[task]):
+            for task in tasks:
+                if task == PICK:
+                    pick()
+                elif number < len(seeds[task]):
                     some = f"compare.seeds={seeds[task][: number + 1]}"
                     comparison = ["compare", str(HERE / f"{task}.toml"), "--output", str(RUNS / task)]
                     handrail(*comparison, "--workers", options.workers, "--set", some)
-            pick()
     claims = tomllib.loads((HERE / "claims.toml").read_text(encoding="utf-8"))["claims"]
     planned = {task: len(each) for task, each in seeds.items()}
-    options.page.write_text(page(claims, RUNS, {**planned, PICK: planned["signal"]}), encoding="utf-8")
+    text = page(claims, RUNS, {**planned, PICK: planned["signal"]})
+    if options.task:
+        text = replace_task(options.page.read_text(encoding="utf-8"), text, options.task)
+    options.page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

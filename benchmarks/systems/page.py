@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -36,6 +37,15 @@ def page(claims: Sequence[dict[str, Any]], runs: Path, seeds: Mapping[str, int])
             parts.append(table(task, list(dict.fromkeys(claim["run"] for claim in here)), runs))
         parts += [section(claim, runs / task, seeds[task]) for claim in here]
     return "\n".join(parts)
+
+
+def replace_task(old: str, new: str, task: str) -> str:
+    """Return the page ``old`` with the part of one task taken from the page ``new``."""
+    theirs, ours = (
+        {part.partition("\n")[0]: part for part in re.split("(?m)^(?=## )", text)} for text in (old, new)
+    )
+    heading = f"## {task}"
+    return "".join({**theirs, heading: ours[heading]}.values())
 
 
 def directories(run: Path) -> list[Path]:

@@ -129,3 +129,21 @@ def test_the_page_is_written_without_runs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     main(["--write-only", "--page", "page.md"])
     assert (tmp_path / "page.md").read_text().count("Not measured yet.") == len(CLAIMS)
+
+
+def test_one_task_can_be_measured_without_the_runs_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs/systems"
+    for seed in (41, 42, 43):
+        write_run(runs / f"hard/grpo/seed-{seed}", 1)
+        write_run(runs / f"hard/cso/seed-{seed}", 3)
+    before = page(CLAIMS, runs, SEEDS).replace("## labels", "## labels\n\nmeasured elsewhere")
+    Path("page.md").write_text(before)
+    write_run(runs / "hard/int/seed-41", 3)
+    main(["--write-only", "--task", "hard", "--page", "page.md"])
+    now = Path("page.md").read_text()
+    assert "| InT | 75.0 |" in now.split("## hard")[1]
+    assert now.split("## hard")[0] == before.split("## hard")[0]
+    assert now.split("## pick")[1] == before.split("## pick")[1]

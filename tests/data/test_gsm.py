@@ -64,7 +64,12 @@ def test_an_unknown_level_is_refused() -> None:
         load_problems("task:gsm-symbolic?n=5&level=tiny")
 
 
-def test_a_level_has_its_maximum_number_of_problems_and_refuses_more() -> None:
-    assert len(load_problems("task:gsm-symbolic?n=1000&level=short&split=new-numbers")) == 1000  # the rarest
+@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.long)])
+def test_a_level_has_its_maximum_number_of_problems(n: int) -> None:
+    """At most so many are drawn for each problem; split and level leave the fewest here."""
+    assert len(load_problems(f"task:gsm-symbolic?n={n}&level=short&split=new-numbers")) == n
+
+
+def test_a_level_refuses_more_than_its_maximum_number_of_problems() -> None:
     with pytest.raises(UserError, match="1000|1,000|1001"):
         load_problems("task:gsm-symbolic?n=1001&level=short")
