@@ -71,7 +71,7 @@ class Sizes:
         "bfloat16",
     )
     learn: tuple[str, ...] = (
-        "examples/smollm2-gsm.toml", "--workers", "12", "--runs", "GRPO,LUFFY,SFT on failures,SORT",
+        "examples/smollm2-gsm.toml", "--jobs", "12", "--runs", "GRPO,LUFFY,SFT on failures,SORT",
         "--set", "compare.seeds=[1, 2, 3]", "--set", "model.dtype=bfloat16", "--set", "eval.every=0",
         "--set", "train.micro_batch_tokens=16384", "--set", "train.checkpoint_every=0",
     )  # fmt: skip
@@ -87,7 +87,7 @@ TINY = Sizes(
     chunks=(2**10, 2**12), batches=(4,), length=8,
     step=("--device", "cpu", "--problems", "2", "--group-size", "2", "--tokens", "4", "--rounds", "1",
           "--dead", "0", "--methods", "grpo"),
-    learn=("examples/demo.toml", "--workers", "1", "--set", "train.steps=1", "--set", "compare.seeds=[0]",
+    learn=("examples/demo.toml", "--jobs", "1", "--set", "train.steps=1", "--set", "compare.seeds=[0]",
            "--set", "eval.limit=4", "--set", "model.device=cpu"),
 )  # fmt: skip
 

@@ -39,8 +39,9 @@ def suite_command(
     write_only: Annotated[
         bool, typer.Option("--write-only", help="Run nothing; write the page from the existing results.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of concurrent runs (default: one per GPU, else per CPU core)."),
     ] = None,
 ) -> None:
     """Test the papers' claims on several models, benchmarks, methods, reference styles and seeds.
@@ -52,11 +53,11 @@ def suite_command(
 
     what = load_suite(suite or BUILTIN, quick)
     output = output or Path("runs") / ("suite-quick" if quick else "suite")
-    run(what, output, workers, write_only)
+    run(what, output, jobs, write_only)
     write_page(what, output, page or output / "evidence.md")
 
 
-def run(what: Suite, output: Path, workers: int | None, nothing: bool) -> None:
+def run(what: Suite, output: Path, jobs: int | None, nothing: bool) -> None:
     """Make the runs that are not finished, unless ``nothing`` is to be run; measure the plans' weights."""
     from benchmarks.suite.suite import Result, current, planned, read_results, run_suite
     from benchmarks.suite.weights import weights_of
@@ -76,7 +77,7 @@ def run(what: Suite, output: Path, workers: int | None, nothing: bool) -> None:
             f"{result.figures['seconds']:.0f} s; {left:.0f} min left"
         )
 
-    run_suite(what, output, workers, report)
+    run_suite(what, output, jobs, report)
     (output / "weights.json").write_text(json.dumps(weights_of(what), indent=1) + "\n", encoding="utf-8")
 
 

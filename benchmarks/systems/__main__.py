@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/systems-evidence.md"), help="page to write")
     parser.add_argument("--task", choices=(*TASKS, PICK), help="run only this task, and write only its part")
     parser.add_argument("--write-only", action="store_true", help="only write the page from finished runs")
-    parser.add_argument("--workers", default="2", help="runs at a time")
+    parser.add_argument("--jobs", default="2", help="runs at a time")
     options = parser.parse_args(arguments)
     tasks = (options.task,) if options.task else (*TASKS, PICK)
     seeds = {task: load_config(HERE / f"{task}.toml").compare.seeds for task in TASKS}
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
                 elif number < len(seeds[task]):
                     some = f"compare.seeds={seeds[task][: number + 1]}"
                     comparison = ["compare", str(HERE / f"{task}.toml"), "--output", str(RUNS / task)]
-                    handrail(*comparison, "--workers", options.workers, "--set", some)
+                    handrail(*comparison, "--jobs", options.jobs, "--set", some)
     claims = tomllib.loads((HERE / "claims.toml").read_text(encoding="utf-8"))["claims"]
     planned = {task: len(each) for task, each in seeds.items()}
     text = page(claims, RUNS, {**planned, PICK: planned["signal"]})

@@ -53,14 +53,20 @@ def train_command(
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run directory.")
     ] = False,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Train under Ray Train: in RAY_ADDRESS, else on a local cluster.")
+        bool,
+        typer.Option(
+            "--ray", help="Train under Ray Train, on the cluster of RAY_ADDRESS or else on a local one."
+        ),
     ] = False,
     workers: Annotated[
         str | None,
         typer.Option(help="Processes under --ray, or a range such as 2-8 (default: one per GPU, else 1)."),
     ] = None,
     samplers: Annotated[
-        int, typer.Option(min=0, help="Processes under --ray that only sample (default: workers sample).")
+        int,
+        typer.Option(
+            min=0, help="Number of processes under --ray that only sample (default: the workers sample)."
+        ),
     ] = 0,
 ) -> None:
     """Train a model with one method and write a run directory."""
@@ -130,10 +136,11 @@ def compare_command(
     ],
     settings: Settings = None,
     output: Annotated[
-        Path | None, typer.Option(help="Directory to write (default: runs/ and the file's name).")
+        Path | None, typer.Option(help="Directory to write (default: runs/compare- and the file's name).")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Concurrent runs (default: one per GPU, else per CPU core).")
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of concurrent runs (default: one per GPU, else per CPU core)."),
     ] = None,
     methods: Annotated[
         str, typer.Option(help="Compare these methods, separated by commas, instead of \\[compare.runs].")
@@ -142,21 +149,20 @@ def compare_command(
         list[str] | None,
         typer.Option(help="Run only these of \\[compare.runs], separated by commas. May be repeated."),
     ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of seeds, counting up from train.seed (default: compare.seeds)."),
-    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas, instead of compare.seeds.")] = "",
 ) -> None:
     """Train several methods from the same model on the same problems, and test which differ.
 
     The first run is the baseline. Results: a table, paired differences, a plot, summary.json.
     The same command continues a comparison that was stopped.
     """
+    if seeds:
+        settings = [*(settings or []), f"compare.seeds=[{seeds}]"]
     parsed = load_config(config, settings)
     directory = output or compare_directory(config)
     quiet()
     from handrail.eval.compare import compare
-    from handrail.eval.jobs import by_methods, choose, jobs, listed, with_seeds
+    from handrail.eval.jobs import by_methods, choose, listed, plan_jobs
     from handrail.eval.report.plot import curves
     from handrail.eval.report.tables import comparison_table, diversity_table, training_table
 
@@ -168,16 +174,14 @@ def compare_command(
         parsed = by_methods(parsed, listed("--methods", methods))
     if runs:
         parsed = choose(parsed, runs)
-    if seeds:
-        parsed = with_seeds(parsed, seeds)
-    planned = jobs(parsed, directory)
+    planned = plan_jobs(parsed, directory)
     finished = sum(job.summary is not None for job in planned)
     show(
         f"{len(planned)} runs from {parsed.model.path} into {directory}"
         + (f", {finished} of them finished already" * bool(finished))
     )
     with bars(console) as shown:
-        summary = compare(parsed, directory, workers, shown.update)
+        summary = compare(parsed, directory, jobs, shown.update)
     for table in (comparison_table, training_table, diversity_table):
         if shown_table := table(summary["methods"], list(parsed.eval.sets)):
             console.print(shown_table)

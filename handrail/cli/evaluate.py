@@ -23,10 +23,12 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N pro
 
 
 def eval_command(
-    model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
+    model: Annotated[str, typer.Argument(help="Run directory, model directory, hub name or builtin:NAME.")],
     data: Annotated[
         list[str] | None,
-        typer.Argument(help=f"Held-out sets: {DATA}; or NAME=SOURCE (default: the configuration's)."),
+        typer.Argument(
+            help=f"Held-out sets: {DATA}; or NAME=SOURCE (default: eval.sets of the run or of --config)."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
     seed: Seed = 0,
@@ -64,7 +66,7 @@ def eval_command(
 
 
 def probe_command(
-    model: Annotated[str, typer.Argument(help="Model directory, hub name or builtin:NAME.")],
+    model: Annotated[str, typer.Argument(help="Run directory, model directory, hub name or builtin:NAME.")],
     data: Data,
     rollouts: Annotated[
         int, typer.Option(min=4, help="Completions per problem, and the largest group size to consider.")
@@ -133,7 +135,9 @@ def probe_command(
 def harvest_command(
     model: Annotated[str, typer.Argument(help="Run directory, model directory, hub name or builtin:NAME.")],
     data: Data,
-    output: Annotated[Path, typer.Option(help="File to write: the method npo's setting cache.")],
+    output: Annotated[
+        Path, typer.Option(help="File of answers to write, for the setting cache of the method npo.")
+    ],
     rollouts: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
     keep: Annotated[int, typer.Option(min=1, help="Answers to keep per problem.")] = 1,
     seed: Seed = 0,
@@ -178,9 +182,7 @@ def load_settings_and_sets(
                 f"there is no directory {model}{near(Path(model))} "
                 "(to measure a model of the Hugging Face hub, name data)"
             )
-        raise UserError(
-            "there is nothing to measure on; name the data, a --config with eval.sets, or the model of a run"
-        )
+        raise UserError("there is no data to measure on; name a source, a --config with eval.sets, or a run")
     sets = sets_by_name(data or [])
     fitting = {"name": default_verifier(*sets.values())}
     parsed = build_config(

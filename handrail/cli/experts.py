@@ -78,7 +78,9 @@ def judge_command(
             help="Step judge to measure: arithmetic, reference, prm, llm or your own, file.py:Name."
         ),
     ] = "arithmetic",
-    n: Annotated[int, typer.Option(min=1, help="Use the first N problems that have a reference.")] = 500,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Use only the first N problems that have a reference.")
+    ] = 500,
     threshold: Annotated[
         float, typer.Option(help="A step that scores below this, at most 1, counts as wrong.")
     ] = 0.5,
@@ -94,14 +96,14 @@ def judge_command(
     It judges references unchanged, and with one number of one step changed.
     """
     if not 0 < threshold <= 1:
-        raise UserError(f"--threshold is {threshold:g}; set it above 0 and to at most 1, as scores are")
+        raise UserError(f"--threshold is {threshold:g}; it must be above 0 and at most 1, like the scores")
     if output:
         writable(output)
     experts, problems = load_experts_and_problems(data, config, settings)
     experts.check("judge", judge, "--judge")
     from handrail.eval.judge_report import labeled, report
 
-    attempts = labeled([problem for problem in problems if problem.references][:n], seed)
+    attempts = labeled([problem for problem in problems if problem.references][:limit], seed)
     if not attempts:
         raise UserError(f"{data}: no problem has a reference, so there is nothing to judge")
     found = report(Asked(experts, judge), attempts, threshold)

@@ -32,6 +32,9 @@ MEASURED = 1000
 WITHOUT_REFERENCES = 512
 """``rollout.max_tokens`` if there are no references to measure."""
 
+SMALL = 300_000_000
+"""A model with fewer weights learns next to nothing at the rate that is usual for billions of them."""
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -72,11 +75,12 @@ def first_config(
     prompts = [*problems, *tested]
     chosen = _verifier(problems, ["math", "normalized"] if verifier == "math" else [verifier])
     tokens, why = _max_tokens(policy, problems, prompts)
+    rate = "2e-4" if policy.model.num_parameters() < SMALL else "1e-6"
     text = "\n".join(
         [
             *_head(model, data, output),
             *_inputs(model, data, problems, held_out, columns, policy.renderer.chat, [*long, *long_tested]),
-            *_training(problems, chosen, tokens, why),
+            *_training(problems, chosen, tokens, why, rate),
         ]
     )
     written = parse_config(tomllib.loads(text), str(output))
@@ -184,7 +188,9 @@ def _inputs(
     ]  # fmt: skip
 
 
-def _training(problems: Sequence[Problem], verifier: Verified, max_tokens: int, why: str) -> list[str]:
+def _training(
+    problems: Sequence[Problem], verifier: Verified, max_tokens: int, why: str, rate: str
+) -> list[str]:
     guided = any(problem.references for problem in problems)
     method, reason = (
         ("grpo+sft", "learns from rollouts and references") if guided else ("grpo", "needs no references")
@@ -205,8 +211,8 @@ def _training(problems: Sequence[Problem], verifier: Verified, max_tokens: int, 
         _line("steps = 200", "number of steps"),
         _line(f"problems_per_step = {min(16, len(problems))}", "problems of each step"),
         _line(
-            "learning_rate = 1e-6",
-            "usual for all weights of a language model; adapters and tiny models need more",
+            f"learning_rate = {rate}",
+            "usual for all weights of a model of this size; adapters need more, about 1e-4",
         ),
         _line('schedule = "constant"', 'or "linear" or "cosine", which fall to 0 at the end'),
         _line("checkpoint_every = 50", "steps between checkpoints, from which `--resume` continues"),

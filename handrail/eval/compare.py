@@ -22,7 +22,7 @@ from handrail._util.errors import Paused
 from handrail._util.files import write_whole
 from handrail._util.interrupts import Interrupts
 from handrail.eval.differences import against_first, half_width, verdict
-from handrail.eval.jobs import Job, jobs, require_finished_unchanged
+from handrail.eval.jobs import Job, plan_jobs, require_finished_unchanged
 from handrail.training.config import Config
 from handrail.training.evaluate import wilson
 
@@ -30,11 +30,11 @@ AGAIN = "run the same command again to continue"
 Report = Callable[[str, int, int, dict[str, Any]], None]
 
 
-def compare(config: Config, output: Path, workers: int | None, report: Report) -> dict[str, Any]:
-    """Run the jobs that are not finished and write ``output/summary.json``; ``workers`` as in ``run_all``."""
-    planned = jobs(config, output)
+def compare(config: Config, output: Path, jobs: int | None, report: Report) -> dict[str, Any]:
+    """Run the jobs that are not finished and write ``output/summary.json``; ``jobs`` as in ``run_all``."""
+    planned = plan_jobs(config, output)
     require_finished_unchanged(planned)
-    run_all([job for job in planned if job.summary is None], workers, report)
+    run_all([job for job in planned if job.summary is None], jobs, report)
     differences = against_first(rewards(planned))
     summary = {
         "config": config.model_dump(mode="json", exclude={"compare"}),

@@ -55,7 +55,7 @@ class Job:
         return load_config(file) if file.exists() else None
 
 
-def jobs(config: Config, output: Path) -> list[Job]:
+def plan_jobs(config: Config, output: Path) -> list[Job]:
     """Return a job for every run and seed.
 
     Raises UserError if a run's configuration is not valid, or if ``output`` holds another run or comparison.
@@ -169,12 +169,6 @@ def by_methods(config: Config, names: list[str]) -> Config:
         for name in names
     }
     return config.model_copy(update={"compare": config.compare.model_copy(update={"runs": runs})})
-
-
-def with_seeds(config: Config, n: int) -> Config:
-    """Return ``config`` with ``n`` seeds, counting up from ``train.seed``."""
-    seeds = list(range(config.train.seed, config.train.seed + n))
-    return config.model_copy(update={"compare": config.compare.model_copy(update={"seeds": seeds})})
 
 
 def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

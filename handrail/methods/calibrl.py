@@ -23,22 +23,22 @@ class CalibrlSettings(GrpoSettings):
     calibration_coef: float = Field(0.1, ge=0)
     """λ, the coefficient of the calibration loss."""
     slope: float = Field(0.5, ge=0, le=1)
-    """Slope of the leaky rectifier for tokens that are already on the right side of the expert."""
+    """Slope of the leaky rectifier for tokens that are already on the right side of the reference."""
     positive_above: float = 0.1
-    """A rollout with a higher reward should be likelier than the expert, any other less likely."""
+    """A rollout with a higher reward should be likelier than the reference, any other less likely."""
     pairing: Literal["position", "sequence_mean"] = "position"
-    """Compare a token with the expert's at the same place, as the released code does, or the mean
+    """Compare a token with the reference's at the same place, as the released code does, or the mean
     log-probabilities of both completions; the paper compares those of whole sequences."""
 
 
 class CalibRL(Method[CalibrlSettings]):
-    """CalibRL: pull the rollouts' likelihood above or below that of the expert's solution.
+    """CalibRL: make right rollouts likelier than the reference, and wrong ones less likely.
 
     rollout: G samples of each problem.
     guide: the reference is scored; it is not trained and enters no statistic.
     credit: R − mean R over the rollouts.
-    surrogate: GRPO's with dual clip, minus λ·|A|·leaky(−s·gap); gap = log π − log π(expert), s = 1 for right
-        rollouts and −1 for wrong ones. Tokens beyond the expert's end have no such term (our choice).
+    surrogate: GRPO's with dual clip, minus λ·|A|·leaky(−s·gap); gap = log π − log π(reference), s = 1 for
+        right rollouts and −1 for wrong ones. Tokens beyond the reference's end have no such term (ours).
     """
 
     name, source, status, Settings = "calibrl", "arXiv 2602.20197", "published", CalibrlSettings

@@ -31,9 +31,9 @@ def run_directory(config: str | Path) -> Path:
 
 
 def compare_directory(config: str | Path) -> Path:
-    """Default directory for a comparison of this file; never inside the run that wrote the file."""
+    """Default directory for a comparison of this file; never one that a run of it writes."""
     file = Path(config)
-    return Path("runs") / (f"compare-{file.absolute().parent.name}" if written_by_a_run(file) else file.stem)
+    return Path("runs") / f"compare-{file.absolute().parent.name if written_by_a_run(file) else file.stem}"
 
 
 def written_by_a_run(file: Path) -> bool:

@@ -232,7 +232,7 @@ def suite(run_app: Callable[..., Done]) -> Handrail:
 
 
 def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
-    done = suite("--suite", str(tiny), "--output", "out", "--workers", "2", "--page", "page.md")
+    done = suite("--suite", str(tiny), "--output", "out", "--jobs", "2", "--page", "page.md")
     assert done.code == 0, done.err
     results = read_results(Path("out/results.jsonl"))
     assert len(results) == 4 + 4 == planned(load_suite(tiny))
@@ -262,7 +262,7 @@ def test_a_suite_from_command_to_page(tiny: Path, suite: Handrail) -> None:
     # Only missing results are run again; a line that is cut off counts as missing.
     lines = Path("out/results.jsonl").read_text().splitlines(keepends=True)
     Path("out/results.jsonl").write_text("".join(lines[:-1]) + lines[-1][:30])
-    again = suite("--suite", str(tiny), "--output", "out", "--workers", "2", "--page", "page.md")
+    again = suite("--suite", str(tiny), "--output", "out", "--jobs", "2", "--page", "page.md")
     assert again.code == 0 and "8 runs, 7 of them finished already" in again.out
     repeated = read_results(Path("out/results.jsonl"))
     assert [each.rewards for each in repeated] == [each.rewards for each in results]

@@ -19,7 +19,7 @@ from handrail._util.names import slug
 from handrail.eval import compare
 from handrail.eval.compare import over_seeds
 from handrail.eval.differences import against_first
-from handrail.eval.jobs import Job, by_methods, choose, jobs, listed, merged, with_seeds
+from handrail.eval.jobs import Job, by_methods, choose, listed, merged, plan_jobs
 from handrail.eval.report.plot import curves
 from handrail.eval.report.tables import comparison_table, diversity_table, training_table
 from handrail.training.config import Config
@@ -66,7 +66,7 @@ def compared(runs: dict[str, Any], seeds: list[int] | None = None, **changes: An
 
 
 def test_every_run_is_planned_with_every_seed(tmp_path: Path) -> None:
-    planned = jobs(
+    planned = plan_jobs(
         compared({"A": {"method": {"name": "luffy"}}, "B": {"train": {"steps": 9}}}, [1, 2]), tmp_path
     )
     assert [(job.label, job.config.train.seed) for job in planned] == [
@@ -110,7 +110,7 @@ def test_an_invalid_comparison_is_refused_before_it_starts(
     runs: Any, seeds: list[int], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        jobs(compared(runs, seeds), tmp_path)
+        plan_jobs(compared(runs, seeds), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -275,15 +275,15 @@ def test_a_set_without_verdict_is_left_out_of_the_figures_and_said() -> None:
     assert [(each.a, each.set) for each in against_first(rewards)] == [("B", "hard")]
 
 
-def test_methods_and_seeds_can_be_named_instead(tmp_path: Path) -> None:
-    own = config(method={"name": "luffy", "gamma": 0.3}, train={"seed": 7})
-    planned = jobs(with_seeds(by_methods(own, ["grpo", "luffy"]), 2), tmp_path)
+def test_methods_can_be_named_instead(tmp_path: Path) -> None:
+    own = config(method={"name": "luffy", "gamma": 0.3}, compare={"seeds": [7, 8]})
+    planned = plan_jobs(by_methods(own, ["grpo", "luffy"]), tmp_path)
     assert [(job.name, job.seed, job.config.method) for job in planned[:2]] == [
         ("grpo", 7, {"name": "grpo"}), ("luffy", 7, {"name": "luffy", "gamma": 0.3}),
     ]  # fmt: skip
     assert [job.seed for job in planned[2:]] == [8, 8]
     with pytest.raises(UserError, match="compare.runs.lufy: method.name: there is no method 'lufy'"):
-        jobs(by_methods(own, ["lufy"]), tmp_path)
+        plan_jobs(by_methods(own, ["lufy"]), tmp_path)
 
 
 def test_workers_are_assigned_to_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +351,7 @@ def test_a_comparison_writes_table_plot_and_summary_and_is_not_run_twice(
         monkeypatch.setattr(
             sys,
             "argv",
-            ["handrail", "compare", str(file), "--output", str(output), "--workers", "1", *arguments],
+            ["handrail", "compare", str(file), "--output", str(output), "--jobs", "1", *arguments],
         )
         with pytest.raises(SystemExit) as end:
             cli.main()

@@ -18,7 +18,7 @@ from benchmarks.report_paint import paint, trajectory, write_run
 from handrail import train
 from handrail._util.names import slug
 from handrail.eval.compare import compare
-from handrail.eval.jobs import jobs
+from handrail.eval.jobs import plan_jobs
 from handrail.eval.report.page import write_report
 from tests.browser import CHROMIUM, chromium
 from tests.conftest import EASY, HARD, config
@@ -52,7 +52,9 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train={"problems_per_step": 8, "checkpoint_every": 0},
         compare={"runs": METHODS, "seeds": [1, 2]},
     )  # fmt: skip
-    for job in jobs(settings, directory):  # in this process, because compare's processes take long to start
+    for job in plan_jobs(
+        settings, directory
+    ):  # in this process, because compare's processes take long to start
         train(job.config, job.directory)
     compare(settings, directory, 1, lambda label, step, steps, metrics: None)
     return directory

@@ -105,7 +105,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
         "method.terms[1]: input should be a table, { name = \"ace\" }, not 'ace'",
     ),
     ((*RUN, "--set", "train.steps=" + "9" * 5000), "--set train.steps: it holds a whole number of more than"),
-    (("judge", "data.jsonl", "--threshold", "7"), "--threshold is 7; set it above 0 and to at most 1"),
+    (("judge", "data.jsonl", "--threshold", "7"), "--threshold is 7; it must be above 0 and at most 1"),
     (("judge", "data.jsonl", "--judge", "mine.py:Nobody"), "mine.py has no 'Nobody'"),
     (("plan", "data.jsonl", "--output", "text.parquet"), "text.parquet, line 1: this is not a problem with"),
     (("plan", "data.jsonl", "--output", "binary"), "binary is not a text file (UTF-8); choose another"),

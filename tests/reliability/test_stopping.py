@@ -152,7 +152,7 @@ def test_two_runs_never_write_one_directory(tmp_path: Path) -> None:
         raise AssertionError("the block was entered")
 
 
-COMPARED = ("--methods", "grpo,luffy", "--workers", "2")
+COMPARED = ("--methods", "grpo,luffy", "--jobs", "2")
 
 
 def workers(parent: int) -> list[int]:

@@ -13,7 +13,7 @@ import tomli_w
 
 from handrail import UserError, train
 from handrail.data.config import Source
-from handrail.eval.jobs import jobs, require_finished_unchanged
+from handrail.eval.jobs import plan_jobs, require_finished_unchanged
 from handrail.training import contents
 from handrail.training.contents import probed_with_another_model
 from handrail.training.resuming import compare_directory, differences
@@ -75,7 +75,7 @@ def test_a_runs_own_configuration_means_its_own_directory(handrail: Handrail, tm
     assert train("runs/a/config.toml", resume=False, output="runs/b")["steps"] == 2
     assert compare_directory("runs/a/config.toml") == Path("runs/compare-a") and compare_directory(
         "first.toml"
-    ) == Path("runs/first")
+    ) == Path("runs/compare-first")
     assert {path.name for path in Path("runs").iterdir()} == {"a", "b"}
 
 
@@ -146,7 +146,7 @@ def test_training_data_that_changed_under_the_same_path_are_refused(
     ):
         train(longer, tmp_path / "run", resume=True)
     assert {path: path.read_bytes() for path in before} == before
-    (job,) = jobs(short(data={"train": "d.jsonl"}, compare={"runs": {"A": {}}}), tmp_path / "compared")
+    (job,) = plan_jobs(short(data={"train": "d.jsonl"}, compare={"runs": {"A": {}}}), tmp_path / "compared")
     shutil.copytree(tmp_path / "run", job.directory)
     with pytest.raises(UserError, match=r"a/seed-0 was made from other contents of data.train"):
         require_finished_unchanged([job])

@@ -113,7 +113,7 @@ def test_held_out_problems_among_the_training_problems_cause_a_warning(
     )
     done = handrail("train", str(file), "--output", "out")
     assert done.code == 0 and warning in done.out and warning in metrics()["warning"].splitlines(), done
-    done = handrail("compare", str(file), "--methods", "grpo,luffy", "--output", "both", "--workers", "1")
+    done = handrail("compare", str(file), "--methods", "grpo,luffy", "--output", "both", "--jobs", "1")
     assert done.code == 0 and done.out.count(warning) == 1, done
     assert all(
         warning in metrics(f"both/{name}/seed-0")["warning"].splitlines() for name in ("grpo", "luffy")
