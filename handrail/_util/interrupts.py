@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, Self, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from handrail._util.errors import Paused
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Interrupts:
@@ -78,6 +80,29 @@ class Interrupts:
         """Raise Paused if a stop was requested and the current block may be abandoned."""
         if self.asked and self._abandonable:
             raise Paused(f"stopped by {self.asked}")
+
+
+def in_daemons(work: Callable[[U], T], items: Sequence[U], threads: int) -> list[Future[T]]:
+    """Start ``work`` on all items, ``threads`` at a time; return their futures.
+
+    Unlike an executor's, the threads are daemons: a call that hangs does not keep a stopped process alive.
+    """
+    futures: list[Future[T]] = [Future() for _ in items]
+    todo = deque(zip(futures, items, strict=True))
+
+    def run() -> None:
+        while todo:
+            with contextlib.suppress(IndexError):  # another thread may have taken the last one
+                future, item = todo.popleft()
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(work(item))
+                    except BaseException as error:
+                        future.set_exception(error)
+
+    for _ in range(min(threads, len(items))):
+        threading.Thread(target=run, daemon=True).start()
+    return futures
 
 
 def results(futures: Sequence[Future[T]]) -> list[T]:

@@ -41,26 +41,30 @@ class Failure:
         return cls(RuntimeError, f"{type(error).__name__}: {error}")
 
 
-def take_share(items: Sequence[T]) -> list[T]:
-    """Return this process's share. Shares have equal length; if they cannot, some items are repeated."""
+def take_share(items: Sequence[T], equal: bool = True) -> list[T]:
+    """Return this process's share. ``equal``: shares have equal length; if need be, items are repeated."""
     state = PartialState()
     size = -(-len(items) // state.num_processes)
-    return [items[(state.process_index * size + place) % len(items)] for place in range(size)]
+    first = state.process_index * size
+    if not equal:
+        return list(items[first : first + size])
+    return [items[(first + place) % len(items)] for place in range(size)]
 
 
-def deal(items: Sequence[T], work: Callable[[list[T]], Sequence[R]]) -> list[R]:
+def deal(items: Sequence[T], work: Callable[[list[T]], Sequence[R]], equal: bool = True) -> list[R]:
     """Apply ``work`` to a share of ``items`` in each process; return all results, in order, in all processes.
 
-    If ``work`` fails in one process, all raise the same: UserError, Paused or, for any other exception,
-    RuntimeError.
+    ``equal``: every process works on equally many items, as sharded models need. Otherwise none is repeated,
+    and a process may have none. If ``work`` fails in one process, all raise the same: UserError, Paused or, for
+    any other exception, RuntimeError.
     """
     if PartialState().num_processes == 1 or not items:
         return list(work(list(items)))
-    own, error = take_share(items), None
+    own, error = take_share(items, equal), None
     try:
-        done: list[Any] = list(work(own))
+        done: list[Any] = list(work(own)) if own else []
     except Exception as raised:
-        error, done = raised, [Failure.of(raised)] * len(own)
+        error, done = raised, [Failure.of(raised)]
     everything = gather_object(done)
     if failure := next((each for each in everything if isinstance(each, Failure)), None):
         raise failure.kind(failure.message) from error
@@ -138,11 +142,11 @@ class DealtExperts(Experts):
             asked, seeded = zip(*own, strict=True)
             return super(DealtExperts, self)._answers(name, asked, seeded)
 
-        return deal(list(zip(questions, seeds, strict=True)), ask)
+        return deal(list(zip(questions, seeds, strict=True)), ask, equal=False)
 
 
 class DealtPool(VerifierPool):
     """A verifier pool in each process, which grades its share."""
 
     def grade(self, items: Sequence[tuple[Problem, str]], answers: bool = False) -> list[Verdict]:
-        return deal(items, lambda own: super(DealtPool, self).grade(own, answers))
+        return deal(items, lambda own: super(DealtPool, self).grade(own, answers), equal=False)

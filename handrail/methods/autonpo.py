@@ -24,7 +24,7 @@ class AutoNpoSettings(ReplaySettings):
     farthest: int = Field(80, ge=1)
     """Number of steps that the run may go back."""
     probe_problems: int = Field(64, ge=1)
-    """Number of problems to probe: the last ones whose rollouts all failed."""
+    """Number of problems to probe, of those whose rollouts all failed in the last ``farthest`` steps."""
     probe_rollouts: int = Field(4, ge=1)
     """Number of completions of each of them."""
     most: int = Field(3, ge=1)

@@ -146,11 +146,12 @@ class TrainablePolicy(TransformersPolicy):
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Enclose an update, in all processes at once: a model in shards cannot sample or score meanwhile."""
-        if self.shards:
-            self.shards.release()
+        if not self.shards:
+            yield
+            return
+        self.shards.release()
         yield
-        if self.shards:
-            self.shards.gather()
+        self.shards.gather()  # not after an error: the other processes may have none, and would not take part
 
     def forward(
         self, inputs: Inputs, with_entropy: bool = False, model: Any = None

@@ -155,7 +155,7 @@ class Loop(Run):
                 }
                 report.after_log(self, done, last_known, {})
             with sampling_ahead(self) as self.ahead:
-                self.steps(range((done or 0) + 1, 0 if self.stop_reason else c.steps + 1))
+                self.steps(range((done or 0) + 1, 0 if self.stop_reason or self.gone_back else c.steps + 1))
             if not self.gone_back:
                 return self.finish(directory)
         self.gone_back = False

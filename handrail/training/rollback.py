@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
+from random import Random
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +17,7 @@ from accelerate.utils import gather_object
 from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.processes import dealt_back
+from handrail._util.seeds import derive
 from handrail.data.answers import read_answers, right, write_answers
 from handrail.methods.autonpo import AutoNpo
 from handrail.methods.grpo import Grpo
@@ -62,6 +65,8 @@ class Rollback(Callback):
         self.seconds = run.broadcast(self.seconds_given_up(run.out))
         if self.decided and (file := self.decided[-1]["answers"]):
             self.method.answers = read_answers(str(run.directory / file), "method.answers")
+        if step and self.on_plateau(run, step):  # killed while it decided
+            self.decide(run, step)
 
     def after_reward(self, run: Run, step: int, groups: Sequence[Group]) -> None:
         wrong = [
@@ -81,12 +86,15 @@ class Rollback(Callback):
             append(run.out.mistakes, {"step": step, "problems": self.failed[step]})
 
     def after_log(self, run: Run, step: int, metrics: dict[str, Any], seconds: dict[str, float]) -> None:
+        if self.on_plateau(run, step) and not run.is_last(step):
+            self.decide(run, step)
+
+    def on_plateau(self, run: Run, step: int) -> bool:
         until = self.method.until
         went_back = sum(row["to"] is not None for row in self.decided)
-        if step <= until or went_back >= self.method.settings.most or run.is_last(step):
-            return
-        if self.method.on_plateau(self.steps[until:]):
-            self.decide(run, step)
+        if step <= until or went_back >= self.method.settings.most:
+            return False
+        return self.method.on_plateau(self.steps[until:])
 
     def decide(self, run: Run, step: int) -> None:
         """Probe the mistakes, and go back or stay."""
@@ -127,12 +135,12 @@ class Rollback(Callback):
         return sum(training_seconds(row) for row in timings if row["step"] > self.decided[-1]["to"])
 
     def probe(self, run: Run, step: int) -> list[Group]:
-        """Sample and grade the problems that failed lately, the newest mistakes first."""
+        """Sample and grade problems that failed lately."""
         s = self.method.settings
-        recent = [name for at in sorted(self.failed, reverse=True) if at > step - s.farthest
-                  for name in sorted(self.failed[at])]  # fmt: skip
         known = {problem.id: problem for problem in run.data.training}
-        problems = [known[name] for name in dict.fromkeys(recent) if name in known][: s.probe_problems]
+        recent = {at: names for at, names in self.failed.items() if at > step - s.farthest}
+        random = Random(derive("autonpo", run.config.train.seed, step))
+        problems = [known[name] for name in spread(recent, random) if name in known][: s.probe_problems]
         places = run.shard(range(len(problems)))
         run.evaluator.begin(step)
         method = Grpo(group_size=s.probe_rollouts)
@@ -180,3 +188,10 @@ class Rollback(Callback):
                 if checkpoint.step_of(path) > row["to"]:
                     shutil.rmtree(path)
         append(run.out.rollbacks, row)
+
+
+def spread(failed: Mapping[int, Sequence[str]], random: Random) -> list[str]:
+    """Order the problems that failed in each step so that every beginning has as many of each step as
+    possible: first one of each step, the newest step first, then a second one."""
+    by_step = [random.sample(sorted(names), len(names)) for _, names in sorted(failed.items(), reverse=True)]
+    return list(dict.fromkeys(name for turn in zip_longest(*by_step) for name in turn if name is not None))

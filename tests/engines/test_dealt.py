@@ -72,6 +72,15 @@ def fail_in_the_second(directory: Path) -> None:
     found = [raised(in_the_second(failing)) for failing in (ask, *errors)]
     found.append(raised(lambda: experts.answer(f"{__file__}:Judge", questions, [0] * 4)))
     found.append([str(each) for each in deal([1, 2, 3], lambda own: [10 * each for each in own])])
+    worked: list[str] = []
+
+    def note(own: list[int]) -> list[int]:
+        worked.append(str(own))
+        return own
+
+    for items in ([1, 2, 3], [1]):
+        assert deal(items, note) == deal(items, note, equal=False) == items
+    found.append(worked)
     (directory / f"{state.process_index}.json").write_text(json.dumps(found))
 
 
@@ -88,4 +97,6 @@ def test_all_processes_raise_the_same_whatever_one_raises(tmp_path: Path) -> Non
             ["Paused", "later"],
             ["UserError", f"the judge {__file__}:Judge fails: InternalServerError: {said}"],
             ["10", "20", "30"],
+            # Equal shares, then shares without repetition: a paid question is asked once.
+            [["[1, 2]", "[1, 2]", "[1]", "[1]"], ["[3, 1]", "[3]", "[1]"]][rank],
         ]

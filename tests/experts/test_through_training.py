@@ -6,6 +6,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ from handrail.experts.steps import split_steps
 from handrail.methods.grpo import Grpo
 from handrail.methods.requests import Ask
 from tests.conftest import EASY, HARD, config
-from tests.forks import together
+from tests.forks import start, together
 from tests.openai_server import BROKEN, CUT, MALFORMED, RATE_LIMITED, Messages, OpenAiServer, Reply
+from tests.reliability.processes import finished, job
 from tests.tiny_models import save_chat_model
 
 KEY = "sk-this-is-the-secret-key"
@@ -208,6 +212,25 @@ def test_a_paused_run_continues_exactly(tmp_path: Path) -> None:
         return [{key: value for key, value in row.items() if not key.startswith("endpoint/")} for row in rows]
 
     assert learned(resumed) == learned(whole)
+
+
+def test_a_server_that_hangs_does_not_keep_a_stopped_run_alive(tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def hang(messages: Messages) -> str:
+        asked.set()
+        time.sleep(60)
+        return ""
+
+    method = {"name": "sort", "planner": "endpoint"}
+    with OpenAiServer(hang) as server:
+        endpoint = {"base_url": server.url, "model": "m", "timeout": 50, "cache": str(tmp_path / "c.sqlite")}
+        file = job(tmp_path, method=method, endpoint=endpoint)
+        process = start("train", file, "--output", tmp_path / "run")
+        assert asked.wait(120)
+        process.send_signal(signal.SIGTERM)
+        code, said = finished(process, 40)
+    assert code == 75 and "stopped by SIGTERM; step 0 is checkpointed" in " ".join(said.split())
 
 
 class Pausing(Grpo):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from handrail.methods.autonpo import AutoNpo
 from handrail.models.config import RolloutConfig
 from handrail.training.config import Config
 from handrail.training.metrics import training_seconds
-from handrail.training.rollback import Rollback
+from handrail.training.rollback import Rollback, spread
 from handrail.training.run import Run
 from handrail.training.run_directory import keep_until
 from tests.conftest import EASY, config
@@ -135,6 +136,36 @@ def test_a_killed_run_goes_back_just_the_same(step: int, after: int, tmp_path: P
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
     whole, parts = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_run_killed_while_it_decides_decides_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {"checkpoint_every": 2, "keep_last": 8}
+    settings = stuck().model_copy(update={"train": stuck().train.model_copy(update=every)})
+    train(settings, tmp_path / "whole")
+    divergence = Rollback.divergence
+
+    def killed(*arguments: Any) -> dict[int, float]:
+        monkeypatch.setattr(Rollback, "divergence", staticmethod(divergence))
+        raise Killed
+
+    monkeypatch.setattr(Rollback, "divergence", staticmethod(killed))
+    with pytest.raises(Killed):
+        train(settings, tmp_path / "parts")
+    train(settings, tmp_path / "parts", resume=True)
+    for file in ("metrics.jsonl", "rollbacks.jsonl"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+
+
+def test_mistakes_of_all_steps_are_probed() -> None:
+    """Otherwise Q would be the share of the same problems for every Δ."""
+    failed = {step: [f"{step}-{place}" for place in range(12)] for step in range(1, 81)}
+    chosen = spread(failed, Random(0))
+    assert sorted(int(name.partition("-")[0]) for name in chosen[:64]) == list(range(17, 81))
+    assert len({name.partition("-")[2] for name in chosen[:64]}) > 6  # any of a step's mistakes
+    assert spread({1: ["b", "a"], 2: ["b"]}, Random(0)) == ["b", "a"]
+    assert spread({1: ["b", "a"]}, Random(3)) == spread({1: ["a", "b"]}, Random(3))
 
 
 def test_a_run_stays_if_nothing_was_solved(tmp_path: Path) -> None:
