@@ -10,7 +10,6 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import openai
 
 from handrail._util.errors import Paused, UserError
-from handrail._util.interrupts import results
+from handrail._util.interrupts import in_daemons, results
 from handrail.experts.cache import AnswerCache
 from handrail.experts.config import EndpointConfig
 from handrail.types.problem import Message
@@ -140,18 +139,19 @@ class Endpoint:
         pauses = self._pauses
 
         def answer(
-            key: bytes, messages: list[Message], reader: Callable[[str], Found | None]
+            question: tuple[bytes, tuple[list[Message], Callable[[str], Found | None]]],
         ) -> Found | None:
+            key, (messages, reader) = question
             text, cached = self._answer(key, messages, max_tokens, temperature, pauses)
             return None if text is None else self._read(text, reader, cached, pauses)
 
         different = dict(zip(keys, zip(questions, readers, strict=True), strict=True))
-        pool = ThreadPoolExecutor(self.config.concurrency)
+        asked = in_daemons(answer, list(different.items()), self.config.concurrency)
         try:
-            asked = [pool.submit(answer, key, *question) for key, question in different.items()]
             answers = dict(zip(different, results(asked), strict=True))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for each in asked:
+                each.cancel()
         if self._pauses != pauses:
             raise Paused(
                 f"the endpoint {self._name} failed {self.config.pause_after} questions in a row, "

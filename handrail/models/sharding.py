@@ -28,6 +28,9 @@ class ShardedModel:
         """Shard the weights that ``whole`` has in the main process. Raises UserError as ``shard``."""
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         self.whole = whole.to(device)
+        # transformers reads a checkpoint in one process of a host, and leaves zeros in the others.
+        for buffer in self.whole.buffers():
+            torch.distributed.broadcast(buffer, 0)
         self.trained = shard(without_weights(whole), fsdp, mesh)
         self.trained.load_state_dict(
             {name: cut for name, _, cut in self._cuts()}, strict=False, assign=True
@@ -37,9 +40,12 @@ class ShardedModel:
 
     @torch.no_grad()
     def scatter(self) -> None:
-        """Set the shards to the weights that ``whole`` has in the main process."""
+        """Set the shards to the weights that ``whole`` has in the main process, and the buffers to this
+        process's."""
         for _, shard, cut in self._cuts():
             shard.copy_(cut)
+        for own, buffer in zip(self.whole.buffers(), self.trained.buffers(), strict=True):
+            buffer.copy_(own)
         self.gather()
 
     def _cuts(self) -> Iterator[tuple[str, DTensor, DTensor]]:
