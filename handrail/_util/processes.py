@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 
 from handrail._util.errors import UserError
 from handrail._util.launch import Fsdp, launched, require_precision
 
 T = TypeVar("T")
+
+LONGEST_WAIT = 6 * 3600
+"""Seconds that a process waits for another, which may write a large checkpoint or ask a slow server.
+
+Launchers and Ray end the others if one dies, so this need not be short."""
 
 
 def accelerator(device: str, dtype: str = "float32", trackers: Sequence[str] = ()) -> Accelerator:
@@ -38,7 +45,10 @@ def accelerator(device: str, dtype: str = "float32", trackers: Sequence[str] = (
     # Without cpu=True, Accelerate would not connect several CPU processes: each would be a world of one.
     on_cpu = device == "cpu" or (int(os.environ.get("WORLD_SIZE", 1)) > 1 and not has_gpus)
     # The model computes in its own number type, and autocasts itself.
-    return Accelerator(cpu=on_cpu, mixed_precision="no", log_with=list(trackers) or None)
+    return Accelerator(
+        cpu=on_cpu, mixed_precision="no", log_with=list(trackers) or None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=LONGEST_WAIT))],
+    )  # fmt: skip
 
 
 def sharding(asked: bool) -> Fsdp | None:

@@ -22,10 +22,15 @@ class Mailbox:
         self.error: Exception | None = None
         self.traceback = ""
         self.furthest, self.newest, self.ended, self.starts, self.fruitless = -1, -1, 0, 0, 0
+        self.workers = 0
 
-    async def begin(self) -> int:
-        """Note that the workers start; return how many times they did, 0 if the run has ended already."""
-        self.starts, self.fruitless, self.ended = self.starts + 1, self.fruitless + 1, 0
+    async def begin(self, workers: int = 1) -> int:
+        """Note that the workers start; return how many times they did, 0 if the run has ended already.
+
+        A start with more workers than before follows no loss.
+        """
+        self.fruitless += workers <= self.workers or self.starts == 0
+        self.starts, self.workers, self.ended = self.starts + 1, workers, 0
         self.newest = -1
         self.all_ended.clear()
         if self.error is None and self.fruitless > FRUITLESS_STARTS:

@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from typing import Any
 
 from handrail._util.errors import Paused, UserError
 from handrail._util.interrupts import Interrupts
+from handrail._util.processes import LONGEST_WAIT
 from handrail.engines.mailbox import Mailbox
 
 Post = Callable[..., None]
@@ -61,19 +63,22 @@ def run_on_ray(
     with cluster((workers[1] if workers else 1) + samplers):
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if use_gpus else 0
-        least, most = count_workers(workers, samplers, gpus)
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if use_gpus else 0
+        least, most = count_workers(workers, samplers, gpus, int(resources["CPU"]))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actors = start_samplers(samplers, gpus > 0)
-        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        # Every worker keeps a call waiting.
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here, max_concurrency=100_000)(Mailbox).remote()
         storage = directory.absolute() / STORAGE
         place = Place(Path.cwd(), storage, socket.gethostname())
         # Arguments of the trainer would appear in Ray's records of the run; what a closure holds does not.
         trainer = TorchTrainer(
             lambda: in_worker(work, mailbox, place, actors),
+            torch_config=TorchConfig(timeout_s=LONGEST_WAIT),
             scaling_config=ScalingConfig(
                 num_workers=least if least == most else (least, most), use_gpu=gpus > 0
             ),
@@ -86,21 +91,22 @@ def run_on_ray(
         try:
             return fit(trainer, mailbox, receive)
         finally:
+            for actor in (*actors, mailbox):  # in a process that stays connected, they would live on
+                ray.kill(actor)
             shutil.rmtree(storage, ignore_errors=True)
 
 
-def count_workers(workers: tuple[int, int] | None, samplers: int, gpus: int) -> tuple[int, int]:
+def count_workers(workers: tuple[int, int] | None, samplers: int, gpus: int, cpus: int) -> tuple[int, int]:
     """Return the least and the largest number of workers; ``gpus``: 0 if they use none.
 
-    Raises UserError if the GPUs do not suffice.
+    Raises UserError if the cluster's GPUs or CPU cores do not suffice. Ray would wait for more of them.
     """
     least, most = workers or (max(gpus - samplers, 1),) * 2
-    if gpus and least + samplers > gpus:
+    room, unit = (gpus, "GPUs") if gpus else (cpus, "CPU cores")
+    if least + samplers > room:
         apart = f" and --samplers is {samplers}" if samplers else ""
-        raise UserError(
-            f"--workers is {least}{apart}, but the cluster has {gpus} GPUs; lower it, or set "
-            'model.device = "cpu"'
-        )
+        instead = ', or set model.device = "cpu"' if gpus else ""
+        raise UserError(f"--workers is {least}{apart}, but the cluster has {room} {unit}; lower it{instead}")
     return least, most
 
 
@@ -208,13 +214,18 @@ def in_worker(work: Work, mailbox: Any, place: Place, samplers: list[Any]) -> An
     from torch import distributed
 
     rank, size = distributed.get_rank(), distributed.get_world_size()
-    begun = [ray.get(mailbox.begin.remote()) if rank == 0 else None]
+    begun = [ray.get(mailbox.begin.remote(size)) if rank == 0 else None]
     distributed.broadcast_object_list(begun)
     if not begun[0]:
         return None
-    threading.Thread(
-        target=lambda: Interrupts.ask(ray.get(mailbox.wait_for_stop.remote())), daemon=True
-    ).start()
+
+    def listen() -> None:
+        why = ray.get(mailbox.wait_for_stop.remote())
+        while True:  # ``work`` may not have come to where it can be asked
+            Interrupts.ask(why)
+            time.sleep(0.5)
+
+    threading.Thread(target=listen, daemon=True).start()
 
     def post(*event: Any) -> None:
         if rank == 0:

@@ -168,7 +168,13 @@ class RaySamplers(Sampler):
         import ray
 
         if self.policy.accelerator.is_main_process:
-            held = ray.put({name: value.detach().to("cpu", self.dtype) for name, value in weights})
+            kept = {name for name, _ in self.policy.bare_base.named_buffers()}  # as they are, as in any model
+            held = ray.put(
+                {
+                    name: value.detach().to("cpu", value.dtype if name in kept else self.dtype)
+                    for name, value in weights
+                }
+            )
             for actor in self.actors:  # they wait for their turn, nobody waits for them
                 actor.update.remote(self.version, held)
 

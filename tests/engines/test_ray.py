@@ -15,7 +15,7 @@ import pytest
 
 from handrail._util.errors import UserError
 from handrail.engines.mailbox import FRUITLESS_STARTS, Mailbox
-from handrail.engines.ray import Place
+from handrail.engines.ray import Place, count_workers
 from handrail.engines.ray import cluster as connection
 from tests.conftest import Handrail
 from tests.experts.test_through_training import expert
@@ -68,6 +68,31 @@ def test_a_run_that_goes_back_itself_makes_progress_from_there() -> None:
         return found
 
     assert asyncio.run(starts()) == [1, 2, 3, 4, 5]
+
+
+def test_more_workers_are_no_loss() -> None:
+    async def starts() -> list[int]:
+        mailbox = Mailbox()
+        return [await mailbox.begin(workers) for workers in (2, 3, 4, 5, 6, 6, 6, 6)]
+
+    assert asyncio.run(starts()) == [1, 2, 3, 4, 5, 6, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "said"),
+    [
+        (0, 4, "--workers is 2 and --samplers is 3, but the cluster has 4 CPU cores; lower it$"),
+        (
+            4,
+            64,
+            "--workers is 2 and --samplers is 3, but the cluster has 4 GPUs; lower it, or set model.device",
+        ),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_refused(gpus: int, cpus: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        count_workers((2, 2), 3, gpus, cpus)
+    assert count_workers((2, 8), 2, gpus, cpus) == (2, 8)
 
 
 def test_ray_starts_workers_again_only_if_not_all_of_them_end(monkeypatch: pytest.MonkeyPatch) -> None:
