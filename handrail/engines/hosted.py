@@ -47,8 +47,8 @@ class HostedEngine(LocalEngine):
         self.known: dict[tuple[int, int], tuple[Problem, Trajectory]] = {}
         """The host's rollouts of this step, with their problems, by the ids of both objects."""
 
-    def begin(self, step: int) -> None:
-        super().begin(step)
+    def begin(self, step: int, version: int | None = None) -> None:
+        super().begin(step, version)
         self.known = {}
 
     def group(self, problem: Problem, members: Sequence[Trajectory]) -> Group:

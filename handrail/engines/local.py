@@ -55,14 +55,18 @@ class LocalEngine:
         """``require_end``: True if a truncated completion counts as wrong, whatever it says."""
         self.policy, self.verifier, self.seed, self.require_end = policy, verifier, seed, require_end
         self.experts = experts or Experts(policy=policy)
-        self.step = 0
+        self.step = self.version = 0
         self.counts: Counter[str] = Counter()
         self.unverified: dict[str, str] = {}
         """Reason -> one line about the first completion that got no verdict for that reason."""
 
-    def begin(self, step: int) -> None:
-        """Start a step and reset the counts."""
+    def begin(self, step: int, version: int | None = None) -> None:
+        """Start a step and reset the counts.
+
+        ``version``: the step that made the policy's weights; by default the one before.
+        """
         self.step, self.counts, self.unverified = step, Counter(), {}
+        self.version = max(0, step - 1) if version is None else version
 
     def context(self, place: int, problem: Problem, verb: str, number: int = 0) -> Context:
         rng = random.Random(derive(self.seed, self.step, verb, place, number, problem.id))
@@ -184,7 +188,10 @@ class LocalEngine:
             limits += [limit] * request.n
             flat_seeds += [derive(seed, number) for number in range(request.n)]
         completions = iter(self.policy.generate(prompts, flat_seeds, limits))
-        return [[next(completions) for _ in range(request.n)] for request in requests]
+        return [
+            [replace(next(completions), version=self.version) for _ in range(request.n)]
+            for request in requests
+        ]
 
     def _score(self, requests: Sequence[Score]) -> list[Tensor]:
         def score(model: str, asked: Sequence[Score]) -> list[Tensor]:

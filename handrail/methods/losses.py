@@ -90,8 +90,13 @@ def importance_weight(logp: Tensor, batch: TokenBatch, cap: float) -> Tensor:
     Truncated importance sampling, as in "Your efficient RL framework secretly brings you off-policy RL
     training" (Yao et al., 2025).
     """
-    weight = (old(logp, batch) - batch.sampling_logp).exp().clamp(max=cap)
-    return torch.where(batch.sampling_logp.isnan(), 1.0, weight)
+    ratio = sampling_ratio(logp, batch)
+    return torch.where(ratio.isnan(), 1.0, ratio.clamp(max=cap))
+
+
+def sampling_ratio(logp: Tensor, batch: TokenBatch) -> Tensor:
+    """π_old/μ per token, without gradient: the importance weight before its cap; NaN if μ is unknown."""
+    return (old(logp, batch) - batch.sampling_logp).exp()
 
 
 def divergence(logp: Tensor, reference_logp: Tensor, batch: TokenBatch) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from typing import TYPE_CHECKING
 
-from handrail._util.errors import UserError
+from handrail._util.errors import Paused, UserError
 from handrail.engines.local import LocalEngine
 from handrail.types.trajectory import Group
 
@@ -26,20 +27,33 @@ class Ahead:
         self.run, self.last, self.steps = run, run.config.train.steps, run.config.sampler.staleness
         self.threads = ThreadPoolExecutor(self.steps + 1)
         self.begun: dict[int, Future[list[Group]]] = {}
+        self.ended, self.poll = Event(), run.policy.poll
+        run.policy.poll = self.check
+
+    def check(self) -> None:
+        """Raise Paused in threads that still sample when the run ends."""
+        if self.ended.is_set():
+            raise Paused("the run has ended")
+        self.poll()
+
+    def end(self) -> None:
+        self.run.policy.poll = self.poll
+        self.ended.set()
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
     def rollouts(self, step: int) -> list[Group]:
         """Begin the steps up to ``staleness`` ahead, and return this process's rollouts of ``step``."""
         self.run.policy.update_sampler()
         for number in range(step, min(step + self.steps, self.last) + 1):
             if number not in self.begun:
-                self._begin(number)
+                self._begin(number, step - 1)
         return self.begun.pop(step).result()
 
-    def _begin(self, step: int) -> None:
+    def _begin(self, step: int, version: int) -> None:
         run, sampler = self.run, self.run.policy.sampler
         assert sampler and sampler.sent
         engine = LocalEngine(run.policy, run.verifier, run.engine.experts, run.engine.seed)
-        engine.begin(step)
+        engine.begin(step, version)
         sampler.sent.clear()
         self.begun[step] = self.threads.submit(engine.rollout, run.method, *run.problems(step))
         # Before the weights change, the sampler must know for which ones it was asked.
@@ -57,13 +71,19 @@ def sampling_ahead(run: Run) -> Iterator[Ahead | None]:
     try:
         yield ahead
     finally:
-        ahead.threads.shutdown(wait=False, cancel_futures=True)
+        ahead.end()
 
 
 def require_ahead(policy: TrainablePolicy) -> None:
     """Raise UserError if ``sampler.staleness`` needs a sampler that works while this process goes on."""
-    if policy.sampling.staleness and (policy.sampler is None or policy.sampler.sent is None):
+    staleness = policy.sampling.staleness
+    if staleness and (policy.sampler is None or policy.sampler.sent is None):
         raise UserError(
-            f"sampler.staleness is {policy.sampling.staleness}, but the process that trains also samples; "
+            f"sampler.staleness is {staleness}, but the process that trains also samples; "
             "set it to 0, or start handrail train with --ray and --samplers"
+        )
+    if staleness and policy.sampler and not policy.sampler.makes_batches:
+        raise UserError(
+            f"sampler.staleness is {staleness}, but a sampler that works ahead must take all "
+            "completions of a step at once (makes_batches)"
         )

@@ -96,7 +96,11 @@ class StepMetrics:
 
     def figures(self) -> dict[str, float]:
         names = sorted({name for figures in self.updates for name in figures})
-        return {name: mean(figures[name] for figures in self.updates if name in figures) for name in names}
+        combine = {name: max if name.endswith("/max") else mean for name in names}
+        return {
+            name: combine[name](figures[name] for figures in self.updates if name in figures)
+            for name in names
+        }
 
 
 def known(column: Tensor) -> Tensor:

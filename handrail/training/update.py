@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from handrail.methods.base import Method
 from handrail.methods.batch import MicroBatch, Sample, micro_batch, pack
-from handrail.methods.losses import token_loss
+from handrail.methods.losses import sampling_ratio, token_loss
 from handrail.methods.scaling import scaled
 from handrail.models.sharding import local
 from handrail.models.trainable import TrainablePolicy
@@ -58,6 +58,8 @@ class Update:
         self.method, self.policy, self.accelerator = method, policy, accelerator
         self.optimizer, self.config = optimizer, config
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        self.ratios: list[torch.Tensor] = []
+        """Importance weights of the present update's tokens, before their cap."""
 
     def __call__(self, groups: Sequence[Group], per_author: bool = False) -> Outcome:
         """``per_author``: True to measure gradient norms per author, which needs separate backward passes."""
@@ -93,6 +95,8 @@ class Update:
             if author != [*parts][-1]:
                 # On the CPU, because a metric should not cost the GPU the memory of a second gradient.
                 before = [None if each is None else each.to("cpu", copy=True) for each in gradients]
+        if self.policy.sampler_differs:
+            figures |= self.importance()
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
         figures["grad_norm/all"] = float(norm)
         if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
@@ -132,9 +136,22 @@ class Update:
     def loss(self, batch: MicroBatch) -> torch.Tensor:
         logp, entropy = self.policy.forward(batch.inputs, with_entropy=self.method.entropy_bonus != 0)
         reference = self.policy.reference_logprobs(batch.inputs) if self.method.kl else None
+        if self.policy.sampler_differs:
+            ratios = sampling_ratio(logp.detach(), batch.tokens)[batch.tokens.mask > 0]
+            self.ratios.append(ratios[~ratios.isnan()])
         return token_loss(
             self.method, logp, batch.tokens, entropy, reference, self.policy.importance_weight_cap
         )
+
+    def importance(self) -> dict[str, float]:
+        """Figures of the importance weights of all processes; empty if no token has one."""
+        ratios, self.ratios = torch.cat(self.ratios).double(), []
+        capped = (ratios >= self.policy.sampling.importance_weight_cap).sum()
+        largest = max(self.gather(ratios.max().item() if len(ratios) else 0.0))
+        n, total, above = (sum(self.gather(float(each))) for each in (len(ratios), ratios.sum(), capped))
+        if not n:
+            return {}
+        return {"importance/mean": total / n, "importance/capped": above / n, "importance/max": largest}
 
     def total(self, local: list[int]) -> list[int]:
         """Sum over the processes, element by element."""

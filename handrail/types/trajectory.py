@@ -61,6 +61,8 @@ class Trajectory:
     - ``plan``: the plan that its imitation weights depend on, if any.
     - ``hint``: what the prompt showed besides the problem when the completion was sampled, if anything; it is
       not in ``prompt_ids``.
+    - ``version``: the step after which the policy had the weights that sampled the completion, 0 before
+      training; None if the policy did not sample it, or no training step asked for it.
     - ``targets``: the tokens to predict at each position, int64 [T], if they differ from ``token_ids``, the
       tokens that are read. ``old_logp`` and what an update learns are then the targets'.
     """
@@ -78,6 +80,7 @@ class Trajectory:
     judged: list[tuple[str, float | None]] | None = None
     plan: str | None = None
     hint: str | None = None
+    version: int | None = None
     targets: Tensor | None = None
 
     @classmethod

@@ -293,6 +293,7 @@ def test_importance_weights_by_hand() -> None:
     )
     logp = torch.tensor([[0.2, 0.4, 0.9, 0.3]]).log()
     assert losses.importance_weight(logp, known, 2.0)[0].tolist() == pytest.approx([1.2, 0.8, 2.0, 1.0])
+    assert losses.sampling_ratio(logp, known)[0].tolist() == pytest.approx([1.2, 0.8, 9.0, NAN], nan_ok=True)
 
 
 def test_the_divergence_by_hand() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Event
@@ -13,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from handrail import Config, UserError, train
+from handrail import Callback, Config, Group, UserError, train
 from handrail.models.generate import Completion, Sampler, generate
 from handrail.models.trainable import TrainablePolicy
+from handrail.training.run import Run
 from tests.conftest import config
 from tests.training.test_loop import lines
 
@@ -24,6 +27,8 @@ NAME = "model.embed_tokens.weight"
 
 class Apart(Sampler):
     """Samples from a copy of the weights, in whichever thread asks."""
+
+    makes_batches = True
 
     def __init__(self, policy: TrainablePolicy, staleness: int) -> None:
         self.differs = staleness > 0
@@ -67,7 +72,12 @@ def test_a_step_is_sampled_with_weights_as_old_as_allowed(staleness: int, tmp_pa
         samplers.append(Apart(policy, staleness))
         return samplers[0]
 
-    train(settings(staleness), tmp_path / "run", sampler=apart)
+    class Versions(Callback):
+        def after_reward(self, run: Run, step: int, groups: Sequence[Group]) -> None:
+            found = {member.version for group in groups for member in group.rollouts}
+            assert found == {max(0, step - 1 - staleness)}
+
+    train(settings(staleness), tmp_path / "run", sampler=apart, callbacks=[Versions()])
     saved: dict[int, Any] = {
         step: load_file(tmp_path / f"run/checkpoints/step-{step:06d}/model/model.safetensors")[NAME]
         for step in range(1, 6)
@@ -93,6 +103,43 @@ def test_old_weights_are_corrected_for(tmp_path: Path) -> None:
     train(settings(2), tmp_path / "run", sampler=lambda policy: Apart(policy, 2))
     rows = lines(tmp_path / "run/metrics.jsonl")[1:]
     assert rows[0]["sampler/mismatch"] < 1e-5 < rows[2]["sampler/mismatch"]
+    assert rows[0]["importance/mean"] == pytest.approx(1, abs=1e-4)
+    assert rows[0]["importance/max"] < 1.001 < rows[4]["importance/max"]
+    assert all(0 <= row["importance/capped"] < 0.5 for row in rows)
+
+
+def test_no_thread_samples_after_the_end_of_a_run(tmp_path: Path) -> None:
+    class Endless(Apart):
+        def generate(self, *request: Any) -> list[Completion]:
+            if len(self.used) < 2:
+                return super().generate(*request)
+            self.sent.set()
+            while True:
+                request[-1]()
+                time.sleep(0.01)
+
+    class Fail(Callback):
+        def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Any) -> None:
+            raise UserError("it fails")
+
+    before = set(threading.enumerate())
+    with pytest.raises(UserError, match="it fails"):
+        train(settings(2), tmp_path, sampler=lambda policy: Endless(policy, 2), callbacks=[Fail()])
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_sampler_that_makes_no_batches_cannot_work_ahead(tmp_path: Path) -> None:
+    def in_batches(policy: TrainablePolicy) -> Sampler:
+        made = Apart(policy, 1)
+        made.makes_batches = False
+        return made
+
+    with pytest.raises(
+        UserError, match="sampler.staleness is 1, but a sampler that works ahead must take all"
+    ):
+        train(settings(1), tmp_path / "run", sampler=in_batches)
 
 
 def test_sampling_ahead_needs_a_sampler_apart(tmp_path: Path) -> None:
