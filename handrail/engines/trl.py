@@ -137,9 +137,8 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         engine.begin(self.generations)
         groups = engine.rollouts(method, rollouts, self.rewards)
         self.problems = len(groups)
-        several = self.num_iterations * self._updates > 1
         # Without vLLM, the rollouts have been scored already.
-        self.guided = engine.guide_step(method, groups, old_logp=self.use_vllm and several)
+        self.guided = engine.guide_step(method, groups, old_logp=self.use_vllm and self.several_updates)
 
     # Updates
 
@@ -157,6 +156,11 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         if at % size == 0:
             self.micro_batches = self._credit(at // size, size)
         return {"micro_batch": self.micro_batches[at % size]}
+
+    @property
+    def several_updates(self) -> bool:
+        """True if there is more than one update between two generations."""
+        return bool(self.num_iterations * self._updates > 1)
 
     def _credit(self, update: int, size: int) -> list[MicroBatch]:
         """Credit an update's groups; return this process's ``size`` micro-batches of live trajectories."""
@@ -217,10 +221,11 @@ class GuidedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save and not self.plain:
+        if self.args.should_save and not self.plain:  # first, as TRL then deletes older checkpoints
             directory = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            directory.mkdir(parents=True, exist_ok=True)
             write_state(directory / STATE, {"generations": self.generations, **state_of(self.method)})
+        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

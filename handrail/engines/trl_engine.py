@@ -32,11 +32,15 @@ from handrail.types.trajectory import Group, Trajectory
 from handrail.verifiers.config import VerifierConfig
 
 
-def with_logp(policy: Policy, rollouts: Sequence[Trajectory]) -> list[Trajectory]:
-    """Set the log-probabilities of rollouts that the policy itself has sampled."""
+def with_logp(policy: Policy, rollouts: Sequence[Trajectory], old: bool) -> list[Trajectory]:
+    """Set the log-probabilities of rollouts that the policy itself has sampled.
+
+    ``old``: True if they are learned from in several updates. Otherwise the ratio is 1, which dropout in the
+    update must not change.
+    """
     scored = policy.score([each.prompt_ids for each in rollouts], [each.token_ids for each in rollouts])
     return [
-        each.with_columns(sampling_logp=logp, old_logp=logp)
+        each.with_columns(sampling_logp=logp, **({"old_logp": logp} if old else {}))
         for each, logp in zip(rollouts, scored, strict=True)
     ]
 
@@ -81,7 +85,7 @@ class TrlPolicy(Policy):
                 for place, (prompt, limit) in enumerate(zip(part, limits, strict=True)):
                     logp = None if logps is None else logps[place][:limit]
                     out.append(rollout(self.renderer, prompt, tokens[place][:limit], logp))
-        return out if self.trainer.use_vllm else with_logp(self, out)
+        return out if self.trainer.use_vllm else with_logp(self, out, self.trainer.several_updates)
 
     @contextmanager
     def _at_most(self, tokens: int) -> Iterator[None]:
@@ -115,10 +119,13 @@ class TrlPolicy(Policy):
         size, out = self.trainer.args.per_device_train_batch_size, list[Tensor]()
         targets = completions if targets is None else targets
         logprobs = self.reference_logprobs if model == "reference" else self.logprobs
+        trained, training = self.trainer.model, self.trainer.model.training
+        trained.eval()  # no dropout, as when sampling
         for at in range(0, len(prompts), size):
             part = slice(at, at + size)
             logps = logprobs(Inputs.of(prompts[part], completions[part], targets[part])).cpu()
             out += [row[: len(each)].clone() for row, each in zip(logps, completions[part], strict=True)]
+        trained.train(training)
         return out
 
     def logprobs(self, inputs: Inputs, model: Any = None) -> Tensor:
@@ -201,7 +208,7 @@ class TrlEngine(HostedEngine):
         size, renderer = method.group_size, self.policy.renderer
         members = [rollout(renderer, prompt, tokens, logp) for _, prompt, tokens, logp in rollouts]
         if not self.trainer.use_vllm:
-            members = with_logp(self.policy, members)
+            members = with_logp(self.policy, members, self.trainer.several_updates)
         if self.verifier is None:
             members = self.set_rewards(members, rewards)
         else:

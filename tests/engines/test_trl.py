@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from handrail import METHODS as METHODS_OF
-from handrail import Context, Term, UserError
+from handrail import Author, Context, Term, UserError
 from handrail.data.answers import Answer, Answers, write_answers
 from handrail.data.load import load
 from handrail.engines.trl import GuidedGRPOTrainer
@@ -403,6 +403,38 @@ def test_adapters_are_trained_and_turned_off_for_the_model_before_training(tmp_p
     start = trainer(GuidedGRPOTrainer, tmp_path / "start", method="sort").policy.score(*asked)[0]
     torch.testing.assert_close(before, start)
     assert (now - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_dropout_makes_no_ratio(updates: int, tmp_path: Path) -> None:
+    """Rollouts are scored without it; with one update, their ratio is exactly 1, as in TRL."""
+    adapter = LoraConfig(r=2, lora_dropout=0.5, init_lora_weights="gaussian", target_modules="all-linear")
+    changes = {"steps_per_generation": updates, "max_steps": updates}
+    run = trainer(GuidedGRPOTrainer, tmp_path, coin, config=changes, method="luffy", peft_config=adapter)
+    run.train()
+    batches = [batch.tokens for batch in run.micro_batches]
+    sampled = [(batch.author == Author.POLICY) & (batch.mask > 0) for batch in batches]
+    old = torch.cat([batch.old_logp[own] for batch, own in zip(batches, sampled, strict=True)])
+    assert len(old) and bool(old.isnan().all()) == (updates == 1)
+    run.model.train()
+    first, again = (run.policy.score([[5, 6]], [[7, 8]])[0] for _ in range(2))
+    assert torch.equal(first, again) and run.model.training
+
+
+def test_the_state_is_written_before_trl_deletes_older_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(GRPOTrainer, "_save_checkpoint", killed)
+    changes = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(Killed):
+        trainer(GuidedGRPOTrainer, tmp_path, coin, config=changes, method="luffy").train()
+    assert (tmp_path / "checkpoint-1/handrail.json").exists()
 
 
 def test_the_model_before_training_has_no_entropy(tmp_path: Path) -> None:
