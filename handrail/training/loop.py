@@ -116,7 +116,11 @@ class Loop(Run):
 
     def fit(self, directory: Path, resume: bool, progress: Progress) -> dict[str, Any]:
         c = self.config.train
-        newest = newest_checkpoint(directory) if resume else None
+        newest = None
+        with self.failing_together():  # storage may show other processes other checkpoints
+            if resume and self.accelerator.is_main_process:
+                newest = newest_checkpoint(directory)
+        newest = self.broadcast(newest)
         if resume and last_step(directory) >= 0:
             require_unchanged(directory, self.contents)
         done = checkpoint.load(newest, self.policy, self.optimizer, self.method) if newest else None

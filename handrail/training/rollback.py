@@ -55,6 +55,9 @@ class Rollback(Callback):
             )
         self.method = method
         self.failed: dict[int, list[str]] = {}
+        """Problems whose rollouts were all wrong, by step, over all processes."""
+        self.wrong: list[str] = []
+        """Those of this process in the present step."""
 
     def on_start(self, run: Run, step: int) -> None:
         files = [run.out.metrics, run.out.mistakes, run.out.rollbacks]
@@ -74,9 +77,10 @@ class Rollback(Callback):
             for group in groups
             if group.rollouts and all(member.correct is False for member in group.rollouts)
         ]
-        self.failed[step] = gather_object(wrong)
+        self.wrong = wrong
 
     def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+        self.failed[step] = gather_object(self.wrong)
         if self.decided and step == self.decided[-1]["step"] + 1:  # what was given up was not free
             spent = metrics.get("tokens/resampled", 0) + self.decided[-1]["tokens"]
             metrics["tokens/resampled"] = spent

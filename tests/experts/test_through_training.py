@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from handrail import Context, Group, UserError, train
+from handrail import Context, Group, Method, UserError, train
 from handrail._util.errors import Paused
 from handrail.data.load import load_problems
 from handrail.experts.conversations import DONE
 from handrail.experts.planners import skeleton
 from handrail.experts.steps import split_steps
+from handrail.methods.autonpo import AutoNpo
 from handrail.methods.grpo import Grpo
 from handrail.methods.requests import Ask
 from tests.conftest import EASY, HARD, config
@@ -240,14 +241,27 @@ class Pausing(Grpo):
         return group
 
 
-def train_until_paused(directory: Path) -> None:
+class PausingReward(AutoNpo):
+    """Its callback notes the groups that failed, while another process has none."""
+
+    async def reward(self, group: Group, ctx: Context) -> Group:
+        if ctx.step == 2 and os.environ["RANK"] == "1":
+            raise Paused("the expert is gone")
+        return await super().reward(group, ctx)
+
+
+def train_until_paused(directory: Path, method: type[Method[Any]]) -> None:
+    kept = {"checkpoint_every": 10, "keep_last": 2}
     with pytest.raises(Paused) as paused:
-        train(config(train={"steps": 3}), directory, method=Pausing)
+        train(config(train={"steps": 3, **kept}), directory, method=method)
     Path(f"{directory}-{os.environ['RANK']}").write_text(str(paused.value))
 
 
-def test_a_pause_of_one_process_pauses_all_with_a_checkpoint(tmp_path: Path) -> None:
-    together(2, train_until_paused, tmp_path / "run")
+@pytest.mark.parametrize("method", [Pausing, PausingReward])
+def test_a_pause_of_one_process_pauses_all_with_a_checkpoint(
+    method: type[Method[Any]], tmp_path: Path
+) -> None:
+    together(2, train_until_paused, tmp_path / "run", method)
     for rank in range(2):
         said = (tmp_path / f"run-{rank}").read_text()
         assert said == "the expert is gone; step 1 is checkpointed, to go on with --resume"
