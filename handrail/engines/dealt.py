@@ -55,8 +55,8 @@ def deal(items: Sequence[T], work: Callable[[list[T]], Sequence[R]], equal: bool
     """Apply ``work`` to a share of ``items`` in each process; return all results, in order, in all processes.
 
     ``equal``: every process works on equally many items, as sharded models need. Otherwise none is repeated,
-    and a process may have none. If ``work`` fails in one process, all raise the same: UserError, Paused or, for
-    any other exception, RuntimeError.
+    and a process may have none. If ``work`` fails in one process, all raise the same: UserError, Paused or,
+    for any other exception, RuntimeError.
     """
     if PartialState().num_processes == 1 or not items:
         return list(work(list(items)))

@@ -22,7 +22,7 @@ from handrail._util.errors import UserError
 from handrail._util.section import Section, explain
 from handrail.engines.hosted import checksum
 from handrail.experts.config import EndpointConfig, ExpertsConfig
-from handrail.methods.base import Method
+from handrail.methods.base import Method, Term
 
 NAME = "handrail"
 """Name of the trainer, of the advantage estimator and of the section ``algorithm.handrail``."""
@@ -213,9 +213,12 @@ def require_possible(method: Method[Any], config: DictConfig) -> None:
             f"{name} or one of its terms reads a teacher's probabilities, and verl's trainer process has no "
             "GPU to run a teacher on; use handrail train"
         )
-    if config.algorithm.filter_groups.enable and type(method).guide is not Method.guide:
+    needs_all = type(method).guide is not Method.guide or any(
+        type(term).reward is not Term.reward or type(term).guide is not Term.guide for term in method.terms
+    )
+    if config.algorithm.filter_groups.enable and needs_all:
         raise UserError(
-            f"algorithm.filter_groups drops the groups without a correct rollout before {name} sees them; "
+            f"algorithm.filter_groups drops groups before {name} or one of its terms sees them; "
             f"leave it out, and set skip_dead_groups in algorithm.{NAME}.method if you need it"
         )
     require_no_objective(name, method, config)
