@@ -175,16 +175,16 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
             found["perf/mfu/actor"] = found.pop("actor/mfu")
         metrics.update(reduce_metrics(found))
         counts = self.engine.counts + self.engine.experts.take_counts()
+        groups = [group for _, group in self.guided]
+        counts["groups/all_wrong"] = sum(group.all_wrong for group in groups)
+        counts["groups/guided"] = sum(len(group.rollouts) < len(group.trajectories) for group in groups)
         metrics.update({f"{NAME}/{name}": float(count) for name, count in counts.items()})
         return batch
 
     def _update(self, credited: Sequence[Group]) -> dict[str, Any]:
         """Train on what has credit, and return the workers' metrics; none if nothing has."""
-        counts = self.engine.counts
-        counts["groups/all_wrong"] += sum(group.all_wrong for group in credited)
-        counts["groups/guided"] += sum(len(group.rollouts) < len(group.trajectories) for group in credited)
         live = [sample for sample in scaled(self.method, credited) if sample.is_live]
-        counts["trajectories/trained"] += len(live)
+        self.engine.counts["trajectories/trained"] += len(live)
         self.sleep()
         if not live:
             return {}

@@ -26,7 +26,7 @@ from handrail.models.hf import TransformersPolicy
 from handrail.models.loading import absolute, load_model
 from handrail.models.lora import load_adapter, merge_weights, with_adapter
 from handrail.models.policy import with_old_logp
-from handrail.models.sharding import ShardedModel
+from handrail.models.sharding import ShardedModel, transformers_model
 from handrail.models.vllm import INSTEAD, VllmSampler
 from handrail.types.trajectory import Group, Trajectory
 
@@ -120,6 +120,7 @@ class TrainablePolicy(TransformersPolicy):
             )
         if self.lora:
             model = with_adapter(model, self.lora, absolute(self.config.path), self.seed)
+        freeze_all_but_text(model)
         if self.config.gradient_checkpointing:
             self.layout = "padded"  # activations that are not kept cannot be shared in a cache
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -297,6 +298,17 @@ class TrainablePolicy(TransformersPolicy):
                 f"{directory.parent} holds another model than model.path names; resume with the "
                 "configuration that the run was started with"
             )
+
+
+def freeze_all_but_text(model: Any) -> None:
+    """Freeze what text never reaches, such as a vision tower: several processes wait for a gradient of every
+    trained weight."""
+    base = transformers_model(model)
+    parts = (part for part in (base.get_decoder(), base.get_output_embeddings()) if part is not None)
+    reached = {id(weight) for part in parts for weight in part.parameters()}
+    for weight in model.parameters():
+        if id(weight) not in reached:
+            weight.requires_grad_(False)
 
 
 def disable_dropout(layer: nn.Module) -> nn.Module:

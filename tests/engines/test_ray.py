@@ -233,6 +233,16 @@ def test_a_local_cluster_ends_with_a_stopped_run_which_continues_without_ray(tmp
 
 
 @needs_ray
+def test_a_stop_while_the_workers_start_is_kept_for_them(cluster: Nodes, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = cluster.train(job(tmp_path, train={"steps": 1000}), run)
+    wait_for((run / ".ray").exists, PATIENCE)
+    process.send_signal(signal.SIGINT)
+    code, said = finished(process, PATIENCE)
+    assert code == 75 and "stopped by SIGINT; step 0 is checkpointed" in " ".join(said.split()), said
+
+
+@needs_ray
 def test_a_driver_that_cannot_print_ends_the_workers(cluster: Nodes, tmp_path: Path) -> None:
     """As after ``| head``."""
     process = cluster.train(job(tmp_path, train={"steps": 1000}), tmp_path / "run")
