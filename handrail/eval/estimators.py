@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from statistics import NormalDist, pvariance
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.special import ndtr, ndtri
 
 from handrail.training.evaluate import wilson
 
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 2**20
+"""Maximum number of values that are drawn at once, so that memory does not grow with the problems."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,28 @@ def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Est
         if not 0 <= mean <= 1:
             return Estimate(mean, None, None, len(values))
         return Estimate(mean, *wilson(mean, len(values), NormalDist().inv_cdf((1 + level) / 2)), len(values))
-    found = bootstrap(
-        (np.asarray(values),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=level,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(mean, float(found.low), float(found.high), len(values))
+    low, high = _bca(np.asarray(values), level, np.random.default_rng(seed))
+    return Estimate(mean, low, high, len(values))
+
+
+def _bca(values: np.ndarray, level: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Return the ends of the bias-corrected, accelerated bootstrap interval of the mean of ``values`` [n].
+
+    The formulas are eq. 14.10 and 14.15 of Efron and Tibshirani, An Introduction to the Bootstrap (1993). The
+    numbers are those of ``scipy.stats.bootstrap``, whose jackknife needs n² numbers; that of a mean is in
+    closed form, because leaving out a value moves the mean by its distance to it over n − 1.
+    """
+    n = len(values)
+    at_once = max(1, DRAWN_AT_ONCE // n)
+    counts = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    means = np.concatenate([values[rng.integers(0, n, (count, n))].mean(axis=-1) for count in counts])
+    mean = values.mean()
+    bias = ndtri(((means < mean).mean() + (means <= mean).mean()) / 2)
+    distances = values - mean
+    acceleration = (distances**3).sum() / (6 * (distances**2).sum() ** 1.5)
+    shifted = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, ndtr(bias + shifted / (1 - acceleration * shifted)))
+    return float(low), float(high)
 
 
 def ks(n: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from itertools import combinations
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
 from handrail.eval.estimators import (
     dead_at_k,
@@ -101,6 +103,31 @@ def test_an_interval_depends_only_on_values_and_seed() -> None:
     values = [0, 0.5, 1, 0.25] * 8
     assert interval(values) == interval(values)
     assert interval(values) != interval(values, seed=1)
+
+
+@pytest.mark.parametrize("n", [2, 7, 60, 700])
+def test_the_interval_is_scipys(n: int) -> None:
+    values = np.random.default_rng(n).beta(0.3, 2, n).round(6)
+    rng = np.random.default_rng(3)
+    wanted = bootstrap((values,), np.mean, n_resamples=2000, confidence_level=0.9, method="BCa", rng=rng)
+    found = interval(values.tolist(), 0.9, seed=3)
+    ends = wanted.confidence_interval
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=1e-12, abs=1e-12)
+
+
+def test_the_interval_of_many_problems_needs_little_memory() -> None:
+    values = np.random.default_rng(0).integers(0, 2, 20_000).astype(float).tolist()
+    tracemalloc.start()
+    try:
+        found = interval(values)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # n values squared would be 3 GB; one batch is 2**20 places and as many values of 8 bytes.
+    assert peak < 40 * 2**20
+    assert found.low is not None and found.high is not None
+    half = 1.96 * 0.5 / math.sqrt(20_000)
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.1 * half)
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
