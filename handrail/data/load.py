@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -118,7 +118,7 @@ def _column_map(
 def _problems(rows: list[Row], layout: Layout) -> list[Problem]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
-    bad: list[tuple[str, BadRow]] = []
+    bad: list[tuple[Row, BadRow]] = []
     for row in rows:
         try:
             problem = _problem(row, layout)
@@ -126,12 +126,20 @@ def _problems(rows: list[Row], layout: Layout) -> list[Problem]:
                 advice = f"'{problem.id}' is also the id of {places[problem.id]}: change one of them"
                 raise BadRow("id", "another row has the same id", advice)
         except BadRow as error:
-            bad.append((row.place, _of_this_row(error, row, rows, layout)))
+            bad.append((row, error))
         else:
             places[problem.id] = row.place
             problems.append(problem)
     if bad:
-        raise UserError(_error_message(bad))
+        objects = [row.value for row in rows if isinstance(row.value, dict)]
+        filled = {
+            field
+            for field, column in layout.columns.items()
+            if any(lookup(each, column) is not ABSENT for each in objects)
+        }
+        raise UserError(
+            _error_message([(row.place, _of_this_row(error, row, layout, filled)) for row, error in bad])
+        )
     return problems
 
 
@@ -143,12 +151,12 @@ def _problem(row: Row, layout: Layout) -> Problem:
     return replace(to_problem(*layout.split(row.value), default_id=row.id), where=row.place)
 
 
-def _of_this_row(error: BadRow, row: Row, rows: list[Row], layout: Layout) -> BadRow:
-    """Return ``error``, or another if only this row lacks a column that other rows have."""
+def _of_this_row(error: BadRow, row: Row, layout: Layout, filled: Collection[str]) -> BadRow:
+    """Return ``error``, or another if this row lacks a field that other rows have (``filled``)."""
     column = layout.columns.get(error.field or "")
     if column is None or not isinstance(row.value, dict) or lookup(row.value, column) is not ABSENT:
         return error
-    if all(lookup(other.value, column) is ABSENT for other in rows if isinstance(other.value, dict)):
+    if error.field not in filled:
         return error
     return BadRow(
         error.field, f"this row has no {error.field}", f"fill in its '{column}', or leave the row out"

@@ -9,7 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 
 from handrail._util.errors import BadRow, UserError
-from handrail.data.layouts import LAYOUTS, final_answer
+from handrail.data.layouts import LAYOUTS, final_answer, lookup
 from handrail.data.load import describe, load, load_problems
 from handrail.types.problem import Problem
 
@@ -1000,6 +1000,20 @@ def test_missing_field() -> None:
         "the row has prompt, label: rename one, or name it in the column map, "
         'columns = {answer = "their column"}'
     )
+
+
+def test_rows_that_all_lack_a_column_are_refused_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def counted(row: Mapping[str, Any], path: str) -> Any:
+        nonlocal calls
+        calls += 1
+        return lookup(row, path)
+
+    monkeypatch.setattr("handrail.data.load.lookup", counted)
+    message = refusal(jsonl(*[{"prompt": f"{number}?"} for number in range(1000)]))
+    assert message.startswith("data.jsonl, line 1, field answer: there is no column 'answer' (and in 999")
+    assert calls <= 10 * 1000  # a few for each row, not one for each pair of rows
 
 
 def test_unrecognized_layout() -> None:
