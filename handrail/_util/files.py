@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -41,9 +42,21 @@ def text_of(file: Path, advice: str) -> str:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a temporary file and rename it, so that ``file`` always holds the old text or the new one."""
+    """Write ``text`` so that ``file`` always holds the old text or the new one."""
+    with whole_file(file) as stream:
+        stream.write(text.encode())
+
+
+@contextlib.contextmanager
+def whole_file(file: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file that is renamed to ``file`` after the block, unless the block raises."""
     aside = file.with_name(f".{file.name}")
-    aside.write_text(text, encoding="utf-8")
+    with aside.open("wb") as stream:
+        try:
+            yield stream
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
     sync(aside)
     aside.replace(file)
     sync(file.parent)

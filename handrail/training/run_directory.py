@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
 from handrail._util.errors import Paused, UserError
-from handrail._util.files import locked, no_room, sync, write_whole
+from handrail._util.files import locked, no_room, sync, whole_file, write_whole
 from handrail._util.version import __version__
 from handrail.training.checkpoint import newest_intact
 from handrail.training.config import Config, load_config
@@ -205,18 +205,26 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
 
     Raises UserError, with the line number, if a row is damaged.
     """
-    rows = []
-    lines = file.read_bytes().split(b"\n") if file.exists() else []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            rows.append(dict(json.loads(line)))
-            rows[-1]["step"] = int(rows[-1]["step"])
-        except (ValueError, TypeError, KeyError):
-            without = ", or delete it to do without that step" if number > 1 else ""
-            raise UserError(
-                f"{file}, line {number}: it is damaged; restore it from a copy{without}"
-            ) from None
-    return rows
+    return [row for _, row in read_lines(file)]
+
+
+def read_lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each line as it is written, with its row; see ``whole_lines``."""
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = dict(json.loads(line))
+                row["step"] = int(row["step"])
+            except (ValueError, TypeError, KeyError):
+                without = ", or delete it to do without that step" if number > 1 else ""
+                raise UserError(
+                    f"{file}, line {number}: it is damaged; restore it from a copy{without}"
+                ) from None
+            yield line, row
 
 
 def last_step(path: Path) -> int:
@@ -251,9 +259,11 @@ def keep_until(file: Path, step: int | None) -> None:
 
     That a run went back is kept, because it may since have gone back to a step before that.
     """
-    rows = [] if step is None else whole_lines(file)
-    kept = [row for row in rows if row["step"] <= (step or 0) or row.get("to") is not None]
-    write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))
+    with whole_file(file) as new:
+        if step is not None:
+            new.writelines(
+                line for line, row in read_lines(file) if row["step"] <= step or row.get("to") is not None
+            )
 
 
 @contextmanager

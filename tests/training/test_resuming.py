@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from handrail.eval.jobs import plan_jobs, require_finished_unchanged
 from handrail.training import contents
 from handrail.training.contents import probed_with_another_model
 from handrail.training.resuming import compare_directory, differences
+from handrail.training.run_directory import keep_until
 from handrail.types.problem import Problem, digest
 from tests.conftest import EASY, Handrail, config
 from tests.tiny_models import save_chat_model
@@ -249,6 +251,31 @@ def test_a_probe_of_another_model_causes_a_warning(
         "d.jsonl with"
     )
     assert said in caplog.text
+
+
+def test_the_kept_lines_of_a_large_file_are_copied_and_not_held_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    written = [f'{{"step":{step}, "text": "{"x" * 2**20}", "reward": 1e0}}\n' for step in range(20)]
+    file.write_text("".join(written) + '{"step": 20, "te')
+    tracemalloc.start()
+    try:
+        keep_until(file, 17)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert file.read_text() == "".join(written[:18])
+    assert peak < 8 * 2**20  # a few copies of one line of 1 MiB, not 18 lines
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
+def test_a_damaged_line_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    text = '{"step": 0}\n{"step": 1\n{"step": 2}\n'
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"samples.jsonl, line 2: it is damaged; restore it from a copy"):
+        keep_until(file, 2)
+    assert file.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
 def test_differences_are_named_by_key_and_only_the_first_shown_with_values() -> None:
