@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from handrail._util.errors import UserError
 from handrail._util.names import near
+
+_versions: dict[str, tuple[int, int]] = {}
+"""The time of change and the size of each file that was imported, by the name of its module."""
 
 
 def load_attribute(name: str, field: str) -> Any:
@@ -37,10 +42,17 @@ def _load_module(name: str) -> Any:
 
 
 def _load_file(path: Path) -> Any:
-    name = f"handrail_user_{path.stem}"  # the prefix keeps a file such as math.py from shadowing a module
+    """Import a file, or return its module if it was imported before and has not changed since."""
+    # The prefix keeps a file such as math.py from shadowing a module, the digest two files of one name.
+    name = f"handrail_user_{path.stem}_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]}"
+    version = path.stat().st_mtime_ns, path.stat().st_size
+    if _versions.get(name) == version:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pydantic look up the module of a class there
+    sys.modules[name] = module  # dataclasses, pydantic and pickle look up the module of a class there
+    _versions.pop(name, None)  # in case the new version fails halfway
     spec.loader.exec_module(module)
+    _versions[name] = version
     return module

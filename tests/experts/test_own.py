@@ -4,12 +4,14 @@ the run says so in one sentence."""
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handrail import UserError, train
+from handrail._util.imports import load_attribute
 from handrail.experts.registry import BUILT_IN, Experts, Role
 from tests.conftest import EASY, config
 
@@ -239,3 +241,28 @@ def test_an_answer_of_the_wrong_form_is_reported_in_one_sentence(
     (tmp_path / "odd.py").write_text(f"class Odd:\n    {code}\n")
     with pytest.raises(UserError, match=rf"the {role} .*odd.py:Odd .*{sentence}"):
         run(role, f"{tmp_path}/odd.py:Odd", tmp_path / "run")
+
+
+def test_a_file_is_imported_once_and_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """So a method and a term of one file share its classes, and objects of all of them can be pickled."""
+    for number, directory in enumerate("ab"):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "judge.py").write_text(f"class Judge:\n    number = {number}\n")
+    first = load_attribute(str(tmp_path / "a/judge.py") + ":Judge", "experts.judge")
+    other = load_attribute(str(tmp_path / "b/judge.py") + ":Judge", "experts.judge")
+    assert load_attribute(str(tmp_path / "b/../a/judge.py") + ":Judge", "experts.judge") is first
+    assert (first.number, other.number) == (0, 1)
+    assert isinstance(pickle.loads(pickle.dumps(first())), first)
+    assert isinstance(pickle.loads(pickle.dumps(other())), other)
+
+
+def test_a_file_that_changed_is_imported_again(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Judge:\n    number = 1\n")
+    assert load_attribute(f"{file}:Judge", "experts.judge").number == 1
+    file.write_text("class Judge:\n    number = 10\n    raise ValueError\n")
+    for _ in range(2):  # what failed halfway is not taken for imported
+        with pytest.raises(UserError, match="mine.py cannot be imported: ValueError"):
+            load_attribute(f"{file}:Judge", "experts.judge")
+    file.write_text("class Judge:\n    number = 100\n")
+    assert load_attribute(f"{file}:Judge", "experts.judge").number == 100
