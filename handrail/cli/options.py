@@ -10,8 +10,9 @@ import typer
 
 from handrail._util.errors import UserError
 from handrail._util.progress import show
+from handrail._util.section import flat
 from handrail.training.config import Config, load_config, parse_config, set_value
-from handrail.training.resuming import as_text, flat
+from handrail.training.resuming import as_text
 from handrail.training.trained import model_of, settings_file, settings_to_use
 
 DATA = "a file, a directory, a dataset, task:NAME?key=value or reasoning-gym:FAMILY?key=value"

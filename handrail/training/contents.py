@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from handrail._util.errors import UserError
+from handrail._util.section import flat
 from handrail.data.answers import header
 from handrail.data.config import Source
+from handrail.experts.registry import BUILT_IN
 from handrail.models.builtin import locate
 from handrail.training.config import Config, load_config
 from handrail.training.trained import model_of, settings_file
@@ -23,6 +25,10 @@ READ_WHOLE = 64 * 2**20
 BLOCKS, BLOCK = 256, 2**16
 """Number and size of the blocks that are hashed of a larger file. A sample suffices: training changes all
 weights, or all weights of some layers."""
+CODE = {"name", *BUILT_IN}
+"""Settings of the verifier, of a method and of its terms that may name the user's own code."""
+ANSWERS = "cache"
+"""Setting of a method or a term that names a file of answers."""
 KINDS = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 """Suffixes of the files that make up a model and its tokenizer."""
 
@@ -46,13 +52,24 @@ def contents(
         "experts.teacher": config.experts.teacher,
     }
     found |= {key: (path, model_digest(path)) for key, path in models.items()}
-    code = {"verifier.name": config.verifier.name, "method.name": str(config.method.get("name", ""))}
-    found |= {key: (name, code_digest(name)) for key, name in code.items()}
+    for key, name in flat({"verifier.name": config.verifier.name, "method": config.method}).items():
+        kind = key.rpartition(".")[2]
+        if isinstance(name, str) and kind in CODE:
+            found[key] = name, code_digest(name)
+        if isinstance(name, str) and kind == ANSWERS and Path(name).is_file():
+            found[key] = name, file_digest(Path(name))
     return {
         f"{key} = {json.dumps(value, ensure_ascii=False)}": made
         for key, (value, made) in found.items()
         if made
     }
+
+
+def may_change(key: str) -> bool:
+    """True if a resumed run may go on with other contents: held-out sets and the user's own code."""
+    setting = key.partition(" = ")[0]
+    code = setting.startswith(("verifier.", "method.")) and setting.rpartition(".")[2] in CODE
+    return code or setting.startswith("eval.")
 
 
 def find_changes(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:

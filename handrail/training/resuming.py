@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from handrail._util.errors import UserError
+from handrail._util.section import flat
 from handrail.experts.config import EndpointConfig
 from handrail.training.config import Config
-from handrail.training.contents import find_changes, read_object
+from handrail.training.contents import find_changes, may_change, read_object
 
 CONTENTS = "contents.json"
 """File in a run directory with the digests of the contents that the run was made from."""
@@ -75,20 +76,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(shown + more)
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten to dotted keys; items of lists of tables are numbered from 1, as in ``data.train[1].path``."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{name}.")
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            out |= flat({f"{name}[{number}]": item for number, item in enumerate(value, 1)})
-        else:
-            out[name] = value
-    return out
-
-
 def as_text(value: Any) -> str:
     text = "not set" if value is None else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:79] + "…"
@@ -97,12 +84,11 @@ def as_text(value: Any) -> str:
 def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = False) -> None:
     """Raise UserError if contents that the run in ``directory`` was made from have changed since it started.
 
-    Changes of held-out sets and of the user's own code only cause a warning, unless ``every`` change is an
-    error.
+    Changes of what ``may_change`` only cause a warning, unless ``every`` change is an error.
     """
     before = read_object(directory / CONTENTS)
     found = find_changes(before, now)
-    fatal = [key for key in found if every or not key.startswith(("eval.", "verifier.", "method."))]
+    fatal = [key for key in found if every or not may_change(key)]
     if fatal:
         raise UserError(
             f"{directory} was made from other contents of {', '.join(fatal)}, which changed since; "

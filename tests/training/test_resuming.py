@@ -17,7 +17,7 @@ from handrail.data.config import Source
 from handrail.eval.jobs import plan_jobs, require_finished_unchanged
 from handrail.training import contents
 from handrail.training.contents import probed_with_another_model
-from handrail.training.resuming import compare_directory, differences
+from handrail.training.resuming import compare_directory, differences, require_unchanged
 from handrail.training.run_directory import keep_until
 from handrail.types.problem import Problem, digest
 from tests.conftest import EASY, Handrail, config
@@ -228,6 +228,45 @@ def test_changed_held_out_problems_and_code_cause_a_warning(
         and "measured holds a measurement from before the verifier changed; choose another --output"
         in again.err
     )
+
+
+def test_all_code_and_answers_that_a_method_names_are_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    method = {
+        "name": "mine.py:Method",
+        "judge": "mine.py:Judge",
+        "corrector": "mine.py:Corrector",
+        "cache": "answers.jsonl",
+        "terms": [{"name": "fapo", "judge": "judge.py:Judge"}, {"name": "mine.py:Term"}],
+    }
+    settings = short(method=method)
+    for name in ("mine.py", "judge.py", "answers.jsonl"):
+        Path(name).write_text("1")
+
+    def now() -> dict[str, str]:
+        return contents.contents(settings, [[Problem("a", "p", "1")]], {})
+
+    before = now()
+    assert [key for key in before if key.startswith("method.")] == [
+        'method.name = "mine.py:Method"',
+        'method.judge = "mine.py:Judge"',
+        'method.corrector = "mine.py:Corrector"',
+        'method.cache = "answers.jsonl"',
+        'method.terms[1].judge = "judge.py:Judge"',
+        'method.terms[2].name = "mine.py:Term"',
+    ]
+    Path("contents.json").write_text(json.dumps(before))
+    Path("judge.py").write_text("2")
+    with caplog.at_level(logging.WARNING, "handrail"):
+        require_unchanged(Path(), now())
+    assert 'other contents of method.terms[1].judge = "judge.py:Judge", which changed' in caplog.text
+    with pytest.raises(UserError, match=r"other contents of method.terms\[1\].judge"):
+        require_unchanged(Path(), now(), every=True)
+    Path("answers.jsonl").write_text("2")
+    with pytest.raises(UserError, match=r'other contents of method.cache = "answers.jsonl", which changed'):
+        require_unchanged(Path(), now())
 
 
 def test_a_probe_of_another_model_causes_a_warning(
