@@ -61,9 +61,8 @@ class VllmSampler(Sampler):
                 trial = TokensPrompt(prompt_token_ids=self.ends[:1])
                 self.llm.generate(trial, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
             except Exception as error:  # vLLM raises exceptions of any type, and has printed details
-                raise UserError(
-                    f"sampler: vLLM cannot run {config.path}: {str(error).strip().splitlines()[0]}"
-                ) from error
+                reason = (str(error).strip() or repr(error)).splitlines()[0]
+                raise UserError(f"sampler: vLLM cannot run {config.path}: {reason}") from error
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Sample from these weights from now on, named as in transformers.

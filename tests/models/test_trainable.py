@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from handrail.models.config import LoraConfig
 from handrail.models.generate import CopySampler
 from handrail.models.loading import load_model
 from handrail.models.lora import with_adapter
+from handrail.models.vllm import VllmSampler
 from handrail.training.policies import load_trainable_policy
 from tests.conftest import Handrail, config, policy_of
 from tests.tiny_models import save_chat_model, save_gguf
@@ -402,3 +405,26 @@ def test_the_model_before_training_reads_shared_prompts_itself(chat_model: Path)
         parameter.data.add_(torch.randn_like(parameter))
     for scored, expected in zip(policy.score(prompts, completions, "reference"), before, strict=True):
         torch.testing.assert_close(scored, expected)
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"), [(AssertionError(), "AssertionError()"), (ValueError("no room\nat all"), "no room")]
+)
+def test_a_model_that_vllm_cannot_run_is_named_with_the_reason(
+    raised: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise raised
+
+    monkeypatch.setitem(
+        sys.modules, "vllm", SimpleNamespace(LLM=refuse, SamplingParams=refuse, TokensPrompt=refuse)
+    )
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):  # which the sampler sets
+        monkeypatch.setenv(name, "")
+    model = SimpleNamespace(
+        device=torch.device("cpu"), config=SimpleNamespace(to_json_file=lambda *args, **settings: None)
+    )
+    settings = config(sampler={"name": "vllm"})
+    with pytest.raises(UserError) as refused:
+        VllmSampler(settings.model, settings.sampler, settings.rollout, model, {0})
+    assert str(refused.value) == f"sampler: vLLM cannot run builtin:house-tiny: {reason}"
