@@ -12,7 +12,7 @@ from handrail._util.section import Section
 class Source(Section):
     """A source of training problems, and its share of every step."""
 
-    path: str
+    path: str = Field(min_length=1)
     """A data file, a directory, a dataset, ``task:NAME?key=value`` or ``reasoning-gym:FAMILY?key=value``."""
     share: float = Field(1.0, gt=0)
     """The source's share of the problems of a step, relative to the shares of the other sources."""

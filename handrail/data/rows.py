@@ -38,6 +38,8 @@ def read(source: str) -> tuple[list[Row], str]:
     if not path.exists():
         name, _, split = source.partition("#")
         path = Path(name).expanduser()
+    if not name:  # Path("") is the working directory
+        raise UserError(f"the data source {source!r} names nothing; give a file, a directory or a dataset")
     if path.is_dir():
         return _directory(path, split, source)
     if path.exists():

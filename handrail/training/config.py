@@ -20,7 +20,7 @@ from handrail.verifiers.config import VerifierConfig
 class EvalConfig(Section):
     """Evaluation on held-out problems."""
 
-    sets: dict[Annotated[str, Field(pattern=r"^[\w. =-]+$")], str] = {}
+    sets: dict[Annotated[str, Field(pattern=r"^[\w. =-]+$")], Annotated[str, Field(min_length=1)]] = {}
     """Held-out sources by name; each is evaluated before the first step, after the last one, and every
     ``eval.every`` steps."""
     every: int = Field(0, ge=0)

@@ -1002,6 +1002,14 @@ def test_missing_field() -> None:
     )
 
 
+@pytest.mark.parametrize("source", ["", "#train"])
+def test_an_empty_source_is_not_the_working_directory(source: str) -> None:
+    jsonl(GOOD)
+    assert refusal(source) == (
+        f"the data source {source!r} names nothing; give a file, a directory or a dataset"
+    )
+
+
 def test_rows_that_all_lack_a_column_are_refused_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
