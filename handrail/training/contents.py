@@ -128,13 +128,11 @@ def code_digest(name: str) -> str:
 def probed_with_another_model(source: Source, model: str) -> str:
     """Warning if ``source`` was probed with a model other than ``model``; empty if not, or if unknown."""
     settings = read_object(Path(source.probe).with_name("settings.json")) if source.probe else {}
-    if not settings:
+    try:
+        path, before = str(settings["model"]["path"]), settings.get("contents", {}).get("the model")
+    except (KeyError, TypeError, AttributeError):  # not the settings of a probe
         return ""
-    path, before, now = (
-        settings["model"]["path"],
-        settings.get("contents", {}).get("the model"),
-        model_digest(model),
-    )
+    now = model_digest(model)
     if before == now if before and now else path == model:
         return ""
     another = "which has changed since" if path == model else f"but this run starts from {model}"

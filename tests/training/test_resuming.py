@@ -317,6 +317,15 @@ def test_a_damaged_line_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "settings", [{"theme": "dark"}, {"model": "m"}, {"model": {"path": "m"}, "contents": []}]
+)
+def test_settings_of_something_else_beside_a_probe_tell_nothing(settings: Any, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    source = Source(path="d.jsonl", probe=str(tmp_path / "problems.jsonl"))
+    assert probed_with_another_model(source, "builtin:house-tiny") == ""
+
+
 def test_differences_are_named_by_key_and_only_the_first_shown_with_values() -> None:
     before = {"data": {"train": [{"path": "a"}, {"path": "b"}]}, "x": 1, "y": {"z": True}, "w": None, "v": 1}
     now = {"data": {"train": [{"path": "a"}, {"path": "c"}]}, "x": 2, "y": {"z": False}, "w": "new", "v": 1}
