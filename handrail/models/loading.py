@@ -32,7 +32,7 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
     An adapter is merged into its base model. Raises UserError, naming ``field``, if the model cannot be
     loaded.
     """
-    path = Path(locate(config.path))
+    path = Path(locate(config.path, field))
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", ADAPTER)):
         hint = f"; did you mean {path / 'model'}?" if (path / "model").is_dir() else ""
         raise UserError(
@@ -44,7 +44,7 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
         look_up(str(path), "model", field)
     try:
         with enough_memory("load"):
-            model, tokenizer = _loader(path)(config, dtype)
+            model, tokenizer = _loader(path)(config, dtype, field)
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -64,13 +64,13 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
     return model, tokenizer
 
 
-def _loader(path: Path) -> Callable[[ModelConfig, str], tuple[Any, Any]]:
+def _loader(path: Path) -> Callable[[ModelConfig, str, str], tuple[Any, Any]]:
     if path.suffix.lower() == ".gguf":
         return _from_gguf
     return _from_adapter if (path / ADAPTER).is_file() else _from_directory
 
 
-def _from_directory(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+def _from_directory(config: ModelConfig, dtype: str, field: str) -> tuple[Any, Any]:
     path, trusted = locate(config.path), config.trust_remote_code
     if Path(path).is_dir():
         AutoConfig.from_pretrained(path, trust_remote_code=trusted)  # first, as the others need it
@@ -99,7 +99,7 @@ def _require_files(directory: Path) -> None:
     raise FileNotFoundError("it has no weights (model.safetensors); complete the download or the copy")
 
 
-def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+def _from_gguf(config: ModelConfig, dtype: str, field: str) -> tuple[Any, Any]:
     """Load a GGUF file, dequantized so that the weights can be trained and saved."""
     file = Path(locate(config.path))
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -113,25 +113,28 @@ def _from_gguf(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _from_adapter(config: ModelConfig, dtype: str) -> tuple[Any, Any]:
+def _from_adapter(config: ModelConfig, dtype: str, field: str) -> tuple[Any, Any]:
     from peft import PeftModel
 
     directory = Path(locate(config.path))
     if not (directory / ADAPTER_WEIGHTS).is_file():  # peft would fall back to a pickle
         raise UserError(
-            f"model.path: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors"
+            f"{field}: the adapter {config.path} has no {ADAPTER_WEIGHTS}; save it as safetensors"
         )
-    changes = {"path": base_of(directory)}
+    changes = {"path": base_of(directory, field)}
     model, tokenizer = load_model(
-        config.model_copy(update=changes), f"the adapter {config.path} needs its model", dtype
+        config.model_copy(update=changes), f"{field}: the adapter {config.path} needs its model", dtype
     )
     if (directory / "tokenizer_config.json").is_file():  # peft itself does not write one
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=config.trust_remote_code)
     return PeftModel.from_pretrained(model, directory).merge_and_unload(), tokenizer
 
 
-def base_of(adapter: Path) -> str:
-    """Find an adapter's base model: a path or a hub name. Raises UserError if the path does not exist."""
+def base_of(adapter: Path, field: str) -> str:
+    """Find an adapter's base model: a path or a hub name.
+
+    Raises UserError, naming ``field``, if the path does not exist.
+    """
     named = str(json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
     # A relative path starts at the adapter or here; joining leaves an absolute one unchanged.
     for path in (adapter / named, Path(named)):
@@ -139,7 +142,7 @@ def base_of(adapter: Path) -> str:
             return str(path)
     if not HUB_NAME.fullmatch(named):
         raise UserError(
-            f"the adapter {adapter} was trained on {named}, which does not exist; set "
+            f"{field}: the adapter {adapter} was trained on {named}, which does not exist; set "
             f"base_model_name_or_path in {adapter / ADAPTER} to where that model is now"
         )
     return named

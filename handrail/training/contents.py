@@ -51,7 +51,7 @@ def contents(
         "experts.prm": config.experts.prm,
         "experts.teacher": config.experts.teacher,
     }
-    found |= {key: (path, model_digest(path)) for key, path in models.items()}
+    found |= {key: (path, model_digest(path, key)) for key, path in models.items()}
     for key, name in flat({"verifier.name": config.verifier.name, "method": config.method}).items():
         kind = key.rpartition(".")[2]
         if isinstance(name, str) and kind in CODE:
@@ -77,12 +77,13 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]
     return [key for key, value in now.items() if before.get(key, value) != value]
 
 
-def model_digest(path: str) -> str:
+def model_digest(path: str, field: str = "model.path") -> str:
     """Digest of a model's weights, settings and tokenizer, and of an adapter's base model.
 
-    Empty if ``path`` is not a local directory or file.
+    Empty if ``path`` is not a local directory or file. Raises UserError, naming ``field``, if there is no
+    built-in model of that name.
     """
-    place = Path(locate(path)) if path else Path("/nowhere")
+    place = Path(locate(path, field)) if path else Path("/nowhere")
     if place.is_file():
         return file_digest(place)
     if not place.is_dir():

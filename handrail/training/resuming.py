@@ -86,7 +86,13 @@ def require_unchanged(directory: Path, now: Mapping[str, str], every: bool = Fal
 
     Changes of what ``may_change`` only cause a warning, unless ``every`` change is an error.
     """
-    before = read_object(directory / CONTENTS)
+    file = directory / CONTENTS
+    before = read_object(file)
+    if file.exists() and not before:
+        raise UserError(
+            f"{file}: it is damaged; restore it from a copy, or delete it to go on without knowing whether "
+            "data, models or code have changed"
+        )
     found = find_changes(before, now)
     fatal = [key for key in found if every or not may_change(key)]
     if fatal:

@@ -292,7 +292,7 @@ def test_other_models_are_refused(
 
 
 def test_an_unknown_built_in_is_refused() -> None:
-    with pytest.raises(UserError, match="no built-in"):
+    with pytest.raises(UserError, match="^experts.prm: there is no built-in"):
         PrmJudge("builtin:nothing")
 
 

@@ -169,12 +169,20 @@ def test_a_model_whose_defaults_contradict_themselves_is_saved(chat_model: Path,
     assert (tmp_path / "run/model/model.safetensors").exists()
 
 
-def test_an_adapter_that_is_not_safetensors_is_not_loaded(tmp_path: Path) -> None:
+def test_what_is_wrong_with_an_adapter_is_said_of_the_setting_that_names_it(tmp_path: Path) -> None:
     train(short(1), tmp_path / "run", method=Scripted)
     adapter = tmp_path / "run/model"
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(UserError, match="has no adapter_model.safetensors"):
+    with pytest.raises(UserError, match="^model.path: the adapter .* has no adapter_model.safetensors"):
         load_model(config(model={"path": str(adapter)}).model)
+    with pytest.raises(UserError, match="^experts.teacher: the adapter .* has no adapter_model.safetensors"):
+        load_model(config(model={"path": str(adapter)}).model, "experts.teacher")
+    (adapter / "adapter_model.bin").rename(adapter / "adapter_model.safetensors")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "../gone"
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="^experts.teacher: the adapter .* was trained on ../gone"):
+        load_model(config(model={"path": str(adapter)}).model, "experts.teacher")
 
 
 def test_an_adapter_finds_its_model_from_any_directory(
@@ -211,7 +219,7 @@ def test_an_adapter_finds_its_model_from_any_directory(
         loads_from("/gone/base")
     with pytest.raises(
         UserError,
-        match="the adapter .*run/model needs its model: base cannot be loaded .*no directory of that name",
+        match="^model.path: the adapter .*run/model needs its model: base cannot be .*no directory of that name",
     ):
         loads_from("base")
 

@@ -269,6 +269,21 @@ def test_all_code_and_answers_that_a_method_names_are_compared(
         require_unchanged(Path(), now())
 
 
+@pytest.mark.parametrize("setting", ["prm", "teacher"])
+def test_an_unknown_built_in_model_is_said_of_the_setting_that_names_it(setting: str) -> None:
+    settings = short(experts={setting: "builtin:huge"})
+    with pytest.raises(UserError, match=f"^experts.{setting}: there is no built-in model 'huge'; there are"):
+        contents.contents(settings, [[Problem("a", "p", "1")]], {})
+
+
+@pytest.mark.parametrize("damaged", ["", '{"data.train', "[1]"])
+def test_damaged_digests_are_named(damaged: str, tmp_path: Path) -> None:
+    require_unchanged(tmp_path, {"model.path": "0"})  # a run of an early version has none
+    (tmp_path / "contents.json").write_text(damaged)
+    with pytest.raises(UserError, match="contents.json: it is damaged; restore it from a copy, or delete it"):
+        require_unchanged(tmp_path, {"model.path": "0"})
+
+
 def test_a_probe_of_another_model_causes_a_warning(
     handrail: Handrail, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -114,7 +114,7 @@ class PrmJudge:
     ) -> None:
         """``batch_tokens``: maximum number of tokens per forward pass, padding included."""
         self.device, self.batch_tokens = torch.device(device), batch_tokens
-        directory = Path(locate(path))
+        directory = Path(locate(path, "experts.prm"))
         if not (directory / "config.json").is_file():
             raise UserError(
                 f"experts.prm: {path} is not a Hugging Face model directory (it has no config.json)"

@@ -14,14 +14,14 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in HERE.glob("*/config.json"))
 
 
-def locate(path: str) -> str:
+def locate(path: str, field: str = "model.path") -> str:
     """Return the directory of ``builtin:NAME``, or any other path with ``~`` expanded.
 
-    Raises UserError for an unknown name.
+    Raises UserError, naming ``field``, for an unknown name.
     """
     if not path.startswith("builtin:"):
         return os.path.expanduser(path)
     name = path.removeprefix("builtin:")
     if name not in names():
-        raise UserError(f"model.path: there is no built-in model {name!r}; there are: {', '.join(names())}")
+        raise UserError(f"{field}: there is no built-in model {name!r}; there are: {', '.join(names())}")
     return str(HERE / name)
