@@ -219,7 +219,7 @@ def test_an_adapter_finds_its_model_from_any_directory(
         loads_from("/gone/base")
     with pytest.raises(
         UserError,
-        match="^model.path: the adapter .*run/model needs its model: base cannot be .*no directory of that name",
+        match="^model.path: the adapter .*run/model needs its model: base cannot .*no directory of that name",
     ):
         loads_from("base")
 
