@@ -66,6 +66,8 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
 def whole_directory(final: Path) -> Iterator[Path]:
     """Yield a temporary directory that replaces ``final`` after the block, unless the block raises."""
     aside, old = final.with_name(f".{final.name}"), final.with_name(f".{final.name}.old")
+    if old.exists() and not final.exists():  # the process died between the two renames below
+        old.rename(final)
     for left_over in (aside, old):
         shutil.rmtree(left_over, ignore_errors=True)
     make(aside)

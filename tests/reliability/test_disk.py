@@ -14,7 +14,7 @@ import torch
 
 from handrail import train
 from handrail._util.errors import Paused, UserError
-from handrail._util.files import damage
+from handrail._util.files import damage, whole_directory
 from handrail._util.interrupts import Interrupts
 from handrail.training.checkpoint import checkpoints
 from handrail.training.config import Config, load_config
@@ -247,6 +247,20 @@ def test_a_damaged_line_in_the_middle_is_named(stopped: Path) -> None:
         train(settings(stopped.parent), stopped, resume=True)
     file.write_text("".join([*rows[:2], *rows[3:]]))
     assert train(settings(stopped.parent), stopped, resume=True)["steps"] == 7
+
+
+def test_a_directory_survives_a_crash_between_its_two_renames(tmp_path: Path) -> None:
+    final = tmp_path / "model"
+    for name, text in ((".model", "new"), (".model.old", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(text)
+    with pytest.raises(KeyboardInterrupt), whole_directory(final):
+        raise KeyboardInterrupt
+    assert (final / "weights").read_text() == "old"
+    with whole_directory(final) as aside:
+        (aside / "weights").write_text("newer")
+    assert (final / "weights").read_text() == "newer"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_keep_every_keeps_more_than_the_newest(tmp_path: Path) -> None:
