@@ -31,7 +31,7 @@ from handrail.methods.requests import (
 from handrail.models.policy import Policy, room
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group, Trajectory
-from handrail.verifiers.pool import CUT_OFF, VerifierPool, unreached
+from handrail.verifiers.pool import VerifierPool, grade_rollouts, unreached
 
 Places = Sequence[int] | None
 Asked = TypeVar("Asked", Score, TopTokens)
@@ -240,17 +240,12 @@ class LocalEngine:
         ``answers``: True to set ``answer`` too; that of a truncated trajectory is None with ``require_end``.
         With ``require_end``, a truncated trajectory is wrong and earns nothing.
         """
-        complete = [member.finished or not self.require_end for _, member in pairs]
-        asked = [pair for pair, ok in zip(pairs, complete, strict=True) if ok]
-        verdicts = self.verifier.grade([(problem, member.text) for problem, member in asked], answers)
-        for (problem, _), verdict in zip(asked, verdicts, strict=True):
+        out = []
+        found = grade_rollouts(self.verifier, pairs, self.require_end, answers)
+        for (problem, member), verdict in zip(pairs, found, strict=True):
             if verdict.correct is None:
                 self.counts.update(["verifier/unverified", f"verifier/{verdict.status}"])
                 self.unverified.setdefault(verdict.status, unreached(problem, verdict))
-        reached = iter(verdicts)
-        out = []
-        for (_, member), ok in zip(pairs, complete, strict=True):
-            verdict = next(reached) if ok else CUT_OFF
             reward = nan if verdict.correct is None else verdict.reward
             out.append(replace(member, reward=reward, correct=verdict.correct, answer=verdict.answer))
         return out

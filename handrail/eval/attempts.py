@@ -21,7 +21,7 @@ from handrail.training.contents import code_digest, find_changes, model_digest, 
 from handrail.training.resuming import differences, held_by
 from handrail.types.problem import Problem, digest
 from handrail.types.trajectory import Trajectory
-from handrail.verifiers.pool import CUT_OFF, Verdict, VerifierPool
+from handrail.verifiers.pool import Verdict, VerifierPool, grade_rollouts
 
 
 @dataclass(frozen=True)
@@ -146,34 +146,30 @@ class AttemptSampler:
         with enough_memory("sample"):
             flat = iter(self.policy.generate(prompts, seeds))
         drawn = [[next(flat) for _ in range(self.samples)] for _ in problems]
-        items = [
-            (problem, rollout.text)
+        pairs = [
+            (problem, rollout)
             for problem, rollouts in zip(problems, drawn, strict=True)
             for rollout in rollouts
         ]
-        verdicts = iter(self.verifier.grade(items, answers=True))
-        out = []
-        for problem, rollouts in zip(problems, drawn, strict=True):
-            attempts = []
-            for rollout in rollouts:
-                attempts.append(self._attempt(rollout, next(verdicts)))
-            out.append(Attempts(problem.id, attempts))
-        return out
+        found = iter(grade_rollouts(self.verifier, pairs, self.config.rollout.require_end, answers=True))
+        return [
+            Attempts(problem.id, [_attempt(rollout, next(found)) for rollout in rollouts])
+            for problem, rollouts in zip(problems, drawn, strict=True)
+        ]
 
-    def _attempt(self, rollout: Trajectory, verdict: Verdict) -> Attempt:
-        if not rollout.finished and self.config.rollout.require_end:
-            verdict = CUT_OFF
-        return Attempt(
-            rollout.text,
-            len(rollout),
-            rollout.finished,
-            verdict.reward,
-            verdict.correct,
-            verdict.answer,
-            verdict.status,
-            verdict.detail,
-            free_energy(rollout.column("sampling_logp").tolist(), len(rollout.text.strip())),
-        )
+
+def _attempt(rollout: Trajectory, verdict: Verdict) -> Attempt:
+    return Attempt(
+        rollout.text,
+        len(rollout),
+        rollout.finished,
+        verdict.reward,
+        verdict.correct,
+        verdict.answer,
+        verdict.status,
+        verdict.detail,
+        free_energy(rollout.column("sampling_logp").tolist(), len(rollout.text.strip())),
+    )
 
 
 def line(attempts: Attempts) -> str:

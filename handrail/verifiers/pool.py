@@ -15,13 +15,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from handrail._util.errors import UserError
 from handrail._util.interrupts import results
 from handrail.types.problem import Problem
 from handrail.verifiers.builtin import BUILTIN
 from handrail.verifiers.config import VerifierConfig
+
+if TYPE_CHECKING:
+    from handrail.types.trajectory import Trajectory  # imports torch
 
 START_LIMIT = 60.0
 FIRST_CALL_LIMIT = 60.0
@@ -227,6 +230,20 @@ class VerifierPool:
         worker, self._workers[slot] = self._workers[slot], None
         if worker is not None:
             worker.kill()
+
+
+def grade_rollouts(
+    pool: VerifierPool, pairs: Sequence[tuple[Problem, Trajectory]], require_end: bool, answers: bool = False
+) -> list[Verdict]:
+    """Return the verdicts on trajectories; ``answers`` as for ``grade``.
+
+    With ``require_end``, one that was cut off is wrong, earns nothing and has no answer, and the verifier
+    does not see it.
+    """
+    complete = [member.finished or not require_end for _, member in pairs]
+    asked = [pair for pair, ok in zip(pairs, complete, strict=True) if ok]
+    reached = iter(pool.grade([(problem, member.text) for problem, member in asked], answers))
+    return [next(reached) if ok else CUT_OFF for ok in complete]
 
 
 def unreached(problem: Problem, verdict: Verdict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from handrail._util.errors import UserError
 from handrail.eval.attempts import Attempt, Attempts, read_attempts
 from handrail.eval.evaluation import evaluate_sets, evaluation
 from handrail.models.hf import TransformersPolicy
+from handrail.types.problem import Problem
+from handrail.verifiers.pool import Verdict, VerifierPool
 from tests.conftest import EASY, HARD, Handrail, config
 
 SETTINGS = [
@@ -133,6 +136,30 @@ def run(directory: Path, **changes: Any) -> dict[str, Any]:
     return evaluate_sets(
         config(rollout={"batch_size": 16, "max_tokens": 48}), sets, directory=directory, **settings
     )
+
+
+def test_the_verifier_does_not_see_what_was_cut_off(
+    handrail: Handrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def watched(
+        pool: VerifierPool, items: Sequence[tuple[Problem, str]], answers: bool = False
+    ) -> list[Verdict]:
+        seen.extend(text for _, text in items)
+        return grade(pool, items, answers)
+
+    grade = VerifierPool.grade
+    monkeypatch.setattr(VerifierPool, "grade", watched)
+    command = ["eval", "builtin:house-tiny", f"{EASY}&n=4", "--samples", "2", *SETTINGS]
+    command += ["--set", "rollout.max_tokens=2"]
+    assert handrail(*command, "--output", "cut").code == 0
+    (file,) = Path("cut").glob("*.jsonl")
+    cut = [each for row in read_attempts(file) for each in row.attempts]
+    assert len(cut) == 8 and not seen
+    assert all((each.status, each.correct, each.answer) == ("cut off", False, None) for each in cut)
+    assert handrail(*command, "--output", "seen", "--set", "rollout.require_end=false").code == 0
+    assert len(seen) == 8
 
 
 def test_the_same_seed_gives_the_same_figures_however_often_it_was_stopped(tmp_path: Path) -> None:
