@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from handrail._util.errors import UserError
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 RENAMED = {
     "correction": "importance_weight_cap",
@@ -29,6 +33,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def validated(model: type[Parsed], values: Any, prefix: str = "") -> Parsed:
+    """Parse a section. Raises UserError, naming the key below ``prefix``, if a value cannot be used."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, model, prefix)) from error
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from handrail._util.errors import UserError
+from handrail._util.errors import BadRow, UserError
 from handrail._util.seeds import derive
 from handrail.data.layouts import final_answer
 from handrail.engines.local import LocalEngine
@@ -109,13 +109,24 @@ def rollout(
 
 
 def problem_of(row: Mapping[str, Any], renderer: Renderer) -> Problem:
-    """Make a problem of a row of the dataset, with the whole row as metadata."""
+    """Make a problem of a row of the dataset, with the whole row as metadata.
+
+    Raises UserError if the row cannot be used.
+    """
     given = row.get("references") or row.get("reference") or ()
     references = (given,) if isinstance(given, str) else tuple(given)
     answer = row.get("answer")
     if answer is None:
-        answer = next(filter(None, map(final_answer, references)), "")
-    name = row.get("id", derive(row["prompt"], answer))
+        try:
+            answer = next(filter(None, map(final_answer, references)), "")
+        except BadRow as error:
+            raise UserError(
+                f"the row with the prompt {row['prompt']!r:.60}, field reference: {error.what}; "
+                f"{error.advice}, or give the row an answer"
+            ) from error
+    name = row.get("id")
+    if name is None:
+        name = derive(row["prompt"], answer)
     problem = Problem(str(name), row["prompt"], str(answer), references, row.get("plan"), dict(row))
     return renderer.clean_references(problem)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from handrail._util.errors import UserError
+from handrail._util.section import validated
 from handrail.data.config import PromptFormat
 from handrail.engines.dealt import DealtExperts, DealtPolicy, DealtPool, take_share
 from handrail.engines.hosted import COLUMNS, HostedEngine, problem_of, rollout
@@ -53,7 +54,7 @@ class TrlPolicy(Policy):
         chat = not isinstance(next(iter(trainer.train_dataset))["prompt"], str)
         prompts = PromptFormat(chat=chat, chat_template_kwargs=trainer.chat_template_kwargs)
         if plan_template:
-            prompts = PromptFormat.model_validate(prompts.model_dump() | {"plan_template": plan_template})
+            prompts = validated(PromptFormat, prompts.model_dump() | {"plan_template": plan_template})
         model = trainer.accelerator.unwrap_model(trainer.model)
         self.text_config = model.config.get_text_config()
         name = str(model.config._name_or_path) or "the model"
@@ -270,10 +271,13 @@ class TrlEngine(HostedEngine):
 def experts_of(
     trainer: Any, policy: DealtPolicy, experts: Mapping[str, Any] | None, endpoint: Mapping[str, Any] | None
 ) -> DealtExperts:
-    """Set up the experts. Raises UserError if one is missing, or if the data cannot be learned from."""
+    """Set up the experts.
+
+    Raises UserError if a setting is wrong, an expert is missing, or the data cannot be learned from.
+    """
     asked = DealtExperts(
-        ExpertsConfig.model_validate(experts or {}),
-        EndpointConfig.model_validate(endpoint) if endpoint else None,
+        validated(ExpertsConfig, experts or {}, "experts"),
+        validated(EndpointConfig, endpoint, "endpoint") if endpoint else None,
         trainer.policy.load,
         policy,
         trainer.accelerator.device,
@@ -288,9 +292,12 @@ def experts_of(
 
 
 def pool_of(verifier: str | Mapping[str, Any]) -> DealtPool:
-    """Start the processes of a verifier that is given by name or settings."""
+    """Start the processes of a verifier that is given by name or settings.
+
+    Raises UserError if a setting is wrong, or if the verifier cannot be used.
+    """
     named = {"name": verifier} if isinstance(verifier, str) else dict(verifier)
-    return DealtPool(VerifierConfig.model_validate(named))
+    return DealtPool(validated(VerifierConfig, named, "verifier"))
 
 
 def answer_reward(**_: Any) -> list[float]:

@@ -21,11 +21,12 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tensordict_utils import assign_non_tensor, get_tensordict
 
 from handrail._util.errors import BadRow, UserError
+from handrail._util.section import validated
 from handrail._util.seeds import derive
 from handrail.data.config import PromptFormat
 from handrail.data.layouts import column_map_layout, recognize, to_problem
 from handrail.engines.hosted import HostedEngine, rollout
-from handrail.engines.verl_limits import VerlSettings
+from handrail.engines.verl_limits import NAME, VerlSettings
 from handrail.engines.verl_rows import plain_rows
 from handrail.experts.registry import Experts
 from handrail.methods.base import Method
@@ -48,9 +49,11 @@ class VerlPolicy(Policy):
     def __init__(self, trainer: Any, plan_template: str = "") -> None:
         self.trainer, self.rollout = trainer, trainer.config.actor_rollout_ref.rollout
         template = OmegaConf.to_container(OmegaConf.create(trainer.config.data.apply_chat_template_kwargs))
-        prompts = PromptFormat.model_validate(
+        prompts = validated(
+            PromptFormat,
             {"chat": True, "chat_template_kwargs": template}
-            | ({"plan_template": plan_template} if plan_template else {})
+            | ({"plan_template": plan_template} if plan_template else {}),
+            f"algorithm.{NAME}",
         )
         model = omega_conf_to_dataclass(trainer.config.actor_rollout_ref.model)
         config = model.hf_config.get_text_config()
@@ -341,7 +344,7 @@ def engine_of(trainer: Any, settings: VerlSettings) -> VerlEngine:
     ]
     verifier = settings.verifier
     named = {"name": verifier} if isinstance(verifier, str) else verifier
-    pool = VerifierPool(VerifierConfig.model_validate(named)) if named else None
+    pool = VerifierPool(validated(VerifierConfig, named, f"algorithm.{NAME}.verifier")) if named else None
     if pool is not None:
         weakref.finalize(trainer, pool.close)
     return VerlEngine(trainer, policy, pool, experts, rows, settings)

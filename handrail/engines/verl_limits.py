@@ -7,7 +7,6 @@ from typing import Any
 
 import verl.utils.config
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pydantic import ValidationError
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.trainer.distillation import is_distillation_enabled
 from verl.trainer.ppo.core_algos import register_adv_est
@@ -19,7 +18,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from handrail._util.errors import UserError
-from handrail._util.section import Section, explain
+from handrail._util.section import Section, validated
 from handrail.engines.hosted import checksum
 from handrail.experts.config import EndpointConfig, ExpertsConfig
 from handrail.methods.base import Method, Term
@@ -159,10 +158,7 @@ def settings_of(config: DictConfig) -> VerlSettings:
     if given is None:
         raise UserError(f"algorithm.{NAME} is missing; name a method: +algorithm.{NAME}.method=sort")
     require_chosen(config)
-    try:
-        return VerlSettings.model_validate(OmegaConf.to_container(given, resolve=True))
-    except ValidationError as error:
-        raise UserError(explain(error, VerlSettings, f"algorithm.{NAME}")) from error
+    return validated(VerlSettings, OmegaConf.to_container(given, resolve=True), f"algorithm.{NAME}")
 
 
 def require_chosen(config: DictConfig) -> None:

@@ -346,6 +346,7 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     of_eight, of_four = (METHODS_OF["sort"](group_size=size, max_tokens=48) for size in (8, 4))
     uneven = {"gradient_accumulation_steps": 3, "steps_per_generation": 2}
     unguided = Dataset.from_list([{"prompt": "1 + 1 ?", "answer": "2"}])
+    unclosed = Dataset.from_list([{"prompt": "1 + 1 ?", "reference": r"so \boxed{2", "id": None}])
     images = dataset().add_column("image", [None] * 16)
     return [
         ({"beta": 0.04}, sort, "beta is 0.04, but the objective is that of sort; leave it out and set kl"),
@@ -366,11 +367,16 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({}, {**sort, "rewards": [exact, coin]}, "say by correct_by= which one tells"),
         ({}, {**sort, "correct_by": "exactly"}, "correct_by: there is no 'exactly'; there are: exact"),
         ({}, {**sort, "data": unguided}, "learns from references"),
+        ({}, {**sort, "data": unclosed}, r"the prompt '1 \+ 1 \?', field reference: its last .*never closed"),
+        ({}, {**sort, "rewards": None, "verifier": {"timeout": 0}}, "verifier.timeout: input should be"),
+        ({}, {**sort, "experts": {"judge": "x"}}, "there is no setting experts.judge; known here: prm"),
+        ({}, {**sort, "endpoint": {"model": "m"}}, "the setting endpoint.base_url is missing"),
+        ({}, {**sort, "plan_template": "x"}, "plan_template: string should match pattern"),
         ({}, {**sort, "data": images}, "trains on text only inside TRL"),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(19))
+@pytest.mark.parametrize("number", range(24))
 def test_what_a_method_cannot_do_inside_trl_is_refused_at_once(number: int, tmp_path: Path) -> None:
     changes, named, sentence = refusals()[number]
     with pytest.raises(UserError, match=sentence):
