@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from handrail import UserError
+from handrail._util.hub import look_up
 from handrail.data.load import load_problems
 from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
@@ -56,7 +59,7 @@ def data() -> None:
 
 @pytest.mark.parametrize(("load", "kind"), [(model, "model"), (data, "dataset")])
 def test_an_unknown_name_is_looked_up_once_and_the_reason_is_reported(
-    load: Callable[[], None], kind: str, hub: tuple[str, list[str]]
+    load: Callable[[], None], kind: str, hub: tuple[str, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     does, asked = hub
     start = time.monotonic()
@@ -71,3 +74,23 @@ def test_an_unknown_name_is_looked_up_once_and_the_reason_is_reported(
     else:
         assert "onnect" in str(refused.value) or "reach" in str(refused.value)
         assert "no directory of that name" in str(refused.value) or "no such file" in str(refused.value)
+        assert constants.HF_HUB_OFFLINE
+        assert "the Hugging Face hub cannot be reached (RemoteProtocolError: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "offline"),
+    [(TimeoutError("slow"), True), (OfflineModeIsEnabled("off"), False), (TypeError("a bug"), False)],
+)
+def test_only_a_lack_of_connection_turns_the_process_offline(
+    error: Exception, offline: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(HfApi, "repo_info", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(TypeError) if isinstance(error, TypeError) else nullcontext():
+        look_up("someone/something", "model", "model.path")
+    assert constants.HF_HUB_OFFLINE is offline
+    assert ("cannot be reached (TimeoutError: slow)" in caplog.text) is offline
