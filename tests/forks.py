@@ -117,7 +117,7 @@ def command(arguments: list[str]) -> None:
     main()
 
 
-def verifier(theirs: socket.socket) -> Fork:
+def verifier(theirs: socket.socket, _: str) -> Fork:
     """Start a worker of a VerifierPool, in place of ``pool._start``."""
     return Fork(grade, theirs, sys.path, daemon=True)
 

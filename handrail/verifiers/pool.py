@@ -36,6 +36,11 @@ completions."""
 FEWEST_PROBLEMS = 8
 """The latest completions are those of at least this many problems, so that a single problem with an
 unreadable answer cannot stop a run."""
+NEEDED = {
+    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR",
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+}  # fmt: skip
+"""Environment variables that the worker of a built-in verifier inherits, besides LC_*, LD_* and PYTHON*."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,7 @@ class VerifierPool:
         if worker is not None:
             return worker
         # Stored before the handshake, so that close() finds it.
-        worker = self._workers[slot] = _Worker()
+        worker = self._workers[slot] = _Worker(self._config.name)
         try:
             answer = worker.ask(self._config.model_dump_json(), START_LIMIT)
         except TimeoutError as error:
@@ -251,16 +256,25 @@ def unreached(problem: Problem, verdict: Verdict) -> str:
     return " ".join(f"{problem.where or problem.id} ({verdict.status}): {verdict.detail}".split())
 
 
-def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    """Start a worker that talks over ``theirs``."""
+def environment(verifier: str) -> dict[str, str]:
+    """Return the environment of a worker; that of a built-in verifier holds none of the user's secrets."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if verifier not in BUILTIN or name in NEEDED or name.startswith(("LC_", "LD_", "PYTHON"))
+    }
     # Our sys.path, so that the worker imports the same handrail and the same user modules.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return kept | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def _start(theirs: socket.socket, verifier: str) -> subprocess.Popen[bytes]:
+    """Start a worker that talks over ``theirs``."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "handrail.verifiers.worker"],
         stdin=theirs.fileno(),
         stdout=theirs.fileno(),
         stderr=subprocess.DEVNULL,
-        env=environment,
+        env=environment(verifier),
         start_new_session=True,
     )
 
@@ -268,11 +282,11 @@ def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
 class _Worker:
     """A process of ``handrail.verifiers.worker``, connected by a socket, because a pipe has no timeout."""
 
-    def __init__(self) -> None:
+    def __init__(self, verifier: str) -> None:
         self.called = False
         self._socket, theirs = socket.socketpair()
         with theirs:
-            self._process = _start(theirs)
+            self._process = _start(theirs, verifier)
 
     def ask(self, line: str, seconds: float) -> dict[str, Any]:
         """Send ``line`` and return the reply.

@@ -516,6 +516,24 @@ def test_a_memory_limit_too_low_to_start_is_reported() -> None:
         VerifierPool(VerifierConfig(name="math", memory_gib=0.05))
 
 
+def test_only_the_users_own_verifier_inherits_secrets(
+    verifier_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("LC_TIME", "C")
+    inherited = {}
+    for name in ("math", f"{verifier_file}:verdict"):
+        with VerifierPool(VerifierConfig(name=name, workers=1)) as pool:
+            (worker,) = pool._workers
+            assert worker is not None
+            lines = Path(f"/proc/{worker._process.pid}/environ").read_text().split("\0")
+            inherited[name] = dict(each.split("=", 1) for each in lines if each)
+    built_in, own = inherited.values()
+    assert "HF_TOKEN" not in built_in
+    assert (built_in["LC_TIME"], built_in["PATH"]) == ("C", os.environ["PATH"])
+    assert own["HF_TOKEN"] == "secret"
+
+
 def test_the_deadline_is_kept(pool: VerifierPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifier_pool, "FIRST_CALL_LIMIT", 0.5)
     child = f"1000.{os.getpid()}"
