@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from handrail.eval.recommend import SURPRISING
 from handrail.models.hf import TransformersPolicy
 from handrail.types.problem import Problem
 from handrail.verifiers.pool import VerifierPool
@@ -27,14 +29,16 @@ FAULTS = {
 class Reference:
     """A worked solution as the model sees it.
 
-    ``logp`` is the log-probability of each token, None if the prompt and the reference exceed the context.
-    ``correct`` is the verifier's verdict, None if the reference is unverified.
+    ``logp`` is its log-probability, the sum over its tokens; None if the prompt and the reference exceed the
+    context. ``surprising`` is the number of tokens with a probability below SURPRISING. ``correct`` is the
+    verifier's verdict, None if the reference is unverified.
     """
 
     tokens: int
     reward: float
     correct: bool | None
-    logp: list[float] | None
+    logp: float | None
+    surprising: int = 0
 
 
 def references(
@@ -61,10 +65,15 @@ def references(
     for (problem, _), completion, ok, verdict in zip(
         said, completions, fits, verifier.grade(said), strict=True
     ):
-        out[problem.id].append(
-            Reference(len(completion), verdict.reward, verdict.correct, next(scores).tolist() if ok else None)
-        )
+        reference = Reference(len(completion), verdict.reward, verdict.correct, None)
+        out[problem.id].append(with_scores(reference, next(scores).tolist()) if ok else reference)
     return out
+
+
+def with_scores(reference: Reference, logp: Sequence[float]) -> Reference:
+    """Set what is kept of the log-probability of each token: all of them would need gigabytes."""
+    surprising = sum(each < math.log(SURPRISING) for each in logp)
+    return replace(reference, logp=math.fsum(logp), surprising=surprising)
 
 
 def faults(

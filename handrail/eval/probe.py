@@ -19,7 +19,7 @@ from handrail.eval.attempts import Attempts, AttemptSampler, claim
 from handrail.eval.estimators import dead_at_k, ks, pass_at_k
 from handrail.eval.evaluation import estimate, unverified, with_verdicts
 from handrail.eval.faults import Reference, faults, references
-from handrail.eval.recommend import SURPRISING, recommendation
+from handrail.eval.recommend import recommendation
 from handrail.training.config import Config
 from handrail.training.policies import load_policy
 from handrail.types.problem import Problem, digest
@@ -52,7 +52,7 @@ class ProbedProblem:
                 "tokens": each.tokens,
                 "reward": each.reward,
                 "correct": each.correct,
-                "logp": None if each.logp is None else round(fmean(each.logp), 4),
+                "logp": None if each.logp is None else round(each.logp / each.tokens, 4),
             }
             for each in self.references
         ]
@@ -123,7 +123,7 @@ def figures(probed: Sequence[ProbedProblem], rollouts: int) -> dict[str, Any]:
     tried = [each.attempts for each in probed if each.attempts]
     kinds = Counter(each.kind for each in probed)
     every = [reference for each in probed for reference in each.references]
-    tokens = [logp for reference in every for logp in reference.logp or ()]
+    scored = [(each, each.logp) for each in every if each.logp is not None]
     stuck = [each for each in probed if each.kind == "all_wrong"]
     out: dict[str, Any] = {
         "problems": len(probed),
@@ -146,9 +146,10 @@ def figures(probed: Sequence[ProbedProblem], rollouts: int) -> dict[str, Any]:
     if every:
         lengths = sorted(reference.tokens for reference in every)
         out["reference_tokens"] = {"median": median(lengths), "longest": lengths[-1]}
-    if tokens:
-        out["reference_probability"] = math.exp(fmean(tokens))
-        out["surprising_tokens"] = fmean(logp < math.log(SURPRISING) for logp in tokens)
+    if scored:
+        tokens = sum(each.tokens for each, _ in scored)
+        out["reference_probability"] = math.exp(math.fsum(logp for _, logp in scored) / tokens)
+        out["surprising_tokens"] = sum(each.surprising for each, _ in scored) / tokens
     return out
 
 

@@ -19,7 +19,7 @@ from handrail._util.errors import UserError
 from handrail._util.progress import console
 from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempt, Attempts
-from handrail.eval.faults import Reference
+from handrail.eval.faults import Reference, with_scores
 from handrail.eval.probe import ProbedProblem, figures, groups, probe
 from handrail.eval.recommend import FOREIGN, SURPRISING, recommendation
 from handrail.eval.report.tables import probe_table
@@ -122,7 +122,7 @@ def test_shares_of_dead_groups_by_hand() -> None:
 
 
 def reference(reward: float, *logp: float) -> Reference:
-    return Reference(len(logp), reward, reward == 1, list(logp))
+    return with_scores(Reference(len(logp), reward, reward == 1, None), logp)
 
 
 def problem(name: str) -> Problem:
@@ -276,6 +276,11 @@ def test_training_uses_only_the_problems_that_a_probe_kept(tmp_path: Path) -> No
         json.loads(line)["problem"] for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()
     }
     assert len(trained) > 6 and {kinds[problem] for problem in trained} == {"all_wrong"}
+
+
+def test_sums_are_kept_of_a_references_log_probabilities_and_not_each_of_them() -> None:
+    found = reference(1, -0.5, -5.0, -1.5)  # exp(−5) is 0.7 %, below 1 %
+    assert found == Reference(3, 1, True, -7.0, 1)
 
 
 def test_references_are_classified_by_verdict_and_not_by_reward(tmp_path: Path) -> None:
