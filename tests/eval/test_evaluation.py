@@ -295,7 +295,7 @@ def test_greedy_decoding(handrail: Handrail) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["builtin:house-tiny"], "there is nothing to measure on"),
+        (["builtin:house-tiny"], "there is no data to measure on"),
         (["builtin:house-tiny", "a=x.jsonl", "a=y.jsonl"], "two sets are called a"),
         (["builtin:house-tiny", "gone.jsonl"], "gone.jsonl: there is no such file"),
         (["nowhere/model", f"{EASY}&n=4"], "model.path: nowhere/model cannot be loaded"),
