@@ -71,7 +71,7 @@ def old(logp: Tensor, batch: TokenBatch) -> Tensor:
 
 def log_ratio(logp: Tensor, batch: TokenBatch, ratio: Ratio) -> Tensor:
     """log(π/π_old) per token, or its mean over the trajectory's sampled tokens (GSPO, arXiv 2507.18071 eq.
-    7).
+    7), those of the policy and of its replayed answers.
 
     A token with unknown old log-probability counts as on-policy: its ratio is 1, with the gradient of log π.
     Bounded by ±20 a token, so that no ratio overflows.
@@ -79,7 +79,7 @@ def log_ratio(logp: Tensor, batch: TokenBatch, ratio: Ratio) -> Tensor:
     per_token = ((logp - old(logp, batch)) * batch.mask).clamp(-20, 20)
     if ratio == "token":
         return per_token
-    sampled = batch.mask * (batch.author == Author.POLICY)
+    sampled = batch.mask * ((batch.author == Author.POLICY) | (batch.author == Author.REPLAY))
     mean = (per_token * sampled).sum(1, keepdim=True) / sampled.sum(1, keepdim=True).clamp(min=1)
     return mean.expand_as(per_token)
 

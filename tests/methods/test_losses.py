@@ -125,6 +125,17 @@ def test_gspo_takes_one_ratio_for_the_sequence_and_ignores_padding() -> None:
     )
 
 
+def test_the_sequence_ratio_of_a_replayed_answer_is_over_its_tokens() -> None:
+    """Log-ratios .2 and .4: exp(.3) = 1.34986, a token has half of the gradient of both tokens."""
+    known = columns([[1.0, 1.0]], old_logp=[[-1.0, -1.0]], author=[[int(Author.REPLAY)] * 2])
+    surrogate = method("grpo", ratio="sequence", clip=False).surrogate
+    assert surrogate(torch.tensor([[-0.8, -0.6]]), known)[0].tolist() == pytest.approx([1.34986] * 2)
+    assert gradient(surrogate, [[-0.8, -0.6]], known) == pytest.approx([1.34986] * 2)
+    mixed = columns([[1.0] * 3], old_logp=[[-1.0] * 3], author=[[0, int(Author.REPLAY), 1]])
+    found = surrogate(torch.tensor([[-0.8, -0.6, -9.0]]), mixed)  # the reference's token does not count
+    assert found[0].tolist() == pytest.approx([1.34986] * 3)
+
+
 def test_a_token_of_unknown_sampling_logp_counts_as_on_policy() -> None:
     known = columns([[3.0]])
     assert method("grpo").surrogate(torch.tensor([[-2.5]]), known).item() == pytest.approx(3.0)
