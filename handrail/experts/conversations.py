@@ -20,7 +20,7 @@ NUMBER = re.compile(r"[0-9]{1,6}")
 
 def plan_conversation(problem: Problem, reference: str) -> list[Message]:
     """Ask for a plan for a problem, given its worked solution."""
-    return _user(prompts.PLAN.format(problem=_text(problem), reference=reference))
+    return _user(prompts.PLAN.format(problem=prompt_text(problem), reference=reference))
 
 
 def judge_conversation(problem: Problem, steps: Sequence[str]) -> list[Message]:
@@ -28,7 +28,7 @@ def judge_conversation(problem: Problem, steps: Sequence[str]) -> list[Message]:
     shown = "\n".join(
         prompts.STEP.format(number=number, step=step.strip()) for number, step in enumerate(steps, 1)
     )
-    return _user(prompts.JUDGE.format(problem=_text(problem), steps=shown))
+    return _user(prompts.JUDGE.format(problem=prompt_text(problem), steps=shown))
 
 
 def correction_conversation(
@@ -40,7 +40,7 @@ def correction_conversation(
     """
     return _user(
         prompts.CORRECTION.format(
-            problem=_text(problem),
+            problem=prompt_text(problem),
             solution=prompts.SOLUTION.format(reference=reference) if reference is not None else "",
             beginning="".join(kept).strip() or "(nothing yet)",
             task=prompts.REST if whole else prompts.NEXT_STEP.format(done=DONE),
@@ -81,6 +81,7 @@ def _user(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
-def _text(problem: Problem) -> str:
+def prompt_text(problem: Problem) -> str:
+    """What the problem says, without the roles of chat messages."""
     prompt = problem.prompt
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)

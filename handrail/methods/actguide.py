@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import takewhile
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from handrail._util.rounding import round_up
+from handrail.experts.conversations import prompt_text
 from handrail.experts.planners import names_answer
 from handrail.experts.steps import split_steps
 from handrail.methods import losses
@@ -75,11 +77,16 @@ class ActGuide(Method[ActGuideSettings]):
         return await self.apply_rewards(replace(group, trajectories=guided), ctx)
 
     def hints(self, problem: Problem, ctx: Context) -> list[str | None]:
-        """Hints of 0, 1, ... leading steps of a reference that do not name the answer and leave room."""
+        """Hints of 0, 1, ... leading steps of a reference that do not give the answer away and leave room."""
         reference = ctx.reference(problem)
         steps = split_steps(reference.text, self.settings.step_end) if reference else []
         while steps and names_answer(steps[-1], problem):
             steps.pop()
+        # In other steps, an answer that the problem itself names is a number like any other.
+        if not names_answer(prompt_text(problem), problem):
+            silent = list(takewhile(lambda step: not names_answer(step, problem), steps))
+            ctx.counts["actguide/leaking_step"] += len(silent) < len(steps)
+            steps = silent
         hints = [None, *("".join(steps[:length]).rstrip() for length in range(1, len(steps) + 1))]
         room = None if ctx.longest is None else ctx.longest - ctx.max_tokens
         while len(hints) > 1 and room is not None and len(ctx.renderer.prompt(problem, hints[-1])) > room:

@@ -235,6 +235,20 @@ def test_actguides_hints_contain_no_answer_and_fit_the_context(engine: LocalEngi
     assert ctx.counts["actguide/no_hint"] == ctx.counts["guide/no_reference"] == 1
 
 
+def test_actguides_hints_end_before_the_first_step_that_names_the_answer(engine: LocalEngine) -> None:
+    """The second of four steps names the answer, 70; the problem names 77."""
+    method = build("actguide")
+    assert isinstance(method, ActGuide)
+    steps = ("77 + 8 = 85 ; ", "85 - 15 = 70 ; ", "9 + 9 = 18 ; ", "# 70")
+    problem = replace(PROBLEM, references=("".join(steps),))
+    ctx = engine.context(0, problem, "guide")
+    assert method.hints(problem, ctx) == [None, "77 + 8 = 85 ;"]
+    assert ctx.counts["actguide/leaking_step"] == 1
+    named = replace(problem, answer="77", references=("77 + 8 = 85 ; 85 - 8 = 70 ; 70 + 7 = 77 ; # 77",))
+    assert method.hints(named, ctx) == [None, "77 + 8 = 85 ;", "77 + 8 = 85 ; 85 - 8 = 70 ;"]
+    assert ctx.counts["actguide/leaking_step"] == 1
+
+
 def test_actguide_shows_exactly_the_share_of_the_steps(engine: LocalEngine, problem: Problem) -> None:
     """0.55 of 20 steps are 11, also in floating point, where the product is a little more."""
     long = replace(problem, references=(" ; ".join(f"{step}" for step in range(1, 21)),), answer="none")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from handrail._util.errors import UserError
-from handrail.experts.conversations import plan_conversation, strip_reasoning
+from handrail.experts.conversations import plan_conversation, prompt_text, strip_reasoning
 from handrail.models.policy import Policy, generate_within_context
 from handrail.types.problem import Problem
 
@@ -149,10 +149,5 @@ def names_answer(text: str, problem: Problem) -> bool:
 def leaks(plan: str, problem: Problem) -> bool:
     """True if a plan reveals the answer, or a value that occurs only in the references."""
     plan = LIST_MARK.sub("", plan)
-    prompt = (
-        problem.prompt
-        if isinstance(problem.prompt, str)
-        else " ".join(message["content"] for message in problem.prompt)
-    )
-    worked_out = set().union(*map(numbers, problem.references)) - numbers(prompt)
+    worked_out = set().union(*map(numbers, problem.references)) - numbers(prompt_text(problem))
     return names_answer(plan, problem) or bool(numbers(plan) & (worked_out | numbers(problem.answer)))
