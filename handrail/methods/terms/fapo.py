@@ -13,15 +13,16 @@ from handrail.experts.steps import split_steps
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Ask, gather
-from handrail.types.trajectory import Group, Trajectory
+from handrail.types.trajectory import Author, Group, Trajectory
 
 
 class Fapo(Term):
     """FAPO: a right answer that was reached by a wrong step earns less.
 
     R = 1 for a right rollout, 0 for a right one in which a judge finds a wrong step, −1 for a wrong one. Only
-    right rollouts are judged; one that the judge does not answer for counts as right. References are not
-    judged (our choice). The paper also has the term ``overlong``, with a buffer of 4,096 tokens.
+    right ones are judged; one that the judge does not answer for counts as right. References are not judged;
+    repairs and replayed answers are (our choices). The paper also has the term ``overlong``, with a buffer of
+    4,096 tokens.
     """
 
     source: ClassVar[str] = "arXiv 2510.22543"
@@ -43,7 +44,8 @@ class Fapo(Term):
         async def rewarded(member: Trajectory) -> Trajectory:
             if member.correct is None:  # without a verdict, without a reward
                 return member
-            if not member.correct or not member.is_rollout:
+            reference = set(member.author[member.trained].tolist()) == {Author.REFERENCE}
+            if not member.correct or reference:
                 return replace(member, reward=1.0 if member.correct else -1.0)
             steps = split_steps(member.text, self.step_end)
             scores = await Ask(self.judge, JudgeQuestion(group.problem, steps, self.step_end))

@@ -55,6 +55,25 @@ def test_a_judge_that_fails_a_missing_verdict_and_a_reference(
     assert (counts["fapo/judged"], counts["fapo/not_judged"]) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("authors", "reward"),
+    [
+        ((Author.REPLAY, Author.REPLAY), 0.0),
+        ((Author.POLICY, Author.TEACHER), 0.0),
+        ((Author.POLICY, Author.REFERENCE), 0.0),
+        ((Author.REFERENCE, Author.ENVIRONMENT), 1.0),
+    ],
+)
+def test_repairs_and_replayed_answers_are_judged_like_rollouts(
+    authors: tuple[Author, Author], reward: float, policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    """The judge finds the only step wrong; it is asked unless all trained tokens are a reference's."""
+    added = replace(member(policy, "77 8", 1.0), author=torch.tensor([int(each) for each in authors]))
+    term = build_term({"name": "fapo"}, 1)
+    found, counts = verb(term, "reward", Group(PROBLEM, [added]), engine, queue([0.0]))
+    assert found.rewards == [reward] and counts["fapo/judged"] == (reward == 0)
+
+
 def test_with_the_real_judge_and_under_luffy(policy: TrainablePolicy, engine: LocalEngine) -> None:
     """A wrong reference earns what a wrong rollout earns, although the method adds it later."""
     texts = ("77 + 8 = 85 ; 85 * 2 = 70 # 70", "77 + 8 = 86 ; 86 * 2 = 70 # 70", "# 71")
