@@ -64,7 +64,7 @@ class Imentor(Term):
         ctx.counts["imentor/groups_without_bonus"] += not self._bonus
         for member in written(group):
             known = self._bonus.get(padded(member, self.prompt_tokens, self.response_tokens), 0.0)
-            bonus = known if member.reward < 1 else 0.0  # also without a verdict
+            bonus = known if member.reward < 1 else 0.0
             ctx.counts["imentor/bonuses"] += bonus > 0
             raised = member.with_columns(advantage=member.column("advantage") + own(member) * bonus)
             group = group.swap(member, raised)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 
 import torch
@@ -18,8 +19,8 @@ def own(member: Trajectory) -> Tensor:
 
 
 def written(group: Group) -> list[Trajectory]:
-    """Trajectories of the baseline with at least one token that the policy wrote."""
-    return [member for member in group.baseline if own(member).any()]
+    """Trajectories of the baseline with a known reward and at least one token that the policy wrote."""
+    return [member for member in group.baseline if not math.isnan(member.reward) and own(member).any()]
 
 
 def number_steps(member: Trajectory, renderer: Renderer, end: str | None) -> tuple[list[str], Tensor]:

@@ -79,6 +79,8 @@ def test_a_right_unverified_or_foreign_trajectory_gets_none(
     found, counts = verb(term, "credit", group, engine)
     assert advantages(found)[:3] == [[0.0]] * 3 and advantages(found)[3] == [0.5]
     assert counts["imentor/bonuses"] == 1
+    noted, _ = verb(term, "reward", group, engine)
+    assert len(term.observe(noted)[1]) == 2  # the networks read neither the unverified nor the foreign one
 
 
 def test_without_a_batch_there_is_no_bonus_and_no_step(policy: TrainablePolicy, engine: LocalEngine) -> None:

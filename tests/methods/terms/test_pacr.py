@@ -63,6 +63,17 @@ def test_equal_gains_give_nothing(policy: TrainablePolicy, engine: LocalEngine) 
     assert not any(map(any, advantages(found)))
 
 
+def test_a_rollout_without_a_verdict_is_neither_scored_nor_credited(
+    policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    """Its gain of 9 would be the group's largest, and would halve the others."""
+    unverified = member(policy, "77 8", math.nan, correct=None)
+    group = Group(PROBLEM, [member(policy, "77"), unverified, member(policy, "8")])
+    term = build_term({"name": "pacr", "step_coef": 1.0}, 1)
+    found, _ = verb(term, "credit", group, engine, queue(-9.0, -4.5, -9.0, -9.0))
+    assert advantages(found) == [[1.0], [0.0, 0.0], [0.0]]
+
+
 def test_gains_are_those_of_plain_forward_passes(policy: TrainablePolicy, engine: LocalEngine) -> None:
     """The answer's log-probability behind the prompt, the first step, and the second up to the answer."""
     right = member(policy, "77 + 8 = 85 ; 85 * 2 = 70 # 70", 1.0, end=True)

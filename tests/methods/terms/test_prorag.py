@@ -92,6 +92,17 @@ def test_a_step_without_a_score_enters_no_statistic(policy: TrainablePolicy, eng
     assert advantages(found) == [close([0.8165] * 3 + [0.0]), close([-1.2247] * 2)]
 
 
+def test_a_rollout_without_a_verdict_is_neither_judged_nor_credited(
+    policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    """Scores .9 and .1 of one token each: mean .5 and deviation .4, so z is 1 and −1."""
+    unverified = member(policy, "77 8", math.nan, correct=None)
+    term = build_term({"name": "prorag", "beta": 1.0}, 1)
+    whole = Group(PROBLEM, [member(policy, "77"), unverified, member(policy, "8")])
+    found, _ = credited(term, whole, engine, queue([0.9], [0.1]))
+    assert advantages(found) == [close([1.0]), [0.0, 0.0], close([-1.0])]
+
+
 def test_a_single_token_and_others_tokens(policy: TrainablePolicy, engine: LocalEngine) -> None:
     term = build_term({"name": "prorag", "beta": 1.0}, 1)
     lone = Group(PROBLEM, [member(policy, "77")])

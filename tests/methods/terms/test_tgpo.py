@@ -99,6 +99,9 @@ def test_the_advantage_variant_by_hand(policy: TrainablePolicy, engine: LocalEng
     assert counts["tgpo/tokens"] == 16
     late, _ = verb(method, "credit", group, engine, by_hand, step=201)
     assert advantages(late) == [close([2.4749] * 2), *[close([-0.3536] * 2)] * 7]
+    unverified = Group(PROBLEM, [member(policy, "77 8", float("nan"), correct=None)])
+    found, counts = verb(method.terms[0], "credit", unverified, engine, by_hand)
+    assert advantages(found) == [[0.0, 0.0]] and not counts["tgpo/tokens"]
     foreign = replace(member(policy, "77 8"), author=torch.tensor([0, int(Author.TEACHER)]))
     found, _ = verb(method.terms[0], "credit", Group(PROBLEM, [foreign]), engine, by_hand)
     assert advantages(found) == [close([0.006, 0.0], 1e-7)]
