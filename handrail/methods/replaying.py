@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from statistics import fmean
 from typing import Literal, TypeVar
 
@@ -29,7 +30,8 @@ S = TypeVar("S", bound=ReplaySettings)
 
 
 class Replaying(Method[S]):
-    """A method whose ``answers`` (problem id -> answers) replace a rollout of hard groups."""
+    """A method whose ``answers`` (problem id -> answers) replace a rollout of hard groups. Its counts begin
+    with its name."""
 
     answers: dict[str, list[Answer]]
 
@@ -37,19 +39,20 @@ class Replaying(Method[S]):
         known = [member for member in group.rollouts if member.correct is not None]
         if not known or fmean(bool(member.correct) for member in known) > self.settings.threshold:
             return group
-        ctx.counts["npo/hard"] += 1
+        ctx.counts[f"{self.name}/hard"] += 1
         answers = self.answers.get(group.problem.id, [])
-        wrong = [member for member in known if not member.correct]
-        slots = known if self.settings.slot == "last" else wrong
-        if not answers or not slots:
-            ctx.counts["npo/no_answer"] += not answers
-            return group
-        answer = await Verify(group.problem, self.replayed(ctx.rng.choice(answers), group, ctx))
-        ctx.counts["npo/replayed" if answer.correct else "npo/rejected"] += 1
-        if not answer.correct:
-            return group
-        (rewarded,) = await self.reward_additions(group, [answer], ctx)
-        return group.swap(slots[-1], rewarded)
+        ctx.counts[f"{self.name}/no_answer"] += not answers
+        last = self.settings.slot == "last"
+        slots = group.rollouts if last else [member for member in known if not member.correct]
+        # In a random order; one that the verifier no longer accepts gives way to the next.
+        for cached in ctx.rng.sample(answers, len(answers)) if slots else []:
+            answer = await Verify(group.problem, self.replayed(cached, group, ctx))
+            ctx.counts[f"{self.name}/{'replayed' if answer.correct else 'rejected'}"] += 1
+            if answer.correct:
+                (rewarded,) = await self.reward_additions(group, [answer], ctx)
+                ctx.counts[f"{self.name}/unknown_logp"] += any(map(isnan, cached.logp))
+                return group.swap(slots[-1], rewarded)
+        return group
 
     def replayed(self, answer: Answer, group: Group, ctx: Context) -> Trajectory:
         """The answer as an ungraded trajectory."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from accelerate import Accelerator
 from handrail import train
 from handrail._util.errors import UserError
 from handrail._util.files import locked_file
+from handrail.data.answers import Answer
 from handrail.data.load import load_problems
 from handrail.engines.local import LocalEngine
 from handrail.experts.judges import Scores
@@ -351,6 +354,48 @@ def test_npo_leaves_a_group_unchanged_without_a_verified_answer(
     assert guide(method, unknown, engine) is unknown and engine.counts["npo/no_answer"] == 1
     relabeled = group_of(engine, replace(problem, answer="1 2 3"), 0, 2)
     assert guide(method, relabeled, engine) is relabeled and engine.counts["npo/rejected"] == 1
+
+
+def test_npo_tries_another_answer_if_one_does_not_verify(
+    engine: LocalEngine, problem: Problem, cache: Path
+) -> None:
+    """Nine of ten answers are wrong, and the right one is found in whatever order they are tried."""
+    method = build("npo", cache=str(cache))
+    (right,) = method.answers[problem.id]  # type: ignore[attr-defined]
+    tokens = engine.policy.renderer.completion("# 99 99")
+    stale = Answer(tokens, [-0.5] * len(tokens), "# 99 99")
+    method.answers = {problem.id: [stale] * 9 + [right]}  # type: ignore[attr-defined]
+    for seed in range(3):
+        ctx = replace(engine.context(0, problem, "guide"), rng=random.Random(seed), counts=Counter())
+        (guided,) = engine.run([((), method.guide(group_of(engine, problem, 0, 2), ctx))])
+        assert guided.trajectories[-1].correct and guided.trajectories[-1].tokens == right.tokens
+        assert ctx.counts["npo/replayed"] == 1 and ctx.counts["npo/rejected"] <= 9
+
+
+def test_npo_replaces_the_last_rollout_also_if_it_has_no_verdict(
+    engine: LocalEngine, problem: Problem, cache: Path
+) -> None:
+    unverified = replace(attempted(engine, problem, "# 1"), reward=math.nan, correct=None)
+    group = group_of(engine, problem, 0, 2).add(unverified)
+    for slot, place in (("last", 2), ("wrong", 1)):
+        guided = guide(build("npo", cache=str(cache), slot=slot), group, engine)
+        replayed = [member.author[0] == Author.REPLAY for member in guided.trajectories]
+        assert replayed == [at == place for at in range(3)]
+
+
+def test_npo_counts_answers_with_unknown_probabilities(
+    engine: LocalEngine, problem: Problem, cache: Path
+) -> None:
+    """Their ratio is 1."""
+    method = build("npo", cache=str(cache))
+    assert guide(method, group_of(engine, problem, 0, 2), engine).rewards == [0, 1]
+    assert engine.counts["npo/unknown_logp"] == 0
+    cache.write_text(cache.read_text().replace("-0.2", "NaN", 1))
+    method = build("npo", cache=str(cache))
+    guided = guide(method, group_of(engine, problem, 0, 2), engine)
+    assert engine.counts["npo/unknown_logp"] == 1
+    old = guided.trajectories[-1].column("old_logp")
+    assert old.isnan().tolist() == [True] + [False] * (len(old) - 1)
 
 
 @pytest.mark.parametrize(

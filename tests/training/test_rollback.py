@@ -96,7 +96,7 @@ def test_a_run_on_a_plateau_goes_back_and_replays_what_it_found(tmp_path: Path) 
     steps, branch = lines(run / "metrics.jsonl"), lines(run / "branches/1/metrics.jsonl")
     assert [step["step"] for step in steps] == list(range(15))
     assert branch[: back + 1] == steps[: back + 1] and branch[-1]["step"] == plateau
-    replayed = [step["step"] for step in steps if step.get("npo/replayed")]
+    replayed = [step["step"] for step in steps if step.get("autonpo/replayed")]
     assert replayed and back < min(replayed) and max(replayed) <= plateau
     answers = read_answers(str(run / row["answers"]), "answers")
     assert any(answers.values())
