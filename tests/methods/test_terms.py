@@ -127,6 +127,28 @@ def test_arm_by_hand(advantage: float, sure: float, expected: float, engine: Loc
     )  # a prompt of one token has confidence 1
 
 
+def test_arm_scores_a_completion_that_was_sampled_with_a_hint_on_its_plain_prompt(
+    engine: LocalEngine,
+) -> None:
+    """With the hint its tokens had probability .9, without it .2; the prompt has .5: 1 + .5·(.5 − .2)."""
+    hinted = replace(member(1.0, [math.log(0.9)] * 2), hint="77 + 8 = 85")
+    other = member(0.0, [math.log(0.5)], correct=True)
+
+    def answer(pending: list[Pending]) -> list[Tensor]:
+        requests = [each.request for each in pending]
+        assert {len(each.prompt_ids) for each in requests} <= {1, 2}
+        return [
+            torch.full((len(each.token_ids),), 0.5 if len(each.prompt_ids) == 1 else 0.2).log()
+            for each in requests
+        ]
+
+    term = build_term({"name": "arm", "alpha": 0.5}, 1)
+    group = Group(PROBLEM, [hinted, other])
+    (found,) = drive([((), term.credit(group, engine.context(0, PROBLEM, "credit")))], answer)
+    assert found.trajectories[0].column("advantage").tolist() == pytest.approx([1.15] * 2)
+    assert found.trajectories[1].column("advantage").tolist() == [0.0]
+
+
 def test_arm_counts_the_rollouts_whose_log_probabilities_are_unknown(engine: LocalEngine) -> None:
     group = Group(PROBLEM, [member(1.0, [math.nan, -1.0]), member(0.0, [-1.0], correct=True)])
     found = applied(build_term({"name": "arm"}, 1), group, engine, {"policy": torch.tensor([-1.0])})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from handrail._util.rounding import round_up
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
-from handrail.methods.requests import Score
+from handrail.methods.requests import Score, gather
 from handrail.types.trajectory import Author, Group, Trajectory
 
 
@@ -19,7 +20,8 @@ class Arm(Term):
 
     A + α·(conf(prompt) − conf(completion)) on the policy's own tokens; conf = exp of the mean log-probability
     of the least likely share of tokens, without gradient. Groups that are all correct or all wrong stay
-    unchanged. A prompt of one token has confidence 1.
+    unchanged. A prompt of one token has confidence 1. Completions that were sampled with a hint are scored on
+    the prompt without it.
     """
 
     source: ClassVar[str] = "arXiv 2602.05281"
@@ -39,20 +41,22 @@ class Arm(Term):
         if len(prompt) > 1:
             asked = confidence(await Score(prompt[:1], torch.tensor(prompt[1:])), self.share)
 
-        def shifted(member: Trajectory) -> Trajectory:
+        async def shifted(member: Trajectory) -> Trajectory:
             own = member.author == Author.POLICY
-            known = member.column("sampling_logp")[own]
-            if not member.is_rollout or math.isnan(member.reward) or not len(known):
+            if not member.is_rollout or math.isnan(member.reward) or not own.any():
                 return member
-            if known.isnan().any():
+            known = member.column("sampling_logp")
+            if member.hint is not None:  # sampled with a hint that the prompt does not have
+                known = await Score(member.prompt_ids, member.token_ids)
+            if known[own].isnan().any():
                 ctx.counts["arm/unknown_logp"] += 1
                 return member
-            said = confidence(known, self.share)
+            said = confidence(known[own], self.share)
             return member.with_columns(
                 advantage=member.column("advantage") + own * self.alpha * (asked - said)
             )
 
-        return group.map(shifted)
+        return replace(group, trajectories=await gather(*map(shifted, group.trajectories)))
 
 
 def confidence(logp: Tensor, share: float) -> float:
