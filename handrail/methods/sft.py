@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor
 
 from handrail.methods import losses
@@ -88,6 +91,9 @@ class GrpoSft(Imitating[GrpoSftSettings]):
     source = "baseline of arXiv 2504.14945 (RL w/ SFT loss)"
     status = "published"
     Settings = GrpoSftSettings
+    refuses: ClassVar[Mapping[str, str]] = {
+        "olr": "references are imitated unverified, also those that end in an answer that olr has replaced"
+    }
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         return imitate(group, ctx)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handrail import Group, LocalEngine, Problem, TrainablePolicy, VerifierPool, train
+from handrail import Group, LocalEngine, Problem, TrainablePolicy, UserError, VerifierPool, train
 from handrail.methods.terms.olr import Olr
 from handrail.methods.terms.voting import largest_cluster, most_frequent, trend
 from tests.conftest import config
@@ -169,6 +169,8 @@ def test_references_are_graded_by_the_new_answer(policy: TrainablePolicy, engine
     graded = engine.reward(method, [group])
     ((mixed,),) = engine.guide(method, graded)
     assert mixed.trajectories[-1].correct is False
+    with pytest.raises(UserError, match="grpo[+]sft and olr exclude each other, because references are imit"):
+        grpo({"name": "olr"}, name="grpo+sft")  # which verifies no reference
 
 
 def mislabeled(file: Path) -> str:
