@@ -9,7 +9,7 @@ from torch import Tensor
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Score, gather
-from handrail.methods.terms.step_tokens import discounted, number_steps, own, tokens_before, written
+from handrail.methods.terms.step_tokens import answered, discounted, number_steps, own, tokens_before, written
 from handrail.types.trajectory import Group, Trajectory
 
 
@@ -37,10 +37,18 @@ class Pacr(Term):
     center: bool = False
     """Subtract A_P's mean over the tokens, because A_P is never negative (our option)."""
     answer_template: str = "{answer}"
-    """The answer as it is scored (ours), such as ``" # {answer}"``. The last step, which tells it, is cut
-    before the words that precede the answer here, or without such words before the answer."""
+    """The answer as it is scored (ours), such as ``" # {answer}"``. The last step is cut before the words
+    that precede the answer here, or without such words before the answer that the rollout gives."""
     step_end: str | None = None
     """Regular expression for the end of a step; by default as for scope."""
+
+    @property
+    def lead(self) -> str:
+        """The words before the answer."""
+        return self.answer_template.partition("{answer}")[0]
+
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        return group if self.lead.strip() else await answered(group)
 
     async def credit(self, group: Group, ctx: Context) -> Group:
         answer = self.answer_template.replace("{answer}", group.problem.answer)
@@ -67,8 +75,8 @@ class Pacr(Term):
             ctx.counts["pacr/too_long"] += 1
             return torch.full((len(member),), torch.nan).double()
         steps, number = number_steps(member, ctx.renderer, self.step_end)
-        lead = self.answer_template.partition("{answer}")[0]
-        mark = lead if lead.strip() else right
+        stated = member.answer if member.answer and member.answer in steps[-1] else right
+        mark = self.lead if self.lead.strip() else stated
         ends = [int((number < k).sum()) for k in range(len(steps))]
         ends.append(max(ends[-1], tokens_before(mark, steps, member, ctx.renderer)))
         prefixes = [[*member.prompt_ids, *member.tokens[:end]] for end in ends]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from handrail.experts.steps import Prefixes, split_steps
+from handrail.methods.requests import Verify, gather
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Group, Trajectory
 
@@ -21,6 +23,16 @@ def own(member: Trajectory) -> Tensor:
 def written(group: Group) -> list[Trajectory]:
     """Trajectories of the baseline with a known reward and at least one token that the policy wrote."""
     return [member for member in group.baseline if not math.isnan(member.reward) and own(member).any()]
+
+
+async def answered(group: Group) -> Group:
+    """Return the group with the answers that the verifier reads in those trajectories."""
+    members = written(group)
+    read = await gather(*(Verify(group.problem, member, answer=True) for member in members))
+    for member, found in zip(members, read, strict=True):
+        # A method or term may have changed the reward, which the verifier sets again.
+        group = group.swap(member, replace(member, answer=found.answer))
+    return group
 
 
 def number_steps(member: Trajectory, renderer: Renderer, end: str | None) -> tuple[list[str], Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from handrail import Author, Group, LocalEngine, TrainablePolicy, load_problems
+from handrail.methods.requests import Request, Verify
 from handrail.methods.terms import build_term
 from handrail.methods.terms.step_tokens import discounted, number_steps, tokens_before
 from tests.conftest import EASY
@@ -124,6 +126,28 @@ def test_steps_tokens_and_the_answer(policy: TrainablePolicy) -> None:
     assert number_steps(unmarked, policy.renderer, None)[1].tolist() == [0, 0, 0]
     empty = member(policy, "", end=True)
     assert number_steps(empty, policy.renderer, None)[0] == [""]
+
+
+def test_the_answer_that_a_rollout_gives_is_cut_whether_right_or_wrong(
+    policy: TrainablePolicy, engine: LocalEngine
+) -> None:
+    """Without words before the answer; rewards that another term has set stay as they are."""
+    right = member(policy, "77 + 8 = 85 ; 85 * 2 = 70 # 70", 1.0, end=True)
+    wrong = member(policy, "77 * 2 = 54 # 54", -1.0, end=True)
+    term, scored = build_term({"name": "pacr"}, 1), []
+
+    def answer(request: Request) -> Any:
+        if isinstance(request, Verify):
+            return engine.verify([(request.problem, request.trajectory)], answers=request.answer)[0]
+        scored.append(len(request.prompt_ids) - len(right.prompt_ids))  # type: ignore[attr-defined]
+        return torch.zeros(1)
+
+    read, _ = verb(term, "guide", Group(PROBLEM, [right, wrong]), engine, answer)
+    assert [each.answer for each in read.trajectories] == ["70", "54"] and read.rewards == [1.0, -1.0]
+    verb(term, "credit", read, engine, answer)
+    assert scored == [0, 6, 12, 0, 6]  # up to "#", which the template does not name
+    led = build_term({"name": "pacr", "answer_template": " # {answer}"}, 1)
+    assert verb(led, "guide", Group(PROBLEM, [right]), engine, queue())[0].trajectories[0].answer is None
 
 
 def test_edges_have_a_defined_result_and_a_count(policy: TrainablePolicy, engine: LocalEngine) -> None:
