@@ -62,6 +62,7 @@ class CalibRL(Method[CalibrlSettings]):
             else:
                 shared = min(len(logp), len(member))
                 aligned[:shared] = logp[:shared]
+            ctx.counts["calibrl/compared"] += 1
             side = 1.0 if member.reward > self.settings.positive_above else -1.0
             return member.with_columns(expert_logp=aligned, side=torch.full((len(member),), side))
 

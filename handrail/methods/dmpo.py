@@ -45,16 +45,19 @@ class Dmpo(Method[DmpoSettings]):
         credited, s = await super().credit(group, ctx), self.settings
         if credited is None:
             return None
-        return await match_rewards(credited, s.temperature, s.matching_coef, s.mask_uniform)
+        return await match_rewards(credited, ctx, s.temperature, s.matching_coef, s.mask_uniform)
 
 
-async def match_rewards(group: Group, temperature: float, coef: float, mask_uniform: bool) -> Group:
+async def match_rewards(
+    group: Group, ctx: Context, temperature: float, coef: float, mask_uniform: bool
+) -> Group:
     """Add the gradient of −coef·mean (p − q)² over the trajectories of the baseline with a known reward."""
     comparable = [
         member for member in group.baseline if member.reward == member.reward and member.trained_tokens
     ]
     if not comparable or (group.dead and mask_uniform):
         return group
+    ctx.counts["dmpo/matched"] += 1
 
     def objective(members: Sequence[Trajectory], logps: Sequence[Tensor]) -> Tensor:
         return -coef * mismatch(members, logps, temperature)

@@ -85,26 +85,38 @@ def test_the_command_lists_and_describes_terms_too(handrail: Handrail) -> None:
 
 def test_terms_compose_with_methods_through_the_loop(tmp_path: Path) -> None:
     """One run for each pair, of one step; every term's counts are there, and something is learned."""
-    runs: dict[str, tuple[dict[str, Any], list[str], str]] = {
-        "luffy+fapo": ({"name": "luffy"}, ["fapo"], "fapo/judged"),
-        "scope+pacr+fapo": ({"name": "scope"}, ["pacr", "fapo"], "fapo/judged"),
-        "sort+ace+prorag": ({"name": "sort"}, ["ace", "prorag"], "judge/asked"),
-        "dmpo+olr+imentor": ({"name": "dmpo"}, ["olr", "imentor"], "imentor/bonuses"),
-        "tgpo+arm+pacr": ({"name": "tgpo"}, ["arm", "pacr", "tgpo"], "tgpo/tokens"),
+    counts = {
+        "ace": "ace/penalized",
+        "arm": "arm/shifted",
+        "fapo": "fapo/judged",
+        "imentor": "imentor/bonuses",
+        "olr": "olr/no_majority",
+        "pacr": "pacr/scored",
+        "prorag": "prorag/judged",
+        "tgpo": "tgpo/tokens",
     }
-    for directory, (method, terms, count) in runs.items():
+    runs: dict[str, tuple[dict[str, Any], list[str]]] = {
+        "luffy+fapo": ({"name": "luffy"}, ["fapo"]),
+        "scope+pacr+fapo": ({"name": "scope"}, ["pacr", "fapo"]),
+        "sort+ace+prorag": ({"name": "sort"}, ["ace", "prorag"]),
+        "dmpo+olr+imentor": ({"name": "dmpo"}, ["olr", "imentor"]),
+        "tgpo+arm+pacr": ({"name": "tgpo"}, ["arm", "pacr", "tgpo"]),
+    }
+    for directory, (method, terms) in runs.items():
         sizes = {"imentor": {"prompt_tokens": 8, "response_tokens": 48}}
         method = {**method, "terms": [{"name": term, **sizes.get(term, {})} for term in terms]}
         settings = config(
             data={"train": [{"path": f"{EASY}&n=64"}, {"path": f"{HARD}&n=64"}]},  # some right, some wrong
             method=method,
-            rollout={"max_tokens": 32},
+            rollout={"max_tokens": 48, "temperature": 2.0},  # some groups are mixed
             experts={"teacher": "builtin:house-tiny"},
-            train={"steps": 1, "samples_every": 0},
+            train={"steps": 1, "problems_per_step": 8, "samples_every": 0},
         )
         train(settings, tmp_path / directory)
         (_, row) = lines(tmp_path / directory / "metrics.jsonl")
-        assert row[count] > 0 and row["loss"] == row["loss"] and row["grad_norm/all"] > 0, directory
+        assert row["loss"] == row["loss"] and row["grad_norm/all"] > 0, directory
+        assert {term for term in terms if row.get(counts[term], 0) > 0} == {*terms}, directory
+        assert method["name"] != "dmpo" or row["dmpo/matched"] > 0
 
 
 def test_guides_compose_with_terms_and_with_each_other_through_the_loop(tmp_path: Path) -> None:
@@ -119,10 +131,13 @@ def test_guides_compose_with_terms_and_with_each_other_through_the_loop(tmp_path
     answers.write_text("\n".join(["{}", *rows]) + "\n")
     own = f"{ROOT / 'examples/luffy_scope_npo.py'}:LuffyScopeNpo"
     runs: dict[str, tuple[dict[str, Any], list[str]]] = {
-        "actguide+arm": ({"name": "actguide", "terms": [{"name": "arm"}]}, ["actguide/guided"]),
+        "actguide+arm": (
+            {"name": "actguide", "terms": [{"name": "arm"}]},
+            ["actguide/guided", "arm/shifted"],
+        ),
         "npo+dmpo": (
             {"name": "npo", "cache": str(answers), "threshold": 0.9, "terms": [{"name": "dmpo"}]},
-            ["npo/replayed"],
+            ["npo/replayed", "dmpo/matched"],
         ),
         "luffy+scope+npo": (
             {"name": own, "cache": str(answers), "judge": TRUE_STEPS, "min_correct_prefix": 0.0},

@@ -819,7 +819,7 @@ def test_calibrl_compares_by_position_and_masks_tokens_beyond_the_experts(
     assert right.tolist() == pytest.approx(logp.tolist(), abs=1e-5)
     assert long.isnan().sum() == 3 and not wrong[: len(logp)].isnan().any()
     assert [float(member.column("side")[0]) for member in guided.trajectories] == [1, -1, -1]
-    assert len(guided.trajectories) == 3
+    assert len(guided.trajectories) == engine.counts["calibrl/compared"] == 3
     alone = replace(problem, references=())
     lonely = Group(alone, group.trajectories)
     assert guide(build("calibrl"), lonely, engine) is lonely

@@ -74,6 +74,7 @@ def test_ace_by_hand(shift: float, factor: float, engine: LocalEngine) -> None:
     scores = {"policy": torch.tensor([-1.0, -3.0]), "reference": torch.tensor([-1.5, -2.5]) - shift}
     found = applied(build_term({"name": "ace"}, 1), group, engine, scores)
     assert found[0] == pytest.approx([-0.5 * factor] * 2, abs=1e-4) and found[1:] == [[0.5] * 2, [0.0] * 2]
+    assert engine.counts["ace/penalized"] == 1
     assert applied(build_term({"name": "ace", "alpha": 0.0}, 1), group, engine, scores)[0] == [-0.5, -0.5]
 
 
@@ -153,7 +154,7 @@ def test_arm_counts_the_rollouts_whose_log_probabilities_are_unknown(engine: Loc
     group = Group(PROBLEM, [member(1.0, [math.nan, -1.0]), member(0.0, [-1.0], correct=True)])
     found = applied(build_term({"name": "arm"}, 1), group, engine, {"policy": torch.tensor([-1.0])})
     assert found[0] == [1.0, 1.0]
-    assert engine.counts["arm/unknown_logp"] == 1
+    assert engine.counts["arm/unknown_logp"] == engine.counts["arm/shifted"] == 1
 
 
 def test_terms_are_built_or_refused_by_name(tmp_path: Path) -> None:

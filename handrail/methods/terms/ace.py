@@ -41,6 +41,7 @@ class Ace(Term):
             reference = await Score(member.prompt_ids, member.token_ids, model="reference")
             confidence = (logp - reference)[member.author == Author.POLICY].mean()
             factor = torch.where(advantage < 0, 1 + self.alpha * softplus(confidence), 1.0)
+            ctx.counts["ace/penalized"] += 1
             return member.with_columns(advantage=advantage * factor)
 
         members = await gather(*(penalize(member) for member in group.trajectories))

@@ -51,6 +51,7 @@ class Arm(Term):
             if known[own].isnan().any():
                 ctx.counts["arm/unknown_logp"] += 1
                 return member
+            ctx.counts["arm/shifted"] += 1
             said = confidence(known[own], self.share)
             return member.with_columns(
                 advantage=member.column("advantage") + own * self.alpha * (asked - said)

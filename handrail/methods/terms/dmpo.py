@@ -27,4 +27,4 @@ class DmpoMatching(Term):
     """Skip groups with equal rewards instead of making their trajectories equally likely."""
 
     async def credit(self, group: Group, ctx: Context) -> Group:
-        return await match_rewards(group, self.temperature, self.matching_coef, self.mask_uniform)
+        return await match_rewards(group, ctx, self.temperature, self.matching_coef, self.mask_uniform)

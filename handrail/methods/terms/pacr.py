@@ -56,6 +56,7 @@ class Pacr(Term):
         members = written(group) if tokens else []
         ctx.counts["pacr/no_answer"] += not tokens
         found = await gather(*(self.returns(each, tokens, group.problem.answer, ctx) for each in members))
+        ctx.counts["pacr/scored"] += sum(not each.isnan().any() for each in found)
         known = torch.cat([torch.empty(0).double(), *(each[~each.isnan()] for each in found)])
         if not len(known):
             return group

@@ -73,6 +73,7 @@ class Prorag(Term):
         """Score of the step of each token, float32 [T]; NaN on others' tokens and without a score."""
         steps, number = number_steps(member, ctx.renderer, self.step_end)
         found = await Ask(self.judge, JudgeQuestion(problem, steps, self.step_end))
+        ctx.counts["prorag/judged"] += found is not None
         ctx.counts["prorag/not_judged"] += found is None
         values = []
         for step, score in zip(steps, found or [None] * len(steps), strict=True):

@@ -155,7 +155,7 @@ def test_edges_have_a_defined_result_and_a_count(policy: TrainablePolicy, engine
     long = member(policy, "77 8")
     long = replace(long, prompt_ids=[5] * int(policy.context or 0)).with_advantage(0.5)
     found, counts = verb(term, "credit", Group(PROBLEM, [long, member(policy, "77")]), engine)
-    assert advantages(found)[0] == [0.5, 0.5] and counts["pacr/too_long"] == 1
+    assert advantages(found)[0] == [0.5, 0.5] and counts["pacr/too_long"] == counts["pacr/scored"] == 1
     found, counts = verb(term, "credit", Group(replace(PROBLEM, answer=""), [long]), engine)
     assert advantages(found) == [[0.5, 0.5]] and counts["pacr/no_answer"] == 1
     foreign = replace(member(policy, "77 8"), author=torch.tensor([int(Author.REFERENCE)] * 2))

@@ -83,6 +83,7 @@ def test_equal_and_missing_scores_change_nothing(
     )
     assert not any(map(any, advantages(found)))
     assert (counts["prorag/unscored_steps"], counts["prorag/not_judged"]) == (unscored, unjudged)
+    assert counts["prorag/judged"] == 2 - unjudged
 
 
 def test_a_step_without_a_score_enters_no_statistic(policy: TrainablePolicy, engine: LocalEngine) -> None:
