@@ -222,6 +222,24 @@ def test_sort_and_ace_by_configuration_through_the_real_loop(tmp_path: Path) -> 
     assert any(one["advantage"] != other["advantage"] for one, other in zip(with_ace, halved, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("off", "key"),
+    [
+        ({"name": "dmpo", "matching_coef": 0.0}, "gradient_weight"),
+        ({"name": "calibrl", "calibration_coef": 0.0}, "gradient_weight"),
+        ({"name": "grpo", "terms": [{"name": "arm", "alpha": 0.0}]}, "advantage"),
+        ({"name": "grpo", "terms": [{"name": "pacr", "step_coef": 0.0}]}, "advantage"),
+    ],
+)
+def test_objectives_change_what_a_run_trains(off: dict[str, Any], key: str, tmp_path: Path) -> None:
+    """Without its coefficient, the same rollouts have other gradients; a term changes only advantages."""
+    on = {name: value for name, value in off.items() if not name.endswith("_coef")}
+    on |= {"terms": [{"name": term["name"]} for term in off["terms"]]} if "terms" in off else {}
+    before, after = trained(tmp_path / "off", **off), trained(tmp_path / "on", **on)
+    assert [row["tokens"] for row in before] == [row["tokens"] for row in after]
+    assert [row[key] for row in before] != [row[key] for row in after]
+
+
 def test_a_users_term_through_the_real_loop(tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text(HALF)
     plain = trained(tmp_path / "plain", name="grpo")
