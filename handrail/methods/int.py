@@ -17,7 +17,7 @@ class IntSettings(RepairSettings, GrpoSftSettings):
     corrector: str = "policy"
     """Corrector that writes the intervention with the reference in view; as for scope."""
     step_tokens: int = Field(200, ge=1)
-    """Longest intervention, in tokens."""
+    """Longest intervention, in tokens; a longer one is dropped, unless it is the reference's own step."""
     continuations: int = Field(32, ge=1)
     """Number of continuations of which at least one must be right, so that an intervention is kept."""
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from handrail.experts.correctors import Correction, Draft
+from handrail.experts.correctors import Correction, Draft, bare
 from handrail.experts.judges import first_error
 from handrail.experts.judges.reference import aligned
 from handrail.experts.planners import names_answer
@@ -19,7 +19,7 @@ from handrail.methods.base import GrpoSettings, Method
 from handrail.methods.context import Context
 from handrail.methods.requests import Ask, gather
 from handrail.types.problem import Problem
-from handrail.types.trajectory import Group, Trajectory
+from handrail.types.trajectory import Author, Group, Trajectory
 
 
 class RepairSettings(GrpoSettings):
@@ -34,7 +34,8 @@ class RepairSettings(GrpoSettings):
     threshold: float = Field(0.5, gt=0, le=1)
     """τ: the first step with a lower score is the first wrong step."""
     step_tokens: int = Field(256, ge=1)
-    """Longest step of a corrector, in tokens."""
+    """Longest step of a corrector, in tokens; a longer one is dropped. The reference's own steps have any
+    length."""
     step_end: str | None = None
     """Regular expression for the end of a step; by default steps end at blank lines, or else at lines,
     semicolons or sentences."""
@@ -112,13 +113,19 @@ class Repairing(Method[S]):
     ) -> Correction | None:
         """The ``number``-th attempt at what follows the kept steps: one step, or the rest if ``whole``.
 
-        ``shown``: True if the corrector sees the reference; a step that then names the answer is dropped.
+        ``shown``: True if the corrector sees the reference; a step that then names the answer is dropped. So
+        is one of more than ``step_tokens`` tokens, unless it is the reference's own.
         """
         s = self.settings
         question = CorrectionQuestion(draft, whole, number, shown, s.step_tokens, s.step_end)
         correction: Correction | None = await Ask(corrector, question)
         ctx.counts[f"{self.name}/no_correction"] += correction is None
-        if correction and shown and not whole and names_answer(correction.text, draft.problem):
+        if correction is None or whole:
+            return correction
+        if shown and names_answer(correction.text, draft.problem):
             ctx.counts[f"{self.name}/leaking_step"] += 1
             return None
-        return correction
+        length = len(ctx.renderer.completion(bare(correction.text), end=False, plain=True))
+        too_long = length > s.step_tokens and correction.author is not Author.REFERENCE
+        ctx.counts[f"{self.name}/step_too_long"] += too_long
+        return None if too_long else correction

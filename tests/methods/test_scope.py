@@ -18,11 +18,13 @@ from handrail import train
 from handrail._util.errors import UserError
 from handrail.data.load import load_problems
 from handrail.engines.local import LocalEngine
+from handrail.experts.correctors import Correction, Draft
 from handrail.experts.judges import Scores
 from handrail.experts.steps import Prefixes, split_steps
 from handrail.methods import build
 from handrail.methods.batch import Sample, token_batch
 from handrail.methods.normalizers import Normalizers
+from handrail.methods.requests import drive
 from handrail.methods.scope import Scope
 from handrail.models.config import RolloutConfig
 from handrail.models.hf import TransformersPolicy
@@ -74,6 +76,22 @@ def make(**settings: Any) -> Scope:
     )
     assert isinstance(method, Scope)
     return method
+
+
+@pytest.mark.parametrize("name", ["scope", "int", "cso"])
+def test_a_step_of_more_than_step_tokens_is_dropped(name: str, problem: Problem, engine: LocalEngine) -> None:
+    """The step has five tokens, its ending is not counted; the reference's steps and whole ends pass."""
+    ctx = engine.context(0, problem, "guide")
+
+    def corrected(longest: int, author: Author = Author.TEACHER, whole: bool = False) -> bool:
+        method = build({"name": name, "step_tokens": longest}, RolloutConfig())
+        written = Correction("1 + 1 = 2 ; ", complete=False, author=author)
+        flow = method.correction(Draft(problem, []), 0, ctx, "own", whole=whole)  # type: ignore[attr-defined]
+        return drive([((), flow)], lambda asked: [written] * len(asked)) == [written]
+
+    assert corrected(5) and not ctx.counts[f"{name}/step_too_long"]
+    assert not corrected(4) and ctx.counts[f"{name}/step_too_long"] == 1
+    assert corrected(4, Author.REFERENCE) and corrected(4, whole=True)
 
 
 def guide(method: Scope, members: list[Trajectory], problem: Problem, engine: LocalEngine) -> Group:
