@@ -650,6 +650,22 @@ def test_cso_pairs_a_verified_alternative_with_the_rollouts_step(
     assert not guide(stricter, Group(problem, [failed]), with_start).imitated
 
 
+@pytest.mark.parametrize(
+    ("bad", "good", "pairs"), [(0.44, 0.61, 1), (0.5, 0.61, 0), (0.44, 0.6, 0), (0.5, 0.6, 0)]
+)
+def test_csos_bounds_are_exclusive(
+    bad: float, good: float, pairs: int, with_start: LocalEngine, problem: Problem,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def judge(self: Halves, attempts: Sequence[tuple[Problem, list[str]]]) -> list[Scores | None]:
+        return [[bad if "99" in step else good for step in steps] for _, steps in attempts]
+
+    monkeypatch.setattr(Halves, "judge", judge)
+    failed = attempted(with_start, problem, wrong_from(problem, 1))
+    found = guide(build("cso", judge=HALVES), Group(problem, [failed]), with_start)
+    assert len(found.imitated) == 2 * pairs
+
+
 def test_cso_drops_an_alternative_that_does_not_verify(with_start: LocalEngine, problem: Problem) -> None:
     relabeled = replace(problem, answer="1 2 3")
     failed = attempted(with_start, relabeled, wrong_from(problem, 1))
