@@ -38,7 +38,8 @@ class CalibRL(Method[CalibrlSettings]):
     guide: the reference is scored; it is not trained and enters no statistic.
     credit: R − mean R over the rollouts.
     surrogate: GRPO's with dual clip, minus λ·|A|·leaky(−s·gap); gap = log π − log π(reference), s = 1 for
-        right rollouts and −1 for wrong ones. Tokens beyond the reference's end have no such term (ours).
+        right rollouts and −1 for wrong ones. Tokens beyond the reference's end have no such term, and the
+        loss is a mean of sequence means (both ours).
     """
 
     name, source, status, Settings = "calibrl", "arXiv 2602.20197", "published", CalibrlSettings

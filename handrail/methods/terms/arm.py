@@ -21,7 +21,8 @@ class Arm(Term):
     A + α·(conf(prompt) − conf(completion)) on the policy's own tokens; conf = exp of the mean log-probability
     of the least likely share of tokens, without gradient. Groups that are all correct or all wrong stay
     unchanged. A prompt of one token has confidence 1. Completions that were sampled with a hint are scored on
-    the prompt without it.
+    the prompt without it. The prompt's tokens are all of them, those of a chat template too (our choice). The
+    paper's base is grpo with clip_high = 0.28, loss_normalizer = "token".
     """
 
     source: ClassVar[str] = "arXiv 2602.05281"

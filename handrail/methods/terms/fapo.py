@@ -21,8 +21,8 @@ class Fapo(Term):
 
     R = 1 for a right rollout, 0 for a right one in which a judge finds a wrong step, −1 for a wrong one. Only
     right ones are judged; one that the judge does not answer for counts as right. References are not judged;
-    repairs and replayed answers are (our choices). The paper also has the term ``overlong``, with a buffer of
-    4,096 tokens.
+    repairs and replayed answers are (our choices). The paper's base is grpo with clip_high = 0.28,
+    dual_clip = 10, loss_normalizer = "token", and the term ``overlong`` with a buffer of 4,096 tokens.
     """
 
     source: ClassVar[str] = "arXiv 2510.22543"

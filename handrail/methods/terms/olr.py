@@ -20,7 +20,8 @@ class Olr(Term):
     spelling or to the verifier; unreadable answers cluster with nothing), and its share their mean reward
     against y, 0 without y. For this pass y is the answer and all is graded by it, if the pass is later than
     ``start``, the slope of the shares over the passes is at least ``slope``, and y is also the unique most
-    frequent y of all passes. Passes are counted for each problem; twice in a step is once (our choice).
+    frequent y of all passes. Passes are counted for each problem; twice in a step is once (our choice). The
+    paper's base is grpo with kl = 0.001.
     """
 
     source: ClassVar[str] = "arXiv 2604.03993"

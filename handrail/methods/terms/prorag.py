@@ -26,7 +26,9 @@ class Prorag(Term):
     group, so that long steps weigh more; s is the judge's score of the token's step, plus a bonus or penalty
     for its form. Equal scores give 0, and so does a single token. Groups with equal rewards learn too.
 
-    A step that the judge cannot score gets 0 and enters no statistic, which is our choice.
+    A step that the judge cannot score gets 0 and enters no statistic, which is our choice. R is the
+    verifier's; the paper's is an F1 score plus the form of the answer. Its base is grpo with ratio =
+    "sequence".
     """
 
     source: ClassVar[str] = "arXiv 2601.21912"

@@ -15,8 +15,9 @@ class TgpoAdvantage(Term):
     """TGPO's advantage variant: credit tokens at which the policy likes what its teacher would say.
 
     A + λ·π(y) on the policy's own tokens; y is the teacher's likeliest token after the same words, π the
-    policy right before the update, without gradient; λ = max(coef − (step − 1)·decay, 0). The bonus is never
-    negative, in wrong rollouts too. The paper's base is grpo with std_epsilon = 1e-6, entropy_bonus = 0.001.
+    policy right before each update (in the paper, the one that sampled), without gradient; λ =
+    max(coef − (step − 1)·decay, 0). The bonus is never negative, in wrong rollouts too. The
+    paper's base is grpo with std_epsilon = 1e-6, entropy_bonus = 0.001.
     """
 
     source: ClassVar[str] = "arXiv 2605.13230"
