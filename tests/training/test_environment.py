@@ -11,15 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from handrail import Author, Context, Group, Problem, Score, Trajectory, train
 from handrail.engines.local import LocalEngine
+from handrail.experts.config import ExpertsConfig
+from handrail.experts.registry import Experts
 from handrail.methods import build
 from handrail.methods.batch import Sample, micro_batch
+from handrail.methods.losses import token_loss
 from handrail.methods.normalizers import Normalizers
 from handrail.methods.sort import Sort
+from handrail.methods.terms import TERMS
 from handrail.models.config import RolloutConfig
 from handrail.models.trainable import TrainablePolicy
+from handrail.training.policies import load_trainable_policy
+from handrail.verifiers.pool import VerifierPool
 from tests.conftest import HARD, config
 from tests.training.test_update import assert_equal, gradients
 
@@ -69,6 +76,49 @@ def test_environment_tokens_have_no_advantage_no_weight_and_no_share_in_a_normal
     at_tool = batch.author == TOOL
     for column in (batch.mask, batch.advantage, batch.imitation_weight, batch.entropy_coef, batch.kl_coef):
         assert (column[at_tool] == 0).all()
+
+
+WITH_SMALL_NETWORKS = {"name": "imentor", "prompt_tokens": 8, "response_tokens": 48}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"name": "grpo", "terms": [{"name": name}]} for name in TERMS if name != "imentor"),
+        {"name": "grpo", "terms": [WITH_SMALL_NETWORKS]},
+        {"name": "dmpo"},
+        {"name": "calibrl"},
+        {"name": "tgpo"},
+    ],
+    ids=lambda settings: "-".join([settings["name"], *(term["name"] for term in settings.get("terms", []))]),
+)
+def test_no_term_and_no_method_gives_environment_tokens_credit_or_a_share(
+    settings: dict[str, Any], verifier: VerifierPool
+) -> None:
+    """The teacher and the model before training are the policy itself."""
+    policy = load_trainable_policy(config(), Accelerator(cpu=True), keep_start=True)
+    engine = LocalEngine(policy, verifier, Experts(ExpertsConfig(), policy=policy))
+    engine.experts.white_box = lambda policy: policy  # type: ignore[method-assign]
+    method = build(settings, RolloutConfig(group_size=3))
+    engine.begin(1)
+    graded = engine.reward(method, [tool_group(policy, ["70", "1", "2"])])
+    guided = [group for found in engine.guide(method, graded) for group in found]
+    for term in method.terms:
+        term.learn([term.observe(group) for group in guided])
+    (credited,) = engine.credit(method, guided)
+    assert any(member.has_signal for member in credited.trajectories)
+    for member in credited.trajectories:
+        for name in ("advantage", "imitation_weight", "linear_weight"):
+            assert (member.column(name)[~member.trained] == 0).all(), name
+        assert member.trained_tokens == len(member) - 6
+    members = credited.trajectories
+    batch = micro_batch([Sample(each, 1.0, 1.0, 1.0) for each in members]).tokens
+    at_tool = batch.author == TOOL
+    logp = torch.full(batch.mask.shape, -1.0)
+    assert at_tool.sum() == 6 * len(members) and not batch.mask[at_tool].any()
+    # What the model says of the tool's tokens changes no objective.
+    other = torch.where(at_tool, -9.0, logp)
+    assert token_loss(method, other, batch) == token_loss(method, logp, batch)
 
 
 @pytest.mark.parametrize(
