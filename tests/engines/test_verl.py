@@ -349,7 +349,7 @@ REFUSALS: list[tuple[list[str], dict[str, Any], str]] = [
     ([], {"method": "sorted"}, "there is no method 'sorted'; did you mean 'sort'"),
     ([], {"method": "autonpo"}, "autonpo goes back to earlier checkpoints, which verl cannot"),
     ([], {"method": "tgpo"}, "verl's trainer process has no GPU to run a teacher on"),
-    (["algorithm.filter_groups.enable=true"], {}, "drops the groups without a correct rollout before sort"),
+    (["algorithm.filter_groups.enable=true"], {}, "drops groups before sort or one of its terms sees them"),
     (["actor_rollout_ref.actor.use_kl_loss=true"], {}, "use_kl_loss is True, .* set kl in"),
     (["actor_rollout_ref.actor.clip_ratio_high=0.28"], {}, "leave it out and set clip_high in"),
     (["actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean"], {}, "and set loss_normalizer in"),
