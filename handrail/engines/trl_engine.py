@@ -239,8 +239,9 @@ class TrlEngine(HostedEngine):
             return graded
         if answers:
             raise UserError(
-                "a term asks for the answer in a completion, which a reward function does not tell; leave "
-                "out reward_funcs, so that verifier= grades by the dataset's answer column"
+                "a term asks for the answer in a completion (olr, or pacr without words before the answer in "
+                "its answer_template), which a reward function does not tell; leave out reward_funcs, so "
+                "that verifier= grades by the dataset's answer column"
             )
         own = take_share(pairs)
         # A term may have replaced the answer of a problem.

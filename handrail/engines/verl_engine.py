@@ -279,7 +279,8 @@ class VerlEngine(HostedEngine):
             return graded
         if answers:
             raise UserError(
-                "a term asks for the answer in a completion, which verl's rewards do not tell; add "
+                "a term asks for the answer in a completion (olr, or pacr without words before the answer in "
+                "its answer_template), which verl's rewards do not tell; add "
                 "+algorithm.handrail.verifier=math"
             )
         scores = self.trainer.reward_loop_manager.compute_rm_score(reward_rows(pairs))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from handrail._util.section import Section
+
+Role = Literal["judge", "corrector", "planner"]
 
 
 class ExpertsConfig(Section):

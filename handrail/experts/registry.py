@@ -11,14 +11,14 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from handrail._util.errors import Paused, UserError
 from handrail._util.imports import load_attribute
 from handrail._util.seeds import derive
-from handrail.experts.config import EndpointConfig, ExpertsConfig
+from handrail.experts.config import EndpointConfig, ExpertsConfig, Role
 from handrail.experts.correctors import Correction, Corrector, PolicyCorrector, ReferenceCorrector
 from handrail.experts.judges import StepJudge
 from handrail.experts.judges.reference import ReferenceJudge
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from handrail.experts.endpoint import Endpoint
     from handrail.models.renderer import Renderer
 
-Role = Literal["judge", "corrector", "planner"]
 BUILT_IN: dict[Role, tuple[str, ...]] = {
     "judge": ("arithmetic", "reference", "prm", "llm"),
     "corrector": ("reference", "policy", "model", "endpoint"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from handrail._util.errors import UserError
 from handrail._util.section import Section, explain
-from handrail.experts.registry import Role
+from handrail.experts.config import Role
 from handrail.methods import losses
 from handrail.methods.batch import TokenBatch
 from handrail.methods.context import Context

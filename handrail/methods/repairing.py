@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from pydantic import Field
 
+from handrail.experts.config import Role
 from handrail.experts.correctors import Correction, Draft, bare
 from handrail.experts.judges import first_error
 from handrail.experts.judges.reference import aligned
 from handrail.experts.planners import names_answer
 from handrail.experts.questions import CorrectionQuestion, JudgeQuestion
-from handrail.experts.registry import Role
 from handrail.experts.steps import split_steps
 from handrail.methods.base import GrpoSettings, Method
 from handrail.methods.context import Context

@@ -8,13 +8,13 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from handrail._util.errors import UserError
 from handrail._util.section import flat
 from handrail.data.answers import header
 from handrail.data.config import Source
-from handrail.experts.registry import BUILT_IN
+from handrail.experts.config import Role
 from handrail.models.builtin import locate
 from handrail.training.config import Config, load_config
 from handrail.training.trained import model_of, settings_file
@@ -25,7 +25,7 @@ READ_WHOLE = 64 * 2**20
 BLOCKS, BLOCK = 256, 2**16
 """Number and size of the blocks that are hashed of a larger file. A sample suffices: training changes all
 weights, or all weights of some layers."""
-CODE = {"name", *BUILT_IN}
+CODE = {"name", *get_args(Role)}
 """Settings of the verifier, of a method and of its terms that may name the user's own code."""
 ANSWERS = "cache"
 """Setting of a method or a term that names a file of answers."""

@@ -235,9 +235,9 @@ def test_a_judge_of_ones_own_is_measured(
         (("--judge", f"{mine}:Raising"), f"the judge {mine}:Raising fails: KeyError: 'step'"),
         (("--judge", f"{mine}:Planner"), f"{mine}:Planner has no method judge"),
         (("--judge", "rule"), "--judge: there is no judge 'rule'; did you mean 'arithmetic'?"),
-        (("--threshold", "7"), "--threshold is 7; set it above 0 and to at most 1"),
-        (("--threshold", "0"), "--threshold is 0; set it above 0"),
-        (("--threshold", "nan"), "--threshold is nan; set it above 0"),
+        (("--threshold", "7"), "--threshold is 7; it must be above 0 and at most 1"),
+        (("--threshold", "0"), "--threshold is 0; it must be above 0"),
+        (("--threshold", "nan"), "--threshold is nan; it must be above 0"),
     ):
         assert run(monkeypatch, "judge", data, *arguments) == 2
         said = capsys.readouterr().err

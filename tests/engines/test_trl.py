@@ -235,7 +235,8 @@ def test_an_update_may_use_a_generation_twice(tmp_path: Path) -> None:
 
 
 TERMS: list[Any] = [
-    {"name": "ace", "alpha": 1.0}, "arm", "dmpo", "pacr", "imentor", {"name": "prorag", "judge": "arithmetic"}
+    {"name": "ace", "alpha": 1.0}, "arm", "dmpo", "imentor", {"name": "prorag", "judge": "arithmetic"},
+    {"name": "pacr", "answer_template": " # {answer}"},
 ]  # fmt: skip
 
 

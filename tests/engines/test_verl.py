@@ -260,7 +260,11 @@ def test_workers_build_a_method_from_settings_alone(tmp_path: Path) -> None:
     assert rebuild(describe(build_method({"clip_low": 0.1}, [], 4, 48))).name == "grpo"
 
 
-TERMS: list[list[Any]] = [[{"name": "ace", "alpha": 1.0}], ["arm", "imentor"], ["pacr"]]
+TERMS: list[list[Any]] = [
+    [{"name": "ace", "alpha": 1.0}],
+    ["arm", "imentor"],
+    [{"name": "pacr", "answer_template": " # {answer}"}],
+]
 
 
 @pytest.mark.parametrize("number", range(len(TERMS)))

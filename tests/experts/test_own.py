@@ -12,7 +12,8 @@ import pytest
 
 from handrail import UserError, train
 from handrail._util.imports import load_attribute
-from handrail.experts.registry import BUILT_IN, Experts, Role
+from handrail.experts.config import Role
+from handrail.experts.registry import BUILT_IN, Experts
 from tests.conftest import EASY, config
 
 MINE = '''

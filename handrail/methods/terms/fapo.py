@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from handrail.experts.config import Role
 from handrail.experts.judges import first_error
 from handrail.experts.questions import JudgeQuestion
-from handrail.experts.registry import Role
 from handrail.experts.steps import split_steps
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context

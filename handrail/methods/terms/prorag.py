@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from handrail.experts.config import Role
 from handrail.experts.questions import JudgeQuestion
-from handrail.experts.registry import Role
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Ask, gather
