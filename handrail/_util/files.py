@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -83,6 +84,18 @@ def whole_directory(final: Path) -> Iterator[Path]:
     aside.rename(final)
     sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_directory(directory: Path) -> None:
+    """Delete a directory; what cannot be deleted yet is hidden, and deleted with the next one.
+
+    On network storage, a file that is still open somewhere stays in its directory until it is closed.
+    """
+    for left_over in directory.parent.glob(".removed-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    aside = directory.with_name(f".removed-{uuid4().hex}")
+    directory.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def make(directory: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from handrail._util.errors import Paused, UserError
-from handrail._util.files import damage, no_room, whole_directory, write_sums
+from handrail._util.files import damage, no_room, remove_directory, whole_directory, write_sums
 from handrail._util.state import read_state, write_state
 from handrail.methods.base import Method
 from handrail.methods.method_and_terms import restore, state_of
@@ -138,9 +138,9 @@ def prune(root: Path, step: int, config: TrainConfig) -> None:
     there = checkpoints(root)
     for old in [path for path in there if step_of(path) <= step][: -config.keep_last]:
         if not (config.keep_every and step_of(old) % config.keep_every == 0):
-            shutil.rmtree(old)
+            remove_directory(old)
     for later in [path for path in there if step_of(path) > step]:
-        shutil.rmtree(later)
+        remove_directory(later)
 
 
 def checkpoints(root: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather_object
 
 from handrail._util.errors import UserError
-from handrail._util.files import write_whole
+from handrail._util.files import remove_directory, write_whole
 from handrail._util.processes import dealt_back
 from handrail._util.seeds import derive
 from handrail.data.answers import read_answers, right, write_answers
@@ -190,7 +190,7 @@ class Rollback(Callback):
             shutil.copy(run.out.timings, branch)
             for path in reversed(checkpoint.checkpoints(run.out.checkpoints)):
                 if checkpoint.step_of(path) > row["to"]:
-                    shutil.rmtree(path)
+                    remove_directory(path)
         append(run.out.rollbacks, row)
 
 

@@ -4,17 +4,20 @@ is lost."""
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from handrail import train
 from handrail._util.errors import Paused, UserError
-from handrail._util.files import damage, whole_directory
+from handrail._util.files import damage, remove_directory, whole_directory
 from handrail._util.interrupts import Interrupts
 from handrail.training.checkpoint import checkpoints
 from handrail.training.config import Config, load_config
@@ -270,3 +273,30 @@ def test_keep_every_keeps_more_than_the_newest(tmp_path: Path) -> None:
         "step-000006",
         "step-000008",
     ]
+
+
+def test_a_checkpoint_with_an_open_file_on_network_storage_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such storage renames an open file that is deleted, so that its directory is never empty."""
+    rmdir, kept = os.rmdir, {"step-000001", "step-000002"}
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name in kept:
+            moved.add(target.name)
+        return plain(path, target)
+
+    def refuse(path: Any, **named: Any) -> None:
+        if Path(path).name in kept | moved:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        rmdir(path, **named)
+
+    plain, moved = Path.rename, set[str]()
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(os, "rmdir", refuse)
+    train(settings(tmp_path, "train.keep_last=1"), tmp_path / "run")
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["step-000008"]
+    assert len(moved) == 2
+    monkeypatch.undo()
+    remove_directory(tmp_path / "run/checkpoints/step-000008")  # and what could not be deleted
+    assert not list((tmp_path / "run/checkpoints").iterdir())
