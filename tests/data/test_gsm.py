@@ -66,7 +66,7 @@ def test_an_unknown_level_is_refused() -> None:
 
 @pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.long)])
 def test_a_level_has_its_maximum_number_of_problems(n: int) -> None:
-    """At most so many are drawn for each problem; split and level leave the fewest here."""
+    """A level draws a fixed number of candidates per problem, and this split and level keep the fewest."""
     assert len(load_problems(f"task:gsm-symbolic?n={n}&level=short&split=new-numbers")) == n
 
 
