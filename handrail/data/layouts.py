@@ -16,6 +16,7 @@ from typing import Any
 
 from handrail._util.errors import BadRow
 from handrail._util.numerals import positional
+from handrail._util.thinking import after_thinking, answer_start
 from handrail.data.choices import are_choices, with_choices
 from handrail.types.problem import Message, Problem
 
@@ -107,6 +108,11 @@ def lookup(row: Row, path: str) -> Any:
 
 
 def final_answer(text: str) -> str | None:
+    """Return what ``last_marked`` finds after the thinking: a draft in it is no answer. Raises BadRow."""
+    return last_marked(after_thinking(text))
+
+
+def last_marked(text: str) -> str | None:
     r"""Return the content of the last ``\boxed{}``, else the text after ``####`` in the last line, else None.
 
     Raises BadRow if the box is never closed.
@@ -127,7 +133,7 @@ def final_answer(text: str) -> str | None:
 def is_worked(answer: object) -> bool:
     r"""True if ``answer`` is a text with more than the answer, which is in ``\boxed{}`` or after ``####``."""
     try:
-        found = final_answer(answer) if isinstance(answer, str) else None
+        found = last_marked(answer) if isinstance(answer, str) else None
     except BadRow:
         return True
     return found is not None and not _is_only(found, str(answer))
@@ -147,7 +153,8 @@ def _extract_answer(fields: Fields) -> Fields:
     if text is None:
         return fields
     if not isinstance(text, str) or (answer := final_answer(text)) is None:
-        what = r"its text holds no \boxed{ANSWER} and does not end in '#### ANSWER'"
+        part = " after the thinking" if isinstance(text, str) and answer_start(text) else ""
+        what = rf"its text{part} holds no \boxed{{ANSWER}} and does not end in '#### ANSWER'"
         raise BadRow("answer", what, "add it, or leave the row out")
     reference = {} if _is_only(answer, text) or fields.get("reference") else {"reference": text}
     return fields | {"answer": answer} | reference

@@ -7,9 +7,9 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
+from handrail._util.thinking import after_thinking
 from handrail.verifiers.symbols import to_latex
 
-THINKING = re.compile(r"</?think>")
 # Markdown: *italic*, **bold**, _italic_ and `code`, but neither a*b*c nor x_1.
 EMPHASIS = re.compile(
     r"(?<![^\s(>{])(?:\*{1,3}([^\s*][^*\n]*)\*{1,3}|_{1,3}([^\s_][^_\n]*)_{1,3}|`{1,3}([^`]+)`{1,3})"
@@ -81,22 +81,6 @@ def marked(completion: str) -> str | None:
     before, hashes, after = completion.rpartition("####")
     # A Markdown heading begins with #### too: words after it are not the answer if there is a box before it.
     return after if hashes and not (HEADING.match(after) and boxes(before)) else None
-
-
-def answer_start(completion: str) -> int:
-    """Return the index after the last ``</think>``, or 0 if there is none.
-
-    If the completion ends inside ``<think>``, it has no answer, and the index is its length.
-    """
-    *_, last = [None, *THINKING.finditer(completion)]
-    if last is None:
-        return 0
-    return last.end() if last.group() == "</think>" else len(completion)
-
-
-def after_thinking(completion: str) -> str:
-    """Return the part of a completion that answers: what follows ``answer_start``."""
-    return completion[answer_start(completion) :]
 
 
 def below_heading(mark: str) -> str:

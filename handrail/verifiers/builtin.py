@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from handrail._util.errors import UserError
 from handrail._util.imports import load_attribute
+from handrail._util.thinking import after_thinking, answer_start
 from handrail.data.tasks.gym import BY_NAME
 from handrail.types.problem import Problem
 from handrail.verifiers import as_written, gym_answers, math_answers, math_reading
 from handrail.verifiers.answer_text import (
-    after_thinking,
-    answer_start,
     boxes,
     final_answer,
     marked,

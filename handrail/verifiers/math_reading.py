@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from handrail._util.thinking import after_thinking
 from handrail.verifiers.answer_text import (
     FORMULA_JOINT,
     Numeral,
-    after_thinking,
     below_heading,
     boxes,
     clean,

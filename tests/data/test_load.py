@@ -767,9 +767,33 @@ def test_choices_are_shown_once_and_other_columns_of_that_name_are_metadata() ->
     assert (problem.prompt, problem.answer) == ("p\n\nA. a\nB. b", "B")
 
 
-@pytest.mark.parametrize("text", ["#### Step 1\nthen 5", "5"])
+@pytest.mark.parametrize(
+    "text", ["#### Step 1\nthen 5", "5", r"<think>\boxed{5}</think> So I gave up.", r"<think>\boxed{5}"]
+)
 def test_no_final_answer(text: str) -> None:
     assert final_answer(text) is None
+
+
+def test_a_draft_in_the_thinking_is_no_answer() -> None:
+    draft = r"<think>Is it \boxed{4}? No, \boxed{5</think>"
+    rows = [
+        {"problem": "p", "solution": f"{draft}Add.\n#### 6"},
+        {"problem": "q", "solution": rf"{draft}\boxed{{7}}"},
+    ]
+    assert [(p.answer, p.references) for p in load_problems(jsonl(*rows))] == [
+        ("6", (rows[0]["solution"],)),
+        ("7", (rows[1]["solution"],)),
+    ]
+
+
+@pytest.mark.parametrize("text", [r"<think>\boxed{5}</think> So 5.", r"<think>So \boxed{5}"])
+def test_an_answer_in_the_thinking_alone_is_refused(text: str) -> None:
+    said = r"data.jsonl, line 1, field answer: its text after the thinking holds no \boxed{ANSWER}"
+    assert refusal(jsonl({"problem": "p", "solution": text})).startswith(said)
+    whole = {"question": "p", "answer": text}
+    assert "field answer: it is a worked solution" in refusal(
+        jsonl(*[{"question": "p", "answer": "5"}] * 2, whole)
+    )
 
 
 def test_an_unclosed_box_is_refused() -> None:
