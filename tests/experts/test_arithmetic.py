@@ -228,6 +228,19 @@ def test_a_number_without_a_source_is_suspicious(changed: int, step: str, expect
     assert first_error(scores, 0.5) == (changed if expected in (0.0, 0.25) else None)
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (f"It is 0.{98:028}.", None),  # 14 times the share, in 30 digits
+        (f"It is 0.{97:028}.", 0.25),
+        ("It is ⅐ or ⅑.", None),  # 1 / 7 and 1 / 9
+    ],
+)
+def test_sources_of_small_shares_are_exact(step: str, expected: float | None) -> None:
+    problem = Problem("p", f"Of 14 eggs, a share of 0.{7:028} is eaten.", "0")
+    assert ArithmeticJudge().judge([(problem, [step])]) == [[expected]]
+
+
 def test_the_check_of_sources_is_optional_and_off_in_latex() -> None:
     steps = ["Ann has 7391 eggs.", r"\boxed{7391}"]
     assert ArithmeticJudge().judge([(Problem("p", PROMPT, "0"), steps[:1])]) == [[0.25]]
