@@ -104,16 +104,6 @@ class Endpoint:
             taken, self.counts = self.counts, Counter()
         return taken
 
-    def ask(
-        self,
-        conversations: Sequence[list[Message]],
-        max_tokens: int,
-        temperature: float = 0.0,
-        attempt: int = 0,
-    ) -> list[str | None]:
-        """The answers as text: ``ask_and_read`` for a caller that can use any text."""
-        return self.ask_and_read(conversations, [str] * len(conversations), max_tokens, temperature, attempt)
-
     def ask_and_read(
         self,
         conversations: Sequence[list[Message]],

@@ -48,6 +48,13 @@ def question(text: object) -> Messages:
     return [{"role": "user", "content": str(text)}]
 
 
+def ask(
+    endpoint: Endpoint, questions: list[Messages], max_tokens: int = 7, **settings: Any
+) -> list[str | None]:
+    """The answers as they are."""
+    return endpoint.ask_and_read(questions, [str] * len(questions), max_tokens, **settings)
+
+
 Make = Callable[..., Endpoint]
 
 
@@ -75,7 +82,7 @@ def test_answers_keep_the_order_of_questions_and_concurrency_is_bounded(make: Ma
 
     with OpenAiServer(late) as server:
         endpoint = make(server, concurrency=4)
-        assert endpoint.ask([question(n) for n in range(20)], 7) == [f"re: {n}" for n in range(20)]
+        assert ask(endpoint, [question(n) for n in range(20)]) == [f"re: {n}" for n in range(20)]
         assert server.most_at_once == 4
         assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
         assert (
@@ -83,14 +90,14 @@ def test_answers_keep_the_order_of_questions_and_concurrency_is_bounded(make: Ma
         )
         assert endpoint.take_counts() == {"endpoint/calls": 20, "endpoint/tokens": 300}
         assert endpoint.take_counts() == {}
-        assert endpoint.ask([], 7) == []
+        assert ask(endpoint, []) == []
 
 
 @pytest.mark.parametrize("fault", [RATE_LIMITED, BROKEN, failure(408), failure(409), failure(503), CUT, SLOW])
 def test_a_temporary_fault_is_retried(make: Make, fault: Reply) -> None:
     with OpenAiServer(echo, [fault]) as server:
         endpoint = make(server, timeout=0.7)
-        assert endpoint.ask([question("a")], 7) == ["re: a"]
+        assert ask(endpoint, [question("a")]) == ["re: a"]
         assert len(server.requests) == 2
         assert endpoint.take_counts()["endpoint/calls"] == 1
 
@@ -114,10 +121,10 @@ def test_a_temporary_fault_is_retried(make: Make, fault: Reply) -> None:
 def test_a_permanent_fault_costs_only_that_answer(make: Make, fault: Reply) -> None:
     with OpenAiServer(echo, [fault]) as server:
         endpoint = make(server, concurrency=1, retries=0)
-        assert endpoint.ask([question("a"), question("b")], 7) == [None, "re: b"]
+        assert ask(endpoint, [question("a"), question("b")]) == [None, "re: b"]
         counts = endpoint.take_counts()
         assert (counts["endpoint/calls"], counts["endpoint/failed"] + counts["endpoint/empty"]) == (2, 1)
-        assert endpoint.ask([question("a")], 7) == ["re: a"]
+        assert ask(endpoint, [question("a")]) == ["re: a"]
 
 
 @pytest.mark.parametrize("fault", [failure(400), failure(422), Reply(body=completion(""))])
@@ -128,9 +135,9 @@ def test_single_refused_or_unanswered_questions_do_not_stop_the_run(make: Make, 
         endpoint = make(server, concurrency=1, retries=0, pause_after=2)
         texts = ["a", "long 1", "b", "long 2", "c", "long 3", "d"]
         expected = [None if "long" in text else f"re: {text}" for text in texts]
-        assert endpoint.ask([question(text) for text in texts], 7) == expected
+        assert ask(endpoint, [question(text) for text in texts]) == expected
         again = make(server, concurrency=1, retries=0, pause_after=2)  # the good answers come from the cache
-        assert again.ask([question(text) for text in texts], 7) == expected
+        assert ask(again, [question(text) for text in texts]) == expected
         counts = again.take_counts()
         assert (
             counts["endpoint/cached"],
@@ -208,7 +215,7 @@ def test_a_spent_budget_and_a_cut_off_answer_are_reported_once(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("half an", "length"))) as server:
-        make(server, max_calls=2).ask([question(n) for n in range(9)], 7)
+        ask(make(server, max_calls=2), [question(n) for n in range(9)])
     assert sorted("answer_tokens" in text for text in caplog.messages) == [False, True]
     assert sum("budget" in text for text in caplog.messages) == 1
 
@@ -216,16 +223,16 @@ def test_a_spent_budget_and_a_cut_off_answer_are_reported_once(
 def test_the_number_of_retries_is_limited(make: Make) -> None:
     with OpenAiServer(lambda messages: BROKEN) as server:
         endpoint = make(server, retries=2)
-        assert endpoint.ask([question("a")], 7) == [None]
+        assert ask(endpoint, [question("a")]) == [None]
         assert len(server.requests) == 3
 
 
 def test_a_cut_off_answer_counts_as_no_answer_but_not_as_a_failure(make: Make) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("half an", "length"))) as server:
         endpoint = make(server, pause_after=1)
-        assert endpoint.ask([question("a")], 7) == [None]
+        assert ask(endpoint, [question("a")]) == [None]
         assert endpoint.take_counts() == {"endpoint/calls": 1, "endpoint/tokens": 15, "endpoint/cut_off": 1}
-        assert endpoint.ask([question("a")], 7) == [None]
+        assert ask(endpoint, [question("a")]) == [None]
         assert endpoint.take_counts() == {"endpoint/cached": 1}
 
 
@@ -240,7 +247,7 @@ def test_parameters_that_a_model_refuses_are_omitted(make: Make) -> None:
 
     with OpenAiServer(picky) as server:
         endpoint = make(server, concurrency=1)
-        assert endpoint.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
+        assert ask(endpoint, [question("a"), question("b")]) == ["re: a", "re: b"]
         assert len(server.requests) == 4
 
 
@@ -251,13 +258,13 @@ def test_a_model_that_refuses_everything_is_not_asked_forever(make: Make) -> Non
         return failure(400, param=name, code="unsupported_parameter")
 
     with OpenAiServer(picky) as server:
-        assert make(server).ask([question("a")], 7) == [None]
+        assert ask(make(server), [question("a")]) == [None]
         assert len(server.requests) == 3
 
 
 def test_a_refused_value_is_not_mistaken_for_an_unknown_parameter(make: Make) -> None:
     with OpenAiServer(lambda messages: failure(400, param="max_tokens", code="invalid_value")) as server:
-        assert make(server).ask([question("a")], 7) == [None]
+        assert ask(make(server), [question("a")]) == [None]
         assert len(server.requests) == 1
 
 
@@ -272,7 +279,7 @@ def test_a_refused_value_is_not_mistaken_for_an_unknown_parameter(make: Make) ->
 def test_a_refused_key_or_model_is_a_user_error(make: Make, status: int, advice: str) -> None:
     with OpenAiServer(lambda messages: failure(status, f"Bad \x1b[31mkey {KEY}!")) as server:
         with pytest.raises(UserError, match=advice) as caught:
-            make(server, concurrency=2).ask([question(n) for n in range(50)], 7)
+            ask(make(server, concurrency=2), [question(n) for n in range(50)])
         assert server.url in str(caught.value) and "judge" in str(caught.value) and "Bad" in str(caught.value)
         assert "0123456789" not in str(caught.value) and "\x1b" not in str(caught.value)
         assert len(server.requests) < 50
@@ -281,7 +288,7 @@ def test_a_refused_key_or_model_is_a_user_error(make: Make, status: int, advice:
 def test_no_further_question_is_asked_after_the_key_is_refused(make: Make) -> None:
     with OpenAiServer(lambda messages: replace(failure(401), delay=0.05)) as server:
         with pytest.raises(UserError):
-            make(server, concurrency=1).ask([question(n) for n in range(50)], 7)
+            ask(make(server, concurrency=1), [question(n) for n in range(50)])
         time.sleep(0.5)
         assert len(server.requests) < 5
 
@@ -290,7 +297,7 @@ def test_a_key_is_optional(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with OpenAiServer(echo) as server:
-        assert make(server).ask([question("a")], 7) == ["re: a"]
+        assert ask(make(server), [question("a")]) == ["re: a"]
         assert KEY not in str(server.requests[0].headers)
 
 
@@ -323,9 +330,9 @@ def test_the_key_is_never_written(
     ]
     with OpenAiServer(lambda messages: failure(429, KEY), faults) as server:
         endpoint = make(server, concurrency=1, retries=1, pause_after=4)
-        assert endpoint.ask([question("a")], 7) == ["your key is ***"]
+        assert ask(endpoint, [question("a")]) == ["your key is ***"]
         with pytest.raises(Paused) as caught:
-            endpoint.ask([question(n) for n in range(9)], 7)
+            ask(endpoint, [question(n) for n in range(9)])
     texts = [
         repr(caught.value),
         repr(caught.value.__cause__),
@@ -341,20 +348,20 @@ def test_the_key_is_never_written(
 
 def test_nothing_is_printed(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     with OpenAiServer(echo, [BROKEN, MALFORMED]) as server:
-        make(server).ask([question(n) for n in range(3)], 7)
+        ask(make(server), [question(n) for n in range(3)])
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_question_is_asked_only_once(make: Make) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server)
-        assert endpoint.ask([question("a"), question("b"), question("a")], 7) == ["re: a", "re: b", "re: a"]
+        assert ask(endpoint, [question("a"), question("b"), question("a")]) == ["re: a", "re: b", "re: a"]
         assert len(server.requests) == 2
         again = make(server, max_calls=1)
-        assert again.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
+        assert ask(again, [question("a"), question("b")]) == ["re: a", "re: b"]
         assert again.take_counts() == {"endpoint/cached": 2}
         for other in ({"attempt": 1}, {"temperature": 0.5}, {"max_tokens": 8}):
-            make(server).ask([question("a")], **({"max_tokens": 7} | other))
+            ask(make(server), [question("a")], **other)
         assert len(server.requests) == 5
 
 
@@ -365,7 +372,7 @@ from handrail.experts.endpoint import Endpoint
 config = EndpointConfig(base_url=sys.argv[1], model="judge", cache=sys.argv[2], api_key_env="TEST_KEY")
 endpoint = Endpoint(config)
 questions = [[{"role": "user", "content": str(n)}] for n in range(40)]
-assert endpoint.ask(questions, 7) == [f"re: {n}" for n in range(40)]
+assert endpoint.ask_and_read(questions, [str] * 40, 7) == [f"re: {n}" for n in range(40)]
 assert "endpoint/cache_broken" not in endpoint.counts
 """
 
@@ -381,12 +388,12 @@ def test_processes_share_a_cache(make: Make, tmp_path: Path) -> None:
         endpoint = make(server)
         process = subprocess.Popen([sys.executable, "-c", ASK, server.url, str(tmp_path / "cache.sqlite")])
         assert begun.wait(60)
-        assert endpoint.ask([question(n) for n in range(60, 20, -1)], 7) == [
+        assert ask(endpoint, [question(n) for n in range(60, 20, -1)]) == [
             f"re: {n}" for n in range(60, 20, -1)
         ]
         assert process.wait(60) == 0
         sent = len(server.requests)
-        assert endpoint.ask([question(n) for n in range(60)], 7) == [f"re: {n}" for n in range(60)]
+        assert ask(endpoint, [question(n) for n in range(60)]) == [f"re: {n}" for n in range(60)]
         assert len(server.requests) == sent
         assert "endpoint/cache_broken" not in endpoint.counts
 
@@ -397,7 +404,7 @@ def test_threads_share_an_endpoint(make: Make) -> None:
         wrong: list[object] = []
 
         def work(start: int) -> None:
-            answers = endpoint.ask([question(n) for n in range(start, start + 20)], 7)
+            answers = ask(endpoint, [question(n) for n in range(start, start + 20)])
             wrong.extend(answers if answers != [f"re: {n}" for n in range(start, start + 20)] else [])
 
         threads = [threading.Thread(target=work, args=(start,)) for start in (0, 5, 10)]
@@ -414,13 +421,13 @@ def test_a_damaged_cache_is_ignored(make: Make, tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_bytes(b"no database, " * 500)
     with OpenAiServer(echo) as server:
         endpoint = make(server)
-        assert endpoint.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
+        assert ask(endpoint, [question("a"), question("b")]) == ["re: a", "re: b"]
         assert endpoint.take_counts() == {
             "endpoint/cache_broken": 1,
             "endpoint/calls": 2,
             "endpoint/tokens": 30,
         }
-        assert endpoint.ask([question("a")], 7) == ["re: a"]
+        assert ask(endpoint, [question("a")]) == ["re: a"]
 
 
 def test_a_locked_cache_is_ignored(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +436,7 @@ def test_a_locked_cache_is_ignored(make: Make, tmp_path: Path, monkeypatch: pyte
         endpoint = make(server)
         other = sqlite3.connect(tmp_path / "cache.sqlite")
         other.execute("BEGIN EXCLUSIVE")
-        assert endpoint.ask([question("a"), question("b")], 7) == ["re: a", "re: b"]
+        assert ask(endpoint, [question("a"), question("b")]) == ["re: a", "re: b"]
         assert endpoint.take_counts()["endpoint/cache_broken"] == 1
         other.close()
 
@@ -443,17 +450,17 @@ def test_an_unusable_cache_path_is_refused_at_once(make: Make, tmp_path: Path) -
 
 def test_text_that_is_not_valid_unicode_is_accepted(make: Make) -> None:
     with OpenAiServer(lambda messages: echo(messages) + "\ud800") as server:
-        assert make(server).ask([question("a\udfff")], 7) == ["re: a??"]
-        assert make(server).ask([question("a\udfff")], 7) == ["re: a??"]
+        assert ask(make(server), [question("a\udfff")]) == ["re: a??"]
+        assert ask(make(server), [question("a\udfff")]) == ["re: a??"]
 
 
 def test_max_calls_is_never_exceeded(make: Make) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server, max_calls=7)
-        answers = endpoint.ask([question(n) for n in range(30)], 7)
+        answers = ask(endpoint, [question(n) for n in range(30)])
         assert len(server.requests) == 7 == sum(answer is not None for answer in answers)
         assert endpoint.take_counts()["endpoint/over_budget"] == 23
-        assert endpoint.ask([question(n) for n in range(31)], 7) == [*answers, None]
+        assert ask(endpoint, [question(n) for n in range(31)]) == [*answers, None]
         assert len(server.requests) == 7
 
 
@@ -468,7 +475,7 @@ def test_max_calls_is_never_exceeded(make: Make) -> None:
 def test_budgets_of_tokens_and_cost_end_the_calls(make: Make, budget: dict[str, Any]) -> None:
     with OpenAiServer(echo) as server:
         endpoint = make(server, concurrency=1, **budget)
-        assert endpoint.ask([question(n) for n in range(6)], 7) == [
+        assert ask(endpoint, [question(n) for n in range(6)]) == [
             "re: 0",
             "re: 1",
             "re: 2",
@@ -491,33 +498,33 @@ def test_budgets_of_tokens_and_cost_end_the_calls(make: Make, budget: dict[str, 
 def test_a_server_without_usage_figures_still_uses_the_budget(make: Make, usage: Any) -> None:
     with OpenAiServer(lambda messages: Reply(body=completion("word " * 50, usage=usage))) as server:
         endpoint = make(server, concurrency=1, max_tokens=500)
-        assert None in endpoint.ask([question(n) for n in range(9)], 7)
+        assert None in ask(endpoint, [question(n) for n in range(9)])
 
 
 def test_failures_in_a_row_pause_the_run_and_lose_nothing(make: Make) -> None:
     with OpenAiServer(echo, [None, BROKEN, None, BROKEN, BROKEN, MALFORMED]) as server:
         endpoint = make(server, concurrency=1, retries=0, pause_after=3)
         with pytest.raises(Paused) as caught:
-            endpoint.ask([question(n) for n in range(9)], 7)
+            ask(endpoint, [question(n) for n in range(9)])
         assert re.search(
             rf"judge at {server.url} failed 3 questions in a row, .*JSONDecodeError.*can be resumed",
             str(caught.value),
         )
         assert len(server.requests) == 6
         resumed = make(server, concurrency=1)
-        assert resumed.ask([question(n) for n in range(9)], 7) == [f"re: {n}" for n in range(9)]
+        assert ask(resumed, [question(n) for n in range(9)]) == [f"re: {n}" for n in range(9)]
         assert resumed.take_counts()["endpoint/cached"] == 2
-        assert endpoint.ask([question("other")], 7) == ["re: other"]
+        assert ask(endpoint, [question("other")]) == ["re: other"]
 
 
 def test_failures_accumulate_over_calls_and_a_spent_budget_is_not_a_failure(make: Make) -> None:
     with OpenAiServer(lambda messages: failure(500)) as server:
         endpoint = make(server, retries=0, pause_after=2, max_calls=3)
-        assert endpoint.ask([question("a")], 7) == [None]
+        assert ask(endpoint, [question("a")]) == [None]
         with pytest.raises(Paused):
-            endpoint.ask([question("b")], 7)
+            ask(endpoint, [question("b")])
         for text in "cdef":
-            assert endpoint.ask([question(text)], 7) == [None]
+            assert ask(endpoint, [question(text)]) == [None]
         assert endpoint.take_counts() == {
             "endpoint/calls": 3,
             "endpoint/failed": 3,
@@ -529,4 +536,4 @@ def test_an_unreachable_server_pauses_the_run(make: Make) -> None:
     with OpenAiServer(echo) as server:
         pass
     with pytest.raises(Paused, match="Connection"):
-        make(server.url, retries=0, pause_after=3).ask([question(n) for n in range(5)], 7)
+        ask(make(server.url, retries=0, pause_after=3), [question(n) for n in range(5)])
