@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import cached_assets_path
 
+from handrail._util.digests import digest_items
 from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.progress import show
@@ -118,13 +119,12 @@ def reference_lengths(renderer: Renderer, references: Sequence[tuple[Problem, st
 
 def _cache_file(renderer: Renderer, cleaned: Sequence[tuple[Problem, str]]) -> Path:
     """Cache file whose name identifies exactly these texts and this tokenizer."""
-    told = [
+    tokenizer = [
         renderer.tokenizer.backend_tokenizer.to_str(),
         renderer.embeddings,
         sorted(renderer.ends),
-        *(text for _, text in cleaned),
     ]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    key = digest_items(chain(tokenizer, (text for _, text in cleaned)))
     return Path(cached_assets_path("handrail", "lengths")) / f"{key}.json"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from handrail._util.digests import digest_items
 
 Message = dict[str, str]
 
@@ -32,11 +32,11 @@ class Problem:
 
 def digest(problems: Sequence[Problem]) -> str:
     """Checksum of the problems' contents; a data set with the same checksum needs no new attempts."""
-    rows = [
+    rows = (
         [problem.id, problem.prompt, problem.answer, problem.references, problem.plan, problem.metadata]
         for problem in problems
-    ]
-    return hashlib.sha256(json.dumps(rows, default=_as_json, skipkeys=True).encode()).hexdigest()
+    )
+    return digest_items(rows, default=_as_json)
 
 
 def _as_json(value: Any) -> Any:

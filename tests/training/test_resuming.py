@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -164,6 +165,28 @@ def test_metadata_count_as_data(tmp_path: Path) -> None:
     )
     assert digest(one) != digest(other)
     assert digest(one) == digest([Problem("a", "p", "1", metadata={"tests": "x == 1", "kinds": {"a", "b"}})])
+
+
+def test_data_have_the_checksum_of_their_json_text() -> None:
+    odd: Any = {"x": 0.5, (1, 2): "no key of JSON"}
+    problems = [
+        Problem("a", [{"role": "user", "content": "é?"}], "1", ("r", "s"), "plan", {"kinds": {"b", "a"}}),
+        Problem("b", "p", "2", metadata=odd),
+    ]
+    text = (
+        r'[["a", [{"role": "user", "content": "\u00e9?"}], "1", ["r", "s"], "plan", {"kinds": ["a", "b"]}], '
+        r'["b", "p", "2", [], null, {"x": 0.5}]]'
+    )
+    assert digest(problems) == hashlib.sha256(text.encode()).hexdigest()
+    assert digest([]) == hashlib.sha256(b"[]").hexdigest()
+
+
+def test_the_checksum_of_data_is_computed_in_the_memory_of_one_problem() -> None:
+    problems = [Problem("a", "p", "1", ("x" * 100_000,))] * 50
+    tracemalloc.start()
+    digest(problems)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000  # 5 MB of text
+    tracemalloc.stop()
 
 
 def test_a_model_that_changed_under_the_same_path_is_refused(tmp_path: Path) -> None:

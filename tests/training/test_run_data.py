@@ -3,6 +3,7 @@ line."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,14 @@ def test_a_large_text_is_tokenized_once_with_progress(
     renderer = chat_policy.renderer
     expected = reference_lengths(renderer, REFERENCES)
     assert "counting the tokens of 5 references" in capsys.readouterr().out
+    told = [
+        renderer.tokenizer.backend_tokenizer.to_str(),
+        renderer.embeddings,
+        sorted(renderer.ends),
+        *(renderer.clean(*each) for each in REFERENCES),
+    ]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    assert [file.name for file in tmp_path.iterdir()] == [f"{key}.json"]
     assert reference_lengths(renderer, REFERENCES) == expected and not capsys.readouterr().out
     assert reference_lengths(renderer, REFERENCES[::-1]) == expected[::-1] and capsys.readouterr().out
     files = list(tmp_path.iterdir())
