@@ -6,8 +6,12 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import compress
+from pathlib import Path
 
+from handrail._util.files import write_whole
 from handrail.eval.recommend import SURPRISING
 from handrail.models.hf import TransformersPolicy
 from handrail.types.problem import Problem
@@ -44,8 +48,57 @@ class Reference:
 def references(
     problems: Sequence[Problem], policy: TransformersPolicy, verifier: VerifierPool
 ) -> dict[str, list[Reference]]:
-    """Grade and score the references of every problem; return them by the problem's id."""
+    """Grade the references of every problem; return them by the problem's id, without log-probabilities."""
     flat = [(problem, text) for problem in problems for text in problem.references]
+    completions = [policy.renderer.reference(problem, text) for problem, text in flat]
+    said = [
+        (problem, policy.renderer.text(completion))
+        for (problem, _), completion in zip(flat, completions, strict=True)
+    ]
+    out: dict[str, list[Reference]] = defaultdict(list)
+    for (problem, _), completion, verdict in zip(said, completions, verifier.grade(said), strict=True):
+        out[problem.id].append(Reference(len(completion), verdict.reward, verdict.correct, None))
+    return out
+
+
+def with_log_probabilities(
+    problems: Sequence[Problem],
+    graded: Mapping[str, Sequence[Reference]],
+    policy: TransformersPolicy,
+    file: Path,
+) -> dict[str, list[Reference]]:
+    """Score the ``graded`` references of every problem; return them by the problem's id.
+
+    ``file`` keeps the scores, so that a probe that is continued does not compute them again.
+    """
+    flat = [(problem, text) for problem in problems for text in problem.references]
+    scores = _read_scores(file)
+    if len(scores) != len(flat):
+        scores = _score(flat, policy)
+        rows = (
+            {"id": problem.id, "logp": logp, "surprising": surprising}
+            for (problem, _), (logp, surprising) in zip(flat, scores, strict=True)
+        )
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+    rest = iter(scores)
+    out: dict[str, list[Reference]] = defaultdict(list)
+    for problem in problems:
+        for reference in graded.get(problem.id, []):
+            logp, surprising = next(rest)
+            out[problem.id].append(replace(reference, logp=logp, surprising=surprising))
+    return out
+
+
+def _read_scores(file: Path) -> list[tuple[float | None, int]]:
+    """Read the scores that ``file`` keeps; none if it is missing or damaged."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        return [(row["logp"], row["surprising"]) for row in rows]
+    return []
+
+
+def _score(flat: Sequence[tuple[Problem, str]], policy: TransformersPolicy) -> list[tuple[float | None, int]]:
+    """Return ``logp`` and ``surprising`` of each reference, see ``Reference``."""
     prompts = [policy.renderer.prompt(problem) for problem, _ in flat]
     completions = [policy.renderer.reference(problem, text) for problem, text in flat]
     context = policy.context or float("inf")
@@ -53,27 +106,16 @@ def references(
         len(prompt) + len(completion) <= context
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    scored = [place for place, ok in enumerate(fits) if ok]
-    scores = iter(
-        policy.score([prompts[place] for place in scored], [completions[place] for place in scored])
-    )
-    out: dict[str, list[Reference]] = defaultdict(list)
-    said = [
-        (problem, policy.renderer.text(completion))
-        for (problem, _), completion in zip(flat, completions, strict=True)
-    ]
-    for (problem, _), completion, ok, verdict in zip(
-        said, completions, fits, verifier.grade(said), strict=True
-    ):
-        reference = Reference(len(completion), verdict.reward, verdict.correct, None)
-        out[problem.id].append(with_scores(reference, next(scores).tolist()) if ok else reference)
-    return out
+    found = iter(policy.score([*compress(prompts, fits)], [*compress(completions, fits)]))
+    return [summed(next(found).tolist()) if ok else (None, 0) for ok in fits]
 
 
-def with_scores(reference: Reference, logp: Sequence[float]) -> Reference:
-    """Set what is kept of the log-probability of each token: all of them would need gigabytes."""
-    surprising = sum(each < math.log(SURPRISING) for each in logp)
-    return replace(reference, logp=math.fsum(logp), surprising=surprising)
+def summed(logp: Sequence[float]) -> tuple[float, int]:
+    """Return the sum of a reference's log-probabilities and the number of its surprising tokens.
+
+    Those of all tokens would need gigabytes.
+    """
+    return math.fsum(logp), sum(each < math.log(SURPRISING) for each in logp)
 
 
 def faults(

@@ -18,7 +18,7 @@ from handrail.data.load import load_problems
 from handrail.eval.attempts import Attempts, AttemptSampler, claim
 from handrail.eval.estimators import dead_at_k, ks, pass_at_k
 from handrail.eval.evaluation import estimate, unverified, with_verdicts
-from handrail.eval.faults import Reference, faults, references
+from handrail.eval.faults import Reference, faults, references, with_log_probabilities
 from handrail.eval.recommend import recommendation
 from handrail.training.config import Config
 from handrail.training.policies import load_policy
@@ -78,8 +78,8 @@ def probe(
 ) -> dict[str, Any]:
     """Attempt every problem of ``source`` ``rollouts`` times, and return the content of ``probe.json``.
 
-    Writes ``attempts.jsonl``, ``problems.jsonl`` and ``probe.json``; continues a probe that was stopped.
-    Raises UserError.
+    Writes ``references.jsonl``, ``attempts.jsonl``, ``problems.jsonl`` and ``probe.json``; continues a probe
+    that was stopped. Raises UserError.
     """
     problems = load_problems(source, config.data.columns)[:limit]
     policy = load_policy(config, accelerator(config.model.device, config.model.dtype))
@@ -100,6 +100,7 @@ def probe(
     with VerifierPool(config.verifier) as verifier:
         sampler = AttemptSampler(config, policy, verifier, rollouts, seed)
         with locked(directory):
+            graded = with_log_probabilities(problems, graded, policy, directory / "references.jsonl")
             attempts = {
                 each.id: each
                 for each in sampler.sample(sampled, "probe", directory / "attempts.jsonl", progress)

@@ -18,11 +18,12 @@ from handrail import train
 from handrail._util.errors import UserError
 from handrail._util.progress import console
 from handrail.data.load import load_problems
-from handrail.eval.attempts import Attempt, Attempts
-from handrail.eval.faults import Reference, with_scores
+from handrail.eval.attempts import Attempt, Attempts, AttemptSampler
+from handrail.eval.faults import Reference, summed
 from handrail.eval.probe import ProbedProblem, figures, groups, probe
 from handrail.eval.recommend import FOREIGN, SURPRISING, recommendation
 from handrail.eval.report.tables import probe_table
+from handrail.models.hf import TransformersPolicy
 from handrail.training.policies import load_policy
 from handrail.types.problem import Problem, digest
 from handrail.verifiers.audit import refusal
@@ -122,7 +123,7 @@ def test_shares_of_dead_groups_by_hand() -> None:
 
 
 def reference(reward: float, *logp: float) -> Reference:
-    return with_scores(Reference(len(logp), reward, reward == 1, None), logp)
+    return Reference(len(logp), reward, reward == 1, *summed(logp))
 
 
 def problem(name: str) -> Problem:
@@ -281,6 +282,37 @@ def test_training_uses_only_the_problems_that_a_probe_kept(tmp_path: Path) -> No
 def test_sums_are_kept_of_a_references_log_probabilities_and_not_each_of_them() -> None:
     found = reference(1, -0.5, -5.0, -1.5)  # exp(−5) is 0.7 %, below 1 %
     assert found == Reference(3, 1, True, -7.0, 1)
+
+
+def test_a_continued_probe_scores_no_reference_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(tmp_path / "data.jsonl")  # the references of two problems exceed the context
+    source, directory = str(tmp_path / "data.jsonl"), tmp_path / "out"
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr(AttemptSampler, "sample", stopped)
+        probe(config(), source, 4, 0, None, directory)
+    kept = directory / "references.jsonl"
+    scores = kept.read_text()
+    score = TransformersPolicy.score
+    scored: list[int] = []
+
+    def counted(self: TransformersPolicy, prompts: list[list[int]], *rest: Any) -> list[torch.Tensor]:
+        scored.append(len(prompts))
+        return score(self, prompts, *rest)
+
+    monkeypatch.setattr(TransformersPolicy, "score", counted)
+    continued = probe(config(), source, 4, 0, None, directory)
+    assert not scored
+    assert continued == probe(config(), source, 4, 0, None, tmp_path / "whole")
+    assert len(scored) == 1
+    for name in ("references.jsonl", "problems.jsonl", "probe.json"):
+        assert (directory / name).read_text() == (tmp_path / "whole" / name).read_text()
+    kept.write_text(scores[:-3])
+    assert continued == probe(config(), source, 4, 0, None, directory)
+    assert scored == 2 * scored[:1] and kept.read_text() == scores
 
 
 def test_references_are_classified_by_verdict_and_not_by_reward(tmp_path: Path) -> None:
