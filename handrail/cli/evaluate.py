@@ -86,9 +86,7 @@ def probe_command(
     """
     parsed, _ = load_settings_and_sets(model, [data], config, settings)
     directory = output or Path("runs") / f"probe-{slug(model)}-{slug(data)}"
-    from handrail.eval.faults import FAULTS
     from handrail.eval.probe import probe
-    from handrail.eval.report.tables import probe_table
 
     with Progress(console=console) as shown:
         task = shown.add_task("problems")
@@ -96,32 +94,8 @@ def probe_command(
             parsed, data, rollouts, seed, limit, directory,
             lambda done, n: shown.update(task, completed=done, total=n),
         )  # fmt: skip
-    kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in found["kinds"].items() if n)
-    show(f"{found['problems']} problems, {rollouts} rollouts each: {kinds}")
-    show(f"graded by the verifier {parsed.verifier.name!r}")
-    show("; ".join(f"{name} {format_estimate(estimate)}" for name, estimate in found["pass"].items()))
-    console.print(probe_table(found))
-    warn_unverified(found, (found["problems"] - found["kinds"]["not_sampled"]) * rollouts)
-    if lengths := found.get("reference_tokens"):
-        likely = (
-            f"; probability {found['reference_probability']:.2f} per token (geometric mean)"
-            if "reference_probability" in found
-            else ""
-        )
-        show(
-            f"references: {found['with_reference']} problems have one, "
-            f"median {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
-        )
-    for fault, n in found["faults"].items():
-        console.print(f"fault: {n} × {fault}: {FAULTS[fault]}", style="yellow", soft_wrap=True)
-    for name, share in found.get("other_verifiers", {}).items():
-        show(f"the verifier {name!r} would accept {share:.1%} of the references")
-    advice = found["recommendation"]
-    before = f"first {advice['before']}; until then, " if advice["before"] else ""
-    start = f'start with method.name = "{advice["method"]}", rollout.group_size = {advice["group_size"]}'
-    show(f"\n{before}{start}")
-    for reason in advice["reasons"]:
-        show(f"- {reason}")
+    show_findings(found, parsed.verifier.name)
+    show_recommendation(found["recommendation"])
     file = directory / "problems.jsonl"
     show(
         f"\nresults per problem: {file}; set it as the probe of a source, "
@@ -160,6 +134,42 @@ def harvest_command(
         )  # fmt: skip
     show(f"{solved} of {problems} problems have an answer: {output}")
     show(f'train with method.name = "npo" and method.cache = "{output}"')
+
+
+def show_findings(found: dict[str, Any], verifier: str) -> None:
+    """Print what a probe found out about the problems and the data."""
+    from handrail.eval.faults import FAULTS
+    from handrail.eval.report.tables import probe_table
+
+    kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in found["kinds"].items() if n)
+    show(f"{found['problems']} problems, {found['rollouts']} rollouts each: {kinds}")
+    show(f"graded by the verifier {verifier!r}")
+    show("; ".join(f"{name} {format_estimate(estimate)}" for name, estimate in found["pass"].items()))
+    console.print(probe_table(found))
+    warn_unverified(found, (found["problems"] - found["kinds"]["not_sampled"]) * found["rollouts"])
+    if lengths := found.get("reference_tokens"):
+        likely = (
+            f"; probability {found['reference_probability']:.2f} per token (geometric mean)"
+            if "reference_probability" in found
+            else ""
+        )
+        show(
+            f"references: {found['with_reference']} problems have one, "
+            f"median {lengths['median']:.0f} tokens, at most {lengths['longest']}{likely}"
+        )
+    for fault, n in found["faults"].items():
+        console.print(f"fault: {n} × {fault}: {FAULTS[fault]}", style="yellow", soft_wrap=True)
+    for name, share in found.get("other_verifiers", {}).items():
+        show(f"the verifier {name!r} would accept {share:.1%} of the references")
+
+
+def show_recommendation(advice: dict[str, Any]) -> None:
+    """Print what to start with, and why."""
+    before = f"first {advice['before']}; until then, " if advice["before"] else ""
+    start = f'start with method.name = "{advice["method"]}", rollout.group_size = {advice["group_size"]}'
+    show(f"\n{before}{start}")
+    for reason in advice["reasons"]:
+        show(f"- {reason}")
 
 
 def warn_unverified(figures: dict[str, Any], attempts: int, where: str = "") -> None:
