@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class OutOfMemory(UserError):
+    """Memory ran out. The message names the settings to lower."""
+
+
 class Paused(Exception):
     """The run must write a checkpoint and stop; it can be resumed later."""
 

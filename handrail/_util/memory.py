@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import resource
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from handrail._util.errors import UserError
+from handrail._util.errors import OutOfMemory
 
 ADVICE = {
     "load": 'loading the model; train with [lora] and model.dtype = "bfloat16", or take a smaller model',
@@ -38,7 +39,7 @@ def peak_resident() -> int:
 
 @contextmanager
 def enough_memory(doing: str) -> Iterator[None]:
-    """Raise UserError, naming the settings to lower, if the block runs out of memory.
+    """Raise OutOfMemory, naming the settings to lower, if the block runs out of memory.
 
     ``doing`` is a key of ADVICE, or else the text that completes "out of memory while".
     """
@@ -47,7 +48,8 @@ def enough_memory(doing: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(
+        traceback.clear_frames(error.__traceback__)  # frees what the block computed: saving needs memory too
+        raise OutOfMemory(
             f"out of memory while {ADVICE.get(doing, doing)}; a run can be resumed from its last checkpoint"
         ) from error
 

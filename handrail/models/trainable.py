@@ -184,7 +184,7 @@ class TrainablePolicy(TransformersPolicy):
     # Sampling with a separate engine
 
     def changed(self) -> None:
-        """Call this after changing weights."""
+        """Call this right before changing weights."""
         self.sampler_is_current = False
         self.version += 1
 

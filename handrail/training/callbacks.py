@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from handrail.methods.base import State
+from handrail.methods.method_and_terms import state_of
 from handrail.training import checkpoint
 from handrail.training.diversity import diversity, measures
 from handrail.training.evaluate import evaluate, figures, share_correct
@@ -156,8 +158,11 @@ class Checkpoints(Callback):
             self.write(run, step)
 
     @staticmethod
-    def write(run: Run, step: int) -> None:
-        """Write a checkpoint in the main process, after the shards of all, while the others wait."""
+    def write(run: Run, step: int, state: State | None = None) -> None:
+        """Write a checkpoint in the main process, after the shards of all, while the others wait.
+
+        ``state``: that of the method and its terms after ``step``; by default the present one.
+        """
         if step == run.checkpointed:
             return
         root = run.out.checkpoints
@@ -167,7 +172,8 @@ class Checkpoints(Callback):
         with run.failing_together():
             if run.accelerator.is_main_process:
                 run.out.sync()
-                checkpoint.save(root, step, run.config.train, run.policy, run.optimizer, run.method)
+                state = state or state_of(run.method)
+                checkpoint.save(root, step, run.config.train, run.policy, run.optimizer, state)
         run.checkpointed = step
 
 

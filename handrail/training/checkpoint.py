@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from handrail._util.errors import Paused, UserError
 from handrail._util.files import damage, no_room, remove_directory, whole_directory, write_sums
 from handrail._util.state import read_state, write_state
-from handrail.methods.base import Method
-from handrail.methods.method_and_terms import restore, state_of
+from handrail.methods.base import Method, State
+from handrail.methods.method_and_terms import restore
 from handrail.models.sharding import cut_like, local
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
@@ -30,10 +30,11 @@ SHARDS = ".shards"
 
 
 def save(
-    root: Path, step: int, config: TrainConfig, policy: TrainablePolicy, optimizer: Any, method: Method[Any]
+    root: Path, step: int, config: TrainConfig, policy: TrainablePolicy, optimizer: Any, state: State
 ) -> None:
     """Write ``root/step-NNNNNN`` atomically, then delete the checkpoints that ``config`` does not keep.
 
+    ``state``: that of the method and its terms, see ``state_of``.
     Raises Paused if the disk is full, and UserError if a weight is not finite, or if shards are missing;
     earlier checkpoints then remain.
     """
@@ -44,7 +45,7 @@ def save(
             take_shards(root, aside)
         else:
             save_file(moments(optimizer), aside / "optimizer.safetensors")
-        write_state(aside / "state", {"step": step, **state_of(method)})
+        write_state(aside / "state", {"step": step, **state})
         write_sums(aside)
     prune(root, step, config)
 

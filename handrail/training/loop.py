@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 
-from handrail._util.errors import Paused, UserError
+from handrail._util.errors import OutOfMemory, Paused, UserError
 from handrail._util.files import whole_directory
 from handrail._util.interrupts import Interrupts
 from handrail.methods.autonpo import AutoNpo
-from handrail.methods.base import Method
+from handrail.methods.base import Method, State
+from handrail.methods.method_and_terms import state_of
 from handrail.models.generate import Sampler
 from handrail.models.trainable import TrainablePolicy
 from handrail.training import checkpoint
@@ -224,8 +226,13 @@ class Loop(Run):
         clock, engine, method = Clock(), self.engine, self.method
         engine.begin(number)
         problems, places = self.problems(number)
+        before = self.policy.version, deepcopy(state_of(method))
 
-        with self.abortable(number):
+        with (
+            self.abortable(number, before, (Paused, UserError)),
+            self.failing_together(),
+            self.interrupts.abandonable(),
+        ):
             with clock("sample"):
                 groups = self.rollouts(number, problems, places)
                 mismatch = self.policy.logprob_mismatch(groups)
@@ -240,22 +247,25 @@ class Loop(Run):
             with clock("guide"):
                 guided = engine.guide(method, groups, places)
                 observed = observe(method, guided, places)
-        with clock("guide"):
-            learn(method, observed)
-        parts = self.parts(guided, places)
-        if self.policy.sampler_differs and len(parts) > 1:
-            with clock("update"):
-                parts = [(self.policy.with_old_logp(groups), places) for groups, places in parts]
-        for part in parts:
-            with self.failing_together(), clock("guide"):
-                credited = engine.credit_places(method, *part)
-            groups = [group for _, group in credited]
-            for callback in self.callbacks:
-                callback.before_update(self, number, groups)
-            with clock("update"):
-                outcome = self.update(groups, logs_authors(number))
-            metrics.add_update(credited, outcome)
-            self.watch_skips(number, groups, outcome, out)
+        # Other processes would wait in the update for one that has run out of memory.
+        alone = self.accelerator.num_processes == 1 and not self.policy.shards
+        with self.abortable(number, before, OutOfMemory) if alone else nullcontext():
+            with clock("guide"):
+                learn(method, observed)
+            parts = self.parts(guided, places)
+            if self.policy.sampler_differs and len(parts) > 1:
+                with clock("update"):
+                    parts = [(self.policy.with_old_logp(groups), places) for groups, places in parts]
+            for part in parts:
+                with self.failing_together(), clock("guide"):
+                    credited = engine.credit_places(method, *part)
+                groups = [group for _, group in credited]
+                for callback in self.callbacks:
+                    callback.before_update(self, number, groups)
+                with clock("update"):
+                    outcome = self.update(groups, logs_authors(number))
+                metrics.add_update(credited, outcome)
+                self.watch_skips(number, groups, outcome, out)
 
         engine.counts.update(engine.experts.take_counts())
         return metrics.result(engine) | mismatch, clock
@@ -292,13 +302,22 @@ class Loop(Run):
             )
 
     @contextmanager
-    def abortable(self, step: int) -> Iterator[None]:
-        """Enclose the part of a step that can be abandoned: a stop or an error ends it with a checkpoint."""
+    def abortable(
+        self, step: int, before: tuple[int, State], errors: type[Exception] | tuple[type[Exception], ...]
+    ) -> Iterator[None]:
+        """Enclose a part of a step: one of ``errors`` ends it with a checkpoint of the step before.
+
+        ``before``: the policy's version and the method's state before the step. Once an update may have
+        changed the weights, the step before cannot be saved any more, and the error is raised as it is.
+        """
+        version, state = before
         try:
-            with self.failing_together(), self.interrupts.abandonable():
-                yield
-        except (Paused, UserError) as failed:
-            Checkpoints.write(self, step - 1)
+            yield
+        except errors as failed:
+            if self.policy.version != version:
+                raise
+            self.optimizer.zero_grad()  # saving needs memory too
+            Checkpoints.write(self, step - 1, state)
             raise type(failed)(
                 f"{failed}; step {step - 1} is checkpointed, to go on with --resume"
             ) from failed

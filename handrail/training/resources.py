@@ -22,7 +22,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a block. Raises UserError, naming what to lower, if the block runs out of memory."""
+        """Time a block. Raises OutOfMemory, naming what to lower, if the block runs out of memory."""
         started = time.perf_counter()
         with enough_memory(name):
             yield

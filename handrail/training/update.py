@@ -100,8 +100,8 @@ class Update:
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
         figures["grad_norm/all"] = float(norm)
         if math.isfinite(figures["grad_norm/all"]) and math.isfinite(figures["loss"]):
-            self.optimizer.step()
             self.policy.changed()
+            self.optimizer.step()
         else:  # one bad batch must not turn the weights into NaN
             figures = {"update/skipped": 1.0}
         self.optimizer.zero_grad()

@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from handrail import Author, Context, Group, Method, Problem, Score, Trajectory, UserError, train
@@ -20,6 +21,7 @@ from handrail.methods.base import GrpoSettings
 from handrail.methods.sort import Sort
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import Config
+from handrail.training.update import Update
 from tests.conftest import EASY, HARD, config
 
 
@@ -560,3 +562,49 @@ def test_the_summary_tells_what_any_method_salvages(tmp_path: Path) -> None:
         == 0.5
     )
     assert train(small(train={"steps": 1}, eval={"sets": {}}), tmp_path / "grpo")["salvaged"] is None
+
+
+def runs_out_of_memory(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int) -> None:
+    """Let the ``call``-th call of a method end as on a full GPU, and those after it work again."""
+    whole, calls = getattr(where, name), count(1)
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, full)
+
+
+@pytest.mark.parametrize(("call", "kept"), [(1, 0), (7, 2)])
+def test_a_step_that_runs_out_of_memory_in_its_update_loses_no_step_before_it(
+    call: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # i-MENTOR's networks are made and trained right before the update, so their state must go back too.
+    settings = small(
+        method={"name": "luffy", "terms": [{"name": "imentor"}]},
+        train={"steps": 4, "checkpoint_every": 0, "micro_batch_tokens": 400},
+    )
+    train(settings, tmp_path / "whole")  # 3 micro-batches in step 1, then 2 in each
+    runs_out_of_memory(monkeypatch, Update, "loss", call)
+    with pytest.raises(UserError, match=f"out of memory while updating; .*step {kept} is checkpointed"):
+        train(settings, tmp_path / "parts")
+    assert [path.name for path in (tmp_path / "parts/checkpoints").iterdir()] == [f"step-{kept:06d}"]
+    train(settings, tmp_path / "parts", resume=True)
+    for name in ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(("where", "name", "call"), [(AdamW, "step", 1), (Update, "samples", 4)])
+def test_a_step_whose_weights_may_have_changed_is_not_checkpointed(
+    where: Any, name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(
+        method={"name": "luffy"}, train={"steps": 2, "checkpoint_every": 0, "updates_per_step": 2}
+    )
+    runs_out_of_memory(monkeypatch, where, name, call)
+    with pytest.raises(UserError, match="resumed from its last checkpoint$"):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()

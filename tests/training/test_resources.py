@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,19 @@ def test_durations_are_formatted() -> None:
 def test_out_of_memory_names_what_to_lower(part: str, named: str) -> None:
     with pytest.raises(UserError, match=f"out of memory .*{named}"), Clock()(part):
         torch.empty(10**16)
+
+
+def test_a_block_that_ran_out_of_memory_holds_none_while_the_run_is_saved() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def update() -> None:
+        activations = torch.ones(3)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    with pytest.raises(UserError) as found, Clock()("update"):
+        update()
+    assert held[0]() is None and found.value.__cause__
 
 
 @pytest.mark.parametrize(
