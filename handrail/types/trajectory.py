@@ -124,6 +124,11 @@ class Trajectory:
         return self.in_baseline and bool(((self.author == Author.POLICY) | ~self.trained).all())
 
     @cached_property
+    def is_reference(self) -> bool:
+        """True if all its trained tokens, at least one, are a reference's."""
+        return set(self.author[self.trained].tolist()) == {Author.REFERENCE}
+
+    @cached_property
     def has_signal(self) -> bool:
         return any(
             bool(self.column(name).any()) for name in ("advantage", "imitation_weight", "linear_weight")

@@ -13,7 +13,7 @@ from handrail.experts.steps import split_steps
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Ask, gather
-from handrail.types.trajectory import Author, Group, Trajectory
+from handrail.types.trajectory import Group, Trajectory
 
 
 class Fapo(Term):
@@ -44,8 +44,7 @@ class Fapo(Term):
         async def rewarded(member: Trajectory) -> Trajectory:
             if member.correct is None:  # without a verdict, without a reward
                 return member
-            reference = set(member.author[member.trained].tolist()) == {Author.REFERENCE}
-            if not member.correct or reference:
+            if not member.correct or member.is_reference:
                 return replace(member, reward=1.0 if member.correct else -1.0)
             steps = split_steps(member.text, self.step_end)
             scores = await Ask(self.judge, JudgeQuestion(group.problem, steps, self.step_end))

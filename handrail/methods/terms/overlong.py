@@ -15,7 +15,8 @@ class Overlong(Term):
 
     With n tokens of at most L = ``rollout.max_tokens``, and a buffer of B, the reward becomes
     R + penalty · min(0, (L − B − n)/B) (arXiv 2503.14476, eq. 13); a completion that is cut off loses the
-    whole penalty. References lose nothing (our choice).
+    whole penalty. References lose nothing; repairs and replayed answers lose what a rollout of their length
+    does, finished or not (our choices).
     """
 
     source: ClassVar[str] = "arXiv 2503.14476"
@@ -32,7 +33,7 @@ class Overlong(Term):
 
         def penalized(member: Trajectory) -> Trajectory:
             over = min(0.0, (ctx.max_tokens - buffer - len(member)) / buffer)
-            if not over or not member.is_rollout:
+            if not over or member.is_reference:
                 return member
             ctx.counts["overlong/penalized"] += 1
             return replace(member, reward=member.reward + self.penalty * over)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from handrail import Author, Group, LocalEngine, UserError, train
 from handrail.methods.terms import build_term
@@ -45,6 +46,19 @@ def test_wrong_ones_lose_too_and_references_and_missing_verdicts_stay(engine: Lo
     group, _ = verb(build_term({"name": "overlong"}, 1), "reward", Group(PROBLEM, members), engine)
     rewards = [member.reward for member in group.trajectories]
     assert rewards[:2] == [-1, 1] and math.isnan(rewards[2])
+
+
+def test_repairs_and_replayed_answers_lose_what_a_rollout_of_their_length_does(engine: LocalEngine) -> None:
+    def repair(own: int, others: int, reward: float) -> Trajectory:
+        author = torch.tensor([Author.POLICY] * own + [Author.TEACHER] * others)
+        return replace(of_length(own + others, reward), author=author)
+
+    reference, replayed = (of_length(44, 1.0, author) for author in (Author.REFERENCE, Author.REPLAY))
+    members = [repair(20, 24, 1.0), repair(40, 8, 0.0), replayed, reference]  # the second was cut off
+    group, counts = verb(build_term({"name": "overlong"}, 1), "reward", Group(PROBLEM, members), engine)
+    # 48 tokens at most and a buffer of 9: 44 tokens are 5 above the 39 that cost nothing, and 48 are 9.
+    assert group.rewards == pytest.approx([1 - 5 / 9, -1, 1 - 5 / 9, 1])
+    assert counts["overlong/penalized"] == 3
 
 
 @pytest.mark.parametrize(
