@@ -8,8 +8,8 @@ from torch import Tensor
 
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
-from handrail.methods.requests import Score, gather
-from handrail.methods.terms.step_tokens import answered, discounted, number_steps, own, tokens_before, written
+from handrail.methods.requests import gather
+from handrail.methods.terms import step_tokens
 from handrail.types.trajectory import Group, Trajectory
 
 
@@ -48,41 +48,33 @@ class Pacr(Term):
         return self.answer_template.partition("{answer}")[0]
 
     async def guide(self, group: Group, ctx: Context) -> Group:
-        return group if self.lead.strip() else await answered(group)
+        return group if self.lead.strip() else await step_tokens.answered(group)
 
     async def credit(self, group: Group, ctx: Context) -> Group:
         answer = self.answer_template.replace("{answer}", group.problem.answer)
         tokens = ctx.renderer.completion(answer, end=False, plain=True)
-        members = written(group) if tokens else []
+        members = step_tokens.written(group) if tokens else []
         ctx.counts["pacr/no_answer"] += not tokens
         found = await gather(*(self.returns(each, tokens, group.problem.answer, ctx) for each in members))
         ctx.counts["pacr/scored"] += sum(not each.isnan().any() for each in found)
         known = torch.cat([torch.empty(0).double(), *(each[~each.isnan()] for each in found)])
         if not len(known):
             return group
-        low, spread = known.min(), known.max() - known.min()
-        scaled = [(each - low) / spread if spread else 0 * each for each in found]
-        shift = torch.cat([each[own(member)] for member, each in zip(members, scaled, strict=True)]).nanmean()
-        for member, each in zip(members, scaled, strict=True):
-            bonus = (each - shift * self.center).nan_to_num(0.0)
-            mixed = self.outcome_coef * member.column("advantage") + self.step_coef * bonus
-            advantage = torch.where(own(member), mixed, member.column("advantage")).float()
-            group = group.swap(member, member.with_columns(advantage=advantage))
-        return group
+        scaled = [(each - known.min()) / ((known.max() - known.min()) or 1) for each in found]
+        own = [each[step_tokens.own(member)] for member, each in zip(members, scaled, strict=True)]
+        shift = torch.cat(own).nanmean() * self.center
+        bonuses = [self.step_coef * (each - shift).nan_to_num(0.0) for each in scaled]
+        return step_tokens.with_bonuses(group, members, bonuses, self.outcome_coef)
 
     async def returns(self, member: Trajectory, answer: list[int], right: str, ctx: Context) -> Tensor:
         """G of each token's step (of the first step, if sparse), float64 [T]; NaN if there is no room."""
         if ctx.longest and len(member.prompt_ids) + len(member) + len(answer) > ctx.longest:
             ctx.counts["pacr/too_long"] += 1
             return torch.full((len(member),), torch.nan).double()
-        steps, number = number_steps(member, ctx.renderer, self.step_end)
+        steps, number = step_tokens.number_steps(member, ctx.renderer, self.step_end)
         stated = member.answer if member.answer and member.answer in steps[-1] else right
         mark = self.lead if self.lead.strip() else stated
-        ends = [int((number < k).sum()) for k in range(len(steps))]
-        ends.append(max(ends[-1], tokens_before(mark, steps, member, ctx.renderer)))
-        prefixes = [[*member.prompt_ids, *member.tokens[:end]] for end in ends]
-        scored = await gather(*(Score(prefix, torch.tensor(answer)) for prefix in prefixes))
-        likelihood = Tensor.mean if self.answer_mean else Tensor.sum
-        c = torch.stack([likelihood(each.double()) for each in scored])
-        values = discounted((c[1:] - c[:-1]).tolist(), self.gamma)
+        ends = step_tokens.bounds(mark, steps, number, member, ctx.renderer)
+        c = await step_tokens.likelihoods(answer, member, ends, self.answer_mean)
+        values = step_tokens.discounted(c.diff().tolist(), self.gamma)
         return values[number if self.values == "step" else torch.zeros_like(number)]

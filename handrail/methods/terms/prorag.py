@@ -14,7 +14,7 @@ from handrail.experts.questions import JudgeQuestion
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Ask, gather
-from handrail.methods.terms.step_tokens import number_steps, own, written
+from handrail.methods.terms.step_tokens import number_steps, own, with_bonuses, written
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group, Trajectory
 
@@ -65,11 +65,8 @@ class Prorag(Term):
         if not len(known) or known.min() == known.max():
             return group
         deviation = (known.var(correction=0) + 1e-8).sqrt()
-        for member, score in zip(members, scores, strict=True):
-            z = ((score - known.mean()) / deviation).nan_to_num(0.0)
-            advantage = member.column("advantage") + self.beta * z
-            group = group.swap(member, member.with_columns(advantage=advantage.float()))
-        return group
+        z = [((score - known.mean()) / deviation).nan_to_num(0.0) for score in scores]
+        return with_bonuses(group, members, [self.beta * each for each in z])
 
     async def scores(self, problem: Problem, member: Trajectory, ctx: Context) -> Tensor:
         """Score of the step of each token, float32 [T]; NaN on others' tokens and without a score."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from handrail.experts.steps import Prefixes, split_steps
-from handrail.methods.requests import Verify, gather
+from handrail.methods.requests import Score, Verify, gather
 from handrail.models.renderer import Renderer
 from handrail.types.trajectory import Author, Group, Trajectory
 
@@ -54,6 +55,35 @@ def tokens_before(mark: str, steps: list[str], member: Trajectory, renderer: Ren
     while count and member.tokens[count - 1] in renderer.ends:
         count -= 1
     return count
+
+
+def bounds(mark: str, steps: list[str], number: Tensor, member: Trajectory, renderer: Renderer) -> list[int]:
+    """Number of tokens before each step, and before the ``mark`` in the last one (see ``tokens_before``).
+
+    ``steps`` and ``number``: as ``number_steps`` returns them.
+    """
+    starts = [int((number < k).sum()) for k in range(len(steps))]
+    return [*starts, max(starts[-1], tokens_before(mark, steps, member, renderer))]
+
+
+async def likelihoods(answer: list[int], member: Trajectory, ends: Sequence[int], mean: bool) -> Tensor:
+    """Sum or ``mean`` of log π over the answer's tokens after the prompt and the member's first tokens, as
+    many as each of ``ends`` says: float64 [len(ends)]."""
+    prefixes = [[*member.prompt_ids, *member.tokens[:end]] for end in ends]
+    scored = await gather(*(Score(prefix, torch.tensor(answer)) for prefix in prefixes))
+    return torch.stack([each.double().mean() if mean else each.double().sum() for each in scored])
+
+
+def with_bonuses(
+    group: Group, members: Sequence[Trajectory], bonuses: Sequence[Tensor | float], weight: float = 1.0
+) -> Group:
+    """Make the advantage A of the tokens that the policy wrote in ``members`` ``weight``·A plus the bonus, a
+    number or one per token [T]."""
+    for member, bonus in zip(members, bonuses, strict=True):
+        advantage = member.column("advantage")
+        raised = torch.where(own(member), weight * advantage + bonus, advantage).float()
+        group = group.swap(member, member.with_columns(advantage=raised))
+    return group
 
 
 def discounted(gains: list[float], gamma: float) -> Tensor:
