@@ -78,11 +78,17 @@ Layout = Literal["packed", "shared", "padded"]
 in full."""
 
 
+GATHERED = 4
+"""Places in the rows that attention gathers, padded to the longest, that count as one token of packed rows.
+Such a place keeps queries, keys, values and an output: in the shapes of Qwen2.5-0.5B and Qwen3-0.6B, 0.07 and
+0.18 of what a token keeps. So rows of any lengths take at most half as much memory again as equal ones."""
+
+
 def by_budget(
     prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, layout: Layout = "packed"
 ) -> list[list[int]]:
     """Split rows into batches of at most ``budget`` tokens, padding included, or of a single row; return
-    indices.
+    indices. Packed rows have no padding, but one long row may not widen many short ones, see ``GATHERED``.
 
     ``prompts`` and ``lengths``: the prompt and the completion length of each row. Rows of a prompt that is
     read once stay together. Batches consist of rows of similar length.
@@ -110,10 +116,11 @@ def by_budget(
 
 
 class Size:
-    """Number of tokens of a batch, padding included, while rows are added."""
+    """Number of tokens of a batch, padding included, while rows are added, or what takes as much memory."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.rows, self.tokens, self.prompt, self.completion = layout, 0, 0, 0, 0
+        self.longest = 0
         self.read: set[int] = set()
 
     def add(self, group: int, prompt: int, completion: int) -> int:
@@ -122,6 +129,7 @@ class Size:
         self.read.add(group)
         self.rows += 1
         self.prompt, self.completion = max(self.prompt, prompt), max(self.completion, completion)
+        self.longest = max(self.longest, prompt + completion)
         if self.layout == "packed":
-            return self.tokens
+            return max(self.tokens, self.rows * self.longest // GATHERED)
         return len(self.read) * self.prompt + self.rows * self.completion

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import BloomConfig
+from transformers import BloomConfig, Qwen3Config
 
-from handrail.models.batching import Inputs, Layout
-from handrail.models.packing import Packed
+from handrail.models.batching import Inputs, Layout, by_budget
+from handrail.models.packing import Packed, forward
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.policies import load_trainable_policy
 from tests.conftest import config
@@ -80,3 +80,27 @@ def test_checkpointed_activations_are_packed_too(words: Path) -> None:
         found.append([p.grad for p in each.model.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def kept(model: Any, lengths: list[int]) -> int:
+    """Bytes that the forward pass of completions of these lengths keeps for the backward pass."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    inputs = Inputs.of([[1, 2]] * len(lengths), [[3] * length for length in lengths])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward(model, Packed.of(inputs))
+    return sum(storages.values())
+
+
+def test_a_long_row_among_short_ones_does_not_burst_the_budget(words: Path, tmp_path: Path) -> None:
+    # Qwen3-0.6B's proportions, whose queries, keys and values are wide.
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    model = made(Qwen3Config(**shape, intermediate_size=96, num_hidden_layers=2), words, tmp_path).model
+    equal, mixed, budget = [128] * 4, [256] + [4] * 60, 512
+    batches = [[mixed[index] for index in part] for part in by_budget([[1, 2]] * 61, mixed, budget)]
+    assert sum(map(len, batches)) == 61
+    assert max(kept(model, batch) for batch in batches) < 1.5 * kept(model, equal)

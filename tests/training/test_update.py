@@ -350,6 +350,8 @@ def test_micro_batches_respect_their_budget_and_lose_no_row() -> None:
     # 30 + 30 + 12, 3 + 40 + 39, and the rest: 10 + 1 + 2 + 5 + 1 + 1
     assert by_budget(prompts, lengths, 90) == [[4, 6], [0, 3], [1, 5, 2]]
     assert by_budget(prompts, lengths, 102) == [[4, 6], [0, 3, 1, 5, 2]]
+    # 2 + 38 + 9·2 tokens, but attention would gather 10 rows of 2 + 38: four of those 400 count as one token.
+    assert by_budget([[1, 1]] * 10, [38] + [2] * 9, 90) == [[*range(9)], [9]]
 
 
 def test_normalizers_include_trajectories_that_are_dropped_later(groups: list[Group]) -> None:
