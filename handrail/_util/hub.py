@@ -9,6 +9,9 @@ from handrail._util.errors import UserError
 
 log = logging.getLogger("handrail")
 
+HUB_SECONDS = 10.0
+"""Seconds to wait for the Hugging Face hub."""
+
 
 def look_up(name: str, kind: Literal["model", "dataset"], field: str) -> None:
     """Check that the hub knows ``name``, which is not a local path.
@@ -30,7 +33,7 @@ def look_up(name: str, kind: Literal["model", "dataset"], field: str) -> None:
     )
 
     try:
-        HfApi().repo_info(name, repo_type=kind, timeout=10)
+        HfApi().repo_info(name, repo_type=kind, timeout=HUB_SECONDS)
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise UserError(
             f"{field}: there is no file or directory {name}, and the Hugging Face hub shows no {kind} of "

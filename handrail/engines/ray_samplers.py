@@ -28,6 +28,8 @@ from handrail.models.trainable import TrainablePolicy
 
 Version = tuple[int, int]
 """Number of starts of the workers, and number of changes of the weights since the last start."""
+READY_SECONDS = 600.0
+"""Seconds for all samplers to load their models."""
 POLL = 0.2
 """Seconds between two looks at whether the run was asked to stop."""
 
@@ -223,7 +225,7 @@ def start_samplers(
     return [made(SamplerActor).remote(model, rollout, prompts, sampler) for _ in range(number)]
 
 
-def wait_for(actors: Sequence[Any], seconds: float = 600) -> None:
+def wait_for(actors: Sequence[Any], seconds: float = READY_SECONDS) -> None:
     """Wait until every actor has loaded its model, even if Ray has to restart it.
 
     Raises UserError if a model cannot be loaded, or after ``seconds``.
