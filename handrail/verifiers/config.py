@@ -19,12 +19,13 @@ class VerifierConfig(Section):
     """Regular expression for the answer in a completion: the verifier sees only the first group of the last
     match."""
     timeout: float = Field(5.0, gt=0, le=86_400)
-    """Seconds for one verdict; a worker that takes longer is killed, and the completion is unverified:
-    neither correct nor wrong."""
+    """Seconds for one verdict; a verifier process that takes longer is killed, and the completion is
+    unverified: neither correct nor wrong."""
     memory_gib: float = Field(4.0, ge=0.05)
-    """Memory limit of one worker, in GiB; a completion that needs more gets no verdict."""
+    """Memory limit of one verifier process, in GiB; a completion that needs more gets no verdict."""
     workers: int = Field(2, ge=1)
-    """Processes that grade in parallel."""
+    """Verifier processes that grade in parallel, beside each process that trains; Ray's ``--workers`` are
+    the processes that train."""
     correct_from: float = Field(1.0, gt=0, le=1)
     """The lowest score of a correct completion; a lower score is wrong, whatever its reward."""
     partial_credit: bool | None = None
