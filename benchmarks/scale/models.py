@@ -59,6 +59,13 @@ MODELS = (
     Model("70B", 80, 8192, 8192, 1024, 28_672, 128_256),
 )
 """Shapes of Qwen2.5 (1.5B, 7B, 32B) and Llama 3.1 (70B)."""
+ONE_GPU = (
+    Model("0.5B", 24, 896, 896, 128, 4864, 151_936, tied=True),
+    MODELS[0],
+    Model("3B", 36, 2048, 2048, 256, 11_008, 151_936, tied=True),
+    MODELS[1],
+)
+"""Shapes of Qwen2.5 that one GPU may train."""
 
 
 @dataclass(frozen=True)

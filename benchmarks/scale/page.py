@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md."""
+"""The tables of docs/scale.md, and that of memory in docs/models.md."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from benchmarks.scale import assumptions
 from benchmarks.scale.assumptions import Assumptions
 from benchmarks.scale.changes import CHANGES
 from benchmarks.scale.formula import bottleneck, parts, step_seconds
-from benchmarks.scale.models import MODELS, Model
-from benchmarks.scale.setup import RESERVED, Setup, fitting, sampling_bytes, training_bytes
+from benchmarks.scale.models import MODELS, ONE_GPU, Model
+from benchmarks.scale.setup import (
+    RESERVED,
+    Setup,
+    activation_bytes,
+    fitting,
+    sampling_bytes,
+    start_bytes,
+    training_bytes,
+)
 from benchmarks.scale.simulate import simulated_seconds
 
 SIZES = (8, 64, 1024)
@@ -127,8 +135,40 @@ def memory(a: Assumptions) -> str:
     return table(head, rows)
 
 
+def kept(a: Assumptions) -> str:
+    """Gigabytes of each part of what one GPU keeps in an update of all weights."""
+    rows = []
+    for model in ONE_GPU:
+        p, one = model.weights, Setup(model, 1, start=True)
+        parts = [4 * p, 4 * p, 8 * p, 2 * p, start_bytes(one), activation_bytes(one, a)]
+        parts.append(activation_bytes(replace(one, checkpointing=True), a))
+        rows.append([model.name, *(f"{part / 1e9:.1f}" for part in parts)])
+    head = (
+        "weights | gradient | moments | copy to sample from | with `kl`: model before training | activations"
+    )
+    return table(f"model | {head} | recomputed", rows)
+
+
+def fit(a: Assumptions) -> str:
+    """Gigabytes that a run on one GPU needs in all, plain and with recomputed activations."""
+    rows = []
+    for model in ONE_GPU:
+        plain = Setup(model, 1, batch=16)
+        kinds = (plain, replace(plain, start=True), replace(plain, lora=True))
+        both = [replace(kind, checkpointing=again) for kind in kinds for again in (False, True)]
+        needed = [max(training_bytes(setup, a), sampling_bytes(setup, a)) for setup in both]
+        rows.append([model.name, *(f"{each / 1e9:.0f}" for each in needed)])
+    head = "all weights | recomputed | with `kl` | recomputed | `[lora]`, with or without `kl` | recomputed"
+    return table(f"model | {head}", rows)
+
+
+def pages(a: Assumptions) -> dict[str, dict[str, str]]:
+    """The blocks of every page that this module writes."""
+    return {"scale.md": blocks(a), "models.md": {"kept": kept(a), "fit": fit(a)}}
+
+
 def blocks(a: Assumptions) -> dict[str, str]:
-    """The parts of the page that are written by this module, by name."""
+    """The parts of docs/scale.md that are written by this module, by name."""
     return {"assumptions": assumptions.table(a), "memory": memory(a), "steps": steps(a), "asking": asking(a)}
 
 

@@ -20,6 +20,8 @@ class Setup:
     gpus: int
     lora: bool = False
     """True if only adapters are trained; the formulas of time are for all weights."""
+    start: bool = False
+    """True if the model before training is kept (``kl``); with adapters, it is the model without them."""
     samplers: int = 0
     """GPUs that only sample; the others train and, without samplers, sample too."""
     staleness: int = 0
@@ -83,16 +85,27 @@ def training_bytes(setup: Setup, a: Assumptions) -> float:
     """Bytes on a GPU that trains, during an update."""
     model, n = setup.model, setup.workers
     p = model.weights
-    per_token = a.activation * model.hidden * (1 if setup.checkpointing else model.layers)
-    per_token += 4 * model.hidden * model.layers * setup.checkpointing
-    activations = per_token * max(setup.micro_batch, setup.prompt + setup.lengths.longest)
+    activations = activation_bytes(setup, a)
     if setup.lora:  # the adapters themselves are small
         return 2 * p + activations
     shared = 16 * p / n if setup.fsdp else 16 * p + (4 * p if n > 1 else 0)
     if setup.fsdp:  # one layer, both embeddings, and their gradients
         shared += 8 * (model.layer_weights / model.layers + p - model.layer_weights)
     copy = 0 if setup.samplers else 2 * p / setup.shards
-    return shared + copy + activations
+    return shared + copy + start_bytes(setup) + activations
+
+
+def activation_bytes(setup: Setup, a: Assumptions) -> float:
+    """Bytes of the activations of a micro-batch, or of the longest row if that has more tokens."""
+    model = setup.model
+    per_token = a.activation * model.hidden * (1 if setup.checkpointing else model.layers)
+    per_token += 4 * model.hidden * model.layers * setup.checkpointing
+    return per_token * max(setup.micro_batch, setup.prompt + setup.lengths.longest)
+
+
+def start_bytes(setup: Setup) -> float:
+    """Bytes of the model before training, in float32, on a GPU that trains all weights."""
+    return 4.0 * setup.model.weights * setup.start
 
 
 def sampling_bytes(setup: Setup, a: Assumptions) -> float:
@@ -107,13 +120,13 @@ def sampling_bytes(setup: Setup, a: Assumptions) -> float:
     if setup.shards > 1:  # another framework: no whole weights anywhere
         return 2 * p / setup.shards + 12 * p / setup.workers + cache
     kept = 4 * p + 12 * p / setup.workers if setup.fsdp else 16 * p
-    return kept + 2 * p + cache
+    return kept + 2 * p + start_bytes(setup) + cache
 
 
 def whole_bytes(setup: Setup) -> float:
     """Bytes on a GPU that trains beside samplers, between two updates: Handrail keeps whole weights there."""
     p = setup.model.weights
-    return 4 * p + 12 * p / setup.workers if setup.fsdp else 16 * p
+    return (4 * p + 12 * p / setup.workers if setup.fsdp else 16 * p) + start_bytes(setup)
 
 
 def fits(setup: Setup, a: Assumptions) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +28,14 @@ from benchmarks.scale.formula import (
     update_seconds,
 )
 from benchmarks.scale.models import MEASURED, MODELS, Lengths, Model
-from benchmarks.scale.page import blocks, filled, setups
-from benchmarks.scale.setup import Setup, fitting, sampling_bytes, training_bytes
+from benchmarks.scale.page import filled, pages, setups
+from benchmarks.scale.setup import Setup, fitting, sampling_bytes, start_bytes, training_bytes
 from benchmarks.scale.simulate import Simulation, piece, simulated_seconds
+from handrail import train
+from handrail.training.callbacks import Callback
+from handrail.training.resources import Clock
+from handrail.training.run import Run
+from tests.conftest import config
 
 # A layer: 10 · (2·10 + 2·5 + 3·20) = 900 weights. Two layers and 100 words of 10: 2,800 are multiplied.
 SMALL = Model("small", layers=2, hidden=10, attention=10, kv=5, intermediate=20, vocabulary=100)
@@ -190,6 +196,38 @@ def test_the_fit_gives_what_was_measured() -> None:
         assert training_bytes(setup, H200) / 2**30 == pytest.approx(row["gib"]["update"], rel=0.08)
 
 
+def test_the_memory_of_weights_is_what_a_run_keeps(tmp_path: Path) -> None:
+    class Kept(Callback):
+        def on_start(self, run: Run, step: int) -> None:
+            run.optimizer.optimizer.register_step_pre_hook(lambda *_: self.count(run))
+
+        def count(self, run: Run) -> None:
+            self.gradient = sum(p.grad.nbytes for p in run.policy.model.parameters() if p.grad is not None)
+
+        def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
+            models = (run.policy.model, run.policy.start, getattr(run.policy.sampler, "model", None))
+            self.models = [sum(p.nbytes for p in model.parameters()) for model in models if model is not None]
+            moments = run.optimizer.state_dict()["state"].values()
+            self.moments = sum(entry[name].nbytes for entry in moments for name in ("exp_avg", "exp_avg_sq"))
+            self.weights = sum(p.numel() for p in run.policy.model.parameters())
+
+    found = Kept()
+    method = {"name": "luffy", "kl": 0.1}
+    train(
+        config(method=method, model={"dtype": "bfloat16"}, train={"steps": 1}),
+        tmp_path / "run",
+        callbacks=[found],
+    )
+    p = found.weights
+    assert (found.models, found.gradient, found.moments) == ([4 * p, 4 * p, 2 * p], 4 * p, 8 * p)
+    # Without activations, the formula has the same 16 + 2 + 4 bytes.
+    model = replace(MEASURED, vocabulary=1000)
+    setup = Setup(model, 1, start=True)
+    whole = training_bytes(setup, replace(H200, activation=0.0))
+    assert whole == 22 * model.weights and start_bytes(setup) == 4 * model.weights
+    assert training_bytes(replace(setup, lora=True), replace(H200, activation=0.0)) == 2 * model.weights
+
+
 def test_what_handrail_cannot_run() -> None:
     small_one, seven, middle, large = MODELS
     assert fitting(Setup(small_one, 8), H200) == Setup(small_one, 8)
@@ -219,7 +257,7 @@ def test_every_change_makes_a_step_shorter() -> None:
     assert parts(changed, a).network == pytest.approx(p.network * 7 / 127)
 
 
-def test_the_page_is_up_to_date() -> None:
-    page = Path(__file__).parents[2] / "docs/scale.md"
-    text = page.read_text(encoding="utf-8")
-    assert filled(text, blocks(H200)) == text, "run python -m benchmarks.scale"
+def test_the_pages_are_up_to_date() -> None:
+    for name, found in pages(H200).items():
+        text = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+        assert filled(text, found) == text, "run python -m benchmarks.scale"
