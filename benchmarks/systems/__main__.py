@@ -74,8 +74,7 @@ def main(arguments: list[str]) -> None:
     seeds = {task: load_config(HERE / f"{task}.toml").compare.seeds for task in TASKS}
     if not options.write_only:
         RUNS.mkdir(parents=True, exist_ok=True)
-        if tasks != ("hard",):  # which starts from the built-in model
-            prepare()
+        prepare()
         for number in range(max(map(len, seeds.values()))):  # so that a page cut short has all systems
             for task in tasks:
                 if task == PICK:
