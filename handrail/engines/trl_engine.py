@@ -24,6 +24,7 @@ from handrail.experts.registry import Experts
 from handrail.methods.base import Method
 from handrail.methods.method_and_terms import require_experts
 from handrail.models.batching import Inputs
+from handrail.models.cached import positions
 from handrail.models.config import ModelConfig, RolloutConfig
 from handrail.models.hf import TransformersPolicy
 from handrail.models.policy import Policy
@@ -156,7 +157,11 @@ class TrlPolicy(Policy):
         labels[:, labels.shape[1] - width :] = inputs.targets.masked_fill(inputs.completion_mask == 0, -100)
         with trainer.accelerator.autocast():
             out = (model or trainer.model)(
-                input_ids=inputs.whole, attention_mask=inputs.whole_mask, labels=labels, fused_lm_head=True
+                input_ids=inputs.whole,
+                attention_mask=inputs.whole_mask,
+                position_ids=positions(inputs.whole_mask),  # as generate() counts them, without padding
+                labels=labels,
+                fused_lm_head=True,
             )
         start = out.log_probs.shape[1] - width
         return out.log_probs[:, start:], None if out.entropy is None else out.entropy[:, start:]

@@ -13,7 +13,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from handrail import METHODS as METHODS_OF
@@ -191,20 +191,32 @@ def require_parity(run: Any, kept: Gradients) -> None:
     assert max(sizes) > 0
 
 
-PARITY = ["grpo", "luffy", "sort", "scope", "actguide", "npo", "dmpo"]
+PARITY: dict[str, dict[str, Any]] = {
+    "grpo": {"normalize_std": True},  # not TRL's own loss, but ours
+    "luffy": {},
+    "sort": {},
+    "scope": {},
+    "actguide": {"share": 1.0},
+    "npo": {"threshold": 1.0},
+    "dmpo": {},
+    "calibrl": {},
+    "int": {"judge": "reference", "corrector": "reference", "continuations": 4},
+    "stride": {"judge": "reference", "first": 1, "every": 1},
+    "cso": {"judge": "reference", "candidates": 1},
+    "tgpo": {},
+}
+TEACHER = {"teacher": "builtin:house-tiny"}
 
 
 @pytest.mark.parametrize("method", PARITY)
 @pytest.mark.parametrize("updates", [1, 2])
 def test_an_update_equals_the_local_engines(method: str, updates: int, tmp_path: Path) -> None:
     """Also with two updates on each generation, so that the second one's ratios are not 1."""
-    settings: dict[str, Any] = {"name": method}
-    settings |= {"cache": str(npo_cache(tmp_path)), "threshold": 1.0} if method == "npo" else {}
-    settings |= {"normalize_std": True} if method == "grpo" else {}  # not TRL's own loss, but ours
-    settings |= {"share": 1.0} if method == "actguide" else {}
+    settings = {"name": method, **PARITY[method]}
+    settings |= {"cache": str(npo_cache(tmp_path))} if method == "npo" else {}
     steps = {"gradient_accumulation_steps": 2, "steps_per_generation": 2 * updates, "max_steps": 2 * updates}
-    rewards = coin if method in ("grpo", "scope", "dmpo", "npo") else exact
-    run = trainer(GuidedGRPOTrainer, tmp_path, rewards, config=steps, method=settings)
+    rewards = exact if method in ("luffy", "sort", "actguide") else coin
+    run = trainer(GuidedGRPOTrainer, tmp_path, rewards, config=steps, method=settings, experts=TEACHER)
     kept = Gradients(run)
     run.train()
     assert len(kept.updates) == 2 * updates
@@ -453,6 +465,18 @@ def test_the_model_before_training_has_no_entropy(tmp_path: Path) -> None:
     before, none = run.policy.forward(inputs, run.ref_model)
     torch.testing.assert_close(before, logp)
     assert none is None
+
+
+def test_padding_moves_no_token(tmp_path: Path) -> None:
+    """GPT-2 learns its positions, so a prompt beside a longer one must be scored at the same ones as alone."""
+    words = load_model(ModelConfig(path="builtin:house-tiny"))[1]
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128, "initializer_range": 0.5}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **shape))
+    named = {"processing_class": words, "method": "sort"}
+    run = GuidedGRPOTrainer(model, exact, arguments(tmp_path), dataset(), **named)
+    (alone,) = run.policy.score([[5, 6]], [[7, 8, 9]])
+    beside, _ = run.policy.score([[5, 6], [5, 6, 7, 8, 9, 10]], [[7, 8, 9], [7]])
+    torch.testing.assert_close(beside, alone)
 
 
 def test_another_version_of_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
