@@ -36,6 +36,8 @@ class HostedEngine(LocalEngine):
     host: ClassVar[str]
     advice: ClassVar[str]
     """What to do if the host writes another prompt than Handrail."""
+    no_answers: ClassVar[str]
+    """What grades without telling answers, and how the verifier does instead: the end of a sentence."""
 
     verifier: VerifierPool | None  # type: ignore[assignment]
 
@@ -91,6 +93,12 @@ class HostedEngine(LocalEngine):
     def grade(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool) -> list[Trajectory]:
         """Grade trajectories that are not the host's rollouts."""
         return super().verify(pairs, answers)
+
+    def require_answers(self, terms: Sequence[Term]) -> None:
+        """Raise UserError if one of these terms reads answers, and the host grades."""
+        reading = [term.name or type(term).__name__ for term in terms if term.needs_answers]
+        if reading and self.verifier is None:
+            raise UserError(f"{reading[0]} reads the answers in completions, which {self.no_answers}")
 
 
 def rollout(

@@ -171,6 +171,10 @@ class TrlEngine(HostedEngine):
     """HostedEngine on a GRPOTrainer's model; without a pool, TRL's reward functions grade."""
 
     host, advice = "TRL", "give prompts as text, or a simpler chat template"
+    no_answers = (
+        "reward functions do not tell; leave out reward_funcs, so that verifier= grades by the dataset's "
+        "answer column"
+    )
 
     def __init__(
         self,
@@ -191,6 +195,7 @@ class TrlEngine(HostedEngine):
             )
         if correct_by and correct_by not in names:
             raise UserError(f"correct_by: there is no {correct_by!r}; there are: {', '.join(names)}")
+        self.require_answers(trainer.method.terms)
         self.trainer, self.correct_from = trainer, correct_from
         self.decisive = names.index(correct_by or names[0])
         self.verdicts: list[Trajectory] = []
@@ -243,11 +248,7 @@ class TrlEngine(HostedEngine):
                 raise UserError(f"{failing}; fix the verifier")
             return graded
         if answers:
-            raise UserError(
-                "a term asks for the answer in a completion (olr, or pacr without words before the answer in "
-                "its answer_template), which a reward function does not tell; leave out reward_funcs, so "
-                "that verifier= grades by the dataset's answer column"
-            )
+            raise UserError(f"the method or a term reads the answers in completions, which {self.no_answers}")
         own = take_share(pairs)
         # A term may have replaced the answer of a problem.
         rows = [problem.metadata | {"answer": problem.answer} for problem, _ in own]

@@ -88,6 +88,7 @@ class GuidedPPOTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl has no typ
         self.engine = engine_of(self, self.guiding)
         self.method.check(self.engine.experts.problems)
         require_experts(self.method, self.engine.experts)
+        self.engine.require_answers(self.method.terms)
 
     def _setup(self) -> None:
         super()._setup()

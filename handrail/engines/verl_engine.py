@@ -189,6 +189,7 @@ class VerlEngine(HostedEngine):
     """HostedEngine on verl's trainer; without a verifier, verl's reward loop grades."""
 
     host, advice = "verl", "raise data.max_prompt_length, or use a simpler chat template"
+    no_answers = "verl's rewards do not tell; add +algorithm.handrail.verifier=math"
 
     def __init__(
         self,
@@ -278,11 +279,7 @@ class VerlEngine(HostedEngine):
                 raise UserError(f"{self.verifier.failing}; fix the verifier")
             return graded
         if answers:
-            raise UserError(
-                "a term asks for the answer in a completion (olr, or pacr without words before the answer in "
-                "its answer_template), which verl's rewards do not tell; add "
-                "+algorithm.handrail.verifier=math"
-            )
+            raise UserError(f"the method or a term reads the answers in completions, which {self.no_answers}")
         scores = self.trainer.reward_loop_manager.compute_rm_score(reward_rows(pairs))
         totals = scores.batch["rm_scores"].sum(1).tolist()
         more = scores.non_tensor_batch

@@ -122,6 +122,11 @@ class Term(Section, Stateful):
         """Models besides the policy that the term scores with, see ``Method.models``."""
         return frozenset()
 
+    @property
+    def needs_answers(self) -> bool:
+        """True if the term reads the answers in completions, which a host's rewards need not tell."""
+        return False
+
     async def reward(self, group: Group, ctx: Context) -> Group:
         """Change the rewards of a graded group, before the method's ``guide``."""
         return group

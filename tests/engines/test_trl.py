@@ -285,9 +285,6 @@ def test_olr_reads_answers_with_the_verifier_only(tmp_path: Path) -> None:
     run = trainer(GuidedGRPOTrainer, tmp_path, None, method="luffy", terms=terms, verifier=VERIFIER)
     run.train()
     assert len(run.method.terms[0].state()["passes"]) == 4  # two groups in each of two steps
-    run = trainer(GuidedGRPOTrainer, tmp_path, exact, method="luffy", terms=terms)
-    with pytest.raises(UserError, match="leave out reward_funcs, so that verifier= grades"):
-        run.train()
 
 
 def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
@@ -378,6 +375,8 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({}, {"method": "tgpo"}, "what reads a teacher's probabilities needs experts.teacher"),
         ({}, {"method": "sft", "terms": ["arm"]}, "sft has no advantages that a term could change"),
         ({}, {**sort, "rewards": [exact, coin]}, "say by correct_by= which one tells"),
+        ({}, {**sort, "terms": ["olr"]}, "olr reads the answers in completions, which reward functions do"),
+        ({}, {**sort, "terms": ["pacr"]}, "pacr reads .* leave out reward_funcs, so that verifier= grades"),
         ({}, {**sort, "correct_by": "exactly"}, "correct_by: there is no 'exactly'; there are: exact"),
         ({}, {**sort, "data": unguided}, "learns from references"),
         ({}, {**sort, "data": unclosed}, r"the prompt '1 \+ 1 \?', field reference: its last .*never closed"),
@@ -389,7 +388,7 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(24))
+@pytest.mark.parametrize("number", range(26))
 def test_what_a_method_cannot_do_inside_trl_is_refused_at_once(number: int, tmp_path: Path) -> None:
     changes, named, sentence = refusals()[number]
     with pytest.raises(UserError, match=sentence):

@@ -27,6 +27,7 @@ class Olr(Term):
     source: ClassVar[str] = "arXiv 2604.03993"
     status: ClassVar[Status] = "published"
     precedes: ClassVar[frozenset[str]] = frozenset({"fapo", "overlong"})
+    needs_answers: ClassVar[bool] = True
 
     start: int = Field(4, ge=0)
     """Last pass that replaces nothing, counting from 0: by default, the sixth pass is the first to do so."""

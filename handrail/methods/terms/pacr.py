@@ -43,12 +43,11 @@ class Pacr(Term):
     """Regular expression for the end of a step; by default as for scope."""
 
     @property
-    def lead(self) -> str:
-        """The words before the answer."""
-        return self.answer_template.partition("{answer}")[0]
+    def needs_answers(self) -> bool:  # if no words before the answer tell the place
+        return self.answer_template.lstrip().startswith("{answer}")
 
     async def guide(self, group: Group, ctx: Context) -> Group:
-        return group if self.lead.strip() else await step_tokens.answered(group)
+        return await step_tokens.answered(group) if self.needs_answers else group
 
     async def credit(self, group: Group, ctx: Context) -> Group:
         answer = self.answer_template.replace("{answer}", group.problem.answer)
@@ -73,7 +72,7 @@ class Pacr(Term):
             return torch.full((len(member),), torch.nan).double()
         steps, number = step_tokens.number_steps(member, ctx.renderer, self.step_end)
         stated = member.answer if member.answer and member.answer in steps[-1] else right
-        mark = self.lead if self.lead.strip() else stated
+        mark = stated if self.needs_answers else self.answer_template.partition("{answer}")[0]
         ends = step_tokens.bounds(mark, steps, number, member, ctx.renderer)
         c = await step_tokens.likelihoods(answer, member, ends, self.answer_mean)
         values = step_tokens.discounted(c.diff().tolist(), self.gamma)
