@@ -156,7 +156,7 @@ class TrlPolicy(Policy):
         labels = torch.full_like(inputs.whole, -100)
         labels[:, labels.shape[1] - width :] = inputs.targets.masked_fill(inputs.completion_mask == 0, -100)
         with trainer.accelerator.autocast():
-            out = (model or trainer.model)(
+            out = (trainer.model if model is None else model)(
                 input_ids=inputs.whole,
                 attention_mask=inputs.whole_mask,
                 position_ids=positions(inputs.whole_mask),  # as generate() counts them, without padding
@@ -260,8 +260,9 @@ class TrlEngine(HostedEngine):
         rewards = GRPOTrainer._calculate_rewards(
             self.trainer, rows, [row["prompt"] for row in rows], completions, tokens
         )
-        # What reward functions log of these completions has no row in TRL's table of rollouts.
+        # TRL's table and means are of rollouts, so what reward functions log of these has no place there.
         self.trainer._pending_extra_logs.clear()
+        self.trainer._pending_metrics.clear()
         return self.set_rewards([member for _, member in pairs], rewards[: len(pairs)])
 
     def set_rewards(self, members: Sequence[Trajectory], rewards: Tensor) -> list[Trajectory]:

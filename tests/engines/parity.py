@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
 from handrail.engines.local import LocalEngine
 from handrail.methods.base import Method
@@ -21,7 +22,12 @@ Gradient = dict[str, torch.Tensor]
 
 
 def gradient(model: Any) -> Gradient:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, gathered from all processes if the tensor is in shards."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
 def local_gradient(

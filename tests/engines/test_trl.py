@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import trl
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
+from pyarrow.parquet import read_table
+from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
@@ -27,7 +33,7 @@ from handrail.models.config import ModelConfig
 from handrail.models.loading import load_model
 from handrail.types.trajectory import Group
 from tests.conftest import HARD
-from tests.engines.parity import gradient, local_gradient, require_equal
+from tests.engines.parity import gradient, local_gradient, require_equal, whole
 from tests.engines.trl_own import tokenizer
 from tests.forks import together
 
@@ -102,7 +108,7 @@ class Gradients:
 
         def training_step(model: Any, *rest: Any) -> Any:
             if trainer.state.global_step == len(self.weights):
-                self.weights.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
+                self.weights.append({key: whole(value) for key, value in trainer.model.state_dict().items()})
                 self.guided.append({})
             out = step(model, *rest)
             if isinstance(trainer, GuidedGRPOTrainer):
@@ -312,7 +318,14 @@ CASES: list[tuple[dict[str, Any], Any, int, int]] = [
     ({"name": "actguide", "share": 1.0}, exact, 2, 1),
     ({"name": "dmpo"}, coin, 1, 1),
     ({"name": "luffy"}, None, 2, 2),
+    ({"name": "cso", "judge": "reference", "candidates": 1, "kl": 0.1}, coin, 1, 2),
 ]
+SHARDED = (0, 5)
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}  # fmt: skip
+"""What ``accelerate launch --use_fsdp --fsdp_version 2`` tells its processes."""
 
 
 def case(number: int, directory: str, processes: int) -> Any:
@@ -326,25 +339,44 @@ def case(number: int, directory: str, processes: int) -> Any:
     return trainer(GuidedGRPOTrainer, Path(directory, str(number)), rewards, config=changes, **named)
 
 
-def train_cases(directory: Path) -> None:
-    """Train every case as one of two processes, and write what ``Gradients`` keeps."""
-    for number in range(len(CASES)):
+def train_cases(directory: Path, numbers: Sequence[int]) -> None:
+    """Train cases as one of two processes, and write what ``Gradients`` keeps."""
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        shard_on_cpus()
+    for number in numbers:
         run = case(number, str(directory), 2)
         kept = Gradients(run)
         run.train()
+        assert run.is_fsdp_enabled == any(isinstance(each, DTensor) for each in run.model.parameters())
+        written = (kept.losses, kept.weights, kept.guided, kept.updates, run.state.log_history)
         with open(directory / f"{number}-{run.accelerator.process_index}.pickle", "wb") as file:
-            pickle.dump((kept.losses, kept.weights, kept.guided, kept.updates, run.state.log_history), file)
+            pickle.dump((run.is_fsdp_enabled, *written), file)
 
 
-def test_two_processes_share_groups_and_make_one_update(tmp_path: Path) -> None:
-    together(2, train_cases, tmp_path)
-    for number in range(len(CASES)):
+def shard_on_cpus() -> None:
+    """Let Accelerate take this process's CPU for a GPU when it decides whether to shard: it ignores FSDP on
+    CPUs."""
+    prepare = PartialState.__init__
+
+    def prepared(state: Any, *arguments: Any, **named: Any) -> None:
+        prepare(state, *arguments, **named)
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = prepared
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "fsdp2"])
+def test_two_processes_share_groups_and_make_one_update(sharded: bool, tmp_path: Path) -> None:
+    numbers = SHARDED if sharded else range(len(CASES))
+    together(2, train_cases, tmp_path, numbers, environment=FSDP2 if sharded else {})
+    for number in numbers:
         run = case(number, str(tmp_path / "one"), 1)
         both = [Gradients(run), Gradients(run)]
         for rank, kept in enumerate(both):
             written = pickle.loads((tmp_path / f"{number}-{rank}.pickle").read_bytes())
-            kept.losses, kept.weights, kept.guided, kept.updates, log = written
-            assert "handrail/trajectories/trained" in log[0]
+            fsdp, kept.losses, kept.weights, kept.guided, kept.updates, log = written
+            assert "handrail/trajectories/trained" in log[0] and fsdp == sharded
         run.problems = len({place for place, _ in next(iter(kept.guided[0].values()))})
         for one, two in zip(both[0].updates, both[1].updates, strict=True):
             assert all(torch.equal(one[name], two[name]) for name in one)
@@ -396,12 +428,47 @@ def test_what_a_method_cannot_do_inside_trl_is_refused_at_once(number: int, tmp_
 
 
 def test_several_reward_functions_give_the_reward_and_one_tells_what_is_correct(tmp_path: Path) -> None:
-    run = trainer(GuidedGRPOTrainer, tmp_path, [coin, exact], method="sort", correct_by="exact")
+    weights = {"reward_weights": [0.25, 2.0]}
+    named = {"config": weights, "method": "sort", "correct_by": "exact"}
+    run = trainer(GuidedGRPOTrainer, tmp_path, [coin, exact], **named)
     run.train()
     for _, group in run.guided:
         assert all(member.correct is False for member in group.rollouts)
-        assert group.imitated and group.imitated[0].correct
-        assert {member.reward for member in group.rollouts} <= {0.0, 1.0}
+        assert {member.reward for member in group.rollouts} <= {0.0, 0.25}
+        (reference,) = group.imitated
+        assert reference.correct and reference.reward == 2.0 + 0.25 * coin([reference.text])[0]
+
+
+def test_what_reward_functions_log_is_of_rollouts_only(tmp_path: Path) -> None:
+    """The references that SORT has graded are in neither TRL's table nor its means."""
+
+    def logging(completions: list[str], log_metric: Any, log_extra: Any, **named: Any) -> list[float]:
+        log_metric("graded", len(completions))
+        log_extra("text", completions)
+        return exact(completions, **named)
+
+    run = trainer(GuidedGRPOTrainer, tmp_path, logging, config={"log_completions": True}, method="sort")
+    run.train()
+    assert [row["graded"] for row in run.state.log_history if "graded" in row] == [8.0, 8.0]
+    assert all(group.imitated for _, group in run.guided)
+    for step in (1, 2):
+        table = read_table(tmp_path / f"completions/completions_{step:05d}.parquet").to_pydict()
+        assert table["text"] == table["completion"] and len(table["text"]) == 8
+
+
+def test_evaluation_between_two_updates_on_a_generation_changes_neither(tmp_path: Path) -> None:
+    """TRL evaluates its own way: it samples and grades, and no method guides."""
+    halves = {"steps_per_generation": 2, "max_steps": 2}
+    evaluated = {**halves, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8}
+    kept = []
+    for changes in (halves, evaluated):
+        named = {"eval_dataset": dataset().select(range(2)), "method": "sort"}
+        run = trainer(GuidedGRPOTrainer, tmp_path, exact, config=changes, **named)
+        kept.append(Gradients(run))
+        run.train()
+    assert run.generations == 1 and sum("eval_reward" in row for row in run.state.log_history) == 2
+    for one, other in zip(kept[0].updates, kept[1].updates, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_adapters_are_trained_and_turned_off_for_the_model_before_training(tmp_path: Path) -> None:
@@ -421,6 +488,29 @@ def test_adapters_are_trained_and_turned_off_for_the_model_before_training(tmp_p
     start = trainer(GuidedGRPOTrainer, tmp_path / "start", method="sort").policy.score(*asked)[0]
     torch.testing.assert_close(before, start)
     assert (now - before).abs().max() > 1e-3
+
+
+def test_adapters_get_the_gradient_of_the_weights_that_they_change(tmp_path: Path) -> None:
+    """W = W0 + s·BA, so B gets s·GAᵀ and A gets s·BᵀG of the gradient G that the local engine gives W."""
+    adapter = LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
+    changes = {"max_steps": 1, "gradient_checkpointing": True}
+    run = trainer(GuidedGRPOTrainer, tmp_path, coin, config=changes, method="luffy", peft_config=adapter)
+    kept = Gradients(run)
+    run.train()
+    scale, prefix, expected = 6 / 2, "base_model.model.", dict[str, torch.Tensor]()
+    start = {key.replace(".base_layer", ""): value for key, value in kept.weights[0].items()}
+    merged = {key.removeprefix(prefix): value for key, value in start.items() if ".lora_" not in key}
+    layers = [key.removesuffix(".lora_A.default.weight") for key in start if ".lora_A" in key]
+    factors = {layer: [start[f"{layer}.lora_{side}.default.weight"] for side in "AB"] for layer in layers}
+    for layer, (a, b) in factors.items():
+        merged[f"{layer.removeprefix(prefix)}.weight"] += scale * b @ a
+    guided = {1: ([group for _, group in run.guided], [place for place, _ in run.guided])}
+    gradients = local_gradient(run.method, merged, guided, run.args.seed)
+    for layer, (a, b) in factors.items():
+        g = gradients[f"{layer.removeprefix(prefix)}.weight"]
+        expected[f"{layer}.lora_A.default.weight"] = scale * b.T @ g
+        expected[f"{layer}.lora_B.default.weight"] = scale * g @ a.T
+    assert require_equal(kept.updates[0], expected) > 0
 
 
 @pytest.mark.parametrize("updates", [1, 2])
@@ -467,7 +557,7 @@ def test_the_model_before_training_has_no_entropy(tmp_path: Path) -> None:
 
 
 def test_padding_moves_no_token(tmp_path: Path) -> None:
-    """GPT-2 learns its positions, so a prompt beside a longer one must be scored at the same ones as alone."""
+    """GPT-2 learns its positions, so a row beside a longer one must be read at the same ones as alone."""
     words = load_model(ModelConfig(path="builtin:house-tiny"))[1]
     shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128, "initializer_range": 0.5}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **shape))
@@ -476,6 +566,15 @@ def test_padding_moves_no_token(tmp_path: Path) -> None:
     (alone,) = run.policy.score([[5, 6]], [[7, 8, 9]])
     beside, _ = run.policy.score([[5, 6], [5, 6, 7, 8, 9, 10]], [[7, 8, 9], [7]])
     torch.testing.assert_close(beside, alone)
+
+
+def test_a_compiled_model_is_called(tmp_path: Path) -> None:
+    """It has no truth value."""
+    run = trainer(GuidedGRPOTrainer, tmp_path, method="sort")
+    inputs = Inputs.of([[5, 6]], [[7, 8, 9]])
+    with torch.compiler.set_stance("force_eager"):
+        found, _ = run.policy.forward(inputs, torch.compile(run.model))
+    torch.testing.assert_close(found, run.policy.logprobs(inputs))
 
 
 def test_another_version_of_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
