@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from handrail.engines.local import LocalEngine
+from handrail.experts.registry import Experts
 from handrail.methods.base import Method
 from handrail.methods.batch import pack
 from handrail.training.policies import load_trainable_policy
@@ -37,12 +38,13 @@ def local_gradient(
     seed: int,
     pool: Any = None,
     model: str = "builtin:house-tiny",
+    experts: Experts | None = None,
 ) -> Gradient:
     """``guided``: groups and places that the update takes from each step; it gives them equal shares."""
     settings = config(rollout={"max_tokens": 48}, model={"path": model})
     policy = load_trainable_policy(settings, Accelerator(cpu=True), "reference" in method.models)
     policy.bare_model.load_state_dict(dict(weights))
-    engine = LocalEngine(policy, pool, seed=seed)
+    engine = LocalEngine(policy, pool, experts, seed)
     trained = Update(method, policy, policy.accelerator, None, config().train)
     for step, (groups, places) in guided.items():
         engine.begin(step)

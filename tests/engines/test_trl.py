@@ -192,7 +192,9 @@ def require_parity(run: Any, kept: Gradients) -> None:
         guided = {
             step: ([group for _, group in part], [place for place, _ in part]) for step, part in parts.items()
         }
-        expected = local_gradient(run.method, kept.weights[update], guided, run.args.seed, run.pool)
+        expected = local_gradient(
+            run.method, kept.weights[update], guided, run.args.seed, run.pool, experts=run.engine.experts
+        )
         sizes.append(require_equal(found, expected))
     assert max(sizes) > 0
 
@@ -254,13 +256,14 @@ def test_an_update_may_use_a_generation_twice(tmp_path: Path) -> None:
 
 TERMS: list[Any] = [
     {"name": "ace", "alpha": 1.0}, "arm", "dmpo", "imentor", {"name": "prorag", "judge": "arithmetic"},
-    {"name": "pacr", "answer_template": " # {answer}"},
+    {"name": "pacr", "answer_template": " # {answer}"}, "fapo", {"name": "overlong", "buffer": 20}, "tgpo",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda term: term if isinstance(term, str) else term["name"])
 def test_terms_work_under_a_method(term: Any, tmp_path: Path) -> None:
-    run = trainer(GuidedGRPOTrainer, tmp_path, coin, config={"max_steps": 1}, method="sort", terms=[term])
+    named = {"config": {"max_steps": 1}, "method": "sort", "experts": TEACHER}
+    run = trainer(GuidedGRPOTrainer, tmp_path, coin, **named, terms=[term])
     kept = Gradients(run)
     run.train()
     require_parity(run, kept)
