@@ -24,7 +24,9 @@ from handrail.data.config import PromptFormat
 from handrail.engines.ray import first_line
 from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
 from handrail.models.generate import Completion, Sampler
+from handrail.models.hf import load_with_renderer
 from handrail.models.trainable import TrainablePolicy
+from handrail.models.vllm import VllmSampler
 
 Version = tuple[int, int]
 """Number of starts of the workers, and number of changes of the weights since the last start."""
@@ -43,7 +45,7 @@ class SamplerActor:
         self.settings = model, rollout, prompts, sampler
         self.thread = ThreadPoolExecutor(1)  # for all work with the model, so that calls are taken meanwhile
         self.loading = asyncio.Lock()
-        self.policy: TrainablePolicy | None = None
+        self.sampler: Sampler | None = None
         self.version: Version = (0, -1)
         self.failed: Exception | None = None
         """Why the newest weights could not be taken."""
@@ -54,8 +56,8 @@ class SamplerActor:
     async def load(self) -> None:
         """Load the model, once. Raises UserError if it cannot be loaded or sampled from."""
         async with self.loading:
-            if self.policy is None:
-                self.policy = await self._work(load_sampling_policy, *self.settings)
+            if self.sampler is None:
+                self.sampler = await self._work(load_sampler, *self.settings)
 
     async def update(self, version: Version, weights: dict[str, Tensor]) -> None:
         """Sample from ``weights`` once every request for older ones is answered.
@@ -67,8 +69,8 @@ class SamplerActor:
             if version <= self.version:  # overtaken by newer weights on the way
                 return
             try:
-                assert self.policy, "update before load"
-                await self._work(self.policy.load_sampling_weights, weights)
+                assert self.sampler, "update before load"
+                await self._work(self.sampler.update_weights, weights.items())
                 self.version, self.failed = version, None
             except Exception as error:
                 self.failed = error
@@ -85,7 +87,7 @@ class SamplerActor:
 
         Raises RuntimeError if Ray has restarted this actor, which has no model then.
         """
-        if self.policy is None:
+        if self.sampler is None:
             raise RuntimeError("a sampler was lost and has been restarted")
         self._forget_before(version)
         self.wanted[ticket] = version
@@ -111,8 +113,8 @@ class SamplerActor:
             async with self._turn(lambda: self.failed is not None or self.version == version):
                 if self.failed:
                     raise self.failed
-                assert self.policy
-                return list(await self._work(self.policy.complete, *request))
+                assert self.sampler
+                return list(await self._work(self.sampler.generate, *request, never_stops))
         finally:
             self.wanted.pop(ticket, None)
             async with self.changed:
@@ -135,11 +137,43 @@ class SamplerActor:
         return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
 
 
-def load_sampling_policy(
+def never_stops() -> None:
+    """What an actor polls: whoever asked it stops waiting, or ends it."""
+
+
+class PolicySampler(Sampler):
+    """A policy that samples with the weights of another one."""
+
+    makes_batches = True
+
+    def __init__(self, policy: TrainablePolicy) -> None:
+        self.policy = policy
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Sample from these weights. Raises UserError if they are of another model."""
+        self.policy.load_sampling_weights(dict(weights))
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        poll: Callable[[], None],
+    ) -> list[Completion]:
+        """Sample one completion per prompt."""
+        return self.policy.complete(prompts, seeds, max_tokens)
+
+
+def load_sampler(
     model: ModelConfig, rollout: RolloutConfig, prompts: PromptFormat, sampler: SamplerConfig
-) -> TrainablePolicy:
-    device = accelerator(model.device, model.dtype)
-    return TrainablePolicy(model, rollout, prompts, device, sampler=sampler)
+) -> Sampler:
+    """Load what samples in an actor. Raises UserError if it cannot be loaded or sampled from."""
+    at = accelerator(model.device, model.dtype)
+    if sampler.name != "vllm":
+        return PolicySampler(TrainablePolicy(model, rollout, prompts, at, sampler=sampler))
+    loaded, renderer = load_with_renderer(model, prompts)
+    # vLLM has weights of its own, and needs of transformers' only the names.
+    return VllmSampler(model, sampler, rollout, loaded.to("meta"), renderer.ends, at.device)
 
 
 class RaySamplers(Sampler):

@@ -41,6 +41,20 @@ def can_share_prompts(model: Any) -> bool:
     return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
+def load_with_renderer(
+    config: ModelConfig, prompts: PromptFormat, field: str = "model.path", dtype: str = "float32"
+) -> tuple[Any, Renderer]:
+    """Load (model, renderer), on the CPU.
+
+    Raises UserError, naming ``field``, if the model or its chat template cannot be used.
+    """
+    model, tokenizer = load_model(config, field, dtype)
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends]) - {None}
+    embeddings = len(model.get_input_embeddings().weight)
+    return model, Renderer(tokenizer, prompts, config.path, embeddings, ends, field)
+
+
 class TransformersPolicy:
     """Implementation of ``Policy``.
 
@@ -66,13 +80,8 @@ class TransformersPolicy:
         self.micro_batch_tokens = micro_batch_tokens
         self.poll: Callable[[], None] = lambda: None
         """Called before every sampled token; an exception that it raises ends the sampling."""
-        loaded, self.tokenizer = load_model(model, field, self.param_dtype)
-        ends = loaded.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends]) - {None}
-        embeddings = len(loaded.get_input_embeddings().weight)
-        self.renderer = Renderer(
-            self.tokenizer, prompts or PromptFormat(), model.path, embeddings, ends, field
-        )
+        loaded, self.renderer = load_with_renderer(model, prompts or PromptFormat(), field, self.param_dtype)
+        self.tokenizer = self.renderer.tokenizer
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
         if model.attention == "auto":

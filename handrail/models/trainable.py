@@ -83,7 +83,12 @@ class TrainablePolicy(TransformersPolicy):
                     f"{INSTEAD}"
                 )
             self.sampler = VllmSampler(
-                self.config, self.sampling, self.rollout, self.bare_base, self.renderer.ends
+                self.config,
+                self.sampling,
+                self.rollout,
+                self.bare_base,
+                self.renderer.ends,
+                self.accelerator.device,
             )
         if self.config.compile:
             compile_layers(self.bare_model, self.config.path)

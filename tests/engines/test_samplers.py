@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from handrail import UserError
-from handrail.engines.ray_samplers import SamplerActor
+from handrail.engines.ray_samplers import SamplerActor, load_sampler
 from handrail.models.generate import Completion
 from handrail.models.trainable import TrainablePolicy
+from handrail.models.vllm import VllmSampler
 from tests.conftest import config
 
 PROMPTS = [[5, 6, 7], [8, 9]]
@@ -111,3 +115,31 @@ def test_a_restarted_actor_says_so() -> None:
 
     with pytest.raises(RuntimeError, match="has been restarted"):
         asyncio.run(ask())
+
+
+def test_beside_vllm_an_actor_holds_no_weights_of_transformers(
+    policy: TrainablePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: Weights = {}
+
+    class FakeVllm:
+        def __init__(self, directory: str, **settings: Any) -> None: ...
+
+        def generate(self, *trial: Any, **settings: Any) -> None: ...
+
+        def reset_prefix_cache(self) -> None: ...
+
+        def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+            taken.update(kwargs["weights_iterator"])
+
+    fake = SimpleNamespace(LLM=FakeVllm, SamplingParams=SimpleNamespace, TokensPrompt=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):  # which the sampler sets
+        monkeypatch.setenv(name, "")
+    settings = config(sampler={"name": "vllm"})
+    sampler = load_sampler(settings.model, settings.rollout, settings.data, settings.sampler)
+    assert isinstance(sampler, VllmSampler) and sampler.ends == sorted(policy.renderer.ends)
+    assert all(weight.is_meta for weight in sampler.model.state_dict().values())
+    sampler.update_weights(policy.weights())
+    assert taken.keys() == dict(policy.weights()).keys()
+    assert all(torch.equal(taken[name], value) for name, value in policy.weights())

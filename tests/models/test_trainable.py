@@ -429,10 +429,8 @@ def test_a_model_that_vllm_cannot_run_is_named_with_the_reason(
     )
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):  # which the sampler sets
         monkeypatch.setenv(name, "")
-    model = SimpleNamespace(
-        device=torch.device("cpu"), config=SimpleNamespace(to_json_file=lambda *args, **settings: None)
-    )
+    model = SimpleNamespace(config=SimpleNamespace(to_json_file=lambda *args, **settings: None))
     settings = config(sampler={"name": "vllm"})
     with pytest.raises(UserError) as refused:
-        VllmSampler(settings.model, settings.sampler, settings.rollout, model, {0})
+        VllmSampler(settings.model, settings.sampler, settings.rollout, model, {0}, torch.device("cpu"))
     assert str(refused.value) == f"sampler: vLLM cannot run builtin:house-tiny: {reason}"
