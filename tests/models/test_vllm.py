@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from tests.tiny_models import save_chat_model
 
@@ -87,6 +87,16 @@ def test_vllm_gets_the_weights_after_every_update_and_learns_like_transformers(r
     assert all(row["sampler/mismatch"] < 1e-4 for row in theirs)
     for rows in (ours, theirs):
         assert rewards(rows)[0] < 0.1 and fmean(rewards(rows)[-3:]) > 0.9
+
+
+def test_an_output_layer_that_is_the_embeddings_is_updated(root: Path) -> None:
+    """vLLM packs it when it starts, with random weights."""
+    tied = AutoConfig.from_pretrained(root / "model", tie_word_embeddings=True)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tied).save_pretrained(root / "tied")
+    AutoTokenizer.from_pretrained(root / "model").save_pretrained(root / "tied")
+    rows = trained(root / "shared", model={"path": str(root / "tied")}, train={"steps": 3})
+    assert len(rows) == 3 and all(row["sampler/mismatch"] < 1e-4 for row in rows)
 
 
 def test_a_model_that_vllm_cannot_sample_from_is_one_sentence(root: Path) -> None:
