@@ -52,8 +52,8 @@ class SamplerConfig(Section):
     """The engine that samples rollouts."""
 
     name: Literal["transformers", "vllm"] = "transformers"
-    """``transformers`` samples with the model in training; ``vllm`` runs vLLM in the same process and copies
-    the weights to it."""
+    """``transformers`` samples with the model in training; ``vllm`` runs vLLM in the same process, or in
+    those of ``--samplers``, and copies the weights to it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type that the sampler computes in; ``auto`` means ``model.dtype``."""
     cache_gib: float = Field(2.0, gt=0)
