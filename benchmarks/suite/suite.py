@@ -105,7 +105,8 @@ class Result:
 
 
 def load_suite(path: Path = BUILTIN, quick: bool = False) -> Suite:
-    """Load the suite of a file; with ``quick``, apply the changes in its ``[quick]``.
+    """Load the suite of a file; with ``quick``, apply the changes in its ``[quick]``, whose ``systems`` are
+    further methods.
 
     Raises UserError if the file does not describe a suite.
     """
@@ -118,6 +119,7 @@ def load_suite(path: Path = BUILTIN, quick: bool = False) -> Suite:
         for table in ("backbones", "methods"):
             names = changes.pop(table, [*tree[table]])
             tree[table] = {name: made for name, made in tree[table].items() if name in names}
+        tree["methods"] |= changes.pop("systems", {})
         tree = merged(tree, changes)
     try:
         return Suite.model_validate(tree)

@@ -29,7 +29,7 @@ from benchmarks.suite.suite import (
 )
 from benchmarks.suite.weights import auc
 from handrail.eval.differences import Difference, over_seeds
-from handrail.methods import build
+from handrail.methods import METHODS, TERMS, build
 from tests.conftest import Done, Handrail
 
 TINY = r"""
@@ -116,7 +116,16 @@ def test_the_built_in_suite_has_the_documented_runs() -> None:
         build(config.method, config.rollout)
         assert set(config.eval.sets) == {*suite.in_domain, *suite.out_of_domain}
         assert all(("style=" + cell.style) in source.path for source in config.data.train)
-    assert planned(load_suite(quick=True)) < 10
+
+
+def test_the_quick_suite_has_every_system_that_starts_from_nothing() -> None:
+    suite = load_suite(quick=True)
+    configs = [job(suite, cell, Path("x")).config for cell in evidence_cells(suite, chosen_rates(suite, []))]
+    methods = {config.method["name"] for config in configs}
+    terms = {term["name"] for config in configs for term in config.method.get("terms", [])}
+    assert {*METHODS} - methods == {"sft", "grpo+sft", "dft", "npo"}  # npo needs harvested answers
+    assert {*TERMS} - terms == {"overlong", "dmpo"}  # dmpo is a method, too
+    assert len(configs) == planned(suite) == 21
 
 
 def test_the_search_chooses_the_best_rate_and_the_lower_of_equal_ones(tiny: Path) -> None:
