@@ -131,7 +131,8 @@ def memory(a: Assumptions) -> str:
         row.insert(3, f"{sampler:.0f}" if sampler <= RESERVED * a.memory / 1e9 else f"**{sampler:.0f}**")
         shared = replace(small(64, fsdp=True), shards=8)
         rows.append([model.name, *row, cell(shared)])
-    head = "model | whole models | FSDP2, 8 GPUs | 64 GPUs | a sampler | `[lora]` | 64 GPUs, 8 per sampler"
+    sharded = "FSDP2, 8 GPUs | 64 GPUs"
+    head = f"model | whole models | {sharded} | a sampler (transformers) | `[lora]` | 64 GPUs, 8 per sampler"
     return table(head, rows)
 
 

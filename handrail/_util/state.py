@@ -29,6 +29,12 @@ def read_state(file: Path) -> dict[str, Any]:
     return dict(with_tensors(saved, load_file(tensors) if tensors.exists() else {}))
 
 
+def copy_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state as it would be read again, which no later change reaches."""
+    tensors: dict[str, torch.Tensor] = {}
+    return dict(with_tensors(without_tensors(state, tensors), tensors))
+
+
 def without_tensors(value: Any, tensors: dict[str, torch.Tensor], name: str = "state") -> Any:
     """Replace the tensors in nested dictionaries and lists by names, and collect them in ``tensors``."""
     if isinstance(value, torch.Tensor):

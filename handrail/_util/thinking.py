@@ -1,4 +1,4 @@
-"""What a model thinks, between ``<think>`` and ``</think>``, is no answer: the one place that decides it."""
+"""What a model thinks, between ``<think>`` and ``</think>``, is no answer."""
 
 from __future__ import annotations
 

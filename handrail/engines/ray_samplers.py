@@ -171,8 +171,8 @@ def load_sampler(
     at = accelerator(model.device, model.dtype)
     if sampler.name != "vllm":
         return PolicySampler(TrainablePolicy(model, rollout, prompts, at, sampler=sampler))
-    loaded, renderer = load_with_renderer(model, prompts)
-    # vLLM has weights of its own, and needs of transformers' only the names.
+    # vLLM has weights of its own, and needs of transformers' only the names: in bfloat16, half the memory.
+    loaded, renderer = load_with_renderer(model, prompts, dtype="bfloat16")
     return VllmSampler(model, sampler, rollout, loaded.to("meta"), renderer.ends, at.device)
 
 

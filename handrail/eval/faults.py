@@ -34,8 +34,8 @@ class Reference:
     """A worked solution as the model sees it.
 
     ``logp`` is its log-probability, the sum over its tokens; None if the prompt and the reference exceed the
-    context. ``surprising`` is the number of tokens with a probability below SURPRISING. ``correct`` is the
-    verifier's verdict, None if the reference is unverified.
+    context, or before ``with_log_probabilities``. ``surprising`` is the number of tokens with a probability
+    below SURPRISING. ``correct`` is the verifier's verdict, None if the reference is unverified.
     """
 
     tokens: int
@@ -72,8 +72,8 @@ def with_log_probabilities(
     ``file`` keeps the scores, so that a probe that is continued does not compute them again.
     """
     flat = [(problem, text) for problem in problems for text in problem.references]
-    scores = _read_scores(file)
-    if len(scores) != len(flat):
+    scores = _read_scores(file, [problem.id for problem, _ in flat])
+    if not scores:
         scores = _score(flat, policy)
         rows = (
             {"id": problem.id, "logp": logp, "surprising": surprising}
@@ -89,11 +89,12 @@ def with_log_probabilities(
     return out
 
 
-def _read_scores(file: Path) -> list[tuple[float | None, int]]:
-    """Read the scores that ``file`` keeps; none if it is missing or damaged."""
+def _read_scores(file: Path, ids: Sequence[str]) -> list[tuple[float | None, int]]:
+    """Read the scores that ``file`` keeps; none if it is missing, damaged or of other problems."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-        return [(row["logp"], row["surprising"]) for row in rows]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if [row["id"] for row in rows] == list(ids):
+            return [(row["logp"], row["surprising"]) for row in rows]
     return []
 
 

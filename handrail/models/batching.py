@@ -88,7 +88,7 @@ def by_budget(
     prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int, layout: Layout = "packed"
 ) -> list[list[int]]:
     """Split rows into batches of at most ``budget`` tokens, padding included, or of a single row; return
-    indices. Packed rows have no padding, but one long row may not widen many short ones, see ``GATHERED``.
+    indices. Packed rows have no padding, but attention pads them and repeats prompts, see ``GATHERED``.
 
     ``prompts`` and ``lengths``: the prompt and the completion length of each row. Rows of a prompt that is
     read once stay together. Batches consist of rows of similar length.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from accelerate.utils import gather_object
 from handrail._util.errors import OutOfMemory, Paused, UserError
 from handrail._util.files import whole_directory
 from handrail._util.interrupts import Interrupts
+from handrail._util.state import copy_state
 from handrail.methods.autonpo import AutoNpo
 from handrail.methods.base import Method, State
 from handrail.methods.method_and_terms import state_of
@@ -226,10 +226,9 @@ class Loop(Run):
         clock, engine, method = Clock(), self.engine, self.method
         engine.begin(number)
         problems, places = self.problems(number)
-        before = self.policy.version, deepcopy(state_of(method))
 
         with (
-            self.abortable(number, before, (Paused, UserError)),
+            self.abortable(number, (Paused, UserError)),
             self.failing_together(),
             self.interrupts.abandonable(),
         ):
@@ -249,7 +248,9 @@ class Loop(Run):
                 observed = observe(method, guided, places)
         # Other processes would wait in the update for one that has run out of memory.
         alone = self.accelerator.num_processes == 1 and not self.policy.shards
-        with self.abortable(number, before, OutOfMemory) if alone else nullcontext():
+        with clock("guide"):
+            state = copy_state(state_of(method)) if alone else None
+        with self.abortable(number, OutOfMemory, state) if alone else nullcontext():
             with clock("guide"):
                 learn(method, observed)
             parts = self.parts(guided, places)
@@ -303,14 +304,17 @@ class Loop(Run):
 
     @contextmanager
     def abortable(
-        self, step: int, before: tuple[int, State], errors: type[Exception] | tuple[type[Exception], ...]
+        self,
+        step: int,
+        errors: type[Exception] | tuple[type[Exception], ...],
+        state: State | None = None,
     ) -> Iterator[None]:
         """Enclose a part of a step: one of ``errors`` ends it with a checkpoint of the step before.
 
-        ``before``: the policy's version and the method's state before the step. Once an update may have
+        ``state``: that of the method before the step, if this part may change it. Once an update may have
         changed the weights, the step before cannot be saved any more, and the error is raised as it is.
         """
-        version, state = before
+        version = self.policy.version
         try:
             yield
         except errors as failed:

@@ -29,7 +29,10 @@ from benchmarks.suite.suite import (
 )
 from benchmarks.suite.weights import auc
 from handrail.eval.differences import Difference, over_seeds
-from handrail.methods import METHODS, TERMS, build
+from handrail.methods import METHODS, build
+from handrail.methods.autonpo import AutoNpo
+from handrail.methods.terms import TERMS
+from handrail.training.rollback import Rollback
 from tests.conftest import Done, Handrail
 
 TINY = r"""
@@ -126,6 +129,9 @@ def test_the_quick_suite_has_every_system_that_starts_from_nothing() -> None:
     assert {*METHODS} - methods == {"sft", "grpo+sft", "dft", "npo"}  # npo needs harvested answers
     assert {*TERMS} - terms == {"overlong", "dmpo"}  # dmpo is a method, too
     assert len(configs) == planned(suite) == 21
+    (autonpo,) = (config for config in configs if config.method["name"] == "autonpo")
+    method = build(autonpo.method, autonpo.rollout)
+    assert isinstance(method, AutoNpo) and Rollback(method, autonpo)  # it refuses a run without checkpoints
 
 
 def test_the_search_chooses_the_best_rate_and_the_lower_of_equal_ones(tiny: Path) -> None:

@@ -75,10 +75,10 @@ async def likelihoods(answer: list[int], member: Trajectory, ends: Sequence[int]
 
 
 def with_bonuses(
-    group: Group, members: Sequence[Trajectory], bonuses: Sequence[Tensor | float], weight: float = 1.0
+    group: Group, members: Sequence[Trajectory], bonuses: Sequence[Tensor], weight: float = 1.0
 ) -> Group:
-    """Make the advantage A of the tokens that the policy wrote in ``members`` ``weight``·A plus the bonus, a
-    number or one per token [T]."""
+    """Make the advantage A of the tokens that the policy wrote in ``members`` ``weight``·A plus the bonus
+    [T]."""
     for member, bonus in zip(members, bonuses, strict=True):
         advantage = member.column("advantage")
         raised = torch.where(own(member), weight * advantage + bonus, advantage).float()

@@ -54,11 +54,12 @@ def test_repairs_and_replayed_answers_lose_what_a_rollout_of_their_length_does(e
         return replace(of_length(own + others, reward), author=author)
 
     reference, replayed = (of_length(44, 1.0, author) for author in (Author.REFERENCE, Author.REPLAY))
-    members = [repair(20, 24, 1.0), repair(40, 8, 0.0), replayed, reference]  # the second was cut off
+    longer = of_length(90, 1.0, Author.REPLAY)  # harvested with a larger limit
+    members = [repair(20, 24, 1.0), repair(40, 8, 0.0), replayed, reference, longer]  # the second was cut off
     group, counts = verb(build_term({"name": "overlong"}, 1), "reward", Group(PROBLEM, members), engine)
     # 48 tokens at most and a buffer of 9: 44 tokens are 5 above the 39 that cost nothing, and 48 are 9.
-    assert group.rewards == pytest.approx([1 - 5 / 9, -1, 1 - 5 / 9, 1])
-    assert counts["overlong/penalized"] == 3
+    assert group.rewards == pytest.approx([1 - 5 / 9, -1, 1 - 5 / 9, 1, 0])
+    assert counts["overlong/penalized"] == 4
 
 
 @pytest.mark.parametrize(
