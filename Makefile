@@ -32,7 +32,7 @@ test-long: setup
 	touch $@
 
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/pytest tests/models/test_vllm.py tests/engines/test_ray_vllm.py
+	.venv-vllm/bin/pytest tests/models/test_vllm.py tests/engines/test_ray_vllm.py tests/engines/test_trl_vllm.py
 
 # verl's own requirements differ, and its workers do not start beside the TRL of the tests.
 .venv-verl/installed: pyproject.toml constraints-verl.txt
