@@ -138,7 +138,7 @@ class SamplerActor:
 
 
 def never_stops() -> None:
-    """What an actor polls: whoever asked it stops waiting, or ends it."""
+    """Poll for a stop, which never comes: the process that asked stops waiting, or ends the actor."""
 
 
 class PolicySampler(Sampler):
