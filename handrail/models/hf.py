@@ -90,8 +90,8 @@ class TransformersPolicy:
         with enough_memory("load"):
             self.model = self._prepare(loaded)
             with self.autocast():  # on its device, because some attention kernels exist there only
-                self.head_is_last = is_last(self.bare_model.eval())
-                if loaded.config._attn_implementation == attention.NAME and can_pack(self.bare_model):
+                self.head_is_last = is_last(self.scorer.eval())
+                if loaded.config._attn_implementation == attention.NAME and can_pack(self.scorer):
                     self.layout = "packed"
         self.temperature = self.rollout.temperature or 1.0
 
@@ -111,6 +111,11 @@ class TransformersPolicy:
     @property
     def bare_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def scorer(self) -> Any:
+        """The model that scores; processes may score different numbers of batches."""
+        return self.bare_model
 
     @property
     def context(self) -> int | None:
@@ -237,8 +242,8 @@ class TransformersPolicy:
                 f"there is no model {model!r} to score with; declare it in the models of the method or the "
                 "term"
             )
-        bare = self.bare_model.eval()  # processes may score different numbers of batches
-        return lambda inputs: self.forward(inputs, model=bare)[0]
+        scorer = self.scorer.eval()
+        return lambda inputs: self.forward(inputs, model=scorer)[0]
 
     @torch.no_grad()
     def top_tokens(
@@ -250,14 +255,18 @@ class TransformersPolicy:
     ) -> list[Tensor]:
         if model != "policy":
             raise UserError(f"there are no likeliest tokens of {model!r}; ask the policy or the teacher")
-        bare = self.bare_model.eval()
+        return self._score(prompts, completions, self._likeliest(vocabulary))
+
+    def _likeliest(self, vocabulary: int | None) -> Callable[[Inputs], Tensor]:
+        """Return the function that finds the likeliest tokens [B, T], see ``top_tokens``."""
+        scorer = self.scorer.eval()
 
         def likeliest(inputs: Inputs) -> Tensor:
-            hidden, head, places = self._hidden(inputs, bare)
+            hidden, head, places = self._hidden(inputs, scorer)
             top = [head(rows)[:, :vocabulary].argmax(-1) for rows in torch.split(hidden, 1024)]
             return unpack(torch.cat(top), places, inputs.completion.shape)
 
-        return self._score(prompts, completions, likeliest)
+        return likeliest
 
     def _score(
         self,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -26,10 +27,12 @@ from handrail.models.hf import TransformersPolicy
 from handrail.models.loading import absolute, load_model
 from handrail.models.lora import load_adapter, merge_weights, with_adapter
 from handrail.models.policy import with_old_logp
-from handrail.models.sharding import ShardedModel, transformers_model
+from handrail.models.sharding import ShardedModel, Turns, transformers_model, whole
 from handrail.models.vllm import INSTEAD, VllmSampler
 from handrail.types.trajectory import Group, Trajectory
 
+POLICY, REFERENCE = 1, 2
+"""Kinds of calls in which all processes take part, see ``Turns``."""
 COMPARED = 2
 """Number of completions per step whose log-probabilities are compared with the trainer's."""
 
@@ -68,11 +71,14 @@ class TrainablePolicy(TransformersPolicy):
         self.sampler: Sampler | None = None
         self.fsdp = fsdp
         self.shards: ShardedModel | None = None
+        self.turns: Turns | None = None
         self.own_sampler = own_sampler
         if fsdp and (model.compile if isinstance(model, ModelConfig) else False):
             raise UserError("model.compile does not work with FSDP; leave it out")
         with weights_read_once(fsdp):
             super().__init__(model, rollout, prompts, accelerator, micro_batch_tokens)
+        if self.shards:
+            self.shards.reshard()  # the loading has tried the model
         if own_sampler:
             self.sampler = own_sampler(self)
         elif self.sampling.name == "vllm":
@@ -129,13 +135,16 @@ class TrainablePolicy(TransformersPolicy):
         if self.config.gradient_checkpointing:
             self.layout = "padded"  # activations that are not kept cannot be shared in a cache
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        keep_start = self.keep_start and not self.lora
         if self.fsdp:
             self.layout = "padded"  # every process must call the model equally often, with every micro-batch
-            self.shards = ShardedModel(model, self.fsdp, self.accelerator.device)
-            prepared = self.shards.trained
+            device, apart = self.accelerator.device, self.own_sampler is not None
+            self.shards = ShardedModel(model, self.fsdp, device, apart, keep_start and apart)
+            self.turns = Turns(self.shards, self._idle) if apart else None
+            self.start, prepared = self.shards.start, self.shards.trained
         else:
             prepared = self.accelerator.prepare(model)
-        if self.keep_start and not self.lora:
+        if keep_start and self.start is None:
             self.start = copy.deepcopy(model).requires_grad_(False).eval()
         if self.config.gradient_checkpointing:
             self.checkpointed = [
@@ -149,10 +158,23 @@ class TrainablePolicy(TransformersPolicy):
     def bare_model(self) -> Any:
         return self.shards.whole if self.shards else super().bare_model
 
+    @property
+    def apart(self) -> bool:
+        """True if no process holds whole weights, because the model is in shards and sampled elsewhere."""
+        return self.shards is not None and self.shards.apart
+
+    @property
+    def scorer(self) -> Any:
+        return self.model if self.apart else super().scorer
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Enclose work of the main process with ``bare_model``, in all processes at once."""
+        return self.shards.at_hand() if self.shards else nullcontext()
+
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Enclose an update, in all processes at once: a model in shards cannot sample or score meanwhile."""
-        if not self.shards:
+        if not self.shards or self.shards.apart:
             yield
             return
         self.shards.release()
@@ -183,8 +205,32 @@ class TrainablePolicy(TransformersPolicy):
 
     def _logprobs(self, model: str) -> Callable[[Inputs], Tensor]:
         if model == "reference" and (self.start is not None or self.lora):
-            return lambda inputs: self.reference_logprobs(inputs, self.bare_model)
-        return super()._logprobs(model)
+            return self._in_turns(REFERENCE, lambda inputs: self.reference_logprobs(inputs, self.scorer))
+        return self._in_turns(POLICY, super()._logprobs(model))
+
+    def _likeliest(self, vocabulary: int | None) -> Callable[[Inputs], Tensor]:
+        return self._in_turns(POLICY, super()._likeliest(vocabulary))
+
+    def _in_turns(self, kind: int, rows: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Tensor]:
+        """Make ``rows``, which calls a model once, a function in which all processes take part if they
+        must."""
+        turns = self.turns
+        return (lambda inputs: turns.take(kind, lambda: rows(inputs))) if turns else rows
+
+    @torch.no_grad()
+    def _idle(self, kind: int) -> None:
+        """Call the model that another process scores with."""
+        end = [[self.tokenizer.eos_token_id]]
+        inputs = Inputs.of(end, end, end)
+        if kind == REFERENCE:
+            self.reference_logprobs(inputs, self.scorer)
+        else:
+            self.forward(inputs, model=self.scorer)
+
+    def join(self) -> None:
+        """Call this in all processes where they meet: one that waits takes part in what others score."""
+        if self.turns:
+            self.turns.join()
 
     # Sampling with a separate engine
 
@@ -193,11 +239,16 @@ class TrainablePolicy(TransformersPolicy):
         self.sampler_is_current = False
         self.version += 1
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor once, by transformers' names, with adapters merged in."""
-        base = self.bare_base
+    def weights(self, model: Any = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor of ``model`` once, by transformers' names, with adapters merged in.
+
+        ``model``: by default the one that scores. If it is in shards, all processes must take all tensors.
+        """
+        model = model or self.scorer
+        base = model.get_base_model() if self.lora else model
         named = merge_weights(base) if self.lora else base.state_dict().items()
-        return ((name, value.detach()) for name, value in named if name not in base.all_tied_weights_keys)
+        tied = base.all_tied_weights_keys
+        return ((name, whole(value.detach())) for name, value in named if name not in tied)
 
     @property
     def generation_batch(self) -> int:
@@ -217,19 +268,6 @@ class TrainablePolicy(TransformersPolicy):
         """Give a separate sampler the present weights, unless it has them."""
         if self.sampler is not None and not self.sampler_is_current:
             self.sampler.update_weights(self.weights())
-            self.sampler_is_current = True
-
-    def load_sampling_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Sample from these weights, named as ``weights`` names them.
-
-        Raises UserError if they are of another model.
-        """
-        if self.sampler is None:
-            missing, unexpected = self.bare_model.load_state_dict(weights, strict=False)
-            if unexpected or set(missing) - set(self.bare_model.all_tied_weights_keys):
-                raise UserError(f"{self.config.path} has other weights than the model in training")
-        else:
-            self.sampler.update_weights(weights.items())
             self.sampler_is_current = True
 
     def _trajectory(self, prompt: list[int], completion: Completion) -> Trajectory:
@@ -272,7 +310,7 @@ class TrainablePolicy(TransformersPolicy):
     def save(self, directory: Path) -> None:
         """Write model and tokenizer in transformers' format, or the adapter in peft's."""
         if self.lora and self.lora.save == "merged":
-            self.bare_base.save_pretrained(directory, state_dict=dict(self.weights()))
+            self.bare_base.save_pretrained(directory, state_dict=dict(self.weights(self.bare_model)))
             self.tokenizer.save_pretrained(directory)
         else:
             self.save_state(directory)
@@ -285,20 +323,28 @@ class TrainablePolicy(TransformersPolicy):
     def load_state(self, directory: Path) -> None:
         """Load, in every process, what ``save_state`` wrote. Raises UserError if it is of another model."""
         self.changed()
-        if self.lora:
-            load_adapter(self.bare_model, directory)
-        else:
-            self._load_weights(directory)
-        if self.shards:
+        load = load_adapter if self.lora else self._load_weights
+        if not self.shards:
+            load(self.bare_model, directory)
+            return
+        with self.at_hand():
+            failed = None
+            if self.accelerator.is_main_process:
+                try:
+                    load(self.bare_model, directory)
+                except UserError as error:
+                    failed = error
+            if failed := broadcast_object_list([failed])[0]:
+                raise failed
             self.shards.scatter()
 
-    def _load_weights(self, directory: Path) -> None:
+    def _load_weights(self, model: Any, directory: Path) -> None:
         weights = load_model(self.config.model_copy(update={"path": str(directory)}))[0].state_dict()
         try:
-            missing, unexpected = self.bare_model.load_state_dict(weights, strict=False)
+            missing, unexpected = model.load_state_dict(weights, strict=False)
         except RuntimeError:  # a tensor of another size
             missing, unexpected = [], list(weights)
-        if unexpected or set(missing) - set(self.bare_model.all_tied_weights_keys):
+        if unexpected or set(missing) - set(model.all_tied_weights_keys):
             raise UserError(
                 f"{directory.parent} holds another model than model.path names; resume with the "
                 "configuration that the run was started with"

@@ -104,6 +104,7 @@ class Evaluation(Callback):
         evaluations.jsonl."""
         result: dict[str, Any] = {}
         samples = run.config.eval.samples
+        run.policy.update_sampler()  # in every process, even one without problems
         for name, problems in run.data.held_out.items():
             run.evaluator.begin(step)
             with clock("evaluate"):
@@ -169,7 +170,7 @@ class Checkpoints(Callback):
         if run.policy.shards:
             with run.failing_together():
                 checkpoint.save_shard(root, step, run.policy, run.optimizer)
-        with run.failing_together():
+        with run.failing_together(), run.policy.at_hand():
             if run.accelerator.is_main_process:
                 run.out.sync()
                 state = state or state_of(run.method)

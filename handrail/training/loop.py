@@ -170,11 +170,13 @@ class Loop(Run):
     def finish(self, directory: Path) -> dict[str, Any]:
         """Write the model and the summary; return the summary in every process."""
         result: dict[str, Any] = {}
+        with self.policy.at_hand():
+            if self.accelerator.is_main_process:
+                checkpoint.require_finite(self.out.checkpoints, self.config.train.steps, self.policy)
+                with whole_directory(directory / "model") as aside:
+                    self.policy.save(aside)
+                    keep_settings(aside, self.config)
         if self.accelerator.is_main_process:
-            checkpoint.require_finite(self.out.checkpoints, self.config.train.steps, self.policy)
-            with whole_directory(directory / "model") as aside:
-                self.policy.save(aside)
-                keep_settings(aside, self.config)
             result = summary(self.out, self.config, self.method, self.stop_reason)
             self.out.write_summary(result)
         result = dict(self.broadcast(result))

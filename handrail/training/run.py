@@ -112,6 +112,7 @@ class Run:
             yield
         except (Paused, UserError) as error:
             failed = error
+        self.policy.join()
         if failed := next(filter(None, gather_object([failed])), None):
             raise failed
 

@@ -63,6 +63,7 @@ class Update:
 
     def __call__(self, groups: Sequence[Group], per_author: bool = False) -> Outcome:
         """``per_author``: True to measure gradient norms per author, which needs separate backward passes."""
+        self.policy.join()
         samples = self.samples(groups)
         live = [sample for sample in samples if sample.is_live]
         figures: dict[str, float] = {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
@@ -19,9 +21,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from handrail import train
+from handrail import UserError, train
 from handrail._util.launch import Fsdp
-from handrail.models.sharding import ShardedModel
+from handrail.models.sharding import ShardedModel, Turns
+from handrail.training.policies import load_trainable_policy
 from tests.conftest import config
 from tests.forks import together
 from tests.tiny_models import save_chat_model
@@ -45,6 +48,26 @@ def test_every_process_has_the_buffers_of_the_checkpoint(tmp_path: Path) -> None
     together(2, shard_buffers, tmp_path)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [3.0, 3.0, 5.0]
+
+
+def load_another_model(directory: Path) -> None:
+    policy = load_trainable_policy(config(train={"fsdp": True}), Accelerator(cpu=True))
+    with pytest.raises(UserError, match="holds another model"):
+        policy.load_state(directory / "other")
+    (directory / os.environ["RANK"]).touch()
+
+
+def test_no_process_waits_if_the_main_one_cannot_load_a_checkpoint(tmp_path: Path) -> None:
+    save_chat_model(tmp_path / "other")
+    together(2, load_another_model, tmp_path)
+    assert {"0", "1"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_model_in_shards_is_not_called_from_a_thread() -> None:
+    """Calls of several threads would come in another order in every process."""
+    turns = Turns(None, lambda kind: None)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as thread, pytest.raises(UserError, match="set sampler.staleness = 0"):
+        thread.submit(turns.take, 1, lambda: None).result()
 
 
 def train_beside_a_vision_tower(directory: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from handrail import METHODS, Callback, Config, Context, Group, Trajectory, UserError, train
+from handrail.models.generate import Completion, Sampler, generate
+from handrail.models.loading import load_model
 from handrail.models.sharding import local
 from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import load_config
@@ -129,7 +132,34 @@ def train_noted(runs: dict[Path, dict[str, Any]]) -> None:
     Update.backward = noted_backward  # type: ignore[method-assign]
     for directory, sections in runs.items():
         method = noted_method(sections["method"]["name"])
-        train(Config.model_validate(sections), directory, method=method, resume=directory.exists())
+        settings, sampler = Config.model_validate(sections), Elsewhere if "apart" in directory.name else None
+        train(settings, directory, method=method, resume=directory.exists(), sampler=sampler)
+
+
+class Elsewhere(Sampler):
+    """Samples from a whole model of its own, as Ray's samplers do."""
+
+    makes_batches = True
+    differs = False
+
+    def __init__(self, policy: TrainablePolicy) -> None:
+        self.policy = policy
+        self.model = load_model(policy.config)[0].to(torch.get_default_dtype())
+        assert policy.apart == all(weight.numel() == 0 for weight in policy.bare_model.parameters())
+
+    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        missing, unexpected = self.model.load_state_dict(dict(weights), strict=False)
+        assert set(missing) <= set(self.model.all_tied_weights_keys) and not unexpected
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        poll: Callable[[], None],
+    ) -> list[Completion]:
+        ends, temperature = self.policy.renderer.ends, self.policy.rollout.temperature
+        return generate(self.model, prompts, seeds, max_tokens, temperature, ends, poll)
 
 
 def without_credit(member: Trajectory) -> Trajectory:
@@ -191,7 +221,8 @@ UNEVEN = ("none", "idle", "curve")
 
 
 def runs(kind: str) -> dict[str, dict[str, Any]]:
-    """The runs of a world that is alone, or that keeps whole models (ddp) or shards (fsdp)."""
+    """The runs of a world that is alone, or that keeps whole models (ddp), or shards beside a whole model to
+    sample from (fsdp) or without one (apart)."""
     # AdamW must not make large steps of the rounding of small gradients.
     learning: dict[str, Any] = {
         "learning_rate": 1e-3,
@@ -206,7 +237,9 @@ def runs(kind: str) -> dict[str, dict[str, Any]]:
     }
     found["idle"]["method"]["entropy_bonus"] = 0.0
     del found["none"]["data"]["train"][0]
-    if kind != "fsdp":
+    if kind in ("alone", "apart"):
+        found["score"] = uneven("sort", steps=2, **learning)
+    if kind in ("alone", "ddp"):
         found |= {method: uneven(method) for method in COMPARED}
         # Each of two updates gets five of ten problems; a dead group counts in no normalizer.
         found["dead"] = uneven("grpo", problems_per_step=10, updates_per_step=2, learning_rate=1e-9)
@@ -217,7 +250,7 @@ def runs(kind: str) -> dict[str, dict[str, Any]]:
         for name in ("start", "lora"):
             found[name]["method"]["kl"] = 0.1
     for sections in found.values():
-        sections["train"]["fsdp"] = kind == "fsdp"
+        sections["train"]["fsdp"] = kind in ("fsdp", "apart")
     return found
 
 
@@ -239,7 +272,7 @@ def worlds(alone: Path, processes: int) -> Path:
     """NAME-ddp-2, NAME-fsdp-2, ... beside NAME-alone-1: the same runs in several processes."""
     together = {
         alone / f"{name}-{kind}-{processes}": sections
-        for kind in ("ddp", "fsdp")
+        for kind in ("ddp", "fsdp", "apart")
         for name, sections in runs(kind).items()
     }
     noted(processes, together, IN_FLOAT64="1")
@@ -259,8 +292,8 @@ def assert_same_gradients(one: Path, other: Path) -> None:
 
 
 whole_models = pytest.mark.parametrize("kind", ["ddp"])
-shards = pytest.mark.parametrize("kind", ["fsdp"])
-each_kind = pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+shards = pytest.mark.parametrize("kind", ["fsdp", "apart"])
+each_kind = pytest.mark.parametrize("kind", ["ddp", "fsdp", "apart"])
 
 
 @whole_models
@@ -330,6 +363,11 @@ def test_a_process_without_work_waits_for_the_others(
     assert_same_gradients(worlds / f"{run}-alone-1", worlds / f"{run}-{world}")
 
 
+def test_processes_without_whole_weights_score_in_turns(processes: int, worlds: Path) -> None:
+    """Although they have different numbers of batches to score, or none."""
+    assert_same_curves(worlds / "score-alone-1", worlds / f"score-apart-{processes}")
+
+
 @pytest.mark.parametrize("run", ["curve", "lora"])
 def test_fsdp_keeps_a_shard_of_weights_and_optimizer_state(run: str, processes: int, worlds: Path) -> None:
     for rank in range(processes):
@@ -339,20 +377,22 @@ def test_fsdp_keeps_a_shard_of_weights_and_optimizer_state(run: str, processes: 
 
 
 def test_a_run_stopped_in_two_processes_continues_the_same_in_one(tmp_path: Path) -> None:
-    """And on in three, with whole models or shards.
+    """And on in three, with whole models, or shards with and without a whole model beside them.
 
     The learning rate is so small that rounding cannot distinguish the two models.
     """
-    never, whole, sharded = tmp_path / "never-stopped", tmp_path / "whole", tmp_path / "sharded"
+    never, whole, sharded, apart = (
+        tmp_path / name for name in ("never-stopped", "whole", "sharded", "apart")
+    )
 
     def until(last: int, fsdp: bool = False) -> dict[str, Any]:
         return uneven("sort", learning_rate=1e-9, steps=last, fsdp=fsdp)
 
-    noted(2, {whole: until(1), sharded: until(1, fsdp=True)})
-    noted(1, {whole: until(2), sharded: until(2), never: until(3)})
-    noted(3, {whole: until(3), sharded: until(3, fsdp=True)})
+    noted(2, {whole: until(1), sharded: until(1, fsdp=True), apart: until(1, fsdp=True)})
+    noted(1, {whole: until(2), sharded: until(2), apart: until(2), never: until(3)})
+    noted(3, {whole: until(3), sharded: until(3, fsdp=True), apart: until(3, fsdp=True)})
     expected = moments(never)
-    for stopped in (whole, sharded):
+    for stopped in (whole, sharded, apart):
         found = completions(stopped)
         assert found == completions(never) and {step for step, *_ in found} == {1, 2, 3}
         for key, value in moments(stopped).items():
