@@ -24,7 +24,7 @@ from handrail.data.config import PromptFormat
 from handrail.engines.ray import first_line
 from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
 from handrail.models.generate import Completion, Sampler
-from handrail.models.hf import load_with_renderer
+from handrail.models.hf import TransformersPolicy, load_with_renderer
 from handrail.models.trainable import TrainablePolicy
 from handrail.models.vllm import VllmSampler
 
@@ -146,12 +146,15 @@ class PolicySampler(Sampler):
 
     makes_batches = True
 
-    def __init__(self, policy: TrainablePolicy) -> None:
+    def __init__(self, policy: TransformersPolicy) -> None:
         self.policy = policy
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Sample from these weights. Raises UserError if they are of another model."""
-        self.policy.load_sampling_weights(dict(weights))
+        model = self.policy.bare_model
+        missing, unexpected = model.load_state_dict(dict(weights), strict=False)
+        if unexpected or set(missing) - set(model.all_tied_weights_keys):
+            raise UserError(f"{self.policy.config.path} has other weights than the model in training")
 
     def generate(
         self,
@@ -170,7 +173,8 @@ def load_sampler(
     """Load what samples in an actor. Raises UserError if it cannot be loaded or sampled from."""
     at = accelerator(model.device, model.dtype)
     if sampler.name != "vllm":
-        return PolicySampler(TrainablePolicy(model, rollout, prompts, at, sampler=sampler))
+        sampled = model.model_copy(update={"dtype": sampler.computes_in(model), "compile": False})
+        return PolicySampler(TransformersPolicy(sampled, rollout, prompts, at))
     # vLLM has weights of its own, and needs of transformers' only the names: in bfloat16, half the memory.
     loaded, renderer = load_with_renderer(model, prompts, dtype="bfloat16")
     return VllmSampler(model, sampler, rollout, loaded.to("meta"), renderer.ends, at.device)
@@ -203,14 +207,15 @@ class RaySamplers(Sampler):
         """Send the weights of the main process to every actor, in the type that they sample in."""
         import ray
 
-        if self.policy.accelerator.is_main_process:
-            kept = {name for name, _ in self.policy.bare_base.named_buffers()}  # as they are, as in any model
-            held = ray.put(
-                {
-                    name: value.detach().to("cpu", value.dtype if name in kept else self.dtype)
-                    for name, value in weights
-                }
-            )
+        is_main = self.policy.accelerator.is_main_process
+        kept = {name for name, _ in self.policy.bare_base.named_buffers()}  # as they are, as in any model
+        copied = {
+            name: value.detach().to("cpu", value.dtype if name in kept else self.dtype)
+            for name, value in weights  # in every process, because weights in shards are gathered by all
+            if is_main
+        }
+        if is_main:
+            held = ray.put(copied)
             for actor in self.actors:  # they wait for their turn, nobody waits for them
                 actor.update.remote(self.version, held)
 

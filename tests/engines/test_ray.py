@@ -153,6 +153,17 @@ def test_a_loss_changes_nothing(kind: str, cluster: Nodes, whole: dict[str, str]
 
 
 @needs_ray
+def test_workers_without_whole_weights_give_the_files_of_torchrun(cluster: Nodes, tmp_path: Path) -> None:
+    """Each has a shard, samples elsewhere, and scores in turns (SORT asks for it)."""
+    options = ("--set", "train.fsdp=true", "--set", "method.name=sort", "--set", "train.steps=4")
+    file, run = job(tmp_path), tmp_path / "run"
+    code, said = finished(cluster.train(file, run, "--samplers", "1", *options), PATIENCE)
+    assert code == 0, said
+    assert any(row["tokens/off_policy"] for row in lines(run / "metrics.jsonl")[1:])
+    assert left_behind(run) == by_torchrun(file, tmp_path / "whole", *options)
+
+
+@needs_ray
 def test_a_sampler_in_bfloat16_gets_the_weights_as_it_would_round_them(
     cluster: Nodes, tmp_path: Path
 ) -> None:

@@ -84,10 +84,10 @@ def nodes() -> Iterator[Nodes]:
         cluster.close()
 
 
-def by_torchrun(file: Path, run: Path) -> dict[str, str]:
+def by_torchrun(file: Path, run: Path, *options: str) -> dict[str, str]:
     """Return the files of an undisturbed run in two processes without Ray."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    launch += ["-m", "handrail.cli", "train", str(file), "--output", str(run)]
+    launch += ["-m", "handrail.cli", "train", str(file), "--output", str(run), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
