@@ -136,10 +136,11 @@ def transfer(setup: Setup, a: Assumptions) -> tuple[float, float, float]:
     gather = 4 * p * (n - 1) / n / link(setup, a) if setup.fsdp else 0.0
     copy = 6 * p / setup.shards / a.bandwidth
     if not setup.samplers:
-        return 0.0, 0.0, gather / (2 * setup.shards if setup.shards > 1 else 1) + copy
+        return 0.0, 0.0, gather + copy
     others = min(setup.samplers, setup.nodes) - 1
     host = 2 * p / a.host
-    return gather + 2 * host, others * 2 * p / a.store, host + copy
+    load = host * (2 if setup.shards > 1 else 1)  # several GPUs read a file that is written first
+    return gather + 2 * host, others * 2 * p / a.store, load + copy
 
 
 def parts(setup: Setup, a: Assumptions) -> Parts:

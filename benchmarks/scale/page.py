@@ -45,21 +45,23 @@ def fastest(setups: Sequence[Setup], a: Assumptions) -> list[Setup]:
 
 
 def setups(model: Model, gpus: int, a: Assumptions) -> list[Setup]:
-    """The fastest run of every kind: without samplers, with samplers, and, if Handrail can run neither, with
-    copies of the model that several GPUs of a node share."""
-    samplers = [gpus // 4, gpus // 2, 3 * gpus // 4]
-    found = fastest([Setup(model, gpus)], a)
-    found += fastest([Setup(model, gpus, samplers=number, staleness=1) for number in samplers], a)
-    return found or fastest([Setup(model, gpus, shards=shared) for shared in (2, 4, 8)], a)
+    """The fastest run of either kind: without samplers, and with samplers of one or more GPUs of a node."""
+    apart = [
+        Setup(model, gpus, samplers=number, staleness=1, shards=shared)
+        for number in (gpus // 4, gpus // 2, 3 * gpus // 4)
+        for shared in (1, 2, 4, 8)
+        if number % shared == 0
+    ]
+    return fastest([Setup(model, gpus)], a) + fastest(apart, a)
 
 
 def named(setup: Setup) -> str:
     """How a setup is started."""
     words = ["torchrun"]
-    if setup.shards > 1:
-        words = [f"not in Handrail: {setup.shards} GPUs per sampler"]
-    elif setup.samplers:
-        words = [f"Ray, {setup.workers} workers, {setup.samplers} samplers, staleness {setup.staleness}"]
+    if setup.samplers:
+        samplers = f"{setup.engines} sampler{'s' * (setup.engines > 1)}"
+        samplers += f" of {setup.shards} GPUs" if setup.shards > 1 else ""
+        words = [f"Ray, {setup.workers} workers, {samplers}, staleness {setup.staleness}"]
     words += ["FSDP2"] * setup.fsdp + ["checkpointing"] * setup.checkpointing
     return ", ".join(words + [f"batches of {setup.batch}"] * (setup.batch < 256))
 
@@ -118,21 +120,23 @@ def asking(a: Assumptions) -> str:
 def memory(a: Assumptions) -> str:
     """Gigabytes on the fullest GPU, with recomputed activations and small batches."""
 
-    def cell(setup: Setup) -> str:
-        needed = max(training_bytes(setup, a), sampling_bytes(setup, a)) / 1e9
-        return f"{needed:.0f}" if needed <= RESERVED * a.memory / 1e9 else f"**{needed:.0f}**"
+    def cell(needed: float) -> str:
+        return f"{needed / 1e9:.0f}" if needed <= RESERVED * a.memory else f"**{needed / 1e9:.0f}**"
 
     rows = []
     for model in MODELS:
         small = partial(Setup, model, checkpointing=True, batch=16)
-        lora = small(1, lora=True)
-        sampler = sampling_bytes(small(8, samplers=4), a) / 1e9
-        row = [cell(small(8)), cell(small(8, fsdp=True)), cell(small(64, fsdp=True)), cell(lora)]
-        row.insert(3, f"{sampler:.0f}" if sampler <= RESERVED * a.memory / 1e9 else f"**{sampler:.0f}**")
-        shared = replace(small(64, fsdp=True), shards=8)
-        rows.append([model.name, *row, cell(shared)])
-    sharded = "FSDP2, 8 GPUs | 64 GPUs"
-    head = f"model | whole models | {sharded} | a sampler (transformers) | `[lora]` | 64 GPUs, 8 per sampler"
+        alone = [small(8), small(8, fsdp=True), small(64, fsdp=True), small(1, lora=True)]
+        apart = [small(8 + gpus, fsdp=True, samplers=8) for gpus in (8, 64)]
+        samplers = [small(16, samplers=8, shards=shared) for shared in (1, 2, 8)]
+        needed = [max(training_bytes(setup, a), sampling_bytes(setup, a)) for setup in alone]
+        needed += [training_bytes(setup, a) for setup in apart]
+        needed += [sampling_bytes(setup, a) for setup in samplers]
+        rows.append([model.name, *map(cell, needed)])
+    head = (
+        "model | whole models | FSDP2, 8 GPUs | FSDP2, 64 | `[lora]` | beside samplers: FSDP2, 8 | "
+        "FSDP2, 64 | a sampler on one GPU | on 2 | on 8"
+    )
     return table(head, rows)
 
 

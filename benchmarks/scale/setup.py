@@ -32,7 +32,7 @@ class Setup:
     """True if a sampler answers the requests of all its workers in one batch; today it answers one at a
     time."""
     shards: int = 1
-    """GPUs that share the weights of one sampler; in Handrail 1."""
+    """GPUs that share the weights of one sampler (``sampler.tensor_parallel``, with vLLM)."""
     problems: int = 512
     group: int = 8
     prompt: int = 256
@@ -86,12 +86,13 @@ def training_bytes(setup: Setup, a: Assumptions) -> float:
     model, n = setup.model, setup.workers
     p = model.weights
     activations = activation_bytes(setup, a)
+    gathered = model.layer_weights / model.layers + p - model.layer_weights  # one layer, both embeddings
     if setup.lora:  # the adapters themselves are small
-        return 2 * p + activations
+        return (2 * (p / n + gathered) if setup.fsdp and setup.samplers else 2 * p) + activations
     shared = 16 * p / n if setup.fsdp else 16 * p + (4 * p if n > 1 else 0)
-    if setup.fsdp:  # one layer, both embeddings, and their gradients
-        shared += 8 * (model.layer_weights / model.layers + p - model.layer_weights)
-    copy = 0 if setup.samplers else 2 * p / setup.shards
+    if setup.fsdp:
+        shared += 8 * gathered  # with their gradients
+    copy = 0 if setup.samplers else 2 * p
     return shared + copy + start_bytes(setup) + activations
 
 
@@ -105,7 +106,7 @@ def activation_bytes(setup: Setup, a: Assumptions) -> float:
 
 def start_bytes(setup: Setup) -> float:
     """Bytes of the model before training, in float32, on a GPU that trains all weights."""
-    return 4.0 * setup.model.weights * setup.start
+    return 4.0 * setup.model.weights * setup.start / (setup.workers if setup.fsdp and setup.samplers else 1)
 
 
 def sampling_bytes(setup: Setup, a: Assumptions) -> float:
@@ -116,24 +117,14 @@ def sampling_bytes(setup: Setup, a: Assumptions) -> float:
     tokens = setup.prompt + setup.lengths.longest
     cache = rows * (tokens * model.kv_bytes + a.drawing * model.vocabulary) / setup.shards
     if setup.samplers or setup.lora:
-        return (6 if setup.samplers else 2) * p + cache
-    if setup.shards > 1:  # another framework: no whole weights anywhere
-        return 2 * p / setup.shards + 12 * p / setup.workers + cache
+        return 2 * p / setup.shards + cache
     kept = 4 * p + 12 * p / setup.workers if setup.fsdp else 16 * p
     return kept + 2 * p + start_bytes(setup) + cache
 
 
-def whole_bytes(setup: Setup) -> float:
-    """Bytes on a GPU that trains beside samplers, between two updates: Handrail keeps whole weights there."""
-    p = setup.model.weights
-    return (4 * p + 12 * p / setup.workers if setup.fsdp else 16 * p) + start_bytes(setup)
-
-
 def fits(setup: Setup, a: Assumptions) -> bool:
     """True if every GPU's memory suffices."""
-    needed = [training_bytes(setup, a), sampling_bytes(setup, a)]
-    needed += [whole_bytes(setup)] if setup.samplers else []
-    return max(needed) <= RESERVED * a.memory
+    return max(training_bytes(setup, a), sampling_bytes(setup, a)) <= RESERVED * a.memory
 
 
 def fitting(setup: Setup, a: Assumptions) -> Setup | None:

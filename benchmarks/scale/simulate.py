@@ -100,8 +100,8 @@ class Simulation:
     def requests(self, drawn: list[Array], number: int) -> Iterator[Array]:
         """What an engine samples, by request; a worker divides its completions among its own samplers."""
         setup = self.setup
-        if not setup.samplers:  # the workers of one copy sample together
-            yield np.concatenate(drawn[number * setup.shards : (number + 1) * setup.shards])
+        if not setup.samplers:
+            yield drawn[number]
         elif setup.merged:
             yield piece(np.concatenate(drawn), setup.engines, number)
         else:
@@ -150,7 +150,7 @@ class Simulation:
             return self.env.all_of(done)
         if setup.samplers:
             return self.env.all_of([done[number] for number in setup.own(worker)])
-        return done[worker // setup.shards % len(done)]
+        return done[worker]
 
     def graded(self, step: int, worker: int, sampled: simpy.Event) -> Events:
         """Wait for the worker's rollouts and grade them in its verifier processes."""

@@ -48,19 +48,21 @@ def run_on_ray(
     receive: Callable[..., None],
     samplers: int = 0,
     start_samplers: Samplers = lambda number, on_gpus: [],
+    units: int = 1,
 ) -> Any:
     """Run ``work`` in every worker and return the result of rank 0; ``receive`` is called with its events.
 
     The cluster is the one of RAY_ADDRESS or, without that, a local one that ends with the run. ``workers`` is
     the least and the largest number of processes (default: one per GPU of the cluster that ``samplers`` leave
-    free if ``use_gpus``, else 1). ``directory`` must be the same on every node. If a worker, a node or a
-    sampler is lost, or if more workers become possible, ``work`` is called again in new workers, until it
-    returns or makes no progress: an event "step", with its number first, is progress.
+    free if ``use_gpus``, else 1). ``units``: GPUs, or CPU cores, of a sampler. ``directory`` must be the same
+    on every node. If a worker, a node or a sampler is lost, or if more workers become possible, ``work`` is
+    called again in new workers, until it returns or makes no progress: an event "step", with its number
+    first, is progress.
 
     SIGINT or SIGTERM asks every worker to stop, as in a run without Ray. Raises UserError if Ray or its
     cluster cannot be used, and what ``work`` raises.
     """
-    with cluster((workers[1] if workers else 1) + samplers):
+    with cluster((workers[1] if workers else 1) + samplers * units):
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -68,7 +70,7 @@ def run_on_ray(
 
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if use_gpus else 0
-        least, most = count_workers(workers, samplers, gpus, int(resources["CPU"]))
+        least, most = count_workers(workers, samplers, gpus, int(resources["CPU"]), units)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actors = start_samplers(samplers, gpus > 0)
         # Every worker keeps a call waiting.
@@ -96,15 +98,19 @@ def run_on_ray(
             shutil.rmtree(storage, ignore_errors=True)
 
 
-def count_workers(workers: tuple[int, int] | None, samplers: int, gpus: int, cpus: int) -> tuple[int, int]:
-    """Return the least and the largest number of workers; ``gpus``: 0 if they use none.
+def count_workers(
+    workers: tuple[int, int] | None, samplers: int, gpus: int, cpus: int, units: int = 1
+) -> tuple[int, int]:
+    """Return the least and the largest number of workers; ``gpus``: 0 if they use none. ``units``: GPUs, or
+    CPU cores, of a sampler.
 
     Raises UserError if the cluster's GPUs or CPU cores do not suffice. Ray would wait for more of them.
     """
-    least, most = workers or (max(gpus - samplers, 1),) * 2
+    least, most = workers or (max(gpus - samplers * units, 1),) * 2
     room, unit = (gpus, "GPUs") if gpus else (cpus, "CPU cores")
-    if least + samplers > room:
+    if least + samplers * units > room:
         apart = f" and --samplers is {samplers}" if samplers else ""
+        apart += f" with {units} {unit} each (sampler.tensor_parallel)" if units > 1 else ""
         instead = ', or set model.device = "cpu"' if gpus else ""
         raise UserError(f"--workers is {least}{apart}, but the cluster has {room} {unit}; lower it{instead}")
     return least, most

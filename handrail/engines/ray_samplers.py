@@ -260,7 +260,9 @@ def start_samplers(
     """Start actors, spread over the nodes; Ray restarts a lost one. ``wait_for`` loads their models."""
     import ray
 
-    made = ray.remote(num_cpus=1, num_gpus=int(use_gpus), max_restarts=-1, scheduling_strategy="SPREAD")
+    units = sampler.tensor_parallel
+    resources = {"num_cpus": 1, "num_gpus": units} if use_gpus else {"num_cpus": units}
+    made = ray.remote(**resources, max_restarts=-1, scheduling_strategy="SPREAD")
     return [made(SamplerActor).remote(model, rollout, prompts, sampler) for _ in range(number)]
 
 

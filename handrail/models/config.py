@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from handrail._util.section import Section
 
@@ -57,7 +57,10 @@ class SamplerConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type that the sampler computes in; ``auto`` means ``model.dtype``."""
     cache_gib: float = Field(2.0, gt=0)
-    """Memory for vLLM's KV cache, in GiB."""
+    """Memory for vLLM's KV cache, in GiB, on each GPU."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Number of GPUs that share the weights of one sampler, if that is too large for one; for vLLM in
+    ``--samplers``."""
     importance_weight_cap: float = Field(2.0, ge=0)
     """Cap on the importance weights (the trainer's probability of a token divided by the sampler's), which
     correct for a sampler that differs from the trainer; 0 turns the correction off. A float32 model that does
@@ -68,6 +71,15 @@ class SamplerConfig(Section):
     max_mismatch: float | None = Field(None, gt=0)
     """Stop the run if the mean difference per token between the sampler's and the trainer's log-probabilities
     exceeds this many nats; the default is 0.01 if both compute in float32, else 0.5."""
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> SamplerConfig:
+        if self.tensor_parallel > 1 and self.name != "vllm":
+            raise ValueError(
+                f"sampler.tensor_parallel = {self.tensor_parallel} is for vLLM; leave it out, or set "
+                'sampler.name = "vllm"'
+            )
+        return self
 
     def computes_in(self, model: ModelConfig) -> str:
         """Return the number type that the sampler of ``model`` computes in."""

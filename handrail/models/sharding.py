@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from threading import current_thread, main_thread
+from threading import current_thread
 from typing import Any, TypeVar
 
 import torch
@@ -132,14 +132,15 @@ class Turns:
 
     def __init__(self, model: ShardedModel, idle: Callable[[int], object]) -> None:
         """``idle(kind)``: takes part in another process's call of that kind, a number from 1."""
-        self.model, self.idle = model, idle
+        self.model, self.idle, self.thread = model, idle, current_thread()
 
     def take(self, kind: int, work: Callable[[], T]) -> T:
         """Return ``work()``, a call of ``kind``, in which all processes take part.
 
-        Raises UserError in a thread, whose calls would meet those of other processes in no certain order.
+        Raises UserError in another thread than the one that made this object: its calls would meet those of
+        other processes in no certain order.
         """
-        if current_thread() is not main_thread():
+        if current_thread() is not self.thread:
             raise UserError(
                 "a model in shards cannot score while a later step is sampled, which this method asks for; "
                 "set sampler.staleness = 0"

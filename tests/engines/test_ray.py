@@ -93,6 +93,9 @@ def test_a_cluster_that_is_too_small_is_refused(gpus: int, cpus: int, said: str)
     with pytest.raises(UserError, match=said):
         count_workers((2, 2), 3, gpus, cpus)
     assert count_workers((2, 8), 2, gpus, cpus) == (2, 8)
+    assert count_workers((2, 8), 1, gpus, cpus, 2) == (2, 8)
+    with pytest.raises(UserError, match=r"--samplers is 1 with 4 .* each \(sampler.tensor_parallel\)"):
+        count_workers((2, 2), 1, gpus, cpus, 4)
 
 
 def test_ray_starts_workers_again_only_if_not_all_of_them_end(monkeypatch: pytest.MonkeyPatch) -> None:

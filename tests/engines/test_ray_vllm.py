@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ class Watched(Luffy):
 '''
 
 
+def processes() -> list[str]:
+    return subprocess.run(
+        ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
 def trained(directory: Path, *options: str) -> list[dict[str, Any]]:
     """Train in ``directory``/run a random model whose attention vLLM supports; return the steps' metrics."""
     model = save_chat_model(directory / "model", hidden_size=128)
@@ -53,6 +60,15 @@ def test_a_sampler_with_vllm_gives_the_files_of_vllm_in_one_process(tmp_path: Pa
     assert len(rows) == 5 and all(row["sampler/mismatch"] < 1e-4 for row in rows)
     assert not any(row.get("entropy") for row in rows)  # which vLLM does not report
     assert left_behind(tmp_path / "apart/run") == left_behind(tmp_path / "alone/run")
+
+
+def test_a_model_that_nobody_holds_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers have a half of it each, and two processes of vLLM too; rounding is all that differs."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # by default, a process per NUMA node
+    options = ("--ray", "--workers", "2", "--samplers", "1", "--set", "train.fsdp=true")
+    rows = trained(tmp_path, *options, "--set", "sampler.tensor_parallel=2")
+    assert len(rows) == 5 and all(0 < row["sampler/mismatch"] < 1e-4 for row in rows)
+    assert not [each for each in processes() if "VLLM" in each or "Worker_TP" in each]
 
 
 def test_vllm_samples_a_step_ahead_with_weights_that_are_corrected_for(tmp_path: Path) -> None:
