@@ -125,7 +125,7 @@ class ShardedModel:
 
 
 class Turns:
-    """Turns at a model in shards: each process has calls of its own to make, and all must take part in each.
+    """Turns at a model in shards: each process has calls of its own, and all must take part in each.
 
     The calls between two ``join`` of a process may be of any number, in any order.
     """
@@ -133,6 +133,8 @@ class Turns:
     def __init__(self, model: ShardedModel, idle: Callable[[int], object]) -> None:
         """``idle(kind)``: takes part in another process's call of that kind, a number from 1."""
         self.model, self.idle, self.thread = model, idle, current_thread()
+        self.broken = False
+        """True if a call has failed: the others are still in it, and will not come where processes meet."""
 
     def take(self, kind: int, work: Callable[[], T]) -> T:
         """Return ``work()``, a call of ``kind``, in which all processes take part.
@@ -142,7 +144,7 @@ class Turns:
         """
         if current_thread() is not self.thread:
             raise UserError(
-                "a model in shards cannot score while a later step is sampled, which this method asks for; "
+                "a model in shards cannot score while a later step is sampled, as this method asks; "
                 "set sampler.staleness = 0"
             )
         while (turn := self._next(kind)) != kind:
@@ -155,10 +157,11 @@ class Turns:
             self._call(partial(self.idle, turn))
 
     def _call(self, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        finally:
-            self.model.reshard()
+        self.broken = True
+        result = work()
+        self.broken = False
+        self.model.reshard()
+        return result
 
     def _next(self, wanted: int) -> int:
         turn = torch.tensor(wanted, device=self.model.device)

@@ -232,6 +232,11 @@ class TrainablePolicy(TransformersPolicy):
         else:
             self.forward(inputs, model=self.scorer)
 
+    @property
+    def alone(self) -> bool:
+        """True if the other processes wait in vain for this one, which has failed in a call of theirs too."""
+        return self.turns is not None and self.turns.broken
+
     def join(self) -> None:
         """Call this in all processes where they meet: one that waits takes part in what others score."""
         if self.turns:

@@ -320,7 +320,7 @@ class Loop(Run):
         try:
             yield
         except errors as failed:
-            if self.policy.version != version:
+            if self.policy.version != version or self.policy.alone:
                 raise
             self.optimizer.zero_grad()  # saving needs memory too
             Checkpoints.write(self, step - 1, state)

@@ -111,6 +111,8 @@ class Run:
         try:
             yield
         except (Paused, UserError) as error:
+            if self.policy.alone:  # whoever started the processes ends the others
+                raise
             failed = error
         self.policy.join()
         if failed := next(filter(None, gather_object([failed])), None):

@@ -368,6 +368,26 @@ def test_processes_without_whole_weights_score_in_turns(processes: int, worlds: 
     assert_same_curves(worlds / "score-alone-1", worlds / f"score-apart-{processes}")
 
 
+def score_without_memory(directory: Path) -> None:
+    score = TrainablePolicy.reference_logprobs
+
+    def failing(self: TrainablePolicy, *arguments: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            raise RuntimeError("CUDA out of memory")
+        return score(self, *arguments)
+
+    TrainablePolicy.reference_logprobs = failing  # type: ignore[assignment, method-assign]
+    sections = uneven("grpo", fsdp=True)
+    sections["method"]["terms"] = [{"name": "ace"}]
+    train(Config.model_validate(sections), directory, sampler=Elsewhere)
+
+
+def test_a_process_that_fails_while_all_score_does_not_wait_for_the_others(tmp_path: Path) -> None:
+    """It ends, and its launcher ends them."""
+    with pytest.raises(AssertionError, match="out of memory while guiding; lower"):
+        together(2, score_without_memory, tmp_path / "apart", seconds=120)
+
+
 @pytest.mark.parametrize("run", ["curve", "lora"])
 def test_fsdp_keeps_a_shard_of_weights_and_optimizer_state(run: str, processes: int, worlds: Path) -> None:
     for rank in range(processes):
