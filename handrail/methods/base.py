@@ -94,6 +94,12 @@ class Stateful:
         """Restore from ``state()``, to the bit."""
 
 
+def named_experts(settings: Section) -> dict[Role, str]:
+    """The experts that settings name by their roles."""
+    named = {role: getattr(settings, role, None) for role in get_args(Role)}
+    return {role: name for role, name in named.items() if name is not None}
+
+
 class Term(Section, Stateful):
     """A change of rewards or advantages that works under any method; its fields are its settings.
 
@@ -114,8 +120,11 @@ class Term(Section, Stateful):
 
     @property
     def experts(self) -> Mapping[Role, str]:
-        """Names of the experts that the term asks, by role. They are loaded before sampling starts."""
-        return {}
+        """Names of the experts that the term asks, by role; by default its settings of these names.
+
+        They are loaded before sampling starts.
+        """
+        return named_experts(self)
 
     @property
     def models(self) -> frozenset[str]:
@@ -217,8 +226,7 @@ class Method(Generic[S], Stateful):
 
         They are loaded before sampling starts.
         """
-        named = {role: getattr(self.settings, role, None) for role in get_args(Role)}
-        return {role: name for role, name in named.items() if name is not None}
+        return named_experts(self.settings)
 
     @property
     def models(self) -> frozenset[str]:

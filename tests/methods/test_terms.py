@@ -171,6 +171,14 @@ def test_terms_are_built_or_refused_by_name(tmp_path: Path) -> None:
     assert method.terms[0].model_dump()["factor"] == 0.5
 
 
+def test_a_term_asks_the_experts_that_its_settings_name() -> None:
+    class Judging(Term):
+        judge: str = "arithmetic"
+        corrector: str | None = None
+
+    assert Judging().experts == {"judge": "arithmetic"} and Term().experts == {}
+
+
 def test_a_method_that_would_ignore_its_settings_is_refused() -> None:
     described = Sort.Settings(terms=[{"name": "ace"}])
     with pytest.raises(UserError, match="^method.terms: Sort does not build the terms of its settings; make"):

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
 
-from handrail.experts.config import Role
 from handrail.experts.judges import first_error
 from handrail.experts.questions import JudgeQuestion
 from handrail.experts.steps import split_steps
@@ -35,10 +33,6 @@ class Fapo(Term):
     """A step with a lower score is wrong."""
     step_end: str | None = None
     """Regular expression for the end of a step; by default as for scope."""
-
-    @property
-    def experts(self) -> Mapping[Role, str]:
-        return {"judge": self.judge}
 
     async def reward(self, group: Group, ctx: Context) -> Group:
         async def rewarded(member: Trajectory) -> Trajectory:

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from handrail.experts.config import Role
 from handrail.experts.questions import JudgeQuestion
 from handrail.methods.base import Status, Term
 from handrail.methods.context import Context
@@ -46,10 +44,6 @@ class Prorag(Term):
     """Added to the score of a valid step."""
     invalid_bonus: float = -2.0
     """Added to the score of any other step."""
-
-    @property
-    def experts(self) -> Mapping[Role, str]:
-        return {"judge": self.judge}
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         members = written(group)
