@@ -27,7 +27,8 @@ async def linearized(group: Group, members: Sequence[Trajectory], objective: Obj
     logps = [logp.requires_grad_() for logp in scored]
     with torch.enable_grad():
         gradients = torch.autograd.grad(objective(members, logps), logps, materialize_grads=True)
-    for member, gradient in zip(members, gradients, strict=True):
-        weight = member.column("linear_weight") + gradient * member.trained
-        group = group.swap(member, member.with_columns(linear_weight=weight))
-    return group
+    weighted = [
+        member.with_columns(linear_weight=member.column("linear_weight") + gradient * member.trained)
+        for member, gradient in zip(members, gradients, strict=True)
+    ]
+    return group.swap_all(members, weighted)

@@ -73,10 +73,8 @@ class Repairing(Method[S]):
         ctx.counts[f"{self.name}/failed"] += len(failed)
         ctx.counts[f"{self.name}/truncated"] += len(failed) - len(whole)
         judged = await gather(*(self.judged(group.problem, rollout, ctx) for rollout in whole))
-        for before, after in zip(whole, judged, strict=True):
-            group = group.swap(before, after)
         cut = [self.cut(group.problem, rollout, ctx) for rollout in judged]
-        return group, [attempt for attempt in cut if attempt is not None]
+        return group.swap_all(whole, judged), [attempt for attempt in cut if attempt is not None]
 
     async def judged(self, problem: Problem, rollout: Trajectory, ctx: Context) -> Trajectory:
         """The rollout with the score of each of its steps, if the judge gives any."""

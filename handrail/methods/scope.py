@@ -74,9 +74,7 @@ class Scope(Repairing[ScopeSettings]):
         repaired = await self.reward_additions(group, [each for each in found if each is not None], ctx)
         if self.settings.placing == "append":
             return group.add(*repaired)
-        for rollout, solution in zip(failed, repaired, strict=True):
-            group = group.swap(rollout, solution)
-        return group
+        return group.swap_all(failed, repaired)
 
     def chosen(self, attempts: list[Attempt], ctx: Context) -> list[Attempt]:
         """The M attempts that were right for longest."""

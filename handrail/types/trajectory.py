@@ -242,7 +242,12 @@ class Group:
 
     def swap(self, old: Trajectory, new: Trajectory) -> Group:
         """Return the group with ``new`` in place of ``old``."""
-        return self.map(lambda trajectory: new if trajectory is old else trajectory)
+        return self.swap_all([old], [new])
+
+    def swap_all(self, old: Sequence[Trajectory], new: Sequence[Trajectory]) -> Group:
+        """Return the group with each of ``new`` in place of the trajectory of the same index in ``old``."""
+        found = dict(zip(map(id, old), new, strict=True))
+        return self.map(lambda trajectory: found.get(id(trajectory), trajectory))
 
     def add(self, *more: Trajectory) -> Group:
         return replace(self, trajectories=[*self.trajectories, *more])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -9,8 +9,8 @@ from pydantic import Field, PrivateAttr
 from handrail.methods.base import State, Status, Term
 from handrail.methods.context import Context
 from handrail.methods.terms.novelty import Novelty, bonuses, padded
-from handrail.methods.terms.step_tokens import own, written
-from handrail.types.trajectory import Group
+from handrail.methods.terms.step_tokens import with_bonuses, written
+from handrail.types.trajectory import Group, Trajectory
 
 
 class Imentor(Term):
@@ -49,8 +49,7 @@ class Imentor(Term):
 
     def observe(self, group: Group) -> Any:
         vocabulary = group.notes.get("imentor")
-        rows = [padded(each, self.prompt_tokens, self.response_tokens) for each in written(group)]
-        return vocabulary and (vocabulary, rows)
+        return vocabulary and (vocabulary, self.rows(written(group)))
 
     def learn(self, seen: list[Any]) -> None:
         rows, self._bonus = [row for _, rows in seen for row in rows], {}
@@ -62,13 +61,13 @@ class Imentor(Term):
 
     async def credit(self, group: Group, ctx: Context) -> Group:
         ctx.counts["imentor/groups_without_bonus"] += not self._bonus
-        for member in written(group):
-            known = self._bonus.get(padded(member, self.prompt_tokens, self.response_tokens), 0.0)
-            bonus = known if member.reward < 1 else 0.0
-            ctx.counts["imentor/bonuses"] += bonus > 0
-            raised = member.with_columns(advantage=member.column("advantage") + own(member) * bonus)
-            group = group.swap(member, raised)
-        return group
+        wrong = [member for member in written(group) if member.reward < 1]
+        found = [self._bonus.get(row, 0.0) for row in self.rows(wrong)]
+        ctx.counts["imentor/bonuses"] += sum(bonus > 0 for bonus in found)
+        return with_bonuses(group, wrong, found)
+
+    def rows(self, members: Sequence[Trajectory]) -> list[tuple[int, ...]]:
+        return [padded(member, self.prompt_tokens, self.response_tokens) for member in members]
 
     def opened(self, vocabulary: int) -> Novelty:
         length = self.prompt_tokens + self.response_tokens

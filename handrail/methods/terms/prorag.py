@@ -48,9 +48,8 @@ class Prorag(Term):
     async def guide(self, group: Group, ctx: Context) -> Group:
         members = written(group)
         scores = await gather(*(self.scores(group.problem, member, ctx) for member in members))
-        for member, found in zip(members, scores, strict=True):
-            group = group.swap(member, member.with_columns(step_score=found))
-        return group
+        scored = [each.with_columns(step_score=found) for each, found in zip(members, scores, strict=True)]
+        return group.swap_all(members, scored)
 
     async def credit(self, group: Group, ctx: Context) -> Group:
         members = [member for member in group.baseline if "step_score" in member.columns]

@@ -30,10 +30,9 @@ async def answered(group: Group) -> Group:
     """Return the group with the answers that the verifier reads in those trajectories."""
     members = written(group)
     read = await gather(*(Verify(group.problem, member, answer=True) for member in members))
-    for member, found in zip(members, read, strict=True):
-        # A method or term may have changed the reward, which the verifier sets again.
-        group = group.swap(member, replace(member, answer=found.answer))
-    return group
+    # A method or term may have changed the reward, which the verifier sets again.
+    told = [replace(member, answer=found.answer) for member, found in zip(members, read, strict=True)]
+    return group.swap_all(members, told)
 
 
 def number_steps(member: Trajectory, renderer: Renderer, end: str | None) -> tuple[list[str], Tensor]:
@@ -75,15 +74,17 @@ async def likelihoods(answer: list[int], member: Trajectory, ends: Sequence[int]
 
 
 def with_bonuses(
-    group: Group, members: Sequence[Trajectory], bonuses: Sequence[Tensor], weight: float = 1.0
+    group: Group, members: Sequence[Trajectory], bonuses: Sequence[Tensor | float], weight: float = 1.0
 ) -> Group:
-    """Make the advantage A of the tokens that the policy wrote in ``members`` ``weight``·A plus the bonus
-    [T]."""
-    for member, bonus in zip(members, bonuses, strict=True):
+    """Make the advantage A of the tokens that the policy wrote in ``members`` ``weight``·A plus the bonus, a
+    number or one for each token [T]."""
+
+    def raised(member: Trajectory, bonus: Tensor | float) -> Trajectory:
         advantage = member.column("advantage")
-        raised = torch.where(own(member), weight * advantage + bonus, advantage).float()
-        group = group.swap(member, member.with_columns(advantage=raised))
-    return group
+        own_advantage = weight * advantage + bonus
+        return member.with_columns(advantage=torch.where(own(member), own_advantage, advantage).float())
+
+    return group.swap_all(members, list(map(raised, members, bonuses)))
 
 
 def discounted(gains: list[float], gamma: float) -> Tensor:

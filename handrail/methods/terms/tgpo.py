@@ -47,9 +47,7 @@ class TgpoAdvantage(Term):
             return member.with_columns(advantage=member.column("advantage") + own(member) * coef * logp.exp())
 
         members = written(group)
-        for member, credited in zip(members, await gather(*map(with_bonus, members)), strict=True):
-            group = group.swap(member, credited)
-        return group
+        return group.swap_all(members, await gather(*map(with_bonus, members)))
 
 
 def faded(coef: float, decay: float, step: int) -> float:
