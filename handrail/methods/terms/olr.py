@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr
 from handrail.methods.base import State, Status, Term
 from handrail.methods.context import Context
 from handrail.methods.requests import Verify, gather
-from handrail.methods.terms.voting import equal, largest_cluster, most_frequent, trend
+from handrail.methods.terms.voting import largest_cluster, most_frequent, spelled_before, trend
 from handrail.types.trajectory import Group
 
 
@@ -44,9 +44,7 @@ class Olr(Term):
         read = await gather(*(Verify(problem, member, answer=True) for member in group.rollouts))
         cluster, answer, share, graded = await largest_cluster(problem, read), None, 0.0, group.trajectories
         if cluster:
-            answer = str(cluster[0].answer)
-            for earlier in filter(None, dict.fromkeys(each for each, _ in past)):  # as it was spelled before
-                answer = earlier if await equal(problem, earlier, cluster[0]) else answer
+            answer = await spelled_before(problem, cluster[0], [each for each, _ in past])
             changed_problem = replace(problem, answer=answer)
             graded = await gather(*(Verify(changed_problem, member) for member in group.trajectories))
             rewards = [each.reward for each in graded if each.is_rollout and each.reward == each.reward]

@@ -19,6 +19,15 @@ async def equal(problem: Problem, answer: str, member: Trajectory) -> bool:
     return (await Verify(replace(problem, answer=answer), member)).correct is True
 
 
+async def spelled_before(problem: Problem, member: Trajectory, answers: Sequence[str | None]) -> str:
+    """Return the member's answer as it is spelled in the last of ``answers``, without repetitions, that it
+    equals."""
+    spelled = str(member.answer)
+    for earlier in filter(None, dict.fromkeys(answers)):
+        spelled = earlier if await equal(problem, earlier, member) else spelled
+    return spelled
+
+
 async def largest_cluster(problem: Problem, members: Sequence[Trajectory]) -> list[Trajectory]:
     """Return the members that give the most frequent answer; an empty list if several answers are equally
     frequent, or if no member has an answer.
