@@ -162,7 +162,10 @@ class LocalEngine:
             )
         match requests[0]:
             case Generate():
-                return self._generate(requests, [derive(self.seed, *each.key) for each in pending])
+                found = self._generate(requests, [derive(self.seed, *each.key) for each in pending])
+                if pending[0].key[0] != "rollout":  # the other verbs sample besides
+                    self.counts["tokens/resampled"] += sum(len(each) for group in found for each in group)
+                return found
             case Score():
                 return self._score(requests)
             case Verify():

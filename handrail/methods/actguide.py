@@ -109,7 +109,6 @@ class ActGuide(Method[ActGuideSettings]):
     async def sample(self, problem: Problem, hint: str | None, n: int, ctx: Context) -> list[Trajectory]:
         """Graded rollouts with the hint, as trajectories of the plain prompt; ``old_logp`` saw the hint."""
         completions = await Generate(ctx.renderer.prompt(problem, hint), n)
-        ctx.counts["tokens/resampled"] += sum(map(len, completions))
         moved = [
             replace(each, prompt_ids=ctx.renderer.prompt(problem), hint=hint).with_columns(
                 old_logp=each.column("sampling_logp"),

@@ -36,7 +36,6 @@ async def complete(solution: Trajectory, problem: Problem, ctx: Context, n: int 
         return []
     if not solution.finished:
         continuations = await Generate(solution.prompt_ids + solution.tokens, n, room)
-        ctx.counts["tokens/resampled"] += sum(map(len, continuations))
         solutions = [solution.extend(more) for more in continuations]
     written = [replace(each, text=ctx.renderer.text(each.tokens)) for each in solutions]
     return list(await gather(*(Verify(problem, each) for each in written)))

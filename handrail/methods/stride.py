@@ -74,7 +74,6 @@ class Stride(Repairing[StrideSettings]):
         if too_long:
             return replace(group, trajectories=[])
         members = await Generate(prompt, s.anchor_size, ctx.max_tokens - len(start))
-        ctx.counts["tokens/resampled"] += sum(map(len, members))
         # Solutions are graded and rewarded as a whole; the trajectories are only their ends.
         whole = [replace(member, text=kept + member.text) for member in members]
         graded = await gather(*(Verify(problem, each) for each in whole))

@@ -30,6 +30,7 @@ from handrail.methods.base import Method
 from handrail.methods.batch import Sample, token_batch
 from handrail.methods.context import Context
 from handrail.methods.cso import Cso
+from handrail.methods.grpo import Grpo
 from handrail.methods.repairing import Attempt
 from handrail.methods.requests import Generate, Pending, drive
 from handrail.methods.stride import Stride
@@ -132,6 +133,20 @@ def test_terms_change_the_rewards_of_what_a_guide_adds(
     added = [each for found in guided for each in found.trajectories if each is not group.trajectories[0]]
     right = [each for each in added if each.correct]
     assert right and all(each.reward == 0.5 for each in right)
+
+
+def test_tokens_that_a_guide_samples_are_counted_by_the_engine(engine: LocalEngine, problem: Problem) -> None:
+    """The token budget includes them, also if a method of the user's own does not count them."""
+
+    class Sampling(Grpo):
+        async def guide(self, group: Group, ctx: Context) -> Group:
+            return group.add(*await Generate(ctx.renderer.prompt(problem), 2))
+
+    engine.begin(1)
+    (own,) = engine.rollout(build("grpo", group_size=2), [problem])
+    assert engine.counts["tokens/resampled"] == 0
+    ((guided,),) = engine.guide(Sampling(), [own])
+    assert engine.counts["tokens/resampled"] == sum(map(len, guided.trajectories[2:])) > 0
 
 
 # ActGuide-RL
