@@ -16,6 +16,9 @@ LONGEST = 20_000
 FENCED = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
 VERDICT = re.compile(r"first_wrong_step[\"'`]?\s*:\s*([^,}\n]*)")
 NUMBER = re.compile(r"[0-9]{1,6}")
+JUDGMENT = re.compile(
+    r"^[ *>-]{0,9}(?:step )?([0-9]{1,6}|verdict)[ *:.)]{1,9}((?:IN)?CORRECT)\b", re.IGNORECASE | re.MULTILINE
+)
 
 
 def plan_conversation(problem: Problem, reference: str) -> list[Message]:
@@ -25,10 +28,13 @@ def plan_conversation(problem: Problem, reference: str) -> list[Message]:
 
 def judge_conversation(problem: Problem, steps: Sequence[str]) -> list[Message]:
     """Ask for the first wrong step of an attempt; ``count_right_steps`` parses the answer."""
-    shown = "\n".join(
-        prompts.STEP.format(number=number, step=step.strip()) for number, step in enumerate(steps, 1)
-    )
-    return _user(prompts.JUDGE.format(problem=prompt_text(problem), steps=shown))
+    return _user(prompts.JUDGE.format(problem=prompt_text(problem), steps=_shown(steps)))
+
+
+def critique_conversation(problem: Problem, steps: Sequence[str]) -> list[Message]:
+    """Ask for a judgment of each step of an attempt and for a verdict; ``read_critique`` parses the
+    answer."""
+    return _user(prompts.CRITIQUE.format(problem=prompt_text(problem), steps=_shown(steps)))
 
 
 def correction_conversation(
@@ -61,6 +67,22 @@ def count_right_steps(answer: str, steps: int) -> int | None:
     return int(verdict) - 1 if NUMBER.fullmatch(verdict) and 1 <= int(verdict) <= steps else None
 
 
+def read_critique(answer: str, steps: int) -> tuple[list[bool] | None, bool | None]:
+    """Return for each step, and for the whole attempt, True if it is judged to be right.
+
+    The first is None unless each step is judged once, in order; the second without a verdict, or with two
+    that differ.
+    """
+    lines = JUDGMENT.findall(strip_reasoning(answer)[-LONGEST:])
+    found = [(name.lower(), word.lower() == "correct") for name, word in lines]
+    judged = [(name, right) for name, right in found if name != "verdict"]
+    each_once = [name for name, _ in judged] == [str(number) for number in range(1, steps + 1)]
+    verdicts = {right for name, right in found if name == "verdict"}
+    return [right for _, right in judged] if each_once else None, (
+        verdicts.pop() if len(verdicts) == 1 else None
+    )
+
+
 def read_correction(answer: str) -> tuple[str, bool] | None:
     """Return the continuation, and True if it is marked as finishing the solution; None if it is empty."""
     text, done, _ = strip_reasoning(answer)[:LONGEST].partition(DONE)
@@ -74,6 +96,12 @@ def strip_reasoning(answer: str) -> str:
     text = text.rpartition("</think>")[2].strip()
     fenced = FENCED.fullmatch(text)
     return fenced[1].strip() if fenced else text
+
+
+def _shown(steps: Sequence[str]) -> str:
+    return "\n".join(
+        prompts.STEP.format(number=number, step=step.strip()) for number, step in enumerate(steps, 1)
+    )
 
 
 def _user(text: str) -> list[Message]:

@@ -1,4 +1,5 @@
-"""Repair of a rollout: keep its beginning, insert a correction, and let the policy continue."""
+"""Repair of a rollout: keep its beginning, insert a correction, and let the policy continue; or go on from
+its beginning in the prompt."""
 
 from __future__ import annotations
 
@@ -39,3 +40,18 @@ async def complete(solution: Trajectory, problem: Problem, ctx: Context, n: int 
         solutions = [solution.extend(more) for more in continuations]
     written = [replace(each, text=ctx.renderer.text(each.tokens)) for each in solutions]
     return list(await gather(*(Verify(problem, each) for each in written)))
+
+
+async def restarted(problem: Problem, kept: str, said: str, n: int, ctx: Context) -> list[Trajectory]:
+    """Sample ``n`` ends of a solution from a prompt that says ``said``, if anything, and ends in ``kept``.
+
+    Their text is the whole solution, by which they are graded. Returns none if there is no room to continue.
+    """
+    start = ctx.renderer.completion(kept, end=False, plain=True) if kept else []
+    prompt = ctx.renderer.prompt(problem, said or None) + start
+    # The room for a problem was checked without what the prompt says here.
+    if len(start) >= ctx.max_tokens or ctx.longest is not None and len(prompt) >= ctx.longest:
+        return []
+    ends = await Generate(prompt, n, ctx.max_tokens - len(start))
+    whole = [replace(end, text=kept + end.text) for end in ends]
+    return list(await gather(*(Verify(problem, each) for each in whole)))

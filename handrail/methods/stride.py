@@ -5,12 +5,14 @@ from dataclasses import replace
 from pydantic import Field
 
 from handrail.methods.context import Context
-from handrail.methods.repairing import Attempt, Repairing, RepairSettings
-from handrail.methods.requests import Generate, Verify, gather
+from handrail.methods.critic import Criticizing, CriticSettings
+from handrail.methods.graft import restarted
+from handrail.methods.repairing import Attempt
+from handrail.methods.requests import gather
 from handrail.types.trajectory import Group
 
 
-class StrideSettings(RepairSettings):
+class StrideSettings(CriticSettings):
     kl: float = Field(0.001, ge=0)
     """β, the coefficient of the KL divergence from the starting model; as for grpo."""
     entropy_bonus: float = Field(0.001, ge=0)
@@ -29,16 +31,18 @@ class StrideSettings(RepairSettings):
     """What it says if the next step was wrong; ``{step}`` stands for that step."""
 
 
-class Stride(Repairing[StrideSettings]):
+class Stride(Criticizing[StrideSettings]):
     """STRIDE-style: sample again from the steps of a failed rollout, with what a critic says about them.
 
     rollout: G samples of each problem.
-    guide: in every 12th step, a step judge finds the first wrong step F of a failed rollout; each of its last
-        5 prefixes of 0 to F steps starts a group of its own, trained on a prompt that ends in the prefix.
+    guide: in every 12th step, a critic finds the first wrong step F of a failed rollout; each of its last 5
+        prefixes of 0 to F steps starts a group of its own, trained on a prompt that ends in the prefix.
     credit: GRPO's, within each group.
     surrogate: GRPO's.
 
-    The paper trains the critic, too, in turn with the policy; here it is a step judge that stays as it is.
+    The critic is a step judge, or with judge = "policy" the policy: then the first 40 steps, every fourth
+    after them and those with anchors train critiques in place of the rollouts. 5 critiques of a rollout are
+    a group; R = [verdict right] + 0.8·[each step judged], and critiques of rarer verdicts weigh more.
     """
 
     name, source, status, Settings = "stride", "arXiv 2605.18851", "published", StrideSettings
@@ -49,36 +53,27 @@ class Stride(Repairing[StrideSettings]):
 
     async def guide(self, group: Group, ctx: Context) -> Group | list[Group]:
         s = self.settings
-        if ctx.step < s.first or (ctx.step - s.first) % s.every:
+        due = ctx.step >= s.first and not (ctx.step - s.first) % s.every
+        if not due and not self.is_critic_step(ctx.step):
             return group
-        group, attempts = await self.attempts(group, ctx)
-        if not attempts:
-            return group
+        own, attempts = await (self.critiqued if self.trains_critic else self.attempts)(group, ctx)
+        if not due or not attempts:
+            return own
         attempt = attempts[0]
         lengths = range(max(0, len(attempt.draft.kept) - s.anchors + 1), len(attempt.draft.kept) + 1)
         anchored = await gather(*(self.anchor(group, attempt, length, ctx) for length in lengths))
         ctx.counts["stride/anchors"] += sum(bool(each.trajectories) for each in anchored)
-        return [group, *(each for each in anchored if each.trajectories)]
+        return [own, *(each for each in anchored if each.trajectories)]
 
     async def anchor(self, group: Group, attempt: Attempt, length: int, ctx: Context) -> Group:
         """The group of an anchor with ``length`` right steps; empty if there is no room to continue."""
-        s, problem = self.settings, group.problem
-        kept = "".join(attempt.draft.kept[:length])
+        s, kept = self.settings, "".join(attempt.draft.kept[:length])
         wrong = (attempt.rollout.judged or [])[length][0].strip()
         said = s.correct_it.replace("{step}", wrong) if length == len(attempt.draft.kept) else s.go_on
-        start = ctx.renderer.completion(kept, end=False, plain=True) if kept else []
-        prompt = ctx.renderer.prompt(problem, said or None) + start
-        # The room for a problem was checked without what the prompt says here.
-        too_long = len(start) >= ctx.max_tokens or ctx.longest is not None and len(prompt) >= ctx.longest
-        ctx.counts["stride/too_long"] += too_long
-        if too_long:
+        whole = await restarted(group.problem, kept, said, s.anchor_size, ctx)
+        ctx.counts["stride/too_long"] += not whole
+        if not whole:
             return replace(group, trajectories=[])
-        members = await Generate(prompt, s.anchor_size, ctx.max_tokens - len(start))
-        # Solutions are graded and rewarded as a whole; the trajectories are only their ends.
-        whole = [replace(member, text=kept + member.text) for member in members]
-        graded = await gather(*(Verify(problem, each) for each in whole))
-        rewarded = await self.apply_rewards(replace(group, trajectories=graded), ctx)
-        ends = zip(rewarded.trajectories, members, strict=True)
-        return replace(
-            rewarded, trajectories=[replace(each, text=end.text, judged=None) for each, end in ends]
-        )
+        # Solutions are rewarded as a whole; the trajectories are only their ends.
+        rewarded = await self.apply_rewards(replace(group, trajectories=whole), ctx)
+        return rewarded.map(lambda each: replace(each, text=each.text.removeprefix(kept), judged=None))
