@@ -234,7 +234,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(numbers: Callable[[], None], 
     def run(steps: int, directory: str, resume: bool = False) -> None:
         settings = config(
             data={"train": f"{EASY}&n=64"},
-            rollout={"temperature": 2.0},
+            rollout={"temperature": 3.0},
             method={**method, "go_on": "", "correct_it": ""},
             train={"steps": steps, "problems_per_step": 8, "checkpoint_every": 1},
         )
