@@ -127,12 +127,30 @@ def packed_attention(
     if sliding_window is not None and sliding_window < width:
         mask = torch.ones(width, width, dtype=torch.bool, device=query.device)
         mask = mask.tril().triu(1 - sliding_window)
+    keys, values, groups = rows(key), rows(value), query.shape[1] // key.shape[1]
+    if groups > 1 and not reads_groups(query.device.type, computed_in(query), mask is not None):
+        keys, values, groups = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1), 1
     with sdpa_kernel(KERNELS):
         out = scaled_dot_product_attention(
-            rows(query), rows(key), rows(value), mask, dropout, is_causal=mask is None, scale=scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
+            rows(query), keys, values, mask, dropout, is_causal=mask is None, scale=scaling,
+            enable_gqa=groups > 1,
         )  # fmt: skip
     return pack(out.transpose(1, 2).flatten(0, 1), packed.source).unsqueeze(0)
+
+
+def reads_groups(device: str, dtype: torch.dtype, masked: bool) -> bool:
+    """True if a fast kernel reads the keys and values of grouped queries without copies.
+
+    On CUDA only FlashAttention does, for numbers of 16 bits and without a mask. The kernel that is left for
+    the others has every query times every key in memory at once.
+    """
+    return device != "cuda" or (dtype in (torch.bfloat16, torch.float16) and not masked)
+
+
+def computed_in(query: Tensor) -> torch.dtype:
+    """Number type of attention: autocast's, if it is on, whatever that of ``query``."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def forward(model: Any, packed: Packed) -> Tensor:

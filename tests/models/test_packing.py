@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import BloomConfig, Qwen3Config
 
+from handrail.models import packing
 from handrail.models.batching import Inputs, Layout, by_budget
 from handrail.models.packing import Packed, forward
 from handrail.models.trainable import TrainablePolicy
@@ -34,6 +36,55 @@ def test_the_layout_by_hand() -> None:
     assert [packed.rows.flatten()[place].item() for place in packed.source] == [0, 1, 2, 3, 4, 5]
     assert packed.before.tolist() == [1, 3, 4, 2, 1, 5]  # of C D E, of H, of F G
     assert packed.completion.tolist() == [0, 1, 2, 3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "masked", "shared"),
+    [
+        ("cuda", torch.bfloat16, False, True),
+        ("cuda", torch.bfloat16, True, False),
+        ("cuda", torch.float32, False, False),
+        ("cpu", torch.float32, True, True),
+    ],
+)
+def test_cuda_shares_the_keys_of_grouped_queries_in_16_bits_without_a_mask_only(
+    device: str, dtype: torch.dtype, masked: bool, shared: bool
+) -> None:
+    assert packing.reads_groups(device, dtype, masked) == shared
+
+
+def test_autocast_decides_what_attention_is_computed_in() -> None:
+    query = torch.ones(1, 1, 1, 1)
+    assert packing.computed_in(query) == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packing.computed_in(query) == torch.bfloat16
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_copied_keys_of_grouped_queries_attend_as_shared_ones(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    packed = Packed.of(Inputs.of([[A, B], [G], [A, B]], [[C, D, E], [H], [F, G]]))
+    states = [torch.randn(1, heads, 6, 8, dtype=torch.float64) for heads in (6, 2, 2)]
+    calls: list[tuple[int, bool]] = []
+
+    def attention(query: torch.Tensor, key: torch.Tensor, *args: Any, **others: Any) -> torch.Tensor:
+        calls.append((key.shape[1], others["enable_gqa"]))
+        return scaled_dot_product_attention(query, key, *args, **others)
+
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", attention)
+    found = []
+    for shared in (True, False):
+        monkeypatch.setattr(packing, "reads_groups", lambda *args, shared=shared: shared)
+        inputs = [each.clone().requires_grad_() for each in states]
+        query, key, value = inputs
+        out = packing.packed_attention(query, key, value, packed, sliding_window=window)
+        out.mul(torch.arange(out.numel()).view_as(out)).sum().backward()
+        found.append([out.detach(), *(each.grad for each in inputs)])
+    assert calls == [(2, True), (6, False)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("kind", ATTENTION)
