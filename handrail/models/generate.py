@@ -152,15 +152,18 @@ class CopySampler(Sampler):
     """Sample from a bfloat16 copy of a float32 model, because casting all weights costs more than a token."""
 
     def __init__(self, model: Any, temperature: float, ends: set[int], device: torch.device) -> None:
-        self.model = copy.deepcopy(model).to(device).requires_grad_(False).eval()
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
         # Buffers stay in float32: positions need the full precision of the rotary frequencies.
         for parameter in self.model.parameters():
             parameter.data = parameter.data.bfloat16()
+        self.model.to(device)  # only now, because a GPU need not hold the copy in float32 too
         self.temperature, self.ends = temperature, ends
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Sample from these weights from now on, named as in the model."""
-        self.model.load_state_dict(dict(weights), strict=False)  # tied weights come only once
+        own = self.model.state_dict()
+        for name, value in weights:  # one at a time: with adapters, each is merged when it is asked for
+            own[name].copy_(value)
 
     def generate(
         self,

@@ -320,7 +320,9 @@ class TrainablePolicy(TransformersPolicy):
     def save(self, directory: Path) -> None:
         """Write model and tokenizer in transformers' format, or the adapter in peft's."""
         if self.lora and self.lora.save == "merged":
-            self.bare_base.save_pretrained(directory, state_dict=dict(self.weights(self.bare_model)))
+            weights = self.weights(self.bare_model)
+            merged = {name: value.cpu() for name, value in weights}  # a GPU may lack room for all
+            self.bare_base.save_pretrained(directory, state_dict=merged)
             self.tokenizer.save_pretrained(directory)
         else:
             self.save_state(directory)

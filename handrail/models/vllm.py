@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from handrail._util.errors import UserError
@@ -85,13 +86,13 @@ class VllmSampler(Sampler):
 
         Raises UserError if vLLM does not take them.
         """
-        # Named and split as in published checkpoints.
-        published = revert_weight_conversion(self.model, dict(weights))
+        if converts(self.model):  # some conversions need several tensors together
+            weights = revert_weight_conversion(self.model, dict(weights)).items()
         try:
             if self.spread:
-                self._hand_over_in_a_file(published)
-            else:
-                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": published.items()})
+                self._hand_over_in_a_file(weights)
+            else:  # one tensor at a time: with adapters, each is merged when it is asked for
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             if self.on_cpu:
                 self.llm.apply_model(pack_output_layer)
         except Exception as error:  # vLLM's loaders raise exceptions of any type
@@ -100,11 +101,11 @@ class VllmSampler(Sampler):
             ) from error
         self.llm.reset_prefix_cache()
 
-    def _hand_over_in_a_file(self, weights: Mapping[str, Tensor]) -> None:
+    def _hand_over_in_a_file(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Let all processes of vLLM read the weights, which would otherwise be copied into each of them."""
         with TemporaryDirectory() as directory:
             file = Path(directory) / "model.safetensors"
-            save_file({name: value.contiguous() for name, value in weights.items()}, file)
+            save_file({name: value.contiguous() for name, value in weights}, file)
             self.llm.collective_rpc(load_from, args=(str(file),))
 
     def generate(
@@ -151,6 +152,12 @@ def load_from(worker: Any, file: str) -> None:
     with safe_open(file, "pt") as weights:
         named = ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118 (not a dictionary)
         worker.reload_weights(weights_iterator=named)
+
+
+def converts(model: Any) -> bool:
+    """True if transformers names or splits the weights of ``model`` otherwise than published checkpoints."""
+    used = getattr(model, "_weight_conversions", None)  # what ``revert_weight_conversion`` reverts
+    return bool(get_model_conversion_mapping(model, add_legacy=False) if used is None else used)
 
 
 def pack_output_layer(model: Any) -> None:
