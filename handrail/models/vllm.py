@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
-from handrail._util.errors import UserError
+from handrail._util.errors import OutOfMemory, UserError
+from handrail._util.memory import enough_memory
 from handrail.models.config import ModelConfig, RolloutConfig, SamplerConfig
 from handrail.models.generate import Completion, Sampler
 
@@ -42,7 +43,7 @@ class VllmSampler(Sampler):
         ``model``: transformers' model, of which only the configuration and the names of the weights are read.
         It may be on the meta device.
 
-        Raises UserError if vLLM is not installed or cannot run this model.
+        Raises UserError if vLLM is not installed or cannot run this model, and OutOfMemory.
         """
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where the weights are
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -58,25 +59,28 @@ class VllmSampler(Sampler):
         with TemporaryDirectory() as directory:
             model.config.to_json_file(Path(directory) / "config.json", use_diff=False)
             try:
-                self.llm = LLM(
-                    directory,
-                    skip_tokenizer_init=True,
-                    load_format="dummy",
-                    dtype=sampler.computes_in(config),
-                    tensor_parallel_size=sampler.tensor_parallel,
-                    distributed_executor_backend="mp" if sampler.tensor_parallel > 1 else "uni",
-                    enforce_eager=self.on_cpu,
-                    kv_cache_memory_bytes=int(sampler.cache_gib * 2**30),
-                    max_model_len=-1,
-                    # Share of the whole GPU that must be free; the trainer already occupies its part.
-                    gpu_memory_utilization=0.01,
-                    logprobs_mode="processed_logprobs",
-                    enable_prefix_caching=True,
-                    disable_log_stats=True,
-                )
-                # Attention of an unsupported shape fails only when something is sampled.
-                trial = TokensPrompt(prompt_token_ids=self.ends[:1])
-                self.llm.generate(trial, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+                with enough_memory("starting vLLM; lower sampler.cache_gib, or take a smaller model"):
+                    self.llm = LLM(
+                        directory,
+                        skip_tokenizer_init=True,
+                        load_format="dummy",
+                        dtype=sampler.computes_in(config),
+                        tensor_parallel_size=sampler.tensor_parallel,
+                        distributed_executor_backend="mp" if sampler.tensor_parallel > 1 else "uni",
+                        enforce_eager=self.on_cpu,
+                        kv_cache_memory_bytes=int(sampler.cache_gib * 2**30),
+                        max_model_len=-1,
+                        # Share of the whole GPU that must be free; the trainer already occupies its part.
+                        gpu_memory_utilization=0.01,
+                        logprobs_mode="processed_logprobs",
+                        enable_prefix_caching=True,
+                        disable_log_stats=True,
+                    )
+                    # Attention of an unsupported shape fails only when something is sampled.
+                    trial = TokensPrompt(prompt_token_ids=self.ends[:1])
+                    self.llm.generate(trial, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+            except OutOfMemory:
+                raise
             except Exception as error:  # vLLM raises exceptions of any type, and has printed details
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
                 raise UserError(f"sampler: vLLM cannot run {config.path}: {reason}") from error
@@ -84,17 +88,20 @@ class VllmSampler(Sampler):
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Sample from these weights from now on, named as in transformers.
 
-        Raises UserError if vLLM does not take them.
+        Raises UserError if vLLM does not take them, and OutOfMemory.
         """
         if converts(self.model):  # some conversions need several tensors together
             weights = revert_weight_conversion(self.model, dict(weights)).items()
         try:
-            if self.spread:
-                self._hand_over_in_a_file(weights)
-            else:  # one tensor at a time: with adapters, each is merged when it is asked for
-                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-            if self.on_cpu:
-                self.llm.apply_model(pack_output_layer)
+            with enough_memory("sample"):
+                if self.spread:
+                    self._hand_over_in_a_file(weights)
+                else:  # one tensor at a time: with adapters, each is merged when it is asked for
+                    self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+                if self.on_cpu:
+                    self.llm.apply_model(pack_output_layer)
+        except OutOfMemory:
+            raise
         except Exception as error:  # vLLM's loaders raise exceptions of any type
             raise UserError(
                 f"sampler: vLLM cannot take the trainer's weights: {error!r}; {INSTEAD}"

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from handrail import UserError
-from handrail._util.memory import enough_memory
 from handrail.models.generate import CopySampler
 from handrail.models.trainable import TrainablePolicy
 from handrail.models.vllm import VllmSampler, converts
@@ -109,7 +108,7 @@ def test_a_merged_model_is_gathered_in_main_memory(tmp_path: Path, monkeypatch: 
 
     def on_gpu() -> Iterator[tuple[str, Any]]:
         for name, value in whole.items():
-            yield name, SimpleNamespace(cpu=lambda name=name, value=value: moved.append(name) or value)
+            yield name, SimpleNamespace(cpu=lambda name=name, value=value: (moved.append(name), value)[1])
 
     monkeypatch.setattr(trained, "weights", on_gpu)
     trained.save(tmp_path)
@@ -128,3 +127,19 @@ def test_a_copy_to_sample_from_is_rounded_before_it_moves(monkeypatch: pytest.Mo
     monkeypatch.setattr(nn.Module, "to", move)
     CopySampler(model, 1.0, set(), torch.device("cpu"))
     assert moved == [{torch.bfloat16}]
+
+
+def test_memory_that_runs_out_in_vllm_is_not_its_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError(FULL)
+
+    plain = Qwen3ForCausalLM(Qwen3Config(**SMALL))
+    with pytest.raises(UserError, match=r"^out of memory while sampling; lower .*sampler\.cache_gib"):
+        sampler(plain, full).update_weights(plain.state_dict().items())
+    fake = SimpleNamespace(LLM=full, SamplingParams=full, TokensPrompt=full)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):  # which the sampler sets
+        monkeypatch.setenv(name, "")
+    settings = config(sampler={"name": "vllm"})
+    with pytest.raises(UserError, match=r"^out of memory while starting vLLM; lower sampler\.cache_gib"):
+        VllmSampler(settings.model, settings.sampler, settings.rollout, plain, {0}, torch.device("cpu"))
