@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from handrail._util.memory import out_of_memory
 from handrail.models import attention
 from handrail.models.cached import CachedModel
 
@@ -102,7 +103,8 @@ class GraphedModel(CachedModel):
     def _step(self) -> Tensor:
         self.positions.add_(1)
         self.mask.index_fill_(1, self.slot, 1)
-        logits = self._read(self.tokens, self.mask[:, None, None].bool())
+        with attention.repeating():
+            logits = self._read(self.tokens, self.mask[:, None, None].bool())
         self.slot.add_(1)
         return logits
 
@@ -115,7 +117,8 @@ class GraphedModel(CachedModel):
             with torch.cuda.graph(graph):
                 logits = self._step()
         except RuntimeError as error:
-            REFUSED.add(self.model)
+            if not out_of_memory(error):  # later, fewer or shorter rows may fit
+                REFUSED.add(self.model)
             log.warning("sampling without CUDA graphs, which takes longer: %s", str(error).splitlines()[0])
             return self._step
 
