@@ -78,8 +78,10 @@ def generate(
         poll()
         drawn, logp[rows, at], entropy[rows, at] = draw(cached.logits, uniforms.next()[rows], temperature)
         tokens[rows, at] = drawn
-        ended = rows[torch.isin(drawn, end_tokens) & ~stopped[rows]]
-        lengths[ended], finished[ended] = at + 1, True
+        # Without choosing rows by a mask, for which one would wait for the GPU.
+        ended = torch.isin(drawn, end_tokens) & ~stopped[rows]
+        lengths[rows] = torch.where(ended, at + 1, lengths[rows])
+        finished[rows] |= ended
         stopped |= lengths <= at + 1
         if (staying := cached.remaining(stopped[rows])) is not None:
             if len(staying) == 0:

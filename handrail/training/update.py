@@ -59,7 +59,7 @@ class Update:
         self.optimizer, self.config = optimizer, config
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
         self.ratios: list[torch.Tensor] = []
-        """Importance weights of the present update's tokens, before their cap."""
+        """Importance weights of the present update's tokens, before their cap; NaN for those without one."""
 
     def __call__(self, groups: Sequence[Group], per_author: bool = False) -> Outcome:
         """``per_author``: True to measure gradient norms per author, which needs separate backward passes."""
@@ -122,7 +122,7 @@ class Update:
         Every process makes the same number of passes; gradients are synchronized in the last one.
         """
         batches = batches + [micro_batch([empty_sample(self.policy)])] * (passes - len(batches))
-        total = 0.0
+        losses: list[torch.Tensor] = []  # read at the end, because reading one waits for the GPU
         for index, batch in enumerate(batches):
             synchronize = (
                 nullcontext() if index == passes - 1 else self.accelerator.no_sync(self.policy.model)
@@ -131,22 +131,26 @@ class Update:
                 loss = self.loss(batch.to(self.accelerator.device))
                 # Synchronization averages over the processes; the loss is a sum.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            total += loss.item()
+            losses.append(loss.detach())
+        total = 0.0
+        for value in torch.stack(losses).tolist():
+            total += value
         return sum(self.gather(total))
 
     def loss(self, batch: MicroBatch) -> torch.Tensor:
         logp, entropy = self.policy.forward(batch.inputs, with_entropy=self.method.entropy_bonus != 0)
         reference = self.policy.reference_logprobs(batch.inputs) if self.method.kl else None
         if self.policy.sampler_differs:
-            ratios = sampling_ratio(logp.detach(), batch.tokens)[batch.tokens.mask > 0]
-            self.ratios.append(ratios[~ratios.isnan()])
+            ratios = sampling_ratio(logp.detach(), batch.tokens)
+            self.ratios.append(ratios.masked_fill(batch.tokens.mask <= 0, math.nan).flatten())
         return token_loss(
             self.method, logp, batch.tokens, entropy, reference, self.policy.importance_weight_cap
         )
 
     def importance(self) -> dict[str, float]:
         """Figures of the importance weights of all processes; empty if no token has one."""
-        ratios, self.ratios = torch.cat(self.ratios).double(), []
+        ratios, self.ratios = torch.cat(self.ratios), []
+        ratios = ratios[~ratios.isnan()].double()
         capped = (ratios >= self.policy.sampling.importance_weight_cap).sum()
         largest = max(self.gather(ratios.max().item() if len(ratios) else 0.0))
         n, total, above = (sum(self.gather(float(each))) for each in (len(ratios), ratios.sum(), capped))

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,10 +25,12 @@ from transformers import (
 
 from handrail.models import attention
 from handrail.models.batching import Inputs, Layout
+from handrail.models.cached import CachedModel
 from handrail.models.generate import Completion, draw, generate
 from handrail.models.hf import TransformersPolicy
 from tests.conftest import policy_of
 from tests.tiny_models import save_chat_model
+from tests.waits import Waits
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -234,6 +239,29 @@ def test_an_end_token_in_the_last_position_finishes_a_completion(words: Path, tm
     assert not short.finished and short.tokens.tolist() == ended.tokens.tolist()[:-1]
 
 
+class Uniform(CachedModel):
+    """In place of a model, the same distribution over 10 tokens at every place."""
+
+    def __init__(self, model: Any, prompts: Sequence[list[int]]) -> None:
+        self.logits = torch.zeros(len(prompts), 10)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.logits = self.logits[rows]
+
+    def follow(self, tokens: torch.Tensor) -> None: ...
+
+
+def test_one_question_is_asked_of_a_gpu_per_token() -> None:
+    model = SimpleNamespace(device=torch.device("cpu"))
+    with Waits() as waits:
+        found = generate(model, [[1]] * 6, range(6), [9, 9, 9, 9, 9, 4], 1.0, {3}, kind=Uniform)
+    assert waits.count <= max(len(each.tokens) for each in found)
+    for each in found[:5]:  # of nine tokens, or fewer with the end token last and nowhere else
+        assert each.finished == (3 in each.tokens.tolist())
+        assert 3 not in each.tokens.tolist()[:-1] and (each.finished or len(each.tokens) == 9)
+    assert {each.finished for each in found} == {True, False} and len(found[5].tokens) <= 4
+
+
 def test_draw_selects_tokens_by_inverse_cumulative_probability() -> None:
     logits = torch.tensor([[math.log(0.2), float("-inf"), math.log(0.5), math.log(0.3)]]) + 7
     uniform = [(0.0, 0), (0.1999, 0), (0.2001, 2), (0.6999, 2), (0.7001, 3), (1 - 2**-53, 3)]
@@ -270,3 +298,20 @@ def test_attention_without_copies_equals_standard_attention(words: Path, tmp_pat
         ]
     torch.testing.assert_close(logits[attention.NAME], logits["sdpa"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits[attention.NAME], logits["eager"], atol=1e-5, rtol=1e-5)
+
+
+def test_cudnn_attends_only_while_shapes_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes a kernel for every new shape."""
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"), shape=(2, 4, 1, 8), is_cuda=True)
+    monkeypatch.setattr(attention, "SDPAParams", lambda *args: args)
+    monkeypatch.setattr(attention, "can_use_cudnn_attention", lambda params: True)
+    assert not attention.shares(on_gpu, on_gpu, on_gpu, on_gpu)
+    with attention.repeating():
+        assert attention.shares(on_gpu, on_gpu, on_gpu, on_gpu)
+    assert not attention.shares(on_gpu, on_gpu, on_gpu, on_gpu)
+
+    allowed: list[list[SDPBackend]] = []
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda kernels: nullcontext(allowed.append(kernels)))
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *args, **others: (on_gpu, None))
+    assert attention.sdpa(None, on_gpu, on_gpu, on_gpu, None)[0] is on_gpu
+    assert SDPBackend.FLASH_ATTENTION in allowed[0] and SDPBackend.CUDNN_ATTENTION not in allowed[0]

@@ -25,6 +25,7 @@ from handrail.training.update import Update
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Author, Group, Trajectory
 from tests.conftest import config
+from tests.waits import Waits
 
 PROBLEM = Problem("p", "77 A 8 ?", "70", ("77 + 8 = 85 ; 85 * 2 = 70 # 70",), "add double")
 
@@ -132,6 +133,27 @@ def test_micro_batches_do_not_change_the_gradient(
         parts, split_figures = gradients(method, policy, groups, budget, apart=apart)
         assert_equal(parts, whole)
         assert {name: split_figures[name] for name in figures} == pytest.approx(figures, rel=1e-3)
+
+
+def test_nothing_waits_for_a_gpu_between_micro_batches(
+    policy: TrainablePolicy, groups: list[Group], engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, groups = credited("grpo", {}, groups, engine)
+    twin = copy.copy(policy)
+    twin.model = copy.deepcopy(policy.model)
+    twin.layout = "padded"  # packing reads lengths, but those of rows that are still on the CPU
+    monkeypatch.setattr(type(twin), "sampler_differs", property(lambda policy: True))
+    optimizer = torch.optim.SGD(twin.model.parameters())
+    update = Update(method, twin, Accelerator(cpu=True), optimizer, config().train)
+    batches = [micro_batch([sample]) for sample in update.samples(groups) if sample.is_live]
+    assert len(batches) == 4
+    with Waits() as waits:
+        loss = update.backward(batches, 4)
+    with Waits() as models, torch.no_grad():
+        for batch in batches:
+            twin.forward(batch.inputs)
+        assert waits.count == models.count
+        assert loss == sum(update.loss(batch).item() for batch in batches)
 
 
 @pytest.mark.parametrize(("name", "settings"), METHOD_SETTINGS)
