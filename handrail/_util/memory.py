@@ -21,6 +21,8 @@ ADVICE = {
     "guide": "guiding; lower rollout.batch_size or train.micro_batch_tokens (tokens scored at once)",
     "update": "updating; lower train.micro_batch_tokens, set model.gradient_checkpointing = true, "
     'or in a new run model.dtype = "bfloat16" or [lora]',
+    "run": "running this command; lower train.micro_batch_tokens (tokens read at once) or rollout.batch_size "
+    "(completions sampled at once), or take a smaller model",
     "evaluate": "evaluating; lower rollout.batch_size (completions sampled at once), "
     "or in a new run rollout.max_tokens",
 }

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from handrail._util.errors import Paused, UserError
+from handrail._util.memory import enough_memory
 from handrail._util.progress import bars, console, quiet, reflowed, show
 from handrail._util.version import __version__
 from handrail.cli.evaluate import eval_command, harvest_command, probe_command
@@ -306,11 +307,12 @@ for panel, commands in PANELS.items():
 def main(app: typer.Typer = app) -> None:
     """Run ``app`` on the arguments of the process.
 
-    A UserError, or a file that cannot be read or written, is printed as one sentence and exits with code 2; a
-    paused run exits with code 75.
+    A UserError, memory that runs out wherever it does, or a file that cannot be read or written, is printed
+    as one sentence and exits with code 2; a paused run exits with code 75.
     """
     try:
-        app()
+        with enough_memory("run"):
+            app()
     except Paused as pause:
         Console(stderr=True, soft_wrap=True).print(str(pause), style="yellow", highlight=False, markup=False)
         sys.exit(RESUME_ME)

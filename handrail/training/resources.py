@@ -1,4 +1,4 @@
-"""Time and memory of a run: measured, forecast after the first step, and explained if memory runs out."""
+"""Time and memory of a run: measured, forecast after the first steps, and explained if memory runs out."""
 
 from __future__ import annotations
 
@@ -30,32 +30,39 @@ class Clock:
 
 
 class Forecast:
-    """Callable with the arguments of ``progress``; after the first step, returns a forecast of the remaining
-    time."""
+    """Callable with the arguments of ``progress``; after the first step and again after the second, returns a
+    forecast of the remaining time.
+
+    The first step is often slower: a GPU loads its kernels, and a compiled model is compiled, so that only
+    the second step says something about the others. It also takes less memory at its peak, because Adam's
+    moments are made at its end.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config, self.evaluation = config, 0.0 if not config.eval.sets else None
-        self.said = False
+        self.trained = 0
 
     def __call__(
         self, step: int, steps: int, metrics: Mapping[str, Any], seconds: Mapping[str, float]
     ) -> str | None:
         self.evaluation = seconds.get("evaluate", self.evaluation)
         each = training_seconds(seconds)
-        if self.said or not each:  # nothing has been trained yet since the start or the resumption
+        if not each:  # nothing has been trained yet since the start or the resumption
             return None
-        self.said = True
+        self.trained += 1
         every, left = self.config.eval.every, steps - step
-        if not left:
+        if self.trained > 2 or not left or (self.trained == 1 and self.config.model.compile):
             return None
         total = left * each + ((left // every if every else 0) + 1) * (self.evaluation or 0.0)
         rest = f"the {left} steps left" if left > 1 else "the step left"
         parts = ", ".join(f"{part} {seconds[part]:.1f}" for part in ("sample", "update") if part in seconds)
         # After a resumption, no evaluation has been timed yet.
         aside = ", without evaluation" if self.evaluation is None else ""
+        name, memory = "first", ""
+        if self.trained == 2:
+            name, memory = "second", f", at most {peak_memory() / 2**30:.1f} GiB"
         return (
-            f"first step: {each:.1f} s ({parts}), at most {peak_memory() / 2**30:.1f} GiB; "
-            f"about {format_duration(total)} for {rest}{aside}"
+            f"{name} step: {each:.1f} s ({parts}){memory}; about {format_duration(total)} for {rest}{aside}"
         )
 
 

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from transformers import get_scheduler
 
 from handrail import UserError, train
+from handrail.cli import main
+from handrail.training import resources
 from handrail.training.resources import Clock, Forecast, format_duration
 from handrail.training.stopping import StopCriteria
 from tests.cli.test_commands import configured
@@ -20,16 +22,19 @@ from tests.tiny_models import save_chat_model
 SECONDS = {"sample": 2.0, "verify": 0.5, "update": 1.5}
 
 
-def test_the_forecast_counts_steps_and_evaluations() -> None:
+def test_the_forecast_counts_steps_and_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "peak_memory", lambda: 3 * 2**30)
     forecast = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))
     assert forecast(0, 31, {}, {"evaluate": 30.0}) is None
     said = forecast(1, 31, {}, SECONDS)
     assert (
-        said
-        and said.startswith("first step: 4.0 s (sample 2.0, update 1.5), at most ")
-        and said.endswith("about 4 min for the 30 steps left")
-    )
-    assert forecast(2, 31, {}, SECONDS) is None  # 30·4 + (3 + 1)·30 = 240 s
+        said and said == "first step: 4.0 s (sample 2.0, update 1.5); about 4 min for the 30 steps left"
+    )  # 30·4 + (3 + 1)·30 = 240 s
+    assert (
+        forecast(2, 31, {}, {"sample": 1.0, "update": 0.5})
+        == "second step: 1.5 s (sample 1.0, update 0.5), at most 3.0 GiB; about 2 min for the 29 steps left"
+    )  # 29·1.5 + (2 + 1)·30 = 133.5 s
+    assert forecast(3, 31, {}, SECONDS) is None
     resumed = Forecast(config(eval={"every": 10, "sets": {"easy": "x"}}))(1, 31, {}, SECONDS)
     assert resumed and resumed.endswith("about 2 min for the 30 steps left, without evaluation")
     assert Forecast(config())(31, 31, {}, SECONDS) is None  # no steps are left
@@ -37,6 +42,13 @@ def test_the_forecast_counts_steps_and_evaluations() -> None:
     assert last and last.endswith("about 4 s for the step left")
     bare = Forecast(config())(1, 31, {}, SECONDS)
     assert bare and bare.endswith("about 2 min for the 30 steps left")
+
+
+def test_a_compiled_model_is_forecast_once_it_is_compiled() -> None:
+    forecast = Forecast(config(model={"compile": True}))
+    assert forecast(1, 31, {}, {"sample": 2.0, "update": 40.0}) is None
+    said = forecast(2, 31, {}, SECONDS)
+    assert said and said.startswith("second step: 4.0 s") and said.endswith("2 min for the 29 steps left")
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -139,6 +151,19 @@ def test_a_model_that_does_not_fit_in_memory_is_reported_in_one_sentence(
     with pytest.raises(UserError, match="out of memory while loading the model"):
         train(config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_runs_out_anywhere_in_a_command_is_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(SystemExit) as ended:
+        main(full)  # type: ignore[arg-type]
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory while running this command; lower train.micro_batch_tokens")
 
 
 def test_other_errors_are_not_changed() -> None:
