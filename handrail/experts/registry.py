@@ -54,15 +54,16 @@ class Experts:
         load: Callable[[str, str], Policy] | None = None,
         policy: Policy | None = None,
         device: torch.device | None = None,
+        dtype: str = "float32",
     ) -> None:
         """``load(path, setting)`` loads a model as a policy; its errors name the setting. ``policy``: the one
-        in training.
+        in training. ``dtype``: number type of the process reward model.
 
         Without ``policy``, experts that need it call ``load`` with the path "", which is the configured
         model.
         """
         self.config, self.server, self.load, self.trained = config or ExpertsConfig(), endpoint, load, policy
-        self.device = device or torch.device("cpu")
+        self.device, self.dtype = device or torch.device("cpu"), dtype
         self.problems: Sequence[Problem] = ()
         """Training problems, for the ablation that takes another problem's plan."""
         self.counts: Counter[str] = Counter()
@@ -227,7 +228,7 @@ class Experts:
             raise UserError('the step judge "prm" needs experts.prm, a process reward model\'s directory')
         from handrail.experts.judges.prm import PrmJudge
 
-        return PrmJudge(self.config.prm, self.device)
+        return PrmJudge(self.config.prm, self.device, self.dtype)
 
     @cached_property
     def policy(self) -> Policy:

@@ -59,4 +59,4 @@ def load_experts(config: Config, accelerator: Accelerator, policy: Policy | None
     def load(path: str, field: str) -> Policy:
         return load_policy(config, accelerator, path, field)
 
-    return Experts(config.experts, config.endpoint, load, policy, accelerator.device)
+    return Experts(config.experts, config.endpoint, load, policy, accelerator.device, config.model.dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -19,7 +20,9 @@ from handrail._util.errors import UserError
 from handrail.experts.judges import StepJudge
 from handrail.experts.judges.prm import SYSTEM, ChatLayout, PrmJudge
 from handrail.experts.steps import split_steps
+from handrail.training.policies import load_experts
 from handrail.types.problem import Problem
+from tests.conftest import config
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"]
 PROBLEM = Problem("p", "What is 2 + 3?", "5")
@@ -166,6 +169,14 @@ def test_attempts_too_long_or_without_steps(tmp_path: Path) -> None:
     assert none == [] and long is None
     assert again == pytest.approx(expected(directory, PROBLEM, STEPS), abs=TOLERANCE)
     assert judge.judge([]) == []
+
+
+def test_a_run_computes_it_in_the_number_type_of_its_model(prm: Path) -> None:
+    run = config(model={"dtype": "bfloat16"}, experts={"prm": str(prm)})
+    judge = load_experts(run, Accelerator(cpu=True)).judge("prm")
+    assert isinstance(judge, PrmJudge) and judge.model.dtype == torch.bfloat16
+    [rounded], [exact] = judge.judge([(PROBLEM, STEPS)]), PrmJudge(str(prm)).judge([(PROBLEM, STEPS)])
+    assert rounded == pytest.approx(exact, abs=0.05) and rounded != exact
 
 
 HOSTILE = [
