@@ -29,7 +29,7 @@ def write_page(folder: Path, page: Path) -> None:
 
 
 def body(found: Result, show: Callable[[Result], str]) -> str:
-    source = f"{found['device']}, {found['wall_seconds']:.0f} s"
+    source = f"{found['device']}, {found['wall_seconds']:.0f} s" + ", cut off" * found.get("cut_off", False)
     for key in ("failed", "skipped"):
         if isinstance(found.get(key), str):
             return f"{key.capitalize()} ({source}): {found[key]}"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -38,6 +38,8 @@ PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4
 """Dense bfloat16 operations per second, as the maker states them, by a part of the GPU's name."""
 
 GROUP = 8
+NO_TESTS = 5
+"""Exit code of pytest if it finds no test."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ TINY = Sizes(
            "--set", "eval.limit=4", "--set", "model.device=cpu"),
 )  # fmt: skip
 
-Part = Callable[[Sizes, Path, float], dict[str, Any]]
+Result = dict[str, Any]
+Part = Callable[[Sizes, Path, float, Result], Iterator[None]]
+"""Fills its result, the last argument, which holds what an earlier call measured before it was cut off;
+yields wherever it may be cut off. Given are also the folder of the results and the seconds left."""
 
 
 def device_name() -> str:
@@ -190,31 +195,40 @@ def flops_per_token(policy: TrainablePolicy, width: int) -> float:
 # The parts
 
 
-def tests(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
+def tests(sizes: Sizes, folder: Path, left: float, out: Result) -> Iterator[None]:
     """The tests that a GPU can break."""
+    yield
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=max(60, left))
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
-    return {**counts, "exit": done.returncode, "failures": failed[:60]}
+    if done.returncode not in (0, NO_TESTS) and "failed" not in counts:  # a file that cannot be imported
+        raise RuntimeError(f"pytest ended with code {done.returncode}: {'; '.join(failed[:3])}")
+    out |= {**counts, "exit": done.returncode, "failures": failed[:60]}
 
 
-def update(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
+def update(sizes: Sizes, folder: Path, left: float, out: Result) -> Iterator[None]:
     """Update with all weights and with LoRA, against the model's bare forward and backward pass."""
-    out: dict[str, Any] = {"dtype": dtype(), "peak_flops": peak_flops(), "rows": []}
+    out |= {"dtype": dtype(), "peak_flops": peak_flops()}
+    rows = out.setdefault("rows", [])
+    done = [(row["kind"], row["compiled"], row["limit"]) for row in rows]
     with tempfile.TemporaryDirectory() as directory:
         model = save_model(sizes, Path(directory))
         for kind, compile in itertools.product(("full", "lora"), sizes.compiled):
+            missing = [tokens for tokens in sizes.tokens if (kind, compile, tokens) not in done]
+            if not missing:
+                continue
+            yield
             device = accelerator("auto")
             config = settings(model, sizes, kind == "lora", max(sizes.tokens), compile)
             policy = load_trainable_policy(config, device)
             optimizer = device.prepare(adamw(policy, config.train))
             whole = Update(build({"name": "grpo"}, config.rollout), policy, device, optimizer, config.train)
-            for tokens in sizes.tokens:
-                row = {"kind": kind, "compiled": compile, **measured_update(whole, sizes, tokens)}
-                out["rows"].append(row)
-                print(json.dumps(row), flush=True)
-    return out
+            for tokens in missing:
+                yield
+                measured = measured_update(whole, sizes, tokens)
+                rows.append({"kind": kind, "compiled": compile, "limit": tokens, **measured})
+                print(json.dumps(rows[-1]), flush=True)
 
 
 def measured_update(update: Update, sizes: Sizes, tokens: int) -> dict[str, Any]:
@@ -257,7 +271,7 @@ def measured_update(update: Update, sizes: Sizes, tokens: int) -> dict[str, Any]
     }
 
 
-def output_layer(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
+def output_layer(sizes: Sizes, folder: Path, left: float, out: Result) -> Iterator[None]:
     """Log-probabilities and their gradient by number of logits in memory at once."""
     device = accelerator("auto").device
     words, width = sizes.model["vocab_size"], sizes.model["hidden_size"]
@@ -271,27 +285,33 @@ def output_layer(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
             logp, _ = head.log_probs(hidden, layer, targets)
         torch.autograd.backward(logp.sum())
 
-    out = {}
+    out["positions"], by_chunk = len(hidden), out.setdefault("by_chunk", {})
     for chunk in (*sizes.chunks, 2**62):
+        name = "all at once" if chunk == 2**62 else f"{chunk}"
+        if name in by_chunk:
+            continue
+        yield
         head.CHUNK = chunk
         measured_memory()
-        duration = seconds(work, sizes.rounds)
-        name = "all at once" if chunk == 2**62 else f"{chunk}"
-        out[name] = {"seconds": duration, "gib": measured_memory()}
-    head.CHUNK = default
-    return {"positions": len(hidden), "by_chunk": out}
+        try:
+            duration = seconds(work, sizes.rounds)
+        finally:
+            head.CHUNK = default
+        by_chunk[name] = {"seconds": duration, "gib": measured_memory()}
 
 
-def sampling(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
+def sampling(sizes: Sizes, folder: Path, left: float, out: Result) -> Iterator[None]:
     """Sampling with transformers' model, no completion ending early."""
-    out: dict[str, Any] = {"dtype": dtype(), "rows": []}
+    out["dtype"], rows = dtype(), out.setdefault("rows", [])
+    missing = [batch for batch in sizes.batches if batch not in [row["batch"] for row in rows]]
     with tempfile.TemporaryDirectory() as directory:
         config = settings(save_model(sizes, Path(directory)), sizes)
         policy = load_trainable_policy(config, accelerator("auto"))
         policy.renderer.ends = set()
         if isinstance(policy.sampler, CopySampler):
             policy.sampler.ends = set()
-        for batch in sizes.batches:
+        for batch in missing:
+            yield
             generator = torch.Generator().manual_seed(0)
             words = sizes.model["vocab_size"]
             distinct = torch.randint(5, words, (max(1, batch // GROUP), sizes.prompt), generator=generator)
@@ -299,27 +319,30 @@ def sampling(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
             measured_memory()
             duration = seconds(lambda prompts=prompts: policy.generate(prompts, range(len(prompts))), 1)  # type: ignore[misc]
             rate = batch * sizes.length / duration
-            out["rows"].append({"batch": batch, "tokens_per_second": rate, "gib": measured_memory()})
-    return out
+            rows.append({"batch": batch, "tokens_per_second": rate, "gib": measured_memory()})
 
 
-def step(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
+def step(sizes: Sizes, folder: Path, left: float, out: Result) -> Iterator[None]:
     """A whole step against one of TRL's."""
+    yield
     try:
         import trl
     except ImportError:
-        return {"skipped": "TRL is not installed"}
+        out["skipped"] = "TRL is not installed"
+        return
     command = [sys.executable, "-m", "benchmarks.step_time", *sizes.step]
     done = subprocess.run(command, capture_output=True, text=True, timeout=max(60, left))
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1]}
-    return {"trl": trl.__version__, "table": done.stdout.strip()}
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    out |= {"trl": trl.__version__, "table": done.stdout.strip()}
 
 
-def learning(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
+def learning(sizes: Sizes, folder: Path, left: float, out: Result) -> Iterator[None]:
     """What methods learn, several runs side by side on the one GPU; goes on when run again."""
+    yield
     if "examples/smollm2-gsm.toml" in sizes.learn and not Path("models/smollm2-135m").exists():
-        return {"skipped": "there is no models/smollm2-135m: handrail model fetch smollm2-135m"}
+        out["skipped"] = "there is no models/smollm2-135m: handrail model fetch smollm2-135m"
+        return
     output = folder / "learning"
     command = [sys.executable, "-m", "handrail.cli", "compare", *sizes.learn, "--output", str(output)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -329,9 +352,9 @@ def learning(sizes: Sizes, folder: Path, left: float) -> dict[str, Any]:
         running.terminate()  # every run writes a checkpoint
         printed, _ = running.communicate()
     if running.returncode:
-        return {"failed": printed.strip().splitlines()[-1] if printed.strip() else "stopped"}
+        raise RuntimeError(printed.strip().splitlines()[-1] if printed.strip() else "stopped")
     summary = json.loads((output / "summary.json").read_text())
-    return {"verdict": summary["verdict"], "methods": summary["methods"]}
+    out |= {"verdict": summary["verdict"], "methods": summary["methods"]}
 
 
 PARTS: dict[str, Part] = {

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.gpu import install, parts, travel
-from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.__main__ import main, run
+from handrail.models import head
 from handrail.training.policies import load_trainable_policy
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="--tiny would run on the GPU")
@@ -35,6 +39,60 @@ def test_it_runs_in_miniature_and_goes_on_with_what_is_missing(
         assert row["tokens"] == 8 + 8 * 23 and row["micro_batches"] == 1 and row["of_bare"] > 0
     text = page.read_text()
     assert "It has not been run on a GPU yet" in text and "| full | 192 |" in text
+
+
+@needs_no_gpu
+def test_a_part_that_is_cut_off_keeps_its_rows_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = replace(parts.TINY, chunks=(2**10, 2**11))
+    now, asked = [0.0], list[int]()
+
+    def seconds(work: object, rounds: int) -> float:
+        now[0] += 60
+        asked.append(head.CHUNK)
+        return 1.0
+
+    monkeypatch.setattr(parts, "seconds", seconds)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    kept = []
+    for _ in range(3):
+        run(tmp_path, sizes, 1.5, ["output-layer"], tmp_path / "gpu.md")
+        kept.append(json.loads((tmp_path / "output-layer.json").read_text()))
+    assert asked == [2**10, 2**11, 2**62]
+    assert list(kept[0]["by_chunk"]) == ["1024", "2048"] and kept[0]["cut_off"]
+    assert list(kept[1]["by_chunk"]) == ["1024", "2048", "all at once"] and "cut_off" not in kept[1]
+    assert kept[1]["wall_seconds"] == 180 and kept[2] == kept[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "printed", "failed"),
+    [
+        (0, "25 passed", None),
+        (5, "3 deselected", None),
+        (1, "2 failed, 23 passed", 2),
+        (2, "ERROR tests/gpu/test_gpu.py\n1 error in 2 s", "RuntimeError: pytest ended with code 2: ERROR t"),
+    ],
+)
+def test_tests_that_cannot_be_collected_have_failed(
+    code: int, printed: str, failed: int | str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.CompletedProcess([], code, stdout=printed)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **settings: ended)
+    run(tmp_path, parts.TINY, 1, ["tests"], tmp_path / "gpu.md")
+    found = json.loads((tmp_path / "tests.json").read_text()).get("failed")
+    assert found.startswith(failed) if isinstance(failed, str) else found == failed
+
+
+@pytest.mark.long
+@needs_no_gpu
+def test_the_slow_parts_run_in_miniature(tmp_path: Path) -> None:
+    command = ["--tiny", "--output", str(tmp_path), "--page", str(tmp_path / "gpu.md"), "--only"]
+    main([*command, "step,learning"])
+    step, learning = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("step", "learning"))
+    assert "skipped" in step or "grpo" in step["table"]
+    assert learning["verdict"] and learning["methods"]
+    assert "Failed" not in (tmp_path / "gpu.md").read_text()
 
 
 def test_no_part_starts_without_time(tmp_path: Path) -> None:
