@@ -311,7 +311,12 @@ def test_cudnn_attends_only_while_shapes_repeat(monkeypatch: pytest.MonkeyPatch)
     assert not attention.shares(on_gpu, on_gpu, on_gpu, on_gpu)
 
     allowed: list[list[SDPBackend]] = []
-    monkeypatch.setattr(attention, "sdpa_kernel", lambda kernels: nullcontext(allowed.append(kernels)))
+
+    def allow(kernels: list[SDPBackend]) -> nullcontext[None]:
+        allowed.append(kernels)
+        return nullcontext()
+
+    monkeypatch.setattr(attention, "sdpa_kernel", allow)
     monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *args, **others: (on_gpu, None))
     assert attention.sdpa(None, on_gpu, on_gpu, on_gpu, None)[0] is on_gpu
     assert SDPBackend.FLASH_ATTENTION in allowed[0] and SDPBackend.CUDNN_ATTENTION not in allowed[0]

@@ -108,7 +108,12 @@ def test_a_merged_model_is_gathered_in_main_memory(tmp_path: Path, monkeypatch: 
 
     def on_gpu() -> Iterator[tuple[str, Any]]:
         for name, value in whole.items():
-            yield name, SimpleNamespace(cpu=lambda name=name, value=value: (moved.append(name), value)[1])
+
+            def cpu(name: str = name, value: Tensor = value) -> Tensor:
+                moved.append(name)
+                return value
+
+            yield name, SimpleNamespace(cpu=cpu)
 
     monkeypatch.setattr(trained, "weights", on_gpu)
     trained.save(tmp_path)
