@@ -18,9 +18,10 @@ demo: setup
 test: setup lint
 	$(BIN)/pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder -m "not long"
 
-# What `make test` checks at a smaller size.
+# What `make test` checks at a smaller size, and the tests for a GPU, on a CPU, which checks the tests.
 test-long: setup
 	$(BIN)/pytest --numprocesses 2 --dist loadscope -m long
+	HANDRAIL_TEST_DEVICE=cpu $(BIN)/pytest -m gpu tests/gpu
 
 # vLLM's own requirements differ, so it gets an environment of its own, with Ray for samplers that run vLLM.
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
