@@ -40,7 +40,7 @@ def eval_command(
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Measure a model: pass@k, maj@k, pick@k, length and diversity, with intervals.
+    """Measure a model: pass@k, maj@k, pick@k, routing, length and diversity, with intervals.
 
     The same command continues an evaluation that was stopped.
     """

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from handrail._util.errors import UserError
@@ -30,7 +31,8 @@ class Attempt:
 
     ``answer`` is the answer that the verifier found in it, for votes. ``status`` is that of its verdict.
     ``correct`` is None if the completion is unverified; ``detail`` then says why. ``energy``: see
-    ``free_energy``; None if there is no text, and in files of earlier versions.
+    ``free_energy``. ``difficulty``: 1 minus the geometric mean of its tokens' probabilities. Both are None if
+    there is no text, and in files of earlier versions.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Attempt:
     status: str
     detail: str = ""
     energy: float | None = None
+    difficulty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ class AttemptSampler:
 
 
 def _attempt(rollout: Trajectory, verdict: Verdict) -> Attempt:
+    logp, characters = rollout.column("sampling_logp").tolist(), len(rollout.text.strip())
     return Attempt(
         rollout.text,
         len(rollout),
@@ -168,7 +172,8 @@ def _attempt(rollout: Trajectory, verdict: Verdict) -> Attempt:
         verdict.answer,
         verdict.status,
         verdict.detail,
-        free_energy(rollout.column("sampling_logp").tolist(), len(rollout.text.strip())),
+        free_energy(logp, characters),
+        1 - math.exp(fmean(logp)) if characters else None,
     )
 
 

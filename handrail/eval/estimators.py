@@ -87,6 +87,31 @@ def pick_at_k(correct: Sequence[bool], k: int) -> float:
     return ways / math.comb(n, k)
 
 
+CALLS = (1, 2, 6)
+"""Attempts at an easy, a medium and a hard problem (ODAR)."""
+
+
+def routed(correct: Sequence[bool], difficulties: Sequence[float]) -> tuple[float, float]:
+    """Compute what it brings to try again only if the first attempt finds the problem difficult.
+
+    ``correct`` and ``difficulties``, in [0, 1], hold all n ≥ 6 attempts, the most preferred first. The first
+    attempt is any of them. If its difficulty is below 0.3, it is the answer; below 0.7, the preferred one of
+    it and another is; else the preferred one of six. Returns the probability that the answer is correct, and
+    the mean number of attempts; both exact.
+
+    The thresholds and numbers are ODAR's (arXiv 2602.23681; secondary).
+    """
+    n, total, called = len(correct), 0.0, 0
+    for first, difficulty in enumerate(difficulties):
+        k = CALLS[(difficulty >= 0.3) + (difficulty >= 0.7)]
+        ways = correct[first] * math.comb(n - 1 - first, k - 1)
+        if k > 1:  # a better one is the best of the k - 1 others
+            ways += sum(math.comb(n - rank - 2, k - 2) for rank, right in enumerate(correct[:first]) if right)
+        total += ways / math.comb(n - 1, k - 1)
+        called += k
+    return total / n, called / n
+
+
 def _draws(counts: Sequence[int], most: int, room: int) -> dict[tuple[int, int], int]:
     """Count the ways to draw answers that were given ``counts`` times, each at most ``most`` times.
 

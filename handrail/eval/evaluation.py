@@ -13,8 +13,8 @@ from handrail._util.files import locked
 from handrail._util.processes import accelerator
 from handrail._util.progress import show
 from handrail.data.load import load_problems
-from handrail.eval.attempts import Attempts, AttemptSampler, claim
-from handrail.eval.estimators import interval, ks, maj_at_k, pass_at_k, pick_at_k, votes
+from handrail.eval.attempts import Attempt, Attempts, AttemptSampler, claim
+from handrail.eval.estimators import CALLS, interval, ks, maj_at_k, pass_at_k, pick_at_k, routed, votes
 from handrail.training.config import Config
 from handrail.training.diversity import diversity, measures_of
 from handrail.training.lengths import split_by_length
@@ -60,6 +60,7 @@ def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
     ``pass@k``, ``maj@k`` and ``reward`` are computed from attempts with a verdict, without the problems that
     have fewer than k of them. ``reward`` is included if some rewards are between 0 and 1, and ``maj@k`` if
     the verifier can read the answer of a completion. ``pick@k``: the answer of least free energy is right.
+    ``routed``: the same, of as many attempts as the first one asks for, which are ``routed_attempts``.
     """
     n = len(results[0].attempts)
     attempts = [attempt for result in results for attempt in result.attempts]
@@ -80,7 +81,12 @@ def evaluation(results: Sequence[Attempts]) -> dict[str, Any]:
     if any(attempt.energy is not None for attempt in attempts):
         for k in ks(n)[1:]:
             if graded := with_verdicts(results, k):
-                out[f"pick@{k}"] = estimate([pick_at_k(_by_energy(result), k) for result in graded])
+                out[f"pick@{k}"] = estimate([pick_at_k(_correct(_by_energy(result)), k) for result in graded])
+    if any(attempt.difficulty is not None for attempt in attempts) and (
+        graded := with_verdicts(results, max(CALLS))
+    ):
+        found = [routed(_correct(each), _difficulties(each)) for each in map(_by_energy, graded)]
+        out["routed"], out["routed_attempts"] = map(estimate, zip(*found, strict=True))
     out["tokens"] = estimate([sum(attempt.tokens for attempt in result.attempts) / n for result in results])
     out["cut_off"] = estimate(
         [sum(not attempt.finished for attempt in result.attempts) / n for result in results]
@@ -101,10 +107,18 @@ def with_verdicts(results: Sequence[Attempts], k: int) -> list[Attempts]:
     return [result for result in results if len(result.verified) >= k]
 
 
-def _by_energy(result: Attempts) -> list[bool]:
-    """True for each attempt with a verdict that is correct, the least free energy first."""
-    ordered = sorted(result.verified, key=lambda each: inf if each.energy is None else each.energy)
-    return [each.correct is True for each in ordered]
+def _by_energy(result: Attempts) -> list[Attempt]:
+    """The attempts with a verdict, the least free energy first."""
+    return sorted(result.verified, key=lambda each: inf if each.energy is None else each.energy)
+
+
+def _correct(attempts: Sequence[Attempt]) -> list[bool]:
+    return [each.correct is True for each in attempts]
+
+
+def _difficulties(attempts: Sequence[Attempt]) -> list[float]:
+    """An attempt without text has the greatest."""
+    return [1.0 if each.difficulty is None else each.difficulty for each in attempts]
 
 
 def _votes(result: Attempts) -> tuple[list[tuple[int, float]], int]:

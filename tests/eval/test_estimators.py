@@ -22,6 +22,7 @@ from handrail.eval.estimators import (
     maj_at_k,
     pass_at_k,
     pick_at_k,
+    routed,
     votes,
 )
 from handrail.training.evaluate import wilson
@@ -155,3 +156,20 @@ def test_pick_at_k_is_the_mean_over_all_draws(correct: list[bool], data: st.Data
     k = data.draw(st.integers(1, len(correct)))
     first = [correct[min(draw)] for draw in combinations(range(len(correct)), k)]
     assert pick_at_k(correct, k) == pytest.approx(sum(first) / len(first))
+
+
+def test_routing_asks_for_as_many_attempts_as_the_first_finds_needed() -> None:
+    """Half of the problems easy, 30 % medium (from 0.3 on) and 20 % hard: 2.3 attempts."""
+    difficulties = [0.0] * 4 + [0.29, 0.3, 0.5, 0.69, 0.7, 1.0]
+    assert routed([True] * 10, difficulties) == pytest.approx((1.0, 2.3))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.5, 0.9])), min_size=6, max_size=7))
+def test_routing_is_the_mean_over_all_first_attempts_and_draws(attempts: list[tuple[bool, float]]) -> None:
+    found = []
+    for first, (_, difficulty) in enumerate(attempts):
+        others = [rank for rank in range(len(attempts)) if rank != first]
+        draws = [*combinations(others, {0.1: 0, 0.5: 1, 0.9: 5}[difficulty])]
+        found.append(sum(attempts[min(first, *draw, first)][0] for draw in draws) / len(draws))
+    correct, difficulties = zip(*attempts, strict=True)
+    assert routed(correct, difficulties)[0] == pytest.approx(sum(found) / len(found))

@@ -84,6 +84,20 @@ def test_the_answer_of_least_free_energy_is_picked() -> None:
     assert not any(key.startswith("pick") for key in evaluation([attempts("a", (1, None), (0, None))]))
 
 
+def test_a_difficult_problem_gets_more_attempts() -> None:
+    """Each first attempt that is sure of itself is the answer; one without text asks for six."""
+
+    def attempt(right: bool, energy: float | None, difficulty: float | None) -> Attempt:
+        return Attempt("x", 1, True, right, right, None, "ok", energy=energy, difficulty=difficulty)
+
+    a = Attempts("a", [attempt(True, 0.1, 0.2), *[attempt(False, 0.2, 0.1)] * 4, attempt(False, None, None)])
+    found = evaluation([a])
+    # The first is right; four are wrong; the last is chosen among all six, and the first is preferred.
+    assert found["routed"]["mean"] == pytest.approx(2 / 6)
+    assert found["routed_attempts"]["mean"] == pytest.approx((5 + 6) / 6)
+    assert "routed" not in evaluation([Attempts("a", a.attempts[:5])])
+
+
 def test_the_reward_of_a_wrong_answer_does_not_affect_the_vote() -> None:
     assert evaluation([attempts("a", (0.1, "4"), (0.1, "4"))])["maj@2"]["mean"] == 0
 

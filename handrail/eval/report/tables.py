@@ -108,7 +108,9 @@ def _figure(key: str, value: Any) -> str:
         return f"{value['mean']:.1f}"
     if isinstance(value, dict):
         return (
-            "{mean:.1f} [{low:.1f}, {high:.1f}]" if key == "tokens" else "{mean:.1%} [{low:.1%}, {high:.1%}]"
+            "{mean:.1f} [{low:.1f}, {high:.1f}]"
+            if key in ("tokens", "routed_attempts")
+            else "{mean:.1%} [{low:.1%}, {high:.1%}]"
         ).format(**value)
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
