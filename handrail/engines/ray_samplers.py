@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -49,6 +50,8 @@ class SamplerActor:
         self.version: Version = (0, -1)
         self.failed: Exception | None = None
         """Why the newest weights could not be taken."""
+        self.parts: dict[Version, list[dict[str, Tensor]]] = {}
+        """Weights of which some parts have not come yet."""
         self.wanted: dict[str, Version] = {}
         self.answers: dict[str, asyncio.Task[list[Completion]]] = {}
         self.changed, self.busy = asyncio.Condition(), False
@@ -59,12 +62,17 @@ class SamplerActor:
             if self.sampler is None:
                 self.sampler = await self._work(load_sampler, *self.settings)
 
-    async def update(self, version: Version, weights: dict[str, Tensor]) -> None:
-        """Sample from ``weights`` once every request for older ones is answered.
+    async def update(self, version: Version, part: dict[str, Tensor], parts: int = 1) -> None:
+        """Sample from new weights, of which this is one of ``parts``, once all have come and every request
+        for older ones is answered.
 
         Nobody waits for this, so an error is kept for those who ask for samples.
         """
         self._forget_before(version)
+        self.parts.setdefault(version, []).append(part)
+        if len(self.parts[version]) < parts:
+            return
+        weights = dict(ChainMap(*self.parts.pop(version)))
         async with self._turn(lambda: all(each >= version for each in self.wanted.values())):
             if version <= self.version:  # overtaken by newer weights on the way
                 return
@@ -101,7 +109,8 @@ class SamplerActor:
             self.answers.pop(ticket, None)
 
     def _forget_before(self, version: Version) -> None:
-        """Drop what was asked before the workers were restarted, because nobody waits for it."""
+        """Drop what was asked and sent before the workers were restarted, because nobody waits for it."""
+        self.parts = {each: parts for each, parts in self.parts.items() if each[0] >= version[0]}
         for ticket, wanted in list(self.wanted.items()):
             if wanted[0] < version[0]:
                 del self.wanted[ticket]
@@ -204,20 +213,25 @@ class RaySamplers(Sampler):
         return self.start, self.policy.version
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Send the weights of the main process to every actor, in the type that they sample in."""
+        """Send the weights to every actor, in the type that they sample in.
+
+        The main process sends all of them. If they are in shards, each process sends some, so that no host
+        needs room for all.
+        """
         import ray
 
-        is_main = self.policy.accelerator.is_main_process
+        rank = self.policy.accelerator.process_index
+        parts = self.policy.accelerator.num_processes if self.policy.apart else 1
         kept = {name for name, _ in self.policy.bare_base.named_buffers()}  # as they are, as in any model
-        copied = {
+        part = {
             name: value.detach().to("cpu", value.dtype if name in kept else self.dtype)
-            for name, value in weights  # in every process, because weights in shards are gathered by all
-            if is_main
+            for place, (name, value) in enumerate(weights)  # all, because all processes gather each
+            if place % parts == rank
         }
-        if is_main:
-            held = ray.put(copied)
+        if rank < parts:
+            held = ray.put(part)
             for actor in self.actors:  # they wait for their turn, nobody waits for them
-                actor.update.remote(self.version, held)
+                actor.update.remote(self.version, held, parts)
 
     def generate(
         self,

@@ -106,6 +106,27 @@ def test_weights_that_do_not_fit_are_an_error_of_the_next_request(policy: Traina
     assert len(act(misfit)[0]) == 2
 
 
+def test_weights_that_come_in_parts_are_taken_once_all_have_come(
+    policy: TrainablePolicy, alone: list[list[list[int]]]
+) -> None:
+    async def in_parts(actor: SamplerActor) -> list[list[Completion]]:
+        await actor.update((1, 0), weights(policy, 1.0))
+        await actor.submit("old", (1, 0), *REQUEST)
+        await actor.submit("new", (1, 1), *REQUEST)
+        newer = [*weights(policy, 0.2).items()]
+        await actor.update((1, 1), dict(newer[::2]), 2)
+        found = [await actor.result("old")]
+        assert actor.version == (1, 0)
+        await actor.update((1, 1), dict(newer[1::2]), 2)
+        found.append(await actor.result("new"))
+        await actor.update((1, 2), {}, 2)
+        await actor.update((2, 0), {}, 2)  # the workers were started again; the first part is of no use
+        assert list(actor.parts) == [(2, 0)]
+        return found
+
+    assert act(in_parts) == alone
+
+
 def test_a_restarted_actor_says_so() -> None:
     settings = config()
 
