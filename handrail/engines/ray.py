@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,11 +68,12 @@ def run_on_ray(
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if use_gpus else 0
-        least, most = count_workers(workers, samplers, gpus, int(resources["CPU"]), units)
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus, cpus = ([int(each.get(kind, 0)) for each in resources] for kind in ("GPU", "CPU"))
+        gpus = gpus if use_gpus else []
+        least, most = count_workers(workers, samplers, gpus, cpus, units)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actors = start_samplers(samplers, gpus > 0)
+        actors = start_samplers(samplers, sum(gpus) > 0)
         # Every worker keeps a call waiting.
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here, max_concurrency=100_000)(Mailbox).remote()
         storage = directory.absolute() / STORAGE
@@ -82,7 +83,7 @@ def run_on_ray(
             lambda: in_worker(work, mailbox, place, actors),
             torch_config=TorchConfig(timeout_s=LONGEST_WAIT),
             scaling_config=ScalingConfig(
-                num_workers=least if least == most else (least, most), use_gpu=gpus > 0
+                num_workers=least if least == most else (least, most), use_gpu=sum(gpus) > 0
             ),
             run_config=RunConfig(
                 name=STORAGE,
@@ -99,20 +100,33 @@ def run_on_ray(
 
 
 def count_workers(
-    workers: tuple[int, int] | None, samplers: int, gpus: int, cpus: int, units: int = 1
+    workers: tuple[int, int] | None,
+    samplers: int,
+    gpus: Sequence[int],
+    cpus: Sequence[int],
+    units: int = 1,
 ) -> tuple[int, int]:
-    """Return the least and the largest number of workers; ``gpus``: 0 if they use none. ``units``: GPUs, or
-    CPU cores, of a sampler.
+    """Return the least and the largest number of workers.
+
+    ``gpus``: GPUs of each node; none if they are not used. ``cpus``: CPU cores of each node. ``units``: GPUs,
+    or CPU cores, of a sampler.
 
     Raises UserError if the cluster's GPUs or CPU cores do not suffice. Ray would wait for more of them.
     """
-    least, most = workers or (max(gpus - samplers * units, 1),) * 2
-    room, unit = (gpus, "GPUs") if gpus else (cpus, "CPU cores")
-    if least + samplers * units > room:
+    nodes, unit = (gpus, "GPUs") if sum(gpus) else (cpus, "CPU cores")
+    least, most = workers or (max(sum(gpus) - samplers * units, 1),) * 2
+    if least + samplers * units > sum(nodes):
         apart = f" and --samplers is {samplers}" if samplers else ""
         apart += f" with {units} {unit} each (sampler.tensor_parallel)" if units > 1 else ""
-        instead = ', or set model.device = "cpu"' if gpus else ""
-        raise UserError(f"--workers is {least}{apart}, but the cluster has {room} {unit}; lower it{instead}")
+        instead = ', or set model.device = "cpu"' if sum(gpus) else ""
+        raise UserError(
+            f"--workers is {least}{apart}, but the cluster has {sum(nodes)} {unit}; lower it{instead}"
+        )
+    if (places := sum(node // units for node in nodes)) < samplers:
+        raise UserError(
+            f"sampler.tensor_parallel is {units}, but the nodes have room for {places} samplers with {units} "
+            f"{unit} of one node, and --samplers is {samplers}; lower either"
+        )
     return least, most
 
 

@@ -12,13 +12,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from threading import current_thread
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from handrail._util.errors import UserError
@@ -107,9 +106,11 @@ class ShardedModel:
             value.data = value.data.new_empty(0)
 
     def reshard(self) -> None:
-        """Free what a call without a backward pass has gathered."""
+        """Free what calls without a backward pass have gathered."""
         for model in filter(None, (self.trained, self.start)):
-            model.reshard()
+            for part in model.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:
@@ -132,21 +133,12 @@ class Turns:
 
     def __init__(self, model: ShardedModel, idle: Callable[[int], object]) -> None:
         """``idle(kind)``: takes part in another process's call of that kind, a number from 1."""
-        self.model, self.idle, self.thread = model, idle, current_thread()
+        self.model, self.idle = model, idle
         self.broken = False
         """True if a call has failed: the others are still in it, and will not come where processes meet."""
 
     def take(self, kind: int, work: Callable[[], T]) -> T:
-        """Return ``work()``, a call of ``kind``, in which all processes take part.
-
-        Raises UserError in another thread than the one that made this object: its calls would meet those of
-        other processes in no certain order.
-        """
-        if current_thread() is not self.thread:
-            raise UserError(
-                "a model in shards cannot score while a later step is sampled, as this method asks; "
-                "set sampler.staleness = 0"
-            )
+        """Return ``work()``, a call of ``kind``, in which all processes take part."""
         while (turn := self._next(kind)) != kind:
             self._call(partial(self.idle, turn))
         return self._call(work)

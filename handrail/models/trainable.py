@@ -179,8 +179,12 @@ class TrainablePolicy(TransformersPolicy):
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Enclose an update, in all processes at once: a model in shards cannot sample or score meanwhile."""
-        if not self.shards or self.shards.apart:
+        if not self.shards:
             yield
+            return
+        if self.shards.apart:
+            yield
+            self.shards.reshard()  # the model before training, which has no backward pass
             return
         self.shards.release()
         yield

@@ -83,6 +83,11 @@ class VllmSampler(Sampler):
                 raise
             except Exception as error:  # vLLM raises exceptions of any type, and has printed details
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
+                if self.spread:
+                    reason += (
+                        " (what its processes said is in Ray's logs; if memory ran out, lower "
+                        "sampler.cache_gib or raise sampler.tensor_parallel)"
+                    )
                 raise UserError(f"sampler: vLLM cannot run {config.path}: {reason}") from error
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -113,7 +118,9 @@ class VllmSampler(Sampler):
         with TemporaryDirectory() as directory:
             file = Path(directory) / "model.safetensors"
             save_file({name: value.contiguous() for name, value in weights}, file)
-            self.llm.collective_rpc(load_from, args=(str(file),))
+            written = file.open("rb")
+        with written:  # of a file without a name: a process that is killed leaves nothing behind
+            self.llm.collective_rpc(load_from, args=(f"/proc/{os.getpid()}/fd/{written.fileno()}",))
 
     def generate(
         self,

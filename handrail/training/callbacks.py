@@ -27,6 +27,9 @@ class Callback:
     """Hooks that the loop calls in every process, in the order of the callbacks. Override those that you
     need.
 
+    If the model is in shards (``train.fsdp``), let all processes call ``run.policy.score``, or none; only in
+    ``after_reward`` and ``before_update`` may they do so differently often.
+
     ``run`` has the attributes ``config``, ``method``, ``policy``, ``engine``, ``optimizer``, ``accelerator``
     and ``directory``; ``run.stop(reason)`` ends the run after the current step, with a last evaluation and
     checkpoint.
@@ -104,7 +107,8 @@ class Evaluation(Callback):
         evaluations.jsonl."""
         result: dict[str, Any] = {}
         samples = run.config.eval.samples
-        run.policy.update_sampler()  # in every process, even one without problems
+        if run.data.held_out:
+            run.policy.update_sampler()  # in every process, even one without problems
         for name, problems in run.data.held_out.items():
             run.evaluator.begin(step)
             with clock("evaluate"):

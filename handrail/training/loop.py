@@ -228,6 +228,8 @@ class Loop(Run):
         clock, engine, method = Clock(), self.engine, self.method
         engine.begin(number)
         problems, places = self.problems(number)
+        if self.policy.apart:  # before one process can be asked to stop, because all gather the weights
+            self.policy.update_sampler()
 
         with (
             self.abortable(number, (Paused, UserError)),

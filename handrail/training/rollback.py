@@ -148,6 +148,7 @@ class Rollback(Callback):
         places = run.shard(range(len(problems)))
         run.evaluator.begin(step)
         method = Grpo(group_size=s.probe_rollouts)
+        run.policy.update_sampler()  # in every process, even one without problems
         sampled = run.evaluator.rollout(method, [problems[place] for place in places], places)
         mine = run.evaluator.reward(method, sampled, places)
         return dealt_back(gather_object([mine]))

@@ -91,11 +91,13 @@ def test_more_workers_are_no_loss() -> None:
 )
 def test_a_cluster_that_is_too_small_is_refused(gpus: int, cpus: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        count_workers((2, 2), 3, gpus, cpus)
-    assert count_workers((2, 8), 2, gpus, cpus) == (2, 8)
-    assert count_workers((2, 8), 1, gpus, cpus, 2) == (2, 8)
+        count_workers((2, 2), 3, [gpus], [cpus])
+    assert count_workers((2, 8), 2, [gpus], [cpus]) == (2, 8)
+    assert count_workers((2, 8), 1, [gpus], [cpus], 2) == (2, 8)
     with pytest.raises(UserError, match=r"--samplers is 1 with 4 .* each \(sampler.tensor_parallel\)"):
-        count_workers((2, 2), 1, gpus, cpus, 4)
+        count_workers((2, 2), 1, [gpus], [cpus], 4)
+    with pytest.raises(UserError, match="is 4, but the nodes have room for 0 samplers with 4 .* of one node"):
+        count_workers((2, 2), 1, [gpus // 2] * 3, [cpus // 2] * 3 if not gpus else [64], 4)
 
 
 def test_ray_starts_workers_again_only_if_not_all_of_them_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     Gemma3Config,
@@ -23,7 +23,9 @@ from transformers import (
 
 from handrail import UserError, train
 from handrail._util.launch import Fsdp
-from handrail.models.sharding import ShardedModel, Turns
+from handrail.models.config import ModelConfig
+from handrail.models.sharding import ShardedModel
+from handrail.models.trainable import TrainablePolicy
 from handrail.training.policies import load_trainable_policy
 from tests.conftest import config
 from tests.forks import together
@@ -63,11 +65,25 @@ def test_no_process_waits_if_the_main_one_cannot_load_a_checkpoint(tmp_path: Pat
     assert {"0", "1"} <= {file.name for file in tmp_path.iterdir()}
 
 
-def test_a_model_in_shards_is_not_called_from_a_thread() -> None:
-    """Calls of several threads would come in another order in every process."""
-    turns = Turns(None, lambda kind: None)  # type: ignore[arg-type]
-    with ThreadPoolExecutor(1) as thread, pytest.raises(UserError, match="set sampler.staleness = 0"):
-        thread.submit(turns.take, 1, lambda: None).result()
+def shards_after_loading(directory: Path) -> None:
+    policy = TrainablePolicy(
+        ModelConfig(path="builtin:house-tiny", device="cpu"),
+        accelerator=Accelerator(cpu=True),
+        fsdp=Fsdp(reshard_after_forward=False),
+        own_sampler=lambda policy: None,  # type: ignore[arg-type, return-value]
+    )
+    policy.score([[5, 6]], [[7, 8]])
+    policy.join()
+    found = [isinstance(each, DTensor) for each in policy.model.parameters()]
+    (directory / os.environ["RANK"]).write_text(json.dumps(found))
+
+
+def test_what_loading_and_scoring_gather_is_freed(tmp_path: Path) -> None:
+    """The optimizer would not train what is not in shards when it is made."""
+    together(2, shards_after_loading, tmp_path)
+    for rank in range(2):
+        found = json.loads((tmp_path / str(rank)).read_text())
+        assert all(found) and len(found) > 10
 
 
 def train_beside_a_vision_tower(directory: Path) -> None:
