@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -45,19 +44,11 @@ def larger_passes(setup: Setup, a: Assumptions) -> Changed:
     return "shards within a node instead of over all (to build)", setup, replace(a, network=a.nvlink)
 
 
-def passed_on(setup: Setup, a: Assumptions) -> Changed:
-    others = min(setup.samplers, setup.nodes) - 1
-    faster = others / math.ceil(math.log2(others + 1))
-    text = "weights that every node which has them sends on (to build)"
-    return text, setup, replace(a, store=a.store * faster)
-
-
 CHANGES: dict[str, tuple[str, Callable[[Setup, Assumptions], Changed]]] = {
     "stragglers": ("the longest completions", shorter),
     "sample": ("sampling", larger_batches),
     "requests": ("samplers answer one worker at a time", one_request),
     "update": ("computing the update", fused_update),
     "exchange": ("gradients and shards between GPUs", larger_passes),
-    "network": ("Ray's store sends the weights to one node at a time", passed_on),
 }
 """The parts that come first somewhere on the page: in words, and what changes them."""

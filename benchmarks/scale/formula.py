@@ -138,9 +138,11 @@ def transfer(setup: Setup, a: Assumptions) -> tuple[float, float, float]:
     if not setup.samplers:
         return 0.0, 0.0, gather + copy
     others = min(setup.samplers, setup.nodes) - 1
-    host = 2 * p / a.host
+    host, whole = 2 * p / a.host, 2 * p / a.store
     load = host * (2 if setup.shards > 1 else 1)  # several GPUs read a file that is written first
-    return gather + 2 * host, others * 2 * p / a.store, load + copy
+    # Each worker sends a part, so every node with a worker sends at the same time. A node receives all parts.
+    senders = min(n, setup.nodes)
+    return gather + 2 * host / n, max(others / senders, min(others, 1)) * whole, load + copy
 
 
 def parts(setup: Setup, a: Assumptions) -> Parts:

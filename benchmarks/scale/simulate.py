@@ -81,7 +81,8 @@ class Simulation:
                 yield from self.answer("guide", version, self.extra[version], number)
 
     def sending(self) -> Events:
-        """Ray's store: the first worker's node has the weights and sends them to one node after another."""
+        """Ray's store: the workers' nodes have a part of the weights each, and send it to one node after
+        another."""
         for version in range(1, self.steps + 1):
             yield self.published[version]
             for place in range(self.places):

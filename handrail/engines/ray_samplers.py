@@ -215,23 +215,20 @@ class RaySamplers(Sampler):
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Send the weights to every actor, in the type that they sample in.
 
-        The main process sends all of them. If they are in shards, each process sends some, so that no host
-        needs room for all.
+        Each process sends a part, so that no host sends all, nor needs room for all.
         """
         import ray
 
-        rank = self.policy.accelerator.process_index
-        parts = self.policy.accelerator.num_processes if self.policy.apart else 1
+        rank, parts = self.policy.accelerator.process_index, self.policy.accelerator.num_processes
         kept = {name for name, _ in self.policy.bare_base.named_buffers()}  # as they are, as in any model
         part = {
             name: value.detach().to("cpu", value.dtype if name in kept else self.dtype)
-            for place, (name, value) in enumerate(weights)  # all, because all processes gather each
+            for place, (name, value) in enumerate(weights)  # if in shards, all processes gather each
             if place % parts == rank
         }
-        if rank < parts:
-            held = ray.put(part)
-            for actor in self.actors:  # they wait for their turn, nobody waits for them
-                actor.update.remote(self.version, held, parts)
+        held = ray.put(part)
+        for actor in self.actors:  # they wait for their turn, nobody waits for them
+            actor.update.remote(self.version, held, parts)
 
     def generate(
         self,

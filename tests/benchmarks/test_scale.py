@@ -91,12 +91,16 @@ def test_update_by_hand() -> None:
 def test_weight_transfer_by_hand() -> None:
     # 7,600 bytes to the CPU and into the store, 0.5 s each, and from there to a GPU; 22,800 bytes of copying.
     copy = 22_800 / 5600
-    assert transfer(small(4, samplers=2), ROUND) == pytest.approx((1.0, 0.0, 0.5 + copy))
-    # Samplers on 4 nodes: 3 nodes get 7,600 bytes at 7,600 a second, one after another.
-    assert transfer(small(16, samplers=8, node=4), ROUND)[1] == pytest.approx(3.0)
+    assert transfer(small(3, samplers=2), ROUND) == pytest.approx((1.0, 0.0, 0.5 + copy))
+    # Each of two workers puts a half.
+    assert transfer(small(4, samplers=2), ROUND) == pytest.approx((0.5, 0.0, 0.5 + copy))
+    # Samplers on 4 nodes: 3 nodes get 7,600 bytes at 7,600 a second, one after another, from a single worker.
+    assert transfer(small(16, samplers=15, node=4), ROUND)[1] == pytest.approx(3.0)
+    # With a worker on every node, all nodes receive at the same time.
+    assert transfer(small(16, samplers=8, node=4), ROUND)[1] == pytest.approx(1.0)
     assert transfer(small(2), ROUND) == pytest.approx((0.0, 0.0, copy))
     # Shards are gathered first: half of the float32 weights over NVLink.
-    assert transfer(small(4, samplers=2, fsdp=True), ROUND)[0] == pytest.approx(1.5)
+    assert transfer(small(4, samplers=2, fsdp=True), ROUND)[0] == pytest.approx(1.0)
 
 
 def test_staleness_by_hand() -> None:
@@ -262,13 +266,14 @@ def test_every_change_makes_a_step_shorter() -> None:
             _, change = CHANGES[bottleneck(setup, p)]
             _, changed, a = change(setup, H200)
             assert step_seconds(changed, parts(changed, a)) < step_seconds(setup, p)
-    # On 1,024 GPUs the store comes first once samplers answer all workers together.
-    together = Setup(MODELS[1], 1024, samplers=256, staleness=1, fsdp=True, merged=True)
-    p = parts(together, H200)
-    assert bottleneck(together, p) == "network"
-    _, changed, a = CHANGES["network"][1](together, H200)
-    # To 127 nodes in 7 rounds.
-    assert parts(changed, a).network == pytest.approx(p.network * 7 / 127)
+
+
+def test_every_worker_sends_a_part_of_the_weights() -> None:
+    model, a = MODELS[0], replace(H200, store=2.0)
+    few = Setup(model, 64, samplers=63)  # one worker, whose node sends them to the 7 others
+    many = Setup(model, 64, samplers=56)  # 8 workers on 8 nodes, each of which must receive them whole
+    assert parts(few, a).network == 7 * model.weights and parts(many, a).network == model.weights
+    assert parts(few, a).put == pytest.approx(8 * parts(many, a).put)
 
 
 def test_the_pages_are_up_to_date() -> None:

@@ -47,6 +47,7 @@ class FakeVllm:
 def sampler(model: Any, take: Callable[[Iterable[tuple[str, Tensor]]], None]) -> VllmSampler:
     """A sampler on a GPU, as far as it can tell."""
     made = VllmSampler.__new__(VllmSampler)
+    made.spread = False
     made.model, made.llm, made.on_cpu = model, FakeVllm(take), False
     return made
 
@@ -106,7 +107,7 @@ def test_a_merged_model_is_gathered_in_main_memory(tmp_path: Path, monkeypatch: 
     whole = dict(trained.weights())
     moved: list[str] = []
 
-    def on_gpu() -> Iterator[tuple[str, Any]]:
+    def on_gpu(model: Any) -> Iterator[tuple[str, Any]]:
         for name, value in whole.items():
 
             def cpu(name: str = name, value: Tensor = value) -> Tensor:
