@@ -42,13 +42,17 @@ def can_share_prompts(model: Any) -> bool:
 
 
 def load_with_renderer(
-    config: ModelConfig, prompts: PromptFormat, field: str = "model.path", dtype: str = "float32"
+    config: ModelConfig,
+    prompts: PromptFormat,
+    field: str = "model.path",
+    dtype: str = "float32",
+    empty: bool = False,
 ) -> tuple[Any, Renderer]:
-    """Load (model, renderer), on the CPU.
+    """Load (model, renderer), on the CPU; ``empty`` as for ``load_model``.
 
     Raises UserError, naming ``field``, if the model or its chat template cannot be used.
     """
-    model, tokenizer = load_model(config, field, dtype)
+    model, tokenizer = load_model(config, field, dtype, empty)
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) - {None}
     embeddings = len(model.get_input_embeddings().weight)
@@ -80,7 +84,10 @@ class TransformersPolicy:
         self.micro_batch_tokens = micro_batch_tokens
         self.poll: Callable[[], None] = lambda: None
         """Called before every sampled token; an exception that it raises ends the sampling."""
-        loaded, self.renderer = load_with_renderer(model, prompts or PromptFormat(), field, self.param_dtype)
+        prompts = prompts or PromptFormat()
+        loaded, self.renderer = load_with_renderer(
+            model, prompts, field, self.param_dtype, not self.reads_weights
+        )
         self.tokenizer = self.renderer.tokenizer
         if self.renderer.warning:
             log.warning("%s", self.renderer.warning)
@@ -99,6 +106,11 @@ class TransformersPolicy:
     def param_dtype(self) -> str:
         """Number type of the weights."""
         return self.config.dtype
+
+    @property
+    def reads_weights(self) -> bool:
+        """True if this process loads the weights, and does not get them from another one."""
+        return True
 
     def autocast(self) -> torch.autocast:
         """Compute in ``model.dtype``, whatever the number type of the weights."""

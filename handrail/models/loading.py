@@ -7,10 +7,13 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from handrail._util.errors import UserError
 from handrail._util.hub import look_up
@@ -25,11 +28,14 @@ TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
-def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "float32") -> tuple[Any, Any]:
+def load_model(
+    config: ModelConfig, field: str = "model.path", dtype: str = "float32", empty: bool = False
+) -> tuple[Any, Any]:
     """Load (model, tokenizer) from a directory, a hub name, a GGUF file, an adapter's directory or
     ``builtin:NAME``.
 
-    An adapter is merged into its base model. Raises UserError, naming ``field``, if the model cannot be
+    An adapter is merged into its base model. ``empty``: True for weights on the meta device, which take no
+    memory, if the path is that of a plain model. Raises UserError, naming ``field``, if the model cannot be
     loaded.
     """
     path = Path(locate(config.path, field))
@@ -44,7 +50,9 @@ def load_model(config: ModelConfig, field: str = "model.path", dtype: str = "flo
         look_up(str(path), "model", field)
     try:
         with enough_memory("load"):
-            model, tokenizer = _loader(path)(config, dtype, field)
+            load = _loader(path)
+            load = partial(_from_directory, empty=True) if empty and load is _from_directory else load
+            model, tokenizer = load(config, dtype, field)
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -70,13 +78,22 @@ def _loader(path: Path) -> Callable[[ModelConfig, str, str], tuple[Any, Any]]:
     return _from_adapter if (path / ADAPTER).is_file() else _from_directory
 
 
-def _from_directory(config: ModelConfig, dtype: str, field: str) -> tuple[Any, Any]:
+def _from_directory(config: ModelConfig, dtype: str, field: str, empty: bool = False) -> tuple[Any, Any]:
     path, trusted = locate(config.path), config.trust_remote_code
     if Path(path).is_dir():
         AutoConfig.from_pretrained(path, trust_remote_code=trusted)  # first, as the others need it
         _require_files(Path(path))
     attention = None if config.attention == "auto" else config.attention
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+    if empty:
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                settings, dtype=dtype, trust_remote_code=trusted, attn_implementation=attention
+            )
+        with suppress(OSError):  # without that file, it follows from the model's settings
+            model.generation_config = GenerationConfig.from_pretrained(path)
+        return model.eval(), tokenizer
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, use_safetensors=True, trust_remote_code=trusted, attn_implementation=attention
     )

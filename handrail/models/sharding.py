@@ -84,11 +84,13 @@ class ShardedModel:
             yield name, shard, distribute_tensor(value, shard.device_mesh, shard.placements)
 
     def _share_buffers(self, model: Any) -> None:
-        # transformers reads a checkpoint in one process of a host, and leaves zeros in the others.
+        # The weights are read in one process of a host or of all, and the others have zeros or no data.
         for own, buffer in zip(self.whole.buffers(), model.buffers(), strict=True):
-            buffer.copy_(own)
+            if not own.is_meta:
+                buffer.copy_(own)
             torch.distributed.broadcast(buffer, 0)
-            own.copy_(buffer)
+            if not own.is_meta:
+                own.copy_(buffer)
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -183,12 +185,12 @@ def layers(model: Any, fsdp: Fsdp) -> list[nn.Module]:
 
 
 def without_weights(model: Any, device: torch.device) -> Any:
-    """Copy a model, its buffers too, with weights that take no memory, and to ``device``."""
+    """Copy a model to ``device``, with weights that take no memory and buffers of any value."""
     empty: dict[int, Any] = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
         for weight in model.parameters()
     }
-    empty |= {id(buffer): buffer.to(device, copy=True) for buffer in model.buffers()}
+    empty |= {id(buffer): torch.empty_like(buffer, device=device) for buffer in model.buffers()}
     return copy.deepcopy(model, empty)
 
 

@@ -112,6 +112,10 @@ class TrainablePolicy(TransformersPolicy):
         return self.config.dtype if self.lora else "float32"
 
     @property
+    def reads_weights(self) -> bool:
+        return not (self.fsdp and self.own_sampler) or self.accelerator.is_main_process
+
+    @property
     def bare_base(self) -> Any:
         """The model without its adapters, if it has any."""
         return self.bare_model.get_base_model() if self.lora else self.bare_model
