@@ -171,7 +171,13 @@ def cluster(processes: int) -> Iterator[None]:
             address, log_to_driver=False, logging_level=logging.ERROR, **started if address == "local" else {}
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"RAY_ADDRESS is {address}, which Ray cannot use ({first_line(error)})") from error
+        # Ray uses the token that ``ray start`` has found only if it is told so.
+        token = (
+            "" if "RAY_AUTH_MODE" in os.environ else "; if its nodes want a token, set RAY_AUTH_MODE=token"
+        )
+        raise UserError(
+            f"RAY_ADDRESS is {address}, which Ray cannot use ({first_line(error)}){token}"
+        ) from error
     try:
         yield
     finally:
