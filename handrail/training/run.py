@@ -111,7 +111,7 @@ class Run:
         try:
             yield
         except (Paused, UserError) as error:
-            if self.policy.alone:  # whoever started the processes ends the others
+            if self.policy.alone:  # the others cannot be told; the launcher ends them
                 raise
             failed = error
         self.policy.join()
