@@ -51,10 +51,12 @@ class LocalEngine:
         experts: Experts | None = None,
         seed: int = 0,
         require_end: bool = True,
+        critic: Policy | None = None,
     ) -> None:
-        """``require_end``: True if a truncated completion counts as wrong, whatever it says."""
+        """``require_end``: True if a truncated completion counts as wrong, whatever it says. ``critic``: the
+        model that the method trains beside the policy, if any."""
         self.policy, self.verifier, self.seed, self.require_end = policy, verifier, seed, require_end
-        self.experts = experts or Experts(policy=policy)
+        self.experts, self.critic = experts or Experts(policy=policy), critic
         self.step = self.version = 0
         self.counts: Counter[str] = Counter()
         self.unverified: dict[str, str] = {}
@@ -178,19 +180,29 @@ class LocalEngine:
         raise TypeError(f"this engine does not answer {type(requests[0]).__name__}")
 
     def _generate(self, requests: Sequence[Generate], seeds: Sequence[int]) -> list[list[Trajectory]]:
+        seed_of = dict(zip(map(id, requests), seeds, strict=True))
+
+        def sample(model: str, asked: Sequence[Generate]) -> list[list[Trajectory]]:
+            return self._sample(self._model(model)[0], asked, [seed_of[id(each)] for each in asked])
+
+        return by_model(requests, sample)
+
+    def _sample(
+        self, policy: Policy, requests: Sequence[Generate], seeds: Sequence[int]
+    ) -> list[list[Trajectory]]:
         prompts, limits, flat_seeds = [], [], []
         for request, seed in zip(requests, seeds, strict=True):
-            limit = self.policy.max_tokens if request.max_tokens is None else request.max_tokens
-            limit = room(self.policy, request.prompt_ids, limit)
+            limit = policy.max_tokens if request.max_tokens is None else request.max_tokens
+            limit = room(policy, request.prompt_ids, limit)
             if limit < 1:
-                length, context = len(request.prompt_ids), self.policy.context
+                length, context = len(request.prompt_ids), policy.context
                 raise UserError(
                     f"there is no room for a token behind {length} tokens; the model's context is {context}"
                 )
             prompts += [request.prompt_ids] * request.n
             limits += [limit] * request.n
             flat_seeds += [derive(seed, number) for number in range(request.n)]
-        completions = iter(self.policy.generate(prompts, flat_seeds, limits))
+        completions = iter(policy.generate(prompts, flat_seeds, limits))
         return [
             [replace(next(completions), version=self.version) for _ in range(request.n)]
             for request in requests
@@ -235,7 +247,12 @@ class LocalEngine:
 
     def _model(self, name: str) -> tuple[Policy, str]:
         """Return the policy that holds a model, and the model's name there."""
-        return (self.experts.white_box(self.policy), "policy") if name == "teacher" else (self.policy, name)
+        match name:
+            case "teacher":
+                return self.experts.white_box(self.policy), "policy"
+            case "critic" if self.critic:
+                return self.critic, "policy"
+        return self.policy, name
 
     def verify(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool = False) -> list[Trajectory]:
         """Set ``correct`` and ``reward`` from the verifier's verdicts; the reward is NaN without a verdict.

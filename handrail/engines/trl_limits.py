@@ -70,6 +70,11 @@ def require_possible(method: Method[Any], args: Any, named: dict[str, Any]) -> N
         raise UserError(
             f"{name} goes back to earlier checkpoints, which TRL cannot; use npo, or handrail train"
         )
+    if method.trained:
+        raise UserError(
+            f'{name} trains a critic beside the policy, which TRL cannot; set judge = "policy", or use '
+            "handrail train"
+        )
     require_no_objective(name, method, args)
     for what in ("tools", "rollout_func", "environment_factory"):
         if named.get(what):

@@ -204,6 +204,11 @@ def require_possible(method: Method[Any], config: DictConfig) -> None:
         raise UserError(
             f"{name} goes back to earlier checkpoints, which verl cannot; use npo, or handrail train"
         )
+    if method.trained:
+        raise UserError(
+            f'{name} trains a critic beside the policy, which verl cannot; set judge = "policy", or use '
+            "handrail train"
+        )
     if "teacher" in method.models:
         raise UserError(
             f"{name} or one of its terms reads a teacher's probabilities, and verl's trainer process has no "

@@ -19,6 +19,9 @@ class ExpertsConfig(Section):
     """Process reward model for the step judge ``prm``: a directory or ``builtin:NAME``."""
     teacher: str = ""
     """Causal language model for the corrector ``model``: a directory or hub name."""
+    critic: str = ""
+    """Causal language model that becomes the critic of a method that trains one; it must have the policy's
+    tokenizer. By default, the model that the policy starts from."""
 
 
 class EndpointConfig(Section):

@@ -253,7 +253,9 @@ class Experts:
                 "with the policy's tokenizer"
             )
         if id(self.teacher) not in self._compared:
-            require_same_tokens(policy.renderer, self.teacher.renderer, self.config.teacher)
+            require_same_tokens(
+                policy.renderer, self.teacher.renderer, f"experts.teacher: {self.config.teacher}"
+            )
             self._compared.add(id(self.teacher))
         return self.teacher
 
@@ -291,15 +293,15 @@ def ring_order(problem: Problem) -> int:
 
 
 def require_same_tokens(ours: Renderer, theirs: Renderer, name: str) -> None:
-    """Raise UserError unless every token of ours is a token of theirs with the same id and an embedding."""
+    """Raise UserError, about ``name``, unless each of our tokens is one of theirs, with the same id and an
+    embedding."""
     own, other = ours.tokenizer.get_vocab(), theirs.tokenizer.get_vocab()
     different = next((token for token, number in own.items() if other.get(token) != number), None)
     if different is None and ours.vocabulary <= theirs.embeddings:
         return
     what = "has too few embeddings" if different is None else f"does not have {different!r} by the same id"
     raise UserError(
-        f"experts.teacher: {name} {what}, so it cannot read the policy's tokens; choose a teacher with the "
-        "policy's tokenizer"
+        f"{name} {what}, so it cannot read the policy's tokens; choose a model with the policy's tokenizer"
     )
 
 

@@ -238,6 +238,11 @@ class Method(Generic[S], Stateful):
         needed = frozenset({"reference"} if self.kl else ())
         return needed.union(*(term.models for term in self.terms))
 
+    @property
+    def trained(self) -> frozenset[str]:
+        """Models besides the policy that the method trains: "critic", the model ``experts.critic``."""
+        return frozenset()
+
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise UserError if the method cannot learn from these training problems."""
         if self.needs_references and not any(problem.references for problem in problems):

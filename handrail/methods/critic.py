@@ -1,4 +1,4 @@
-"""Base class of methods whose critic can be the policy itself, trained to judge its own solutions."""
+"""Base class of methods whose critic can be trained: the policy itself, or a second model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from handrail.types.trajectory import Group
 
 class CriticSettings(RepairSettings):
     judge: str = "arithmetic"
-    """Critic that finds the first wrong step: a judge as for scope, which stays as it is, or ``policy``: the
-    policy, which also learns to judge its own solutions. The next five settings are for ``policy``."""
+    """Critic that finds the first wrong step: a judge as for scope, which stays as it is; ``policy``: the
+    policy, which also learns to judge its own solutions; or ``critic``: a second model, which learns to judge
+    them (``experts.critic``). The next five settings are for ``policy`` and ``critic``."""
     warm_up: int = Field(40, ge=0)
     """Number of steps at the start that train only the critic."""
     critic_every: int = Field(4, ge=1)
@@ -42,7 +43,7 @@ S = TypeVar("S", bound=CriticSettings)
 
 
 class Criticizing(Repairing[S]):
-    """A method whose critic can be the policy itself. Its counts begin with its name."""
+    """A method whose critic can be trained. Its counts begin with its name."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -52,18 +53,23 @@ class Criticizing(Repairing[S]):
         """Factors of their advantages in the present step."""
         if self.trains_critic and self.terms:
             raise UserError(
-                'method.terms: terms act on solutions, and with judge = "policy" critiques are trained too; '
-                "leave them out, or name another judge"
+                f'method.terms: terms act on solutions, and with judge = "{self.settings.judge}" critiques '
+                "are trained too; leave them out, or name another judge"
             )
 
     @property
     def trains_critic(self) -> bool:
-        return self.settings.judge == "policy"
+        return self.settings.judge in ("policy", "critic")
+
+    @property
+    def trained(self) -> frozenset[str]:
+        return frozenset({"critic"} if self.settings.judge == "critic" else ())
 
     @property
     def experts(self) -> Mapping[Role, str]:
-        """As for every repair; the policy as a critic is no expert."""
-        return {role: name for role, name in super().experts.items() if (role, name) != ("judge", "policy")}
+        """As for every repair; a critic that is trained is no expert."""
+        named = super().experts
+        return {role: named[role] for role in named if role != "judge" or not self.trains_critic}
 
     def is_critic_step(self, step: int) -> bool:
         s = self.settings
@@ -84,7 +90,7 @@ class Criticizing(Repairing[S]):
             ctx.counts[f"{self.name}/too_long"] += 1
             return empty, []
         members, right, attempts = [], solution.correct is True, list[Attempt | None]()
-        for member in await Generate(prompt, s.critiques):
+        for member in await Generate(prompt, s.critiques, model=s.judge):
             judged, verdict = read_critique(member.text, len(steps))
             agrees = verdict is right
             reward = agrees + s.format_reward * (judged is not None) if verdict is not None else 0.0
@@ -95,7 +101,8 @@ class Criticizing(Repairing[S]):
         ctx.counts[f"{self.name}/critiques"] += len(members)
         ctx.counts[f"{self.name}/right_verdicts"] += sum(member.correct is True for member in members)
         notes = {**group.notes, "critic": (right, len(members))}
-        return replace(group, trajectories=members, notes=notes), [each for each in attempts if each]
+        critiques = replace(group, trajectories=members, notes=notes, model=s.judge)
+        return critiques, [each for each in attempts if each]
 
     def observe(self, group: Group) -> Any:
         return group.notes.get("critic")

@@ -28,12 +28,13 @@ class Request:
 class Generate(Request):
     """Sample ``n`` completions of a prompt. Answer: a list of ungraded trajectories.
 
-    ``max_tokens`` defaults to ``rollout.max_tokens``.
+    ``max_tokens`` defaults to ``rollout.max_tokens``. ``model`` is "policy", or one of ``Method.trained``.
     """
 
     prompt_ids: list[int]
     n: int = 1
     max_tokens: int | None = None
+    model: str = "policy"
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,12 +57,13 @@ class TrainablePolicy(TransformersPolicy):
         keep_start: bool = False,
         fsdp: Fsdp | None = None,
         own_sampler: Callable[[TrainablePolicy], Sampler] | None = None,
+        field: str = "model.path",
     ) -> None:
         """``seed``: for the adapters' initial weights. ``keep_start``: True to keep a copy of the initial
         model. ``fsdp``: how to shard the model over the processes, if at all. ``own_sampler`` returns what
         samples in place of ``sampler.name``.
 
-        Raises UserError if the model cannot be loaded.
+        Raises UserError, naming ``field``, if the model cannot be loaded.
         """
         self.lora, self.sampling = lora, sampler or SamplerConfig()
         self.seed, self.keep_start = seed, keep_start
@@ -76,7 +77,7 @@ class TrainablePolicy(TransformersPolicy):
         if fsdp and (model.compile if isinstance(model, ModelConfig) else False):
             raise UserError("model.compile does not work with FSDP; leave it out")
         with weights_read_once(fsdp):
-            super().__init__(model, rollout, prompts, accelerator, micro_batch_tokens)
+            super().__init__(model, rollout, prompts, accelerator, micro_batch_tokens, field)
         if self.shards:
             self.shards.reshard()  # the loading has tried the model
         if own_sampler:

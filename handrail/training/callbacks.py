@@ -72,8 +72,9 @@ class LearningRate(Callback):
 
     def before_step(self, run: Run, step: int) -> None:
         self.rate = self.criteria.learning_rate(step)
-        for group in run.optimizer.param_groups:
-            group["lr"] = self.rate
+        for update in run.updates.values():
+            for group in update.optimizer.param_groups:
+                group["lr"] = self.rate
 
     def after_step(self, run: Run, step: int, metrics: dict[str, Any], clock: Clock) -> None:
         metrics["learning_rate"] = self.rate
@@ -143,7 +144,8 @@ class Samples(Callback):
     def before_update(self, run: Run, step: int, groups: Sequence[Group]) -> None:
         every = run.config.train.samples_every
         if every and run.accelerator.is_main_process and (step - 1) % every == 0:
-            run.out.sample(sample_rows(step, groups, run.method, run.policy))
+            for _, update, own in run.by_model(groups):
+                run.out.sample(sample_rows(step, own, run.method, update.policy))
 
 
 class Labels(Callback):
@@ -173,12 +175,12 @@ class Checkpoints(Callback):
         root = run.out.checkpoints
         if run.policy.shards:
             with run.failing_together():
-                checkpoint.save_shard(root, step, run.policy, run.optimizer)
+                checkpoint.save_shard(root, step, run.updates)
         with run.failing_together(), run.policy.at_hand():
             if run.accelerator.is_main_process:
                 run.out.sync()
                 state = state or state_of(run.method)
-                checkpoint.save(root, step, run.config.train, run.policy, run.optimizer, state)
+                checkpoint.save(root, step, run.config.train, run.updates, state)
         run.checkpointed = step
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from handrail._util.state import read_state, write_state
 from handrail.methods.base import Method, State
 from handrail.methods.method_and_terms import restore
 from handrail.models.sharding import cut_like, local
-from handrail.models.trainable import TrainablePolicy
 from handrail.training.config import TrainConfig
+from handrail.training.update import Update
 
 log = logging.getLogger("handrail")
 
@@ -29,37 +29,44 @@ SHARDS = ".shards"
 """Directory beside the checkpoints, where processes put their shards until a checkpoint takes them."""
 
 
-def save(
-    root: Path, step: int, config: TrainConfig, policy: TrainablePolicy, optimizer: Any, state: State
-) -> None:
+def save(root: Path, step: int, config: TrainConfig, updates: Mapping[str, Update], state: State) -> None:
     """Write ``root/step-NNNNNN`` atomically, then delete the checkpoints that ``config`` does not keep.
 
-    ``state``: that of the method and its terms, see ``state_of``.
+    ``updates``: those of all models that are trained. ``state``: that of the method and its terms, see
+    ``state_of``.
     Raises Paused if the disk is full, and UserError if a weight is not finite, or if shards are missing;
     earlier checkpoints then remain.
     """
-    require_finite(root, step, policy)
-    with explain_no_room(root, step, policy), whole_directory(root / f"step-{step:06d}") as aside:
-        policy.save_state(aside / "model")
-        if policy.shards:
-            take_shards(root, aside)
-        else:
-            save_file(moments(optimizer), aside / "optimizer.safetensors")
+    require_finite(root, step, updates)
+    with explain_no_room(root, step, updates), whole_directory(root / f"step-{step:06d}") as aside:
+        for name, update in updates.items():
+            directory = model_directory(aside, name)
+            update.policy.save_state(directory / "model")
+            if update.policy.shards:
+                take_shards(root, directory)
+            else:
+                save_file(moments(update.optimizer), directory / "optimizer.safetensors")
         write_state(aside / "state", {"step": step, **state})
         write_sums(aside)
     prune(root, step, config)
 
 
-def save_shard(root: Path, step: int, policy: TrainablePolicy, optimizer: Any) -> None:
+def model_directory(root: Path, name: str) -> Path:
+    """Directory of one of the models that are trained; the policy's is ``root`` itself."""
+    return root if name == "policy" else root / name
+
+
+def save_shard(root: Path, step: int, updates: Mapping[str, Update]) -> None:
     """Write this process's shard of the optimizer's state beside the checkpoints, for ``save`` to take.
 
     Raises Paused if the disk is full.
     """
-    number, processes = policy.accelerator.process_index, policy.accelerator.num_processes
-    with explain_no_room(root, step, policy):
+    accelerator = updates["policy"].accelerator
+    number, processes = accelerator.process_index, accelerator.num_processes
+    with explain_no_room(root, step, updates):
         (root / SHARDS).mkdir(parents=True, exist_ok=True)
         name = f"optimizer-{number + 1:05d}-of-{processes:05d}.safetensors"
-        save_file(moments(optimizer), root / SHARDS / name)
+        save_file(moments(updates["policy"].optimizer), root / SHARDS / name)
 
 
 def take_shards(root: Path, into: Path) -> None:
@@ -89,21 +96,22 @@ def moments(optimizer: Any) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def explain_no_room(root: Path, step: int, policy: TrainablePolicy) -> Iterator[None]:
+def explain_no_room(root: Path, step: int, updates: Mapping[str, Update]) -> Iterator[None]:
     """Raise Paused if the disk is full."""
     try:
         yield
     except Exception as error:
         if not no_room(error):
             raise
-        raise Paused(no_room_for(root, step, policy)) from error
+        raise Paused(no_room_for(root, step, updates)) from error
 
 
-def require_finite(root: Path, step: int, policy: TrainablePolicy) -> None:
+def require_finite(root: Path, step: int, updates: Mapping[str, Update]) -> None:
     """Raise UserError if a trainable weight is not finite."""
     if not all(
         bool(parameter.isfinite().all())
-        for parameter in policy.bare_model.parameters()
+        for update in updates.values()
+        for parameter in update.policy.bare_model.parameters()
         if parameter.requires_grad
     ):
         raise UserError(
@@ -111,9 +119,9 @@ def require_finite(root: Path, step: int, policy: TrainablePolicy) -> None:
         )
 
 
-def no_room_for(root: Path, step: int, policy: TrainablePolicy) -> str:
+def no_room_for(root: Path, step: int, updates: Mapping[str, Update]) -> str:
     free = shutil.disk_usage(root).free
-    trained = (p for p in policy.model.parameters() if p.requires_grad)
+    trained = [weight for update in updates.values() for weight in update.parameters]
     takes = 3 * sum(p.numel() * p.element_size() for p in trained)  # weights and Adam's two moments
     there = checkpoints(root)
     kept = f"{there[-1]} is whole" if there else "there is none before it"
@@ -181,22 +189,27 @@ def newest_intact(root: Path, until: int, every: int) -> Path | None:
     return None
 
 
-def load(path: Path, policy: TrainablePolicy, optimizer: Any, method: Method[Any]) -> int:
+def load(path: Path, updates: Mapping[str, Update], method: Method[Any]) -> int:
     """Restore from what ``save`` wrote and return its step.
 
     Raises UserError if it is of a different model.
     """
-    policy.load_state(path / "model")
+    for name, update in updates.items():
+        directory, optimizer = model_directory(path, name), update.optimizer
+        update.policy.load_state(directory / "model")
+        groups = optimizer.state_dict()["param_groups"]
+        moments = load_moments(directory, update.parameters)
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
     state = read_state(path / "state")
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": load_moments(path, policy), "param_groups": groups})
     restore(method, state)
     return int(state["step"])
 
 
-def load_moments(path: Path, policy: TrainablePolicy) -> dict[int, dict[str, torch.Tensor]]:
-    """Load the optimizer's state that any number of processes wrote, as this process keeps it."""
-    trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
+def load_moments(path: Path, trained: Sequence[torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """Load the optimizer's state that any number of processes wrote, as this process keeps it.
+
+    ``trained``: the weights that it is about.
+    """
     entries: dict[int, dict[str, torch.Tensor]] = {}
     with ExitStack() as stack:
         files = [

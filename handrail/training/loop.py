@@ -44,7 +44,7 @@ from handrail.training.samples import batch_rows
 from handrail.training.shared_state import learn, observe
 from handrail.training.stopping import StopCriteria
 from handrail.training.trained import keep_settings
-from handrail.training.update import Outcome, logs_authors
+from handrail.training.update import Outcome, logs_authors, together
 from handrail.types.problem import Problem
 from handrail.types.trajectory import Group
 from handrail.verifiers.audit import refusal
@@ -125,7 +125,7 @@ class Loop(Run):
         newest = self.broadcast(newest)
         if resume and last_step(directory) >= 0:
             require_unchanged(directory, self.contents)
-        done = checkpoint.load(newest, self.policy, self.optimizer, self.method) if newest else None
+        done = checkpoint.load(newest, self.updates, self.method) if newest else None
         self.checkpointed = done
         # Without a summary, a run at its last step was stopped before its end: it only has to be finished.
         complete = (directory / "summary.json").exists()
@@ -172,10 +172,11 @@ class Loop(Run):
         result: dict[str, Any] = {}
         with self.policy.at_hand():
             if self.accelerator.is_main_process:
-                checkpoint.require_finite(self.out.checkpoints, self.config.train.steps, self.policy)
-                with whole_directory(directory / "model") as aside:
-                    self.policy.save(aside)
-                    keep_settings(aside, self.config)
+                checkpoint.require_finite(self.out.checkpoints, self.config.train.steps, self.updates)
+                for name, update in self.updates.items():
+                    with whole_directory(directory / ("model" if name == "policy" else name)) as aside:
+                        update.policy.save(aside)
+                        keep_settings(aside, self.config)
         if self.accelerator.is_main_process:
             result = summary(self.out, self.config, self.method, self.stop_reason)
             self.out.write_summary(result)
@@ -260,7 +261,7 @@ class Loop(Run):
             parts = self.parts(guided, places)
             if self.policy.sampler_differs and len(parts) > 1:
                 with clock("update"):
-                    parts = [(self.policy.with_old_logp(groups), places) for groups, places in parts]
+                    parts = [(self.with_old_logp(groups), places) for groups, places in parts]
             for part in parts:
                 with self.failing_together(), clock("guide"):
                     credited = engine.credit_places(method, *part)
@@ -274,6 +275,20 @@ class Loop(Run):
 
         engine.counts.update(engine.experts.take_counts())
         return metrics.result(engine) | mismatch, clock
+
+    def with_old_logp(self, groups: Sequence[Group]) -> list[Group]:
+        found: dict[int, Group] = {}
+        for _, update, own in self.by_model(groups):
+            found |= dict(zip(map(id, own), update.policy.with_old_logp(own), strict=True))
+        return [found[id(group)] for group in groups]
+
+    def update(self, groups: Sequence[Group], per_author: bool) -> Outcome:
+        """Update each model by its groups, in every process, even in one without groups."""
+        models = self.by_model(groups)
+        return together({name: update(own, per_author) for name, update, own in models})
+
+    def versions(self) -> list[int]:
+        return [update.policy.version for update in self.updates.values()]
 
     def rollouts(self, step: int, problems: list[Problem], places: list[int]) -> list[Group]:
         if self.ahead:
@@ -299,7 +314,8 @@ class Loop(Run):
         if not outcome.skipped:
             return
         if self.accelerator.is_main_process:
-            out.skip(batch_rows(step, groups, self.policy))
+            for _, update, own in self.by_model(groups):
+                out.skip(batch_rows(step, own, update.policy))
         if self.skipped == self.config.train.max_skipped_updates:
             raise UserError(
                 f"no finite gradient in {self.skipped} updates in a row, the last in step {step}; "
@@ -318,13 +334,14 @@ class Loop(Run):
         ``state``: that of the method before the step, if this part may change it. Once an update may have
         changed the weights, the step before cannot be saved any more, and the error is raised as it is.
         """
-        version = self.policy.version
+        versions = self.versions()
         try:
             yield
         except errors as failed:
-            if self.policy.version != version or self.policy.alone:
+            if self.versions() != versions or self.policy.alone:
                 raise
-            self.optimizer.zero_grad()  # saving needs memory too
+            for update in self.updates.values():
+                update.optimizer.zero_grad()  # saving needs memory too
             Checkpoints.write(self, step - 1, state)
             raise type(failed)(
                 f"{failed}; step {step - 1} is checkpointed, to go on with --resume"

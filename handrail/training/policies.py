@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from accelerate import Accelerator
 
+from handrail._util.errors import UserError
 from handrail._util.processes import sharding
-from handrail.experts.registry import Experts
+from handrail.experts.registry import Experts, require_same_tokens
+from handrail.methods.base import Method
 from handrail.models.generate import Sampler
 from handrail.models.hf import TransformersPolicy
 from handrail.models.policy import Policy
@@ -33,10 +36,11 @@ def load_trainable_policy(
     accelerator: Accelerator,
     keep_start: bool = False,
     own_sampler: Callable[[TrainablePolicy], Sampler] | None = None,
+    field: str = "model.path",
 ) -> TrainablePolicy:
     """Load the configured model for training; ``keep_start`` and ``own_sampler`` as for TrainablePolicy.
 
-    Raises UserError if it cannot be loaded.
+    Raises UserError, naming ``field``, if it cannot be loaded.
     """
     return TrainablePolicy(
         config.model,
@@ -50,7 +54,32 @@ def load_trainable_policy(
         keep_start,
         sharding(config.train.fsdp),
         own_sampler,
+        field,
     )
+
+
+def require_room_for_critic(config: Config, method: Method[Any], samples_elsewhere: bool) -> None:
+    """Raise UserError if the method trains a critic in a run that shards its models or samples elsewhere."""
+    elsewhere = samples_elsewhere or config.sampler.name != "transformers"
+    if method.trained and (elsewhere or sharding(config.train.fsdp)):
+        raise UserError(
+            f"{method.settings.name} trains a critic beside the policy, which does not work with FSDP, vLLM "
+            'or --samplers; leave them out, or set method.judge = "policy"'
+        )
+
+
+def load_critic(config: Config, accelerator: Accelerator, policy: TrainablePolicy) -> TrainablePolicy:
+    """Load the model that the method trains beside ``policy``.
+
+    Raises UserError if it cannot be loaded, or if its tokens are not those of the policy.
+    """
+    path = config.experts.critic or config.model.path
+    field = "experts.critic" if config.experts.critic else "model.path"
+    model = config.model.model_copy(update={"path": path})
+    changed = config.model_copy(update={"model": model})
+    critic = load_trainable_policy(changed, accelerator, policy.keep_start, field=field)
+    require_same_tokens(policy.renderer, critic.renderer, f"{field}: {path}")
+    return critic
 
 
 def load_experts(config: Config, accelerator: Accelerator, policy: Policy | None = None) -> Experts:

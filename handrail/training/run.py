@@ -25,11 +25,17 @@ from handrail.models.trainable import TrainablePolicy
 from handrail.training.ahead import require_ahead
 from handrail.training.config import Config, TrainConfig
 from handrail.training.contents import contents, harvested_from_another_model, probed_with_another_model
-from handrail.training.policies import load_experts, load_trainable_policy
+from handrail.training.policies import (
+    load_critic,
+    load_experts,
+    load_trainable_policy,
+    require_room_for_critic,
+)
 from handrail.training.run_data import RunData, fit, load_data
 from handrail.training.run_directory import RunDirectory
 from handrail.training.update import Update
 from handrail.types.problem import Problem
+from handrail.types.trajectory import Group
 from handrail.verifiers.pool import VerifierPool
 
 log = logging.getLogger("handrail")
@@ -57,6 +63,7 @@ class Run:
             )
         self.config, self.verifier, self.interrupts = config, verifier, interrupts
         self.method = build(config.method, config.rollout, method)
+        require_room_for_critic(config, self.method, sampler is not None)
         data = usable_data(config, self.method)
         self.contents = contents(config, data.sources, data.held_out)
         self.accelerator = accelerator(config.model.device, config.model.dtype, config.train.trackers)
@@ -64,21 +71,36 @@ class Run:
             config, self.accelerator, "reference" in self.method.models, sampler
         )
         require_ahead(self.policy)
-        self.policy.poll = interrupts.check
+        trained = {"policy": self.policy}
+        if "critic" in self.method.trained:
+            trained["critic"] = load_critic(config, self.accelerator, self.policy)
+        for policy in trained.values():
+            policy.poll = interrupts.check
         if isinstance(self.method, Npo):
             self.method.require_tokens(self.policy.renderer)
         experts = load_experts(config, self.accelerator, self.policy)
         require_experts(self.method, experts)
         seed, require_end = config.train.seed, config.rollout.require_end
-        self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end)
+        critic = trained.get("critic")
+        self.engine = LocalEngine(self.policy, verifier, experts, seed, require_end, critic)
         # A fixed seed: evaluations of different runs sample with the same random numbers.
         self.evaluator = LocalEngine(self.policy, verifier, experts, 0, require_end)
         self.data = fit(data, self.policy, config)
         experts.problems = self.data.training
         shares = [source.share for source in config.data.train]
         self.sampler = ProblemSampler(self.data.sources, shares, config.train.problems_per_step, seed)
-        self.optimizer = self.accelerator.prepare(adamw(self.policy, config.train))
-        self.update = Update(self.method, self.policy, self.accelerator, self.optimizer, config.train)
+        self.updates = {
+            name: Update(
+                self.method,
+                policy,
+                self.accelerator,
+                self.accelerator.prepare(adamw(policy, config.train)),
+                config.train,
+            )
+            for name, policy in trained.items()
+        }
+        """The updates of the models that are trained, by name."""
+        self.optimizer = self.updates["policy"].optimizer
         self.skipped = 0
         self.stop_requested = self.stop_reason = ""
         self.decided = 0
@@ -117,6 +139,13 @@ class Run:
         self.policy.join()
         if failed := next(filter(None, gather_object([failed])), None):
             raise failed
+
+    def by_model(self, groups: Sequence[Group]) -> list[tuple[str, Update, list[Group]]]:
+        """Each model that is trained: its name, its update, and those of the groups that train it."""
+        return [
+            (name, update, [group for group in groups if group.model == name])
+            for name, update in self.updates.items()
+        ]
 
     def problems(self, step: int) -> tuple[list[Problem], list[int]]:
         """Return this process's problems of ``step`` and the place of each among all."""

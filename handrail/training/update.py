@@ -41,7 +41,7 @@ class Outcome:
     @property
     def skipped(self) -> bool:
         """True if nothing was updated because the loss or gradient was not finite."""
-        return "update/skipped" in self.figures
+        return any(name.endswith("update/skipped") for name in self.figures)
 
 
 class Update:
@@ -67,9 +67,9 @@ class Update:
         samples = self.samples(groups)
         live = [sample for sample in samples if sample.is_live]
         figures: dict[str, float] = {}
-        together = by_authors(live) if per_author else {"all": live}
+        grouped = by_authors(live) if per_author else {"all": live}
         layout, budget = self.policy.layout, self.config.micro_batch_tokens
-        parts = {author: list(pack(part, budget, layout)) for author, part in together.items()}
+        parts = {author: list(pack(part, budget, layout)) for author, part in grouped.items()}
         passes = {author: int(max(self.gather(len(batches)))) for author, batches in parts.items()}
         if any(passes.values()):
             with self.policy.updating():
@@ -173,6 +173,22 @@ class Update:
                 torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
             ).tolist()
         )
+
+
+def together(outcomes: Mapping[str, Outcome]) -> Outcome:
+    """The outcomes of the models' updates as one; the figures of all but the policy begin with the model's
+    name."""
+    figures = {
+        name if model == "policy" else f"{model}/{name}": value
+        for model, outcome in outcomes.items()
+        for name, value in outcome.figures.items()
+    }
+    return Outcome(
+        figures,
+        sum(each.tokens_trained for each in outcomes.values()),
+        sum(each.tokens_off_policy for each in outcomes.values()),
+        sum(each.tokens_dropped for each in outcomes.values()),
+    )
 
 
 def logs_authors(step: int) -> bool:

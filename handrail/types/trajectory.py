@@ -184,13 +184,15 @@ class Trajectory:
 class Group:
     """The trajectories of one problem in one step; those with ``in_baseline=False`` are only imitated.
 
-    ``notes``: what a method or a term wants to know of the group later in the step, by its name. Make changed
-    groups with ``dataclasses.replace``, which keeps them.
+    ``notes``: what a method or a term wants to know of the group later in the step, by its name. ``model``:
+    what it trains, "policy" or one of ``Method.trained``. Make changed groups with ``dataclasses.replace``,
+    which keeps both.
     """
 
     problem: Problem
     trajectories: list[Trajectory] = field(default_factory=list)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    model: str = "policy"
 
     @property
     def baseline(self) -> list[Trajectory]:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from handrail import Group, Problem, TrainablePolicy, Trajectory, UserError, train
+from handrail._util.files import sums
 from handrail.experts.conversations import read_critique
 from handrail.methods import build
 from handrail.methods import critic as critic_module
 from handrail.methods.context import Context
 from handrail.methods.requests import Generate, Pending, drive
 from handrail.methods.stride import Stride
+from handrail.models.builtin import locate
 from handrail.models.config import RolloutConfig
 from handrail.types.trajectory import Author
 from tests.conftest import EASY, config, policy_of
+from tests.forks import together
 from tests.methods.terms.scripted import lines, state
 from tests.tiny_models import save_chat_model
 
@@ -211,46 +216,111 @@ def test_terms_are_refused_beside_a_critic_that_is_trained() -> None:
     assert make(judge="arithmetic", terms=[{"name": "ace"}]).experts["judge"] == "arithmetic"
 
 
-@pytest.fixture
-def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backbone cannot read English: a critique is a solution, and its checksum its verdict."""
-
-    def asked(problem: Problem, steps: Sequence[str]) -> list[dict[str, str]]:
-        return [{"role": "user", "content": str(problem.prompt)}]
-
-    def read(text: str, steps: int) -> tuple[list[bool] | None, bool | None]:
-        number = crc32(text.encode())
-        verdict = number % 2 == 0
-        return [verdict] * steps if number % 4 < 2 else None, verdict
-
-    monkeypatch.setattr(critic_module, "critique_conversation", asked)
-    monkeypatch.setattr(critic_module, "read_critique", read)
+def asked(problem: Problem, steps: Sequence[str]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": str(problem.prompt)}]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(numbers: Callable[[], None], tmp_path: Path) -> None:
-    """Steps 1 and 3 train critiques, step 3 anchors beside them, and step 2 the solutions."""
-    method = {"name": "stride", "judge": "policy", "warm_up": 1, "critic_every": 2, "first": 3, "every": 2}
+def read(text: str, steps: int) -> tuple[list[bool] | None, bool | None]:
+    number = crc32(text.encode())
+    verdict = number % 2 == 0
+    return [verdict] * steps if number % 4 < 2 else None, verdict
 
-    def run(steps: int, directory: str, resume: bool = False) -> None:
-        settings = config(
-            data={"train": f"{EASY}&n=64"},
-            rollout={"temperature": 3.0},
-            method={**method, "go_on": "", "correct_it": ""},
-            train={"steps": steps, "problems_per_step": 8, "checkpoint_every": 1},
-        )
-        train(settings, tmp_path / directory, resume=resume)
 
-    run(3, "whole")
-    run(2, "parts")
-    run(3, "parts", resume=True)
+def run(directory: Path, judge: str, steps: int = 3, resume: bool = False, **sections: Any) -> None:
+    """Steps 1 and 3 train critiques, step 3 anchors beside them, and step 2 the solutions.
+
+    The backbone cannot read English: a critique is a solution, and its checksum its verdict.
+    """
+    method = {"name": "stride", "judge": judge, "warm_up": 1, "critic_every": 2, "first": 3, "every": 2}
+    settings = config(
+        data={"train": f"{EASY}&n=64"},
+        rollout={"temperature": 3.0},
+        method={**method, "go_on": "", "correct_it": ""},
+        train={"steps": steps, "problems_per_step": 8, "checkpoint_every": 1, "keep_last": 3},
+        **sections,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(critic_module, "critique_conversation", asked)
+        patch.setattr(critic_module, "read_critique", read)
+        train(settings, directory, resume=resume)
+
+
+@pytest.mark.parametrize("judge", ["policy", "critic"])
+def test_a_resumed_run_equals_an_uninterrupted_one(judge: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, judge)
+    run(parts, judge, steps=2)
+    run(parts, judge, resume=True)
     steps = lines(whole / "metrics.jsonl")[1:]
     assert steps == lines(parts / "metrics.jsonl")[1:]
     assert lines(whole / "samples.jsonl") == lines(parts / "samples.jsonl")
     last = "checkpoints/step-000003"
     assert state(whole / last) == state(parts / last)
+    assert {*sums(whole / last)} == {*sums(parts / last)}
+    for file in (whole / last).rglob("*.safetensors"):
+        assert file.read_bytes() == (parts / last / file.relative_to(whole / last)).read_bytes()
     sizes = state(whole / last)[0]["method"]["sizes"]
     assert all(sizes) and sum(sizes) == pytest.approx(40)
     assert [row.get("stride/critiques", 0) for row in steps] == [40, 0, 40]
-    assert all(row["grad_norm/all"] > 0 for row in steps)
+    trained = {"policy": [[""], [""], [""]], "critic": [["critic/"], [""], ["", "critic/"]]}[judge]
+    for row, models in zip(steps, trained, strict=True):
+        assert [row.get(f"{model}grad_norm/all", 0) > 0 for model in ("", "critic/")] == [
+            model in models for model in ("", "critic/")
+        ]
+        assert "note" not in row
     assert [row.get("stride/anchors", 0) > 0 for row in steps] == [False, False, True]
+
+
+def test_a_second_model_learns_what_the_policy_would_have_and_leaves_it_as_it_was(tmp_path: Path) -> None:
+    """Both start from the same model, and step 1 trains critiques alone."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(one, "policy")
+    run(two, "critic")
+
+    def weights(path: str | Path) -> dict[str, torch.Tensor]:
+        return load_file(Path(path) / "model.safetensors")
+
+    start = locate(config().model.path)
+    first = [each / "checkpoints/step-000001" for each in (one, two)]
+    assert same(weights(first[1] / "critic/model"), weights(first[0] / "model"))
+    assert same(weights(first[1] / "model"), weights(start))
+    assert same(weights(two / "critic"), weights(two / "checkpoints/step-000003/critic/model"))
+    assert not same(weights(two / "critic"), weights(first[1] / "critic/model"))
+    assert not same(weights(two / "model"), weights(start))
+    assert TrainablePolicy(str(two / "critic")).renderer.vocabulary  # it loads like any model
+    again = tmp_path / "again"
+    run(again, "critic", steps=1, experts={"critic": str(two / "critic")})
+    assert not same(weights(again / "critic"), weights(first[1] / "critic/model"))
+    assert same(weights(again / "model"), weights(start))
+
+
+def same(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(ours[name], theirs[name]) for name in {**ours, **theirs})
+
+
+def test_two_models_in_two_processes_train_like_in_one(tmp_path: Path) -> None:
+    run(tmp_path / "one", "critic")
+    together(2, run, tmp_path / "two", "critic")
+    for left, right in zip(
+        *(lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two")), strict=True
+    ):
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            known = value is None or isinstance(value, str)
+            assert right[key] == (value if known else pytest.approx(value, rel=1e-3, abs=1e-6)), key
+
+
+def test_what_a_second_model_does_not_work_with_is_one_sentence(
+    reader: TrainablePolicy, tmp_path: Path
+) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        (
+            {"sampler": {"name": "vllm"}},
+            "stride trains a critic beside the policy, .* FSDP, vLLM or --samplers",
+        ),
+        ({"experts": {"critic": str(tmp_path / "none")}}, "^experts.critic: .*none"),
+        ({"experts": {"critic": reader.config.path}}, "^experts.critic: .*the policy's tokenizer"),
+    ]
+    for sections, said in refused:
+        with pytest.raises(UserError, match=said):
+            run(tmp_path / "run", "critic", **sections)
