@@ -45,3 +45,21 @@ def fetch_command(
     show(f"fetching {name} …")
     fetch(name, directory)
     show(f"model: {directory}")
+
+
+@app.command("blend")
+def blend_command(
+    start: Annotated[str, typer.Argument(help="Model that the training started from.")],
+    trained: Annotated[str, typer.Argument(help="What it became: a run, or a model's directory.")],
+    output: Annotated[Path, typer.Option(help="Model directory to write.")],
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the trained model in every weight.")
+    ] = 0.8,
+) -> None:
+    """Average a trained model with the one that it started from, to bring back part of what it forgot."""
+    quiet()
+    from handrail.training.blend import blend
+    from handrail.training.trained import model_of
+
+    blend(start, model_of(trained), share, output)
+    show(f"model: {output}")

@@ -18,8 +18,8 @@ class Imentor(Term):
 
     A + b on the policy's own tokens of trajectories with a reward below 1; b = scale·(e − min e)/(max e −
     min e) over the whole step, times decay/(decay + k) in the networks' k-th step (from 0). e is (target −
-    predictor)² of the trajectory's tokens, before one step on mean e. Equal e give 0, and so does a lone
-    trajectory. The paper's base is grpo with std_epsilon = 1e-10.
+    predictor)² of a trajectory's tokens, before one step on mean e; equal e and a lone one give 0.
+    The paper's base is grpo with std_epsilon = 1e-10.
     """
 
     source: ClassVar[str] = "arXiv 2505.17621"
@@ -38,18 +38,16 @@ class Imentor(Term):
     """The networks read the first tokens of a completion; a longer one is cut (our choice)."""
     learning_rate: float = Field(1e-3, gt=0)
     """Learning rate of the networks."""
-    seed: int = 0
-    """Seed of the networks' first weights (our choice)."""
 
     _novelty: Novelty | None = PrivateAttr(None)
     _bonus: dict[tuple[int, ...], float] = PrivateAttr(default_factory=dict)
 
-    async def reward(self, group: Group, ctx: Context) -> Group:
-        return replace(group, notes={**group.notes, "imentor": ctx.renderer.embeddings})
+    async def guide(self, group: Group, ctx: Context) -> Group:
+        seen = (ctx.renderer.embeddings, self.rows(written(group)))
+        return replace(group, notes={**group.notes, "imentor": seen})
 
     def observe(self, group: Group) -> Any:
-        vocabulary = group.notes.get("imentor")
-        return vocabulary and (vocabulary, self.rows(written(group)))
+        return group.notes.get("imentor")
 
     def learn(self, seen: list[Any]) -> None:
         rows, self._bonus = [row for _, rows in seen for row in rows], {}
@@ -71,7 +69,7 @@ class Imentor(Term):
 
     def opened(self, vocabulary: int) -> Novelty:
         length = self.prompt_tokens + self.response_tokens
-        self._novelty = self._novelty or Novelty(vocabulary, length, self.learning_rate, self.seed)
+        self._novelty = self._novelty or Novelty(vocabulary, length, self.learning_rate)
         return self._novelty
 
     def state(self) -> State:

@@ -79,13 +79,13 @@ def test_a_right_unverified_or_foreign_trajectory_gets_none(
     found, counts = verb(term, "credit", group, engine)
     assert advantages(found)[:3] == [[0.0]] * 3 and advantages(found)[3] == [0.5]
     assert counts["imentor/bonuses"] == 1
-    noted, _ = verb(term, "reward", group, engine)
+    noted, _ = verb(term, "guide", group, engine)
     assert len(term.observe(noted)[1]) == 2  # the networks read neither the unverified nor the foreign one
 
 
 def test_without_a_batch_there_is_no_bonus_and_no_step(policy: TrainablePolicy, engine: LocalEngine) -> None:
     term, group = Imentor(**SMALL), Group(PROBLEM, [member(policy, "77")])  # type: ignore[arg-type]
-    noted, _ = verb(term, "reward", group, engine)
+    noted, _ = verb(term, "guide", group, engine)
     term.learn([term.observe(noted)])
     assert term.state() == {}
     found, counts = verb(term, "credit", noted, engine)
@@ -102,9 +102,9 @@ def test_rows_are_padded_and_cut_to_one_length(policy: TrainablePolicy) -> None:
 
 def test_the_networks_are_what_their_description_says() -> None:
     """Errors before the step, and every parameter after it, from the same start by plain torch."""
-    novelty = Novelty(20, 10, 1e-3, 0)
+    novelty = Novelty(20, 10, 1e-3)
     rows = torch.randint(20, (6, 10), generator=torch.Generator().manual_seed(1))
-    twin = Novelty(20, 10, 1e-3, 0)
+    twin = Novelty(20, 10, 1e-3)
     start = {name: value.clone() for name, value in twin.state_dict().items()}
     flat = nn.functional.embedding(rows, twin.embedding.weight).reshape(6, 160)
     normal = (flat - flat.mean(0)) / (flat.var(0, correction=0) + 1e-5).sqrt()
