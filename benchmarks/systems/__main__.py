@@ -19,7 +19,7 @@ from handrail.training.config import load_config
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/systems")
-TASKS = ("signal", "luck", "labels", "hard")
+TASKS = ("signal", "plateau", "luck", "labels", "hard")
 
 
 def handrail(*arguments: str) -> None:

@@ -40,12 +40,12 @@ def page(claims: Sequence[dict[str, Any]], runs: Path, seeds: Mapping[str, int])
 
 
 def replace_task(old: str, new: str, task: str) -> str:
-    """Return the page ``old`` with the part of one task taken from the page ``new``."""
+    """Return the page ``old`` with its head and the part of one task taken from the page ``new``."""
     theirs, ours = (
         {part.partition("\n")[0]: part for part in re.split("(?m)^(?=## )", text)} for text in (old, new)
     )
-    heading = f"## {task}"
-    return "".join({**theirs, heading: ours[heading]}.values())
+    taken = {heading: ours[heading] for heading in (next(iter(ours)), f"## {task}")}
+    return "".join({**theirs, **taken}.values())
 
 
 def directories(run: Path) -> list[Path]:

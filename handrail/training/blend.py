@@ -49,6 +49,6 @@ def require_same_weights(before: Any, start: str, after: Any, trained: str) -> N
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise UserError(
-                f"{trained} was not trained from {start}: {name} is {ours.get(name, 'missing')} in the one and "
+                f"{trained} was not trained from {start}: {name} is {ours.get(name, 'missing')} in one and "
                 f"{theirs.get(name, 'missing')} in the other; name the model that the training started from"
             )
