@@ -105,7 +105,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     ) -> None:
         if evidence.has(a, b) and sets:
             how = f"{where} accuracy of {a} minus that of {b}, on the same seeds and problems"
-            made.append(Claim(says, how, *_compared(evidence, a, b, sets)))
+            made.append(Claim(says, how, *compared(evidence, a, b, sets)))
 
     better("On problems that all rollouts fail, GRPO stalls and SORT does not.", "SORT", "GRPO")
     better("On problems that all rollouts fail, GRPO stalls and LUFFY does not.", "LUFFY", "GRPO")
@@ -135,7 +135,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     return made
 
 
-def _compared(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> tuple[list[Row], int, Row | None]:
+def compared(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> tuple[list[Row], int, Row | None]:
     """Return a row for each setting with results, the number of planned settings, and the average."""
     pairs = {
         f"{backbone}, {style}": (
@@ -150,7 +150,7 @@ def _compared(evidence: Evidence, a: str, b: str, sets: Sequence[str]) -> tuple[
 def _answered(
     pairs: Mapping[str, tuple[Rewards, Rewards]], a: str, b: str, most: float = 1.0
 ) -> tuple[list[Row], int, Row | None]:
-    """Return the same as ``_compared``. ``pairs``: for each setting, the rewards of ``a`` and those of
+    """Return the same as ``compared``. ``pairs``: for each setting, the rewards of ``a`` and those of
     ``b``."""
     level = 1 - 0.05 / len(pairs)
     there = {setting: both for setting, both in pairs.items() if both[0].keys() & both[1].keys()}

@@ -54,7 +54,7 @@ def blend_command(
     output: Annotated[Path, typer.Option(help="Model directory to write.")],
     share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the trained model in every weight.")
-    ] = 0.8,
+    ] = 0.7,
 ) -> None:
     """Average a trained model with the one that it started from, to bring back part of what it forgot."""
     quiet()
