@@ -21,11 +21,11 @@ CLAIMS = (
     ("It keeps more than without blending.", "SFT, then GRPO", False),
     ("It learns more than without blending.", "SFT, then GRPO", True),
 )
-"""What is said of ours, what it is compared with, and whether it is about what is learned."""
+"""What is said of ours, what it is compared with, and whether that is about learning."""
 
 
 def page(suite: Suite, results: Sequence[Result], missing: int, **numbers: int) -> str:
-    """Return the page. ``missing``: number of runs without a result; ``numbers``: those that its text names."""
+    """Return the page. ``missing``: number of runs without a result; ``numbers``: those in the text."""
     evidence = Evidence(suite, results)
     made = [claim(evidence, *each) for each in CLAIMS]
     environment = Environment(

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from handrail._util.errors import UserError
 from handrail._util.files import write_whole
 from handrail._util.memory import enough_memory
 from handrail._util.seeds import derive
-from handrail.eval.estimators import free_energy
+from handrail.eval.estimators import difficulty, free_energy
 from handrail.models.hf import TransformersPolicy
 from handrail.training.config import Config
 from handrail.training.contents import code_digest, find_changes, model_digest, read_object
@@ -31,8 +30,8 @@ class Attempt:
 
     ``answer`` is the answer that the verifier found in it, for votes. ``status`` is that of its verdict.
     ``correct`` is None if the completion is unverified; ``detail`` then says why. ``energy``: see
-    ``free_energy``. ``difficulty``: 1 minus the geometric mean of its tokens' probabilities. Both are None if
-    there is no text, and in files of earlier versions.
+    ``free_energy``. ``difficulty``: see there. Both are None if there is no text, and in files of earlier
+    versions.
     """
 
     text: str
@@ -173,7 +172,7 @@ def _attempt(rollout: Trajectory, verdict: Verdict) -> Attempt:
         verdict.status,
         verdict.detail,
         free_energy(logp, characters),
-        1 - math.exp(fmean(logp)) if characters else None,
+        difficulty(logp, characters),
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, pvariance
+from statistics import NormalDist, fmean, pvariance
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -74,6 +74,18 @@ def free_energy(logp: Sequence[float], characters: int, coefficient: float = 1.0
     if not characters:
         return None
     return (-math.fsum(logp) + coefficient * pvariance(logp)) / characters
+
+
+def difficulty(logp: Sequence[float], characters: int) -> float | None:
+    """Compute how unsure an answer is where it is least sure: 1 minus the geometric mean of the probabilities
+    of the least likely tenth of its tokens.
+
+    Our own estimate; ODAR's is not published. A wrong step shows in few tokens, which all others hide in a
+    mean (as in DeepConf, arXiv 2508.15260). None for an empty text.
+    """
+    if not characters:
+        return None
+    return 1 - math.exp(fmean(sorted(logp)[: max(1, len(logp) // 10)]))
 
 
 def pick_at_k(correct: Sequence[bool], k: int) -> float:

@@ -16,6 +16,7 @@ from scipy.stats import bootstrap
 
 from handrail.eval.estimators import (
     dead_at_k,
+    difficulty,
     free_energy,
     interval,
     ks,
@@ -144,6 +145,13 @@ def test_coverage_of_the_bootstrap(level: float) -> None:
     assert level - slack - 0.01 <= covered / trials <= level + slack
 
 
+def test_difficulty_is_that_of_the_least_likely_tenth_of_the_tokens() -> None:
+    assert difficulty([-0.01] * 9 + [-0.5] + [-0.1] * 9 + [-1.0], 40) == pytest.approx(1 - math.exp(-0.75))
+    assert difficulty([-0.01] * 9 + [-0.5] + [-0.1] * 8 + [-1.0], 40) == pytest.approx(1 - math.exp(-1.0))
+    assert difficulty([-0.2, -0.1], 3) == pytest.approx(1 - math.exp(-0.2))
+    assert difficulty([-0.2], 0) is None
+
+
 def test_free_energy_by_hand() -> None:
     assert free_energy([-0.1, -0.2, -0.3], 12) == pytest.approx(0.050556, abs=1e-6)
     assert free_energy([-0.2] * 3, 12) == pytest.approx(0.05)
@@ -167,9 +175,9 @@ def test_routing_asks_for_as_many_attempts_as_the_first_finds_needed() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.5, 0.9])), min_size=6, max_size=7))
 def test_routing_is_the_mean_over_all_first_attempts_and_draws(attempts: list[tuple[bool, float]]) -> None:
     found = []
-    for first, (_, difficulty) in enumerate(attempts):
+    for first, (_, unsure) in enumerate(attempts):
         others = [rank for rank in range(len(attempts)) if rank != first]
-        draws = [*combinations(others, {0.1: 0, 0.5: 1, 0.9: 5}[difficulty])]
+        draws = [*combinations(others, {0.1: 0, 0.5: 1, 0.9: 5}[unsure])]
         found.append(sum(attempts[min(first, *draw, first)][0] for draw in draws) / len(draws))
     correct, difficulties = zip(*attempts, strict=True)
     assert routed(correct, difficulties)[0] == pytest.approx(sum(found) / len(found))
