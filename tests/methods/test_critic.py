@@ -324,3 +324,14 @@ def test_what_a_second_model_does_not_work_with_is_one_sentence(
     for sections, said in refused:
         with pytest.raises(UserError, match=said):
             run(tmp_path / "run", "critic", **sections)
+
+
+def test_a_second_model_with_adapters(tmp_path: Path) -> None:
+    """Each model has its own adapter, and KL is to its own start, which is the model without it."""
+    run(tmp_path / "run", "critic", steps=2, lora={"rank": 2})
+    critic, policy = (
+        load_file(tmp_path / f"run/{name}/adapter_model.safetensors") for name in ("critic", "model")
+    )
+    assert critic.keys() == policy.keys() and not same(critic, policy)
+    first, second = lines(tmp_path / "run/metrics.jsonl")[1:]
+    assert first["critic/grad_norm/all"] > 0 and second["grad_norm/all"] > 0
