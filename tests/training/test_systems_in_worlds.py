@@ -40,7 +40,7 @@ SYSTEMS: dict[str, tuple[dict[str, Any], str]] = {
         "imentor/bonuses",
     ),
 }
-"""Its settings, and a count that shows that it did something. OLR needs wrong labels, see test_shared_state."""
+"""Its settings, and a count that shows that it did something. OLR, which needs wrong labels, has its own."""
 
 
 def planned(root: Path, where: str, steps: int) -> dict[Path, dict[str, Any]]:
