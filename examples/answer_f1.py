@@ -1,8 +1,8 @@
 """A verifier for open questions: how many words does the answer share with the right one?
 
-ProRAG (arXiv 2601.21912) trains with this outcome: acc + fmt, where acc is twice the F1 score of the words if
-that is at least 0.2, else 0, and fmt is 1 if the completion has the asked form, else -1. The paper's is between
--1 and 3; this reward is (1 + it)/4, which gives the same normalized advantages. The form is ours: one
+ProRAG (arXiv 2601.21912) trains with this outcome: acc + fmt. acc is twice the F1 score of the words, or 0 if
+that score is below 0.2; fmt is 1 if the completion has the asked form, else -1. The paper's reward is
+between -1 and 3; this one is (1 + it)/4, which gives the same normalized advantages. The form is ours: one
 answer, as ``<answer>…</answer>`` at the end.
 
 Use: ``verifier.name = "examples/answer_f1.py:reward"``, with ``correct_from = 0.75``, an F1 of one half.

@@ -180,10 +180,13 @@ class LocalEngine:
         raise TypeError(f"this engine does not answer {type(requests[0]).__name__}")
 
     def _generate(self, requests: Sequence[Generate], seeds: Sequence[int]) -> list[list[Trajectory]]:
-        seed_of = dict(zip(map(id, requests), seeds, strict=True))
-
-        def sample(model: str, asked: Sequence[Generate]) -> list[list[Trajectory]]:
-            return self._sample(self._model(model)[0], asked, [seed_of[id(each)] for each in asked])
+        def sample(model: str, places: Sequence[int]) -> list[list[Trajectory]]:
+            policy, kind = self._model(model)
+            if kind == "reference":
+                raise UserError("a method samples from the model before training, which can only score")
+            return self._sample(
+                policy, [requests[place] for place in places], [seeds[place] for place in places]
+            )
 
         return by_model(requests, sample)
 
@@ -209,8 +212,9 @@ class LocalEngine:
         ]
 
     def _score(self, requests: Sequence[Score]) -> list[Tensor]:
-        def score(model: str, asked: Sequence[Score]) -> list[Tensor]:
+        def score(model: str, places: Sequence[int]) -> list[Tensor]:
             policy, model = self._model(model)
+            asked = [requests[place] for place in places]
             fitting = self._fitting(policy, asked)
             targets = [each.token_ids if each.targets is None else each.targets for each in fitting]
             scored = policy.score(
@@ -224,8 +228,9 @@ class LocalEngine:
     def _top_tokens(self, requests: Sequence[TopTokens]) -> list[Tensor | None]:
         known = self.policy.renderer.vocabulary
 
-        def top(model: str, asked: Sequence[TopTokens]) -> list[Tensor | None]:
+        def top(model: str, places: Sequence[int]) -> list[Tensor | None]:
             policy, model = self._model(model)
+            asked = [requests[place] for place in places]
             fitting = self._fitting(policy, asked)
             likeliest = policy.top_tokens(
                 [each.prompt_ids for each in fitting], [each.token_ids for each in fitting], model, known
@@ -248,11 +253,16 @@ class LocalEngine:
     def _model(self, name: str) -> tuple[Policy, str]:
         """Return the policy that holds a model, and the model's name there."""
         match name:
+            case "policy" | "reference":
+                return self.policy, name
             case "teacher":
                 return self.experts.white_box(self.policy), "policy"
             case "critic" if self.critic:
                 return self.critic, "policy"
-        return self.policy, name
+        raise UserError(
+            f"a method asks the model {name!r}; there are policy, reference, teacher, and critic "
+            "if the method names it in trained"
+        )
 
     def verify(self, pairs: Sequence[tuple[Problem, Trajectory]], answers: bool = False) -> list[Trajectory]:
         """Set ``correct`` and ``reward`` from the verifier's verdicts; the reward is NaN without a verdict.
@@ -281,10 +291,13 @@ class LocalEngine:
         return [out[place] for place in range(len(requests))]
 
 
-def by_model(requests: Sequence[Any], answer: Callable[[str, Sequence[Any]], list[Found]]) -> list[Found]:
-    """Answer the requests to each model together, and return the answers in the order of the requests."""
+def by_model(requests: Sequence[Any], answer: Callable[[str, Sequence[int]], list[Found]]) -> list[Found]:
+    """Answer the requests to each model together, and return the answers in the order of the requests.
+
+    ``answer``: is given a model and the places of the requests to it.
+    """
     out: dict[int, Found] = {}
     for model in dict.fromkeys(request.model for request in requests):
         places = [place for place, request in enumerate(requests) if request.model == model]
-        out.update(zip(places, answer(model, [requests[place] for place in places]), strict=True))
+        out.update(zip(places, answer(model, places), strict=True))
     return [out[place] for place in range(len(requests))]

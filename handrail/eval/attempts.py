@@ -30,8 +30,8 @@ class Attempt:
 
     ``answer`` is the answer that the verifier found in it, for votes. ``status`` is that of its verdict.
     ``correct`` is None if the completion is unverified; ``detail`` then says why. ``energy``: see
-    ``free_energy``. ``difficulty``: see there. Both are None if there is no text, and in files of earlier
-    versions.
+    ``free_energy``. ``difficulty``: see there; another estimate in files of earlier versions. Both are None
+    if there is no text.
     """
 
     text: str

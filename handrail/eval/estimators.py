@@ -80,8 +80,8 @@ def difficulty(logp: Sequence[float], characters: int) -> float | None:
     """Compute how unsure an answer is where it is least sure: 1 minus the geometric mean of the probabilities
     of the least likely tenth of its tokens.
 
-    Our own estimate; ODAR's is not published. A wrong step shows in few tokens, which all others hide in a
-    mean (as in DeepConf, arXiv 2508.15260). None for an empty text.
+    Our own estimate; ODAR's is not published. A wrong step shows in a few tokens, and a mean over all of them
+    hides it (as in DeepConf, arXiv 2508.15260). None for an empty text.
     """
     if not characters:
         return None

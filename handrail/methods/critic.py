@@ -78,7 +78,8 @@ class Criticizing(Repairing[S]):
     async def critiqued(self, group: Group, ctx: Context) -> tuple[Group, list[Attempt]]:
         """Critiques of the first rollout with a verdict, as a group on a prompt of their own; and this
         rollout, if it is wrong and the first critique that says so and judges every step finds where."""
-        s, problem, empty = self.settings, group.problem, replace(group, trajectories=[])
+        s, problem = self.settings, group.problem
+        empty = replace(group, trajectories=[], model=s.judge)
         solution = next((member for member in group.rollouts if member.correct is not None), None)
         steps = split_steps(solution.text, s.step_end) if solution else []
         if solution is None or not steps:
@@ -101,8 +102,7 @@ class Criticizing(Repairing[S]):
         ctx.counts[f"{self.name}/critiques"] += len(members)
         ctx.counts[f"{self.name}/right_verdicts"] += sum(member.correct is True for member in members)
         notes = {**group.notes, "critic": (right, len(members))}
-        critiques = replace(group, trajectories=members, notes=notes, model=s.judge)
-        return critiques, [each for each in attempts if each]
+        return replace(empty, trajectories=members, notes=notes), [each for each in attempts if each]
 
     def observe(self, group: Group) -> Any:
         return group.notes.get("critic")

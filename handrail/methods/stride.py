@@ -40,9 +40,9 @@ class Stride(Criticizing[StrideSettings]):
     credit: GRPO's, within each group.
     surrogate: GRPO's.
 
-    The critic is a step judge; or it is trained, the policy itself or a second model: then the first 40
-    steps, every fourth after them and those with anchors train critiques in place of the rollouts. A group is
-    5 critiques of a rollout; R = [verdict right] + 0.8·[each step judged], and rarer verdicts weigh more.
+    The critic is a step judge, the policy or a second model. The last two are trained: in the first 40 steps,
+    every fourth after them and those with anchors, by critiques in place of the rollouts. A group is 5
+    critiques of a rollout; R = [verdict right] + 0.8·[each step judged], and rarer verdicts weigh more.
     """
 
     name, source, status, Settings = "stride", "arXiv 2605.18851", "published", StrideSettings

@@ -165,6 +165,13 @@ def base_of(adapter: Path, field: str) -> str:
     return named
 
 
+def savable(model: Any) -> Any:
+    """Return ``model``, which transformers would otherwise refuse to save if it sets a temperature without
+    do_sample, as some published models do."""
+    model.generation_config.do_sample = True
+    return model
+
+
 def absolute(path: str) -> str:
     """Make a model's path independent of the working directory; a hub name stays as it is."""
     located = locate(path)

@@ -24,7 +24,7 @@ from handrail.models.compiled import compile_layers, not_compiled
 from handrail.models.config import LoraConfig, ModelConfig, RolloutConfig, SamplerConfig
 from handrail.models.generate import Completion, CopySampler, Sampler
 from handrail.models.hf import TransformersPolicy
-from handrail.models.loading import absolute, load_model
+from handrail.models.loading import absolute, load_model, savable
 from handrail.models.lora import load_adapter, merge_weights, with_adapter
 from handrail.models.policy import with_old_logp
 from handrail.models.sharding import ShardedModel, Turns, transformers_model, whole
@@ -66,7 +66,7 @@ class TrainablePolicy(TransformersPolicy):
         Raises UserError, naming ``field``, if the model cannot be loaded.
         """
         self.lora, self.sampling = lora, sampler or SamplerConfig()
-        self.seed, self.keep_start = seed, keep_start
+        self.seed, self.keep_start, self.field = seed, keep_start, field
         self.start: Any = None
         self.checkpointed: list[nn.Module] = []
         self.sampler: Sampler | None = None
@@ -132,8 +132,7 @@ class TrainablePolicy(TransformersPolicy):
         return self.sampling.importance_weight_cap if self.sampler_differs else 0.0
 
     def _prepare(self, model: Any) -> Any:
-        # Some published models set a temperature without do_sample, which transformers refuses to save.
-        model.generation_config.do_sample = True
+        model = savable(model)
         reduced = self.sampling.computes_in(self.config) == "bfloat16" and self.param_dtype == "float32"
         if reduced and self.sampling.name == "transformers" and not self.own_sampler:
             self.sampler = CopySampler(
@@ -367,7 +366,7 @@ class TrainablePolicy(TransformersPolicy):
             missing, unexpected = [], list(weights)
         if unexpected or set(missing) - set(model.all_tied_weights_keys):
             raise UserError(
-                f"{directory.parent} holds another model than model.path names; resume with the "
+                f"{directory.parent} holds another model than {self.field} names; resume with the "
                 "configuration that the run was started with"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,30 @@ import torch
 from handrail._util.errors import UserError
 from handrail._util.files import whole_directory
 from handrail.models.config import ModelConfig
-from handrail.models.loading import load_model
+from handrail.models.loading import load_model, savable
+from handrail.training.contents import trained_from_another_model
 from handrail.training.trained import KEPT, settings_file
+
+log = logging.getLogger("handrail")
 
 
 def blend(start: str, trained: str, share: float, output: Path) -> None:
     """Write the model with the weights (1 − share)·start + share·trained to the directory ``output``.
 
     Averaging a model with the one that it was fine-tuned from keeps much of what it has learned, and brings
-    back part of what it has forgotten (WiSE-FT, arXiv 2109.01903). ``trained`` gives everything but weights.
+    back part of what it has forgotten (WiSE-FT, arXiv 2109.01903). ``trained`` gives everything but weights,
+    which are float32. Warns if a run trained it from another model than ``start``.
+
     Raises UserError if a model cannot be loaded, if the two differ in more than their weights, or if
     ``output`` is not empty.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} already exists; choose another --output")
     before, _ = load_model(ModelConfig(path=start), "START")
-    after, tokenizer = load_model(ModelConfig(path=trained), "TRAINED", "auto")
+    after, tokenizer = load_model(ModelConfig(path=trained), "TRAINED")
     require_same_weights(before, start, after, trained)
+    if warning := trained_from_another_model(trained, start):
+        log.warning("TRAINED: %s", warning)
     theirs = before.state_dict()
     with torch.no_grad():
         for name, value in after.state_dict().items():
@@ -35,7 +43,7 @@ def blend(start: str, trained: str, share: float, output: Path) -> None:
                 value.copy_(torch.lerp(theirs[name].float(), value.float(), share))
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_directory(output) as aside:
-        after.save_pretrained(aside)
+        savable(after).save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         if settings := settings_file(trained):
             shutil.copy(settings, aside / KEPT)
@@ -49,6 +57,7 @@ def require_same_weights(before: Any, start: str, after: Any, trained: str) -> N
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise UserError(
-                f"{trained} was not trained from {start}: {name} is {ours.get(name, 'missing')} in one and "
-                f"{theirs.get(name, 'missing')} in the other; name the model that the training started from"
+                f"TRAINED: {trained} was not trained from {start}, in which {name} is "
+                f"{theirs.get(name, 'missing')} and not {ours.get(name, 'missing')}; name the model that the "
+                "training started from"
             )

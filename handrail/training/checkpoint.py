@@ -134,8 +134,11 @@ def no_room_for(root: Path, step: int, updates: Mapping[str, Update]) -> str:
 def restart_advice(root: Path) -> str:
     """Advice for a run that cannot usefully continue."""
     there = checkpoints(root)
-    keep = f' with model.path = "{there[-1] / "model"}", to keep what was learned' if there else ""
-    return f"lower train.learning_rate in a new run{keep}"
+    paths = {"model.path": there[-1] / "model", "experts.critic": there[-1] / "critic/model"} if there else {}
+    named = " and ".join(f'{setting} = "{path}"' for setting, path in paths.items() if path.exists())
+    return "lower train.learning_rate in a new run" + (
+        f" with {named}, to keep what was learned" if named else ""
+    )
 
 
 def prune(root: Path, step: int, config: TrainConfig) -> None:

@@ -50,6 +50,7 @@ def contents(
         "model.path": config.model.path,
         "experts.prm": config.experts.prm,
         "experts.teacher": config.experts.teacher,
+        "experts.critic": config.experts.critic,
     }
     found |= {key: (path, model_digest(path, key)) for key, path in models.items()}
     for key, name in flat({"verifier.name": config.verifier.name, "method": config.method}).items():
@@ -158,6 +159,15 @@ def harvested_from_another_model(cache: str, model: str) -> str:
         f"{cache} was harvested from {path}, which was trained from {theirs}, but this run starts from "
         f"{model}; harvest from a later checkpoint of the run's model"
     )
+
+
+def trained_from_another_model(trained: str, start: str) -> str:
+    """Warning if a run trained the model ``trained`` from another one than ``start``; empty if it did not, or
+    if that is unknown."""
+    theirs, ours = first_model(trained), first_model(start)
+    if theirs in (trained, start, ours) or model_digest(theirs) == model_digest(ours) != "":
+        return ""
+    return f"{trained} was trained from {theirs}, not from {start}; blend it with that model"
 
 
 def first_model(path: str) -> str:

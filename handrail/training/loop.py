@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ class Loop(Run):
                 for name, update in self.updates.items():
                     with whole_directory(directory / ("model" if name == "policy" else name)) as aside:
                         update.policy.save(aside)
-                        keep_settings(aside, self.config)
+                        keep_settings(aside, self.config.model_copy(update={"model": update.policy.config}))
         if self.accelerator.is_main_process:
             result = summary(self.out, self.config, self.method, self.stop_reason)
             self.out.write_summary(result)
@@ -269,9 +269,9 @@ class Loop(Run):
                 for callback in self.callbacks:
                     callback.before_update(self, number, groups)
                 with clock("update"):
-                    outcome = self.update(groups, logs_authors(number))
-                metrics.add_update(credited, outcome)
-                self.watch_skips(number, groups, outcome, out)
+                    outcomes = self.update(groups, logs_authors(number))
+                metrics.add_update(credited, together(outcomes))
+                self.watch_skips(number, groups, outcomes, out)
 
         engine.counts.update(engine.experts.take_counts())
         return metrics.result(engine) | mismatch, clock
@@ -282,10 +282,9 @@ class Loop(Run):
             found |= dict(zip(map(id, own), update.policy.with_old_logp(own), strict=True))
         return [found[id(group)] for group in groups]
 
-    def update(self, groups: Sequence[Group], per_author: bool) -> Outcome:
+    def update(self, groups: Sequence[Group], per_author: bool) -> dict[str, Outcome]:
         """Update each model by its groups, in every process, even in one without groups."""
-        models = self.by_model(groups)
-        return together({name: update(own, per_author) for name, update, own in models})
+        return {name: update(own, per_author) for name, update, own in self.by_model(groups)}
 
     def versions(self) -> list[int]:
         return [update.policy.version for update in self.updates.values()]
@@ -308,19 +307,23 @@ class Loop(Run):
             part[1].extend([place] * len(groups))
         return out
 
-    def watch_skips(self, step: int, groups: list[Group], outcome: Outcome, out: RunDirectory) -> None:
-        """Log the batch of a skipped update. Raises UserError after too many consecutive ones."""
-        self.skipped = self.skipped + 1 if outcome.skipped else 0
-        if not outcome.skipped:
-            return
-        if self.accelerator.is_main_process:
-            for _, update, own in self.by_model(groups):
+    def watch_skips(
+        self, step: int, groups: list[Group], outcomes: Mapping[str, Outcome], out: RunDirectory
+    ) -> None:
+        """Log the batch of a skipped update. Raises UserError after too many of one model in a row."""
+        for name, update, own in self.by_model(groups):
+            outcome = outcomes[name]
+            if outcome.figures:
+                self.skipped[name] = self.skipped[name] + 1 if outcome.skipped else 0
+            if not outcome.skipped:
+                continue
+            if self.accelerator.is_main_process:
                 out.skip(batch_rows(step, own, update.policy))
-        if self.skipped == self.config.train.max_skipped_updates:
-            raise UserError(
-                f"no finite gradient in {self.skipped} updates in a row, the last in step {step}; "
-                f"their batches are in {out.skipped}; {checkpoint.restart_advice(out.checkpoints)}"
-            )
+            if self.skipped[name] == self.config.train.max_skipped_updates:
+                raise UserError(
+                    f"no finite gradient in {self.skipped[name]} updates in a row, the last in step {step}; "
+                    f"their batches are in {out.skipped}; {checkpoint.restart_advice(out.checkpoints)}"
+                )
 
     @contextmanager
     def abortable(

@@ -58,27 +58,35 @@ def load_trainable_policy(
     )
 
 
-def require_room_for_critic(config: Config, method: Method[Any], samples_elsewhere: bool) -> None:
-    """Raise UserError if the method trains a critic in a run that shards its models or samples elsewhere."""
+def require_trainable(config: Config, method: Method[Any], samples_elsewhere: bool) -> None:
+    """Raise UserError if the run cannot train the models that the method names in ``trained``."""
+    name = method.settings.name or method.name
+    if unknown := method.trained - {"critic"}:
+        raise UserError(f'{name} trains {min(unknown)!r}; besides the policy, only "critic" can be trained')
     elsewhere = samples_elsewhere or config.sampler.name != "transformers"
     if method.trained and (elsewhere or sharding(config.train.fsdp)):
+        instead = ', or set method.judge = "policy"' if "judge" in type(method.settings).model_fields else ""
         raise UserError(
-            f"{method.settings.name} trains a critic beside the policy, which does not work with FSDP, vLLM "
-            'or --samplers; leave them out, or set method.judge = "policy"'
+            f"{name} trains a critic beside the policy, which does not work with FSDP, vLLM or --samplers; "
+            f"leave them out{instead}"
         )
 
 
 def load_critic(config: Config, accelerator: Accelerator, policy: TrainablePolicy) -> TrainablePolicy:
     """Load the model that the method trains beside ``policy``.
 
-    Raises UserError if it cannot be loaded, or if its tokens are not those of the policy.
+    Raises UserError if it cannot be loaded, or reads other tokens, or fewer, than the policy.
     """
     path = config.experts.critic or config.model.path
     field = "experts.critic" if config.experts.critic else "model.path"
-    model = config.model.model_copy(update={"path": path})
-    changed = config.model_copy(update={"model": model})
+    changed = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     critic = load_trainable_policy(changed, accelerator, policy.keep_start, field=field)
     require_same_tokens(policy.renderer, critic.renderer, f"{field}: {path}")
+    if critic.context is not None and (policy.context is None or critic.context < policy.context):
+        raise UserError(
+            f"{field}: the context of {path} is {critic.context}, and the policy's {policy.context}; choose "
+            "a critic that can read as much"
+        )
     return critic
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from handrail.training.policies import (
     load_critic,
     load_experts,
     load_trainable_policy,
-    require_room_for_critic,
+    require_trainable,
 )
 from handrail.training.run_data import RunData, fit, load_data
 from handrail.training.run_directory import RunDirectory
@@ -63,7 +64,7 @@ class Run:
             )
         self.config, self.verifier, self.interrupts = config, verifier, interrupts
         self.method = build(config.method, config.rollout, method)
-        require_room_for_critic(config, self.method, sampler is not None)
+        require_trainable(config, self.method, sampler is not None)
         data = usable_data(config, self.method)
         self.contents = contents(config, data.sources, data.held_out)
         self.accelerator = accelerator(config.model.device, config.model.dtype, config.train.trackers)
@@ -101,7 +102,8 @@ class Run:
         }
         """The updates of the models that are trained, by name."""
         self.optimizer = self.updates["policy"].optimizer
-        self.skipped = 0
+        self.skipped = Counter[str]()
+        """Updates of each model without a finite gradient, in a row."""
         self.stop_requested = self.stop_reason = ""
         self.decided = 0
         self.checkpointed: int | None = None
@@ -141,7 +143,12 @@ class Run:
             raise failed
 
     def by_model(self, groups: Sequence[Group]) -> list[tuple[str, Update, list[Group]]]:
-        """Each model that is trained: its name, its update, and those of the groups that train it."""
+        """Each model that is trained: its name, its update, and those of the groups that train it.
+
+        Raises UserError if a group trains a model that the method does not name.
+        """
+        if unknown := {group.model for group in groups} - self.updates.keys():
+            raise UserError(f"a group trains {unknown.pop()!r}, which the method does not name in trained")
         return [
             (name, update, [group for group in groups if group.model == name])
             for name, update in self.updates.items()

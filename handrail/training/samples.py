@@ -30,6 +30,7 @@ def sample_rows(
             "problem": group.problem.id,
             "prompt": policy.tokenizer.decode(member.prompt_ids),
             "answer": group.problem.answer,
+            **({"model": group.model} if group.model != "policy" else {}),
             "role": "trajectory" if member.in_baseline else "imitated",
             "reward": known(member.reward),
             "correct": member.correct,

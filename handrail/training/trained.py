@@ -47,8 +47,9 @@ def settings_file(path: str) -> Path | None:
     if (model / KEPT).is_file():
         return Path(path) / KEPT
     near = model.parents[:1] if model.name == "model" else []
-    if model.parent.name.startswith("step-"):
-        near = model.parents[2:3]
+    for depth in (0, 1):  # in the checkpoint, or in its directory of a critic
+        if model.parents[depth].name.startswith("step-"):
+            near = model.parents[depth + 2 : depth + 3]
     return next((directory / "config.toml" for directory in near if is_run(directory)), None)
 
 

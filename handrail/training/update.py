@@ -176,7 +176,7 @@ class Update:
 
 
 def together(outcomes: Mapping[str, Outcome]) -> Outcome:
-    """The outcomes of the models' updates as one; the figures of all but the policy begin with the model's
+    """Join the outcomes of the models' updates; figures of other models than the policy begin with their
     name."""
     figures = {
         name if model == "policy" else f"{model}/{name}": value

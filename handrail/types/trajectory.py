@@ -185,8 +185,8 @@ class Group:
     """The trajectories of one problem in one step; those with ``in_baseline=False`` are only imitated.
 
     ``notes``: what a method or a term wants to know of the group later in the step, by its name. ``model``:
-    what it trains, "policy" or one of ``Method.trained``. Make changed groups with ``dataclasses.replace``,
-    which keeps both.
+    the model that the group trains, "policy" or one of ``Method.trained``. Make changed groups with
+    ``dataclasses.replace``, which keeps both.
     """
 
     problem: Problem

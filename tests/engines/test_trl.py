@@ -405,6 +405,7 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
         ({}, {"method": of_eight}, "num_generations is 4, but the method was made for 8"),
         ({}, {"method": of_four, "terms": ["arm"]}, "has its own terms"),
         ({}, {"method": "autonpo"}, "autonpo goes back to earlier checkpoints, which TRL cannot"),
+        ({}, {"method": {"name": "stride", "judge": "critic"}}, "stride trains a critic beside"),
         ({}, {"method": "sorted"}, "there is no method 'sorted'; did you mean 'sort'"),
         ({}, {"method": {"name": "sort", "planner": "nobody"}}, "there is no planner 'nobody'"),
         ({}, {"method": "tgpo"}, "what reads a teacher's probabilities needs experts.teacher"),
@@ -423,7 +424,7 @@ def refusals() -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(26))
+@pytest.mark.parametrize("number", range(27))
 def test_what_a_method_cannot_do_inside_trl_is_refused_at_once(number: int, tmp_path: Path) -> None:
     changes, named, sentence = refusals()[number]
     with pytest.raises(UserError, match=sentence):

@@ -352,6 +352,11 @@ REFUSALS: list[tuple[list[str], dict[str, Any], str]] = [
     ([], {"methods": "sort"}, r"no setting algorithm.handrail.methods; did you mean 'method'"),
     ([], {"method": "sorted"}, "there is no method 'sorted'; did you mean 'sort'"),
     ([], {"method": "autonpo"}, "autonpo goes back to earlier checkpoints, which verl cannot"),
+    (
+        [],
+        {"method": {"name": "stride", "judge": "critic"}},
+        "stride trains a critic beside the policy, which verl cannot",
+    ),
     ([], {"method": "tgpo"}, "verl's trainer process has no GPU to run a teacher on"),
     (["algorithm.filter_groups.enable=true"], {}, "drops groups before sort or one of its terms sees them"),
     (["actor_rollout_ref.actor.use_kl_loss=true"], {}, "use_kl_loss is True, .* set kl in"),

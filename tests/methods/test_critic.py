@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from zlib import crc32
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from handrail import Group, Problem, TrainablePolicy, Trajectory, UserError, train
 from handrail._util.files import sums
+from handrail.engines.local import LocalEngine
 from handrail.experts.conversations import read_critique
 from handrail.methods import build
 from handrail.methods import critic as critic_module
@@ -24,7 +26,11 @@ from handrail.methods.requests import Generate, Pending, drive
 from handrail.methods.stride import Stride
 from handrail.models.builtin import locate
 from handrail.models.config import RolloutConfig
+from handrail.training.policies import require_trainable
+from handrail.training.update import Update
 from handrail.types.trajectory import Author
+from handrail.verifiers.config import VerifierConfig
+from handrail.verifiers.pool import VerifierPool
 from tests.conftest import EASY, config, policy_of
 from tests.forks import together
 from tests.methods.terms.scripted import lines, state
@@ -216,6 +222,9 @@ def test_terms_are_refused_beside_a_critic_that_is_trained() -> None:
     assert make(judge="arithmetic", terms=[{"name": "ace"}]).experts["judge"] == "arithmetic"
 
 
+FREQUENT = {"problems_per_step": 8, "checkpoint_every": 1, "keep_last": 3}
+
+
 def asked(problem: Problem, steps: Sequence[str]) -> list[dict[str, str]]:
     return [{"role": "user", "content": str(problem.prompt)}]
 
@@ -226,7 +235,14 @@ def read(text: str, steps: int) -> tuple[list[bool] | None, bool | None]:
     return [verdict] * steps if number % 4 < 2 else None, verdict
 
 
-def run(directory: Path, judge: str, steps: int = 3, resume: bool = False, **sections: Any) -> None:
+def run(
+    directory: Path,
+    judge: str,
+    steps: int = 3,
+    resume: bool = False,
+    train_section: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> None:
     """Steps 1 and 3 train critiques, step 3 anchors beside them, and step 2 the solutions.
 
     The backbone cannot read English: a critique is a solution, and its checksum its verdict.
@@ -236,7 +252,7 @@ def run(directory: Path, judge: str, steps: int = 3, resume: bool = False, **sec
         data={"train": f"{EASY}&n=64"},
         rollout={"temperature": 3.0},
         method={**method, "go_on": "", "correct_it": ""},
-        train={"steps": steps, "problems_per_step": 8, "checkpoint_every": 1, "keep_last": 3},
+        train={"steps": steps, **FREQUENT, **(train_section or {})},
         **sections,
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -253,7 +269,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(judge: str, tmp_path: Path) -
     run(parts, judge, resume=True)
     steps = lines(whole / "metrics.jsonl")[1:]
     assert steps == lines(parts / "metrics.jsonl")[1:]
-    assert lines(whole / "samples.jsonl") == lines(parts / "samples.jsonl")
+    samples = lines(whole / "samples.jsonl")
+    assert samples == lines(parts / "samples.jsonl")
+    assert {row.get("model") for row in samples if row["step"] == 1} == {None if judge == "policy" else judge}
+    assert {row.get("model") for row in samples if row["step"] == 2} == {None}
     last = "checkpoints/step-000003"
     assert state(whole / last) == state(parts / last)
     assert {*sums(whole / last)} == {*sums(parts / last)}
@@ -313,6 +332,9 @@ def test_two_models_in_two_processes_train_like_in_one(tmp_path: Path) -> None:
 def test_what_a_second_model_does_not_work_with_is_one_sentence(
     reader: TrainablePolicy, tmp_path: Path
 ) -> None:
+    short = shutil.copytree(locate(config().model.path), tmp_path / "short")
+    settings = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 80}))
     refused: list[tuple[dict[str, Any], str]] = [
         (
             {"sampler": {"name": "vllm"}},
@@ -320,10 +342,21 @@ def test_what_a_second_model_does_not_work_with_is_one_sentence(
         ),
         ({"experts": {"critic": str(tmp_path / "none")}}, "^experts.critic: .*none"),
         ({"experts": {"critic": reader.config.path}}, "^experts.critic: .*the policy's tokenizer"),
+        ({"experts": {"critic": str(short)}}, "^experts.critic: the context of .*; choose a critic that can"),
     ]
     for sections, said in refused:
         with pytest.raises(UserError, match=said):
             run(tmp_path / "run", "critic", **sections)
+    with pytest.raises(UserError, match='--samplers; leave them out, or set method.judge = "policy"'):
+        require_trainable(config(), make(judge="critic"), samples_elsewhere=True)
+
+    class Verifying(Stride):
+        trained = frozenset({"verifier"})
+
+    with pytest.raises(
+        UserError, match="trains 'verifier'; besides the policy, only \"critic\" can be trained"
+    ):
+        require_trainable(config(), Verifying(), samples_elsewhere=False)
 
 
 def test_a_second_model_with_adapters(tmp_path: Path) -> None:
@@ -335,3 +368,62 @@ def test_a_second_model_with_adapters(tmp_path: Path) -> None:
     assert critic.keys() == policy.keys() and not same(critic, policy)
     first, second = lines(tmp_path / "run/metrics.jsonl")[1:]
     assert first["critic/grad_norm/all"] > 0 and second["grad_norm/all"] > 0
+
+
+def test_a_second_model_that_computes_in_bfloat16_in_several_updates_a_step(tmp_path: Path) -> None:
+    """Each model has a copy to sample from, and is asked for the log-probabilities of its own samples."""
+    model = {"path": config().model.path, "device": "cpu", "dtype": "bfloat16"}
+    run(tmp_path / "run", "critic", train_section={"updates_per_step": 2}, model=model)
+    first, second, third = lines(tmp_path / "run/metrics.jsonl")[1:]
+    assert 0 < first["critic/importance/mean"] < 2 and "importance/mean" not in first
+    assert 0 < second["importance/mean"] < 2 and "critic/importance/mean" not in second
+    assert {"importance/mean", "critic/importance/mean"} <= third.keys()
+
+
+def test_a_second_model_without_a_finite_gradient_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps between, in which the policy alone learns, do not count for it."""
+    loss = Update.loss
+
+    def spoiled(self: Update, batch: Any) -> torch.Tensor:
+        found: torch.Tensor = loss(self, batch)
+        return found if self.policy.field == "model.path" else found * math.nan
+
+    monkeypatch.setattr(Update, "loss", spoiled)
+    critic = {"critic": locate(config().model.path)}
+    with pytest.raises(
+        UserError, match="no finite gradient in 2 updates in a row, the last in step 3.*critic"
+    ):
+        run(tmp_path / "run", "critic", train_section={"max_skipped_updates": 2}, experts=critic)
+    assert {row["step"] for row in lines(tmp_path / "run/skipped.jsonl")} == {1, 3}
+
+
+def test_a_critic_that_has_changed_since_is_refused(tmp_path: Path) -> None:
+    critic = shutil.copytree(locate(config().model.path), tmp_path / "critic")
+    run(tmp_path / "run", "critic", steps=1, experts={"critic": str(critic)})
+    weights = load_file(critic / "model.safetensors")
+    save_file(
+        {name: 0 * value for name, value in weights.items()}, critic / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(UserError, match="experts.critic"):
+        run(tmp_path / "run", "critic", resume=True, experts={"critic": str(critic)})
+
+
+def test_a_request_to_a_model_that_is_not_there_is_refused(reader: TrainablePolicy) -> None:
+    with VerifierPool(VerifierConfig(name="exact", workers=1)) as verifier:
+        engine = LocalEngine(reader, verifier)
+
+        async def sample(model: str) -> Any:
+            return await Generate([5, 6], model=model)
+
+        for model, said in (("critic", "asks the model 'critic'"), ("reference", "can only score")):
+            with pytest.raises(UserError, match=said):
+                engine.run([(("guide",), sample(model))])
+        same = Generate([5, 6], max_tokens=20)
+
+        async def shared() -> Any:
+            return await same
+
+        first, second = engine.run([(("guide", place), shared()) for place in range(2)])
+        assert first[0].tokens != second[0].tokens  # each flow has its own randomness

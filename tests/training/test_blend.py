@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from handrail import TrainablePolicy, train
 from handrail.models.builtin import locate
+from handrail.models.config import ModelConfig
+from handrail.models.loading import load_model
 from handrail.training.blend import blend
 from handrail.training.config import load_config
 from handrail.training.trained import KEPT
@@ -39,6 +41,8 @@ def test_weights_by_hand(tmp_path: Path) -> None:
             for weight in policy.bare_model.parameters():
                 weight.fill_(value)
         policy.save(tmp_path / name)
+        # As published models do; transformers refuses to save it.
+        (tmp_path / name / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 0}')
     blend(str(tmp_path / "start"), str(tmp_path / "end"), 0.8, tmp_path / "out")
     found = weights(tmp_path / "out")
     assert found.keys() == weights(tmp_path / "end").keys()
@@ -66,13 +70,14 @@ def test_an_adapter_is_blended_like_any_model(tmp_path: Path) -> None:
         data={"train": f"{EASY}&n=16"}, method={"name": "sft"}, lora={"rank": 2}, train={"steps": 1}
     )
     train(settings, tmp_path / "run")
-    assert (tmp_path / "run/model/adapter_model.safetensors").is_file()
-    blend(START, str(tmp_path / "run/model"), 1.0, tmp_path / "whole")
-    blend(START, str(tmp_path / "run/model"), 0.5, tmp_path / "half")
-    start, whole, half = (weights(each) for each in (START, tmp_path / "whole", tmp_path / "half"))
-    assert any(not torch.equal(start[name], whole[name]) for name in whole)
+    adapter = tmp_path / "run/model"
+    assert (adapter / "adapter_model.safetensors").is_file()
+    blend(START, str(adapter), 0.5, tmp_path / "half")
+    whole = load_model(ModelConfig(path=str(adapter)))[0].state_dict()  # merged in float32
+    start, half = weights(START), weights(tmp_path / "half")
+    assert any(not torch.equal(start[name].float(), whole[name]) for name in half)
     for name, value in half.items():
-        torch.testing.assert_close(value, (start[name] + whole[name]) / 2)
+        torch.testing.assert_close(value, (start[name].float() + whole[name]) / 2)
 
 
 def test_what_cannot_be_blended_is_one_sentence(run: Path, handrail: Handrail, tmp_path: Path) -> None:
@@ -85,3 +90,18 @@ def test_what_cannot_be_blended_is_one_sentence(run: Path, handrail: Handrail, t
     assert_refused(done, "already exists; choose another --output", output=out)
     done = handrail("model", "blend", START, str(run), "--output", str(out))
     assert done.code == 0 and weights(out)
+
+
+def test_a_model_that_was_trained_from_another_one_is_blended_with_a_warning(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blend(START, str(run / "model"), 0.5, tmp_path / "own")
+    blend(str(run / "model"), str(tmp_path / "own"), 0.5, tmp_path / "again")  # the same start, on the way
+    assert not caplog.text
+    other = TrainablePolicy(START)
+    with torch.no_grad():
+        for weight in other.bare_model.parameters():
+            weight.add_(0.1)
+    other.save(tmp_path / "other")
+    blend(str(tmp_path / "other"), str(run / "model"), 0.5, tmp_path / "mixed")
+    assert f"was trained from {START}, not from {tmp_path / 'other'}" in caplog.text

@@ -50,10 +50,10 @@ def current(row: Row) -> Row:
 
 
 def problems(lines: list[Row]) -> list[dict[str, Any]]:
-    """Group the trajectories of a step by problem."""
+    """Group the trajectories of a step by problem and prompt."""
     spaces = any("Ġ" in token or "Ċ" in token for row in lines for token in row["tokens"])
     out = []
-    for _, group in groupby(lines, key=lambda row: row["problem"]):
+    for _, group in groupby(lines, key=lambda row: (row["problem"], row.get("prompt"))):
         members = list(group)
         head = {
             "id": members[0]["problem"],
