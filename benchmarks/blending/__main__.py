@@ -13,7 +13,7 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.blending.page import OURS, page
+from benchmarks.blending.page import LONGER, OURS, page
 from benchmarks.suite.suite import (
     BUILTIN,
     Cell,
@@ -35,9 +35,10 @@ RUNS = Path("runs/blending")
 ORDER = ("middle", "strong", "weak")
 """The models, so that a benchmark that is stopped early is complete for some."""
 IMITATED, REINFORCED = 150, 75
-"""Steps of the two parts; what trains in one part takes as many steps as both together."""
+"""Steps of the two parts; what trains in one part takes as many steps as both together, and so does the second part
+of LONGER, so that it samples as many tokens as SORT."""
 FIRST = "SFT, first part"
-SHARES = {"SFT, then GRPO": 1.0, OURS: 0.7}
+SHARES = {"SFT, then GRPO": 1.0, OURS: 0.7, LONGER: 0.7}
 """Share of the first part's model in what the second one starts from."""
 RATES = {"SFT": {"clean": 5e-4, "foreign": 1e-3}, "SORT": {"clean": 5e-4, "foreign": 5e-4}}
 """Learning rates as chosen for docs/evidence.md; GRPO has 2e-4 after SFT."""
@@ -49,7 +50,8 @@ def suite() -> Suite:
     methods: dict[str, Any] = {FIRST: {"method": {"name": "sft"}, "train": {"steps": IMITATED}}}
     methods |= {"SFT": {"method": {"name": "sft"}, **whole}, "SORT": {"method": {"name": "sort"}, **whole}}
     last = {"method": {"name": "grpo"}, "train": {"steps": REINFORCED, "learning_rate": 2e-4}}
-    return found.model_copy(update={"methods": methods | dict.fromkeys(SHARES, last)})
+    methods |= {**dict.fromkeys(SHARES, last), LONGER: {"method": {"name": "grpo"}, **whole}}
+    return found.model_copy(update={"methods": methods})
 
 
 def cells(what: Suite) -> Iterator[Cell]:

@@ -13,15 +13,19 @@ from benchmarks.suite.page import glance, rows_of
 from benchmarks.suite.suite import Result, Suite
 
 OURS = "SFT, blend, GRPO"
+LONGER = "SFT, blend, longer GRPO"
 CLAIMS = (
-    ("It learns more than SORT.", "SORT", True),
-    ("It learns more than SFT.", "SFT", True),
-    ("It keeps more than SFT.", "SFT", False),
-    ("It keeps more than SORT.", "SORT", False),
-    ("It keeps more than without blending.", "SFT, then GRPO", False),
-    ("It learns more than without blending.", "SFT, then GRPO", True),
+    (OURS, "SORT", True),
+    (OURS, "SORT", False),
+    (OURS, "SFT", True),
+    (OURS, "SFT", False),
+    (OURS, "SFT, then GRPO", False),
+    (LONGER, "SORT", True),
+    (LONGER, "SORT", False),
+    (LONGER, "SFT", True),
+    (LONGER, "SFT", False),
 )
-"""What is said of ours, what it is compared with, and whether that is about learning."""
+"""What is compared with what, and whether that is about learning."""
 
 
 def page(suite: Suite, results: Sequence[Result], missing: int, **numbers: int) -> str:
@@ -57,11 +61,12 @@ def page(suite: Suite, results: Sequence[Result], missing: int, **numbers: int) 
     )
 
 
-def claim(evidence: Evidence, says: str, other: str, learned: bool) -> Claim:
+def claim(evidence: Evidence, ours: str, other: str, learned: bool) -> Claim:
     suite = evidence.suite
     sets, where = (suite.in_domain, "In-domain") if learned else (suite.out_of_domain, "Out-of-domain")
-    how = f"{where} accuracy of {OURS} minus that of {other}, on the same seeds and problems"
-    return Claim(says, how, *compared(evidence, OURS, other, sets))
+    says = f"*{ours}* {'learns' if learned else 'keeps'} more than *{other}*."
+    how = f"{where} accuracy of {ours} minus that of {other}, on the same seeds and problems"
+    return Claim(says, how, *compared(evidence, ours, other, sets))
 
 
 def sampled(evidence: Evidence, style: str, method: str) -> str:

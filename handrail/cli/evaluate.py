@@ -168,6 +168,8 @@ def show_recommendation(advice: dict[str, Any]) -> None:
     before = f"first {advice['before']}; until then, " if advice["before"] else ""
     start = f'start with method.name = "{advice["method"]}", rollout.group_size = {advice["group_size"]}'
     show(f"\n{before}{start}")
+    if advice["then"]:
+        show(f"then {advice['then']}")
     for reason in advice["reasons"]:
         show(f"- {reason}")
 

@@ -17,11 +17,18 @@ FOREIGN = 0.1
 """The share of surprising tokens above which references are foreign. In docs/evidence.md, clean references
 have at most 0.02 and foreign ones at least 0.15."""
 
+THEN = 'handrail model blend START RUN --output BLENDED, and train BLENDED with method.name = "grpo"'
+BLENDED = (
+    "In docs/blending.md, SFT learned most and forgot most; blending its model with the start brought most of "
+    "the rest back, and GRPO then learned from the problems that this model solves sometimes. Hold out what it "
+    "must not forget: the less it keeps, the smaller the share should be."
+)
+
 
 def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``method``, ``group_size`` and ``reasons`` (sentences) for the figures of a probe.
 
-    ``before`` says what to do before training, empty if nothing.
+    ``before`` and ``then`` say what to do before and after training by this method, empty if nothing.
     """
     kinds = found["kinds"]
     tried = sum(kinds.values()) - kinds["not_sampled"]
@@ -42,6 +49,7 @@ def recommendation(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "before": _before(found, kinds["all_wrong"], kinds["all_right"], tried),
         "method": method,
+        "then": THEN if method == "sft" else "",
         "group_size": size,
         "reasons": [*first, *reasons, why],
     }
@@ -82,21 +90,10 @@ def _method(found: Mapping[str, Any], stuck: int, solved: int, tried: int) -> tu
     strange = found["surprising_tokens"]
     sound = f"{strange:.0%} of the references' tokens have a probability below {SURPRISING:.0%}"
     if strange > FOREIGN:
-        return "sort", [
-            failed,
-            f"{have}.",
-            f"{sound}: the model would word them differently. In docs/evidence.md, imitating such "
-            "references (sft, grpo+sft) taught the most, but cost most of the model's other abilities; "
-            "sort taught less, and kept more than any other method that taught as much. If only these "
-            "problems matter, use grpo+sft.",
-        ]
-    return "grpo+sft", [
-        failed,
-        f"{have}.",
-        f"Only {sound}: the model would word them in the same way. In docs/evidence.md, grpo+sft and "
-        "sft learned most from such references. They forget what is not trained on: mix in problems "
-        "that the model already solves, and hold some out.",
-    ]
+        style = f"{sound}: the model would word them differently, and forgets most by imitating them."
+    else:
+        style = f"Only {sound}: the model would word them in the same way."
+    return "sft", [failed, f"{have}.", style, BLENDED]
 
 
 def _group_size(by_size: Mapping[str, Any], n: int, tried: int) -> tuple[int, str]:
