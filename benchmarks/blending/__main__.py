@@ -35,8 +35,8 @@ RUNS = Path("runs/blending")
 ORDER = ("middle", "strong", "weak")
 """The models, so that a benchmark that is stopped early is complete for some."""
 IMITATED, REINFORCED = 150, 75
-"""Steps of the two parts; what trains in one part takes as many steps as both together, and so does the second part
-of LONGER, so that it samples as many tokens as SORT."""
+"""Steps of the two parts. What trains in one part takes as many steps as both together, and so does the
+second part of LONGER, which then samples as many tokens as SORT."""
 FIRST = "SFT, first part"
 SHARES = {"SFT, then GRPO": 1.0, OURS: 0.7, LONGER: 0.7}
 """Share of the first part's model in what the second one starts from."""
