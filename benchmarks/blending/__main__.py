@@ -90,7 +90,11 @@ def run(what: Suite, workers: int) -> None:
             learned, kept = result.mean(what.in_domain), result.mean(what.out_of_domain)
             show(f"{ended.name}: learned {100 * learned:.1f}, kept {100 * kept:.1f}")
 
-        run_all([planned(what, cell) for cell in todo.values()], workers, finished=harvest)
+        jobs = [planned(what, cell) for cell in todo.values()]
+        for each in jobs:
+            if each.summary:  # it ended just before the benchmark was stopped
+                harvest(each)
+        run_all([each for each in jobs if not each.summary], workers, finished=harvest)
 
 
 def write() -> None:
