@@ -32,8 +32,8 @@ from handrail.training.blend import blend
 RESULTS = Path("docs/evidence/blending.jsonl")
 PAGE = Path("docs/blending.md")
 RUNS = Path("runs/blending")
-ORDER = ("middle", "strong", "weak")
-"""The models, so that a benchmark that is stopped early is complete for some."""
+MODELS = ("middle", "strong")
+"""Of the suite's; one after the other, so that a benchmark that is stopped early is complete for one."""
 IMITATED, REINFORCED = 150, 75
 """Steps of the two parts. What trains in one part takes as many steps as both together, and so does the
 second part of LONGER, which then samples as many tokens as SORT."""
@@ -51,12 +51,13 @@ def suite() -> Suite:
     methods |= {"SFT": {"method": {"name": "sft"}, **whole}, "SORT": {"method": {"name": "sort"}, **whole}}
     last = {"method": {"name": "grpo"}, "train": {"steps": REINFORCED, "learning_rate": 2e-4}}
     methods |= {**dict.fromkeys(SHARES, last), LONGER: {"method": {"name": "grpo"}, **whole}}
-    return found.model_copy(update={"methods": methods})
+    backbones = {name: found.backbones[name] for name in MODELS}
+    return found.model_copy(update={"methods": methods, "backbones": backbones})
 
 
 def cells(what: Suite) -> Iterator[Cell]:
     """The runs, first parts before second ones, all of a model before those of the next."""
-    for backbone in ORDER:
+    for backbone in what.backbones:
         for method in what.methods:
             for seed, style in product(what.seeds, what.styles):
                 rate = 2e-4 if method in SHARES else RATES[method.partition(",")[0]][style]
@@ -97,14 +98,19 @@ def run(what: Suite, workers: int) -> None:
         run_all([each for each in jobs if not each.summary], workers, finished=harvest)
 
 
-def write() -> None:
+def rendered() -> str:
+    """Return the page of the results."""
     what = suite()
     results = read_results(RESULTS)
+    # Second parts start elsewhere than the method does.
+    start = {
+        (each.cell.backbone, each.cell.style): each.start for each in results if each.cell.method == FIRST
+    }
+    results = [replace(each, start=start[each.cell.backbone, each.cell.style]) for each in results]
     shown = {name: made for name, made in what.methods.items() if name != FIRST}
     numbers = {"steps": IMITATED + REINFORCED, "imitated": IMITATED, "reinforced": REINFORCED}
     missing = len(list(cells(what))) - len(results)
-    text = page(what.model_copy(update={"methods": shown}), results, missing, **numbers)
-    PAGE.write_text(text, encoding="utf-8")
+    return page(what.model_copy(update={"methods": shown}), results, missing, **numbers)
 
 
 if __name__ == "__main__":
@@ -116,4 +122,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if not options.write_only:
         run(suite(), options.jobs)
-    write()
+    PAGE.write_text(rendered(), encoding="utf-8")

@@ -43,7 +43,7 @@ def page(suite: Suite, results: Sequence[Result], missing: int, **numbers: int) 
         seeds=", ".join(map(str, suite.seeds)),
         missing=missing,
         table=table,
-        glance=glance(evidence),
+        accuracies=accuracies(evidence),
         tokens=[
             [method, *(sampled(evidence, style, method) for style in suite.styles)]
             for method in suite.methods
@@ -67,6 +67,16 @@ def claim(evidence: Evidence, ours: str, other: str, learned: bool) -> Claim:
     says = f"*{ours}* {'learns' if learned else 'keeps'} more than *{other}*."
     how = f"{where} accuracy of {ours} minus that of {other}, on the same seeds and problems"
     return Claim(says, how, *compared(evidence, ours, other, sets))
+
+
+def accuracies(evidence: Evidence) -> str:
+    found = glance(evidence)
+    words = {"in-domain": "learned", "out-of-domain": "kept"}
+    header = [
+        style + colon + words.get(kind, kind)
+        for style, colon, kind in (each.partition(": ") for each in found["header"])
+    ]
+    return table(header, found["rows"])
 
 
 def sampled(evidence: Evidence, style: str, method: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.blending.__main__ import PAGE, rendered
 from handrail import TrainablePolicy, train
 from handrail.models.builtin import locate
 from handrail.models.config import ModelConfig
@@ -105,3 +106,7 @@ def test_a_model_that_was_trained_from_another_one_is_blended_with_a_warning(
     other.save(tmp_path / "other")
     blend(str(tmp_path / "other"), str(run / "model"), 0.5, tmp_path / "mixed")
     assert f"was trained from {START}, not from {tmp_path / 'other'}" in caplog.text
+
+
+def test_the_page_of_the_benchmark_follows_from_its_results() -> None:
+    assert rendered() == PAGE.read_text(encoding="utf-8")
