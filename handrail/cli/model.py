@@ -50,10 +50,10 @@ def fetch_command(
 @app.command("blend")
 def blend_command(
     start: Annotated[str, typer.Argument(help="Model that the training started from.")],
-    trained: Annotated[str, typer.Argument(help="What it became: a run, or a model's directory.")],
+    trained: Annotated[str, typer.Argument(help="Trained model: a run, or a directory, also of an adapter.")],
     output: Annotated[Path, typer.Option(help="Model directory to write.")],
     share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the trained model in every weight.")
+        float, typer.Option(min=0, max=1, help="Weight of the trained model in the average: 0 is START, 1 is TRAINED.")
     ] = 0.7,
 ) -> None:
     """Average a trained model with the one that it started from, to bring back part of what it forgot."""
