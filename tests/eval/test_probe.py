@@ -418,10 +418,8 @@ def test_probe_on_the_command_line(handrail: Handrail) -> None:
         "probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "4", "--output", "out", *settings
     )
     assert done.code == 0, done.err
-    assert (
-        "6 problems, 4 rollouts each: 6 all wrong" in done.out
-        and 'start with method.name = "grpo+sft"' in done.out
-    )
+    assert "6 problems, 4 rollouts each: 6 all wrong" in done.out
+    assert 'start with method.name = "sft"' in done.out and "then handrail model blend START" in done.out
     again = handrail(
         "probe", "builtin:house-tiny", f"{HARD}&n=6", "--rollouts", "8", "--output", "out", *settings
     )
