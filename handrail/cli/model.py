@@ -53,7 +53,8 @@ def blend_command(
     trained: Annotated[str, typer.Argument(help="Trained model: a run, or a directory, also of an adapter.")],
     output: Annotated[Path, typer.Option(help="Model directory to write.")],
     share: Annotated[
-        float, typer.Option(min=0, max=1, help="Weight of the trained model in the average: 0 is START, 1 is TRAINED.")
+        float,
+        typer.Option(min=0, max=1, help="Weight of the trained model: 0 gives START, 1 gives TRAINED."),
     ] = 0.7,
 ) -> None:
     """Average a trained model with the one that it started from, to bring back part of what it forgot."""
