@@ -19,9 +19,9 @@ have at most 0.02 and foreign ones at least 0.15."""
 
 THEN = 'handrail model blend START RUN --output BLENDED, and train BLENDED with method.name = "grpo"'
 BLENDED = (
-    "In docs/blending.md, SFT learned most and forgot most; blending its model with the start brought most "
-    "of the rest back, and GRPO then learned from problems that the blended model solves sometimes. Hold out "
-    "what it must not forget: the less it keeps, the smaller the share should be."
+    "In docs/blending.md, SFT forgot most of what it was not trained on; blending its model with the start "
+    "brought most of that back, and GRPO then learned as much again from problems that the blended model "
+    "solves sometimes. Hold out what it must not forget: the less it keeps, the smaller the share should be."
 )
 
 
