@@ -1,23 +1,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import takewhile
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from handrail._util.rounding import round_up
-from handrail.experts.conversations import prompt_text
-from handrail.experts.planners import names_answer
-from handrail.experts.steps import split_steps
 from handrail.methods import losses
 from handrail.methods.base import GrpoSettings, Method
 from handrail.methods.batch import TokenBatch
 from handrail.methods.context import Context
-from handrail.methods.requests import Generate, Verify, gather
-from handrail.types.problem import Problem
-from handrail.types.trajectory import Group, Trajectory
+from handrail.methods.hints import leading_steps, shortest_that_helps, with_hint
+from handrail.types.trajectory import Group
 
 
 class ActGuideSettings(GrpoSettings):
@@ -55,68 +50,25 @@ class ActGuide(Method[ActGuideSettings]):
 
     name, source, status, Settings = "actguide", "arXiv 2605.12004", "published", ActGuideSettings
     needs_sampling_logp = True
-
-    @property
-    def needs_references(self) -> bool:
-        return True
+    needs_references = True
 
     async def guide(self, group: Group, ctx: Context) -> Group:
         # A right rollout with a flaw earns nothing under fapo, and must not be replaced.
         if not group.rewards or max(group.rewards) > 0 or any(member.correct for member in group.rollouts):
             return group
-        hints = self.hints(group.problem, ctx)
+        s, problem = self.settings, group.problem
+        hints = leading_steps(problem, s.step_end, ctx)
         steps = len(hints) - 1
         if not steps:
             return group
-        share = self.settings.share
-        length = await self.shortest(group.problem, hints, ctx) if share is None else round_up(share, steps)
-        guided = await self.sample(group.problem, hints[length], self.group_size, ctx)
+        if s.share is None:
+            found = await shortest_that_helps(problem, hints, s.probes, s.probe_rollouts, ctx)
+        length = min(found + s.offset, steps) if s.share is None else round_up(s.share, steps)
+        guided = await with_hint(problem, hints[length], self.group_size, ctx)
         ctx.counts["actguide/guided"] += 1
         ctx.counts["actguide/steps_shown"] += length
         ctx.counts["actguide/still_wrong"] += not any(member.reward > 0 for member in guided)
         return await self.apply_rewards(replace(group, trajectories=guided), ctx)
-
-    def hints(self, problem: Problem, ctx: Context) -> list[str | None]:
-        """Hints of 0, 1, ... leading steps of a reference that do not give the answer away and leave room."""
-        reference = ctx.reference(problem)
-        steps = split_steps(reference.text, self.settings.step_end) if reference else []
-        while steps and names_answer(steps[-1], problem):
-            steps.pop()
-        # In other steps, an answer that the problem itself names is a number like any other.
-        if not names_answer(prompt_text(problem), problem):
-            silent = list(takewhile(lambda step: not names_answer(step, problem), steps))
-            ctx.counts["actguide/leaking_step"] += len(silent) < len(steps)
-            steps = silent
-        hints = [None, *("".join(steps[:length]).rstrip() for length in range(1, len(steps) + 1))]
-        room = None if ctx.longest is None else ctx.longest - ctx.max_tokens
-        while len(hints) > 1 and room is not None and len(ctx.renderer.prompt(problem, hints[-1])) > room:
-            hints.pop()
-        ctx.counts["actguide/no_hint"] += len(hints) == 1
-        return hints
-
-    async def shortest(self, problem: Problem, hints: list[str | None], ctx: Context) -> int:
-        """Fewest steps that help, if the probes suffice to find it; the most steps are never tried."""
-        low, high = 0, len(hints) - 1
-        for _ in range(self.settings.probes):
-            if low < high:
-                middle = (low + high) // 2
-                tried = await self.sample(problem, hints[middle], self.settings.probe_rollouts, ctx)
-                helps = any(member.reward > 0 for member in tried)
-                low, high = (low, middle) if helps else (middle + 1, high)
-        ctx.counts["actguide/search_unfinished"] += low < high
-        return min(low + self.settings.offset, len(hints) - 1)
-
-    async def sample(self, problem: Problem, hint: str | None, n: int, ctx: Context) -> list[Trajectory]:
-        """Graded rollouts with the hint, as trajectories of the plain prompt; ``old_logp`` saw the hint."""
-        completions = await Generate(ctx.renderer.prompt(problem, hint), n)
-        moved = [
-            replace(each, prompt_ids=ctx.renderer.prompt(problem), hint=hint).with_columns(
-                old_logp=each.column("sampling_logp"),
-                hinted=torch.full((len(each),), float(hint is not None)),
-            )
-            for each in completions
-        ]
-        return list(await gather(*(Verify(problem, each) for each in moved)))
 
     def surrogate(self, logp: Tensor, batch: TokenBatch) -> Tensor:
         clipped = super().surrogate(logp, batch)

@@ -100,6 +100,16 @@ class Repairing(Method[S]):
         )
         return Attempt(rollout, Draft(problem, kept, closest), wrong / len(steps))
 
+    def low_steps(self, group: Group) -> list[tuple[Trajectory, int]]:
+        """Failed trajectories and places of their steps that score below the threshold."""
+        return [
+            (member, place)
+            for member in group.trajectories
+            if member.correct is False  # a term, such as fapo, may have had right ones judged
+            for place, (_, score) in enumerate(member.judged or [])
+            if score is not None and score < self.settings.threshold
+        ]
+
     async def correction(
         self,
         draft: Draft,

@@ -25,12 +25,13 @@ from handrail.engines.local import LocalEngine
 from handrail.experts.judges import Scores
 from handrail.experts.steps import split_steps
 from handrail.methods import build as build_method
-from handrail.methods.actguide import ActGuide
 from handrail.methods.base import Method
 from handrail.methods.batch import Sample, token_batch
 from handrail.methods.context import Context
 from handrail.methods.cso import Cso
 from handrail.methods.grpo import Grpo
+from handrail.methods.hints import leading_steps, shortest_that_helps
+from handrail.methods.preferences import preference
 from handrail.methods.repairing import Attempt
 from handrail.methods.requests import Generate, Pending, drive
 from handrail.methods.stride import Stride
@@ -179,10 +180,8 @@ def test_actguide_searches_for_the_shortest_hint_that_helps(
             for each, at in zip(requests, lengths, strict=True)
         ]
 
-    method = build("actguide", probes=probes)
-    assert isinstance(method, ActGuide)
     ctx = engine.context(0, PROBLEM, "guide")
-    assert drive([((), method.shortest(PROBLEM, hints, ctx))], answer) == [found]
+    assert drive([((), shortest_that_helps(PROBLEM, hints, probes, 2, ctx))], answer) == [found]
     assert asked == tried and ctx.counts["actguide/search_unfinished"] == unfinished
 
 
@@ -241,29 +240,25 @@ def test_actguide_keeps_a_right_rollout_that_fapo_pays_nothing_for(
 
 
 def test_actguides_hints_contain_no_answer_and_fit_the_context(engine: LocalEngine, problem: Problem) -> None:
-    method = build("actguide")
-    assert isinstance(method, ActGuide)
     ctx = engine.context(0, problem, "guide")
     steps = split_steps(problem.references[0])
-    whole = method.hints(problem, ctx)
+    whole = leading_steps(problem, None, ctx)
     assert whole == [None, steps[0].rstrip(), "".join(steps[:2]).rstrip()]
     shorter = replace(ctx, longest=ctx.max_tokens + len(ctx.renderer.prompt(problem, whole[1])))
-    assert method.hints(problem, shorter) == whole[:2]
-    assert method.hints(replace(problem, references=()), ctx) == [None]
+    assert leading_steps(problem, None, shorter) == whole[:2]
+    assert leading_steps(replace(problem, references=()), None, ctx) == [None]
     assert ctx.counts["actguide/no_hint"] == ctx.counts["guide/no_reference"] == 1
 
 
 def test_actguides_hints_end_before_the_first_step_that_names_the_answer(engine: LocalEngine) -> None:
     """The second of four steps names the answer, 70; the problem names 77."""
-    method = build("actguide")
-    assert isinstance(method, ActGuide)
     steps = ("77 + 8 = 85 ; ", "85 - 15 = 70 ; ", "9 + 9 = 18 ; ", "# 70")
     problem = replace(PROBLEM, references=("".join(steps),))
     ctx = engine.context(0, problem, "guide")
-    assert method.hints(problem, ctx) == [None, "77 + 8 = 85 ;"]
+    assert leading_steps(problem, None, ctx) == [None, "77 + 8 = 85 ;"]
     assert ctx.counts["actguide/leaking_step"] == 1
     named = replace(problem, answer="77", references=("77 + 8 = 85 ; 85 - 8 = 70 ; 70 + 7 = 77 ; # 77",))
-    assert method.hints(named, ctx) == [None, "77 + 8 = 85 ;", "77 + 8 = 85 ; 85 - 8 = 70 ;"]
+    assert leading_steps(named, None, ctx) == [None, "77 + 8 = 85 ;", "77 + 8 = 85 ; 85 - 8 = 70 ;"]
     assert ctx.counts["actguide/leaking_step"] == 1
 
 
@@ -624,11 +619,9 @@ HALVES = "tests.methods.test_guides:Halves"
     [(-1.0, 0.9741, -0.3112), (0.0, 0.6931, -0.25), (0.4, 0.5981, -0.2251), (2.0, 0.3133, -0.1345)],
 )
 def test_csos_preference_by_hand(difference: float, loss: float, slope: float) -> None:
-    method = build("cso")
-    assert isinstance(method, Cso)
     sides = [token(0.0, 0.0, pair=side, ref_logp=-1.0) for side in (1.0, -1.0)]
     logps = [torch.tensor([-1.0 + difference], requires_grad=True), torch.tensor([-1.0], requires_grad=True)]
-    found = method.preference(sides, logps)
+    found = preference(sides, logps, Cso.Settings().beta)
     gradient = torch.autograd.grad(-found, logps)
     assert -found.item() == pytest.approx(loss, abs=1e-4)
     assert [float(each[0]) for each in gradient] == pytest.approx([slope, -slope], abs=1e-4)
