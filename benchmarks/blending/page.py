@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.suite.claims import Claim, Evidence, compared
-from benchmarks.suite.page import glance, rows_of
+from benchmarks.suite.page import glance, rows_of, template
 from benchmarks.suite.suite import Result, Suite
 
 OURS = "SFT, blend, GRPO"
@@ -32,13 +30,7 @@ def page(suite: Suite, results: Sequence[Result], missing: int, **numbers: int) 
     """Return the page. ``missing``: number of runs without a result; ``numbers``: those in the text."""
     evidence = Evidence(suite, results)
     made = [claim(evidence, *each) for each in CLAIMS]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        undefined=StrictUndefined,
-        autoescape=False,
-    )
-    return environment.get_template("page.md.jinja").render(
+    return template(Path(__file__).parent).render(
         **numbers,
         seeds=", ".join(map(str, suite.seeds)),
         missing=missing,

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from benchmarks.suite.claims import Claim, Evidence, Row, claims
 from benchmarks.suite.suite import Result, Suite, chosen_rates, planned
@@ -21,13 +21,7 @@ def page(suite: Suite, results: Sequence[Result], weights: Mapping[str, Any], co
     is the command that writes this page from the results in ``file``."""
     evidence = Evidence(suite, results)
     made = [claim for claim in claims(evidence) if claim.rows]
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        undefined=StrictUndefined,
-        autoescape=False,
-    )
-    return templates.get_template("page.md.jinja").render(
+    return template(Path(__file__).parent).render(
         command=command,
         results=file,
         missing=planned(suite) - len(results),
@@ -50,6 +44,14 @@ def page(suite: Suite, results: Sequence[Result], weights: Mapping[str, Any], co
         ],
         search=search_table(suite, results) if len(suite.learning_rates) > 1 else None,
     )
+
+
+def template(directory: Path) -> Template:
+    """The page's template in a benchmark's directory."""
+    environment = Environment(
+        loader=FileSystemLoader(directory), trim_blocks=True, undefined=StrictUndefined, autoescape=False
+    )
+    return environment.get_template("page.md.jinja")
 
 
 def rows_of(claim: Claim) -> list[Cells]:

@@ -58,12 +58,13 @@ class ActGuide(Method[ActGuideSettings]):
             return group
         s, problem = self.settings, group.problem
         hints = leading_steps(problem, s.step_end, ctx)
-        steps = len(hints) - 1
-        if not steps:
+        if not (steps := len(hints) - 1):
             return group
         if s.share is None:
             found = await shortest_that_helps(problem, hints, s.probes, s.probe_rollouts, ctx)
-        length = min(found + s.offset, steps) if s.share is None else round_up(s.share, steps)
+            length = min(found + s.offset, steps)
+        else:
+            length = round_up(s.share, steps)
         guided = await with_hint(problem, hints[length], self.group_size, ctx)
         ctx.counts["actguide/guided"] += 1
         ctx.counts["actguide/steps_shown"] += length

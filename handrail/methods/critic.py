@@ -29,7 +29,7 @@ class CriticSettings(RepairSettings):
     warm_up: int = Field(40, ge=0)
     """Number of steps at the start that train only the critic."""
     critic_every: int = Field(4, ge=1)
-    """After the warm-up, one of so many steps trains only the critic."""
+    """Steps from one that trains only the critic to the next, after the warm-up."""
     critiques: int = Field(5, ge=2)
     """Number of critiques of a solution, which are a group."""
     format_reward: float = Field(0.8, ge=0)
